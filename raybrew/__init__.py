@@ -1,0 +1,1 @@
+"""raybrew: label once, brew many."""

@@ -1,0 +1,38 @@
+"""Every error that raybrew raises on purpose.
+
+A message says what failed, what was expected, what came, and what to do next. All of them hold
+their message alone, so they survive the pickling that a Ray boundary asks of them.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "LabelError",
+    "RaybrewError",
+    "TeacherError",
+]
+
+
+class RaybrewError(Exception):
+    """Base of every raybrew error."""
+
+
+class ConfigError(RaybrewError, ValueError):
+    """A job, or a part of one, asks for something that can't be."""
+
+
+class DataError(RaybrewError, ValueError):
+    """A data set or a row of it isn't what the task says it is."""
+
+
+class TeacherError(RaybrewError):
+    """A teacher can't be loaded, is gone, or gave an answer that can't be used."""
+
+
+class LabelError(RaybrewError):
+    """A label is missing, damaged, or was written by something else than what asks for it."""
+
+
+class CheckpointError(RaybrewError):
+    """A checkpoint can't be written, or can't be read back."""
