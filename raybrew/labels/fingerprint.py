@@ -1,0 +1,53 @@
+"""Which teacher gave an answer: a hash of all that its answers depend on besides the input.
+
+Location doesn't matter: the same weights in another folder have the same fingerprint, so that
+labels outlive moves, runs and machines.
+"""
+
+import json
+from pathlib import Path
+
+import xxhash
+
+from raybrew.errors import ConfigError
+
+__all__ = ["model_fingerprint"]
+
+# What a config says about names and history changes no logit.
+_IRRELEVANT = {"_name_or_path", "transformers_version", "id2label", "label2id", "dtype"}
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_CHUNK_BYTES = 1 << 24
+
+
+def model_fingerprint(folder: str | Path, *, dtype: str, adaptor: str) -> str:
+    """Hash the weights, the configuration, the precision and the adaptor of a teacher.
+
+    Args:
+        folder: a local folder as transformers writes it (a hub id resolved to its snapshot).
+        dtype: precision that the teacher computes in.
+        adaptor: name of what turns the model's outputs into logits.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        ConfigError: the folder holds no weights.
+
+    """
+    folder = Path(folder)
+    weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
+    if not weights:
+        raise ConfigError(
+            f"teacher {folder}: expected weights ({' or '.join(_WEIGHTS)}), got "
+            f"{', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'an empty folder'}"
+        )
+    digest = xxhash.xxh3_128()
+    for path in weights:
+        digest.update(path.name)
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
+    digest.update(json.dumps([kept, dtype, adaptor], sort_keys=True))
+    return digest.hexdigest()

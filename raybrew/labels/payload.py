@@ -1,0 +1,103 @@
+"""What a teacher's answer is made of: the signal that was asked for, and its values row by row.
+
+A signal names a teacher statistic (`logits`, or what a match loss needs), the layers it is read
+from and the precision it is kept in. A payload holds one flat run of values an example: all of
+one width (logits), or ragged (anything that grows with the number of tokens).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raybrew.errors import LabelError
+
+__all__ = ["DTYPES", "Payload", "Signal", "from_storage", "to_storage"]
+
+DTYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
+    "float32": (torch.float32, np.dtype(np.float32)),
+    "float16": (torch.float16, np.dtype(np.float16)),
+    # NumPy has no bfloat16: its bits travel as int16.
+    "bfloat16": (torch.bfloat16, np.dtype(np.int16)),
+}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What is asked of a teacher for each example.
+
+    Args:
+        statistic: `logits`, or the teacher statistic of a match loss.
+        layers: layers that it is read from, 0 = embeddings; empty for `logits`.
+        dtype: precision that it is kept in, a key of `DTYPES`.
+    """
+
+    statistic: str = "logits"
+    layers: tuple[int, ...] = ()
+    dtype: str = "float32"
+
+    @property
+    def name(self) -> str:
+        """Name of the signal's folder in the store."""
+        layers = "".join(f"-L{layer}" for layer in self.layers)
+        return f"{self.statistic}{layers}-{self.dtype}"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Values of n examples.
+
+    Args:
+        values: storage dtype, (n, width) when `offsets` is None, else flat (total,).
+        offsets: int64 (n + 1,): example i owns `values[offsets[i]:offsets[i + 1]]`.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the values and their offsets take."""
+        return self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
+
+    def take(self, rows: np.ndarray) -> "Payload":
+        """Return these rows, in this order, as a copy."""
+        if self.offsets is None:
+            return Payload(self.values[rows])
+        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Payload(self.values[source], offsets)
+
+    @staticmethod
+    def concat(parts: Sequence["Payload"]) -> "Payload":
+        """Join payloads of one signal, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        values = np.concatenate([part.values for part in parts])
+        lengths = [np.diff(part.offsets) for part in parts if part.offsets is not None]
+        if not lengths:
+            return Payload(values)
+        if len(lengths) != len(parts):
+            raise LabelError("payloads of one signal: expected all ragged or none, got both")
+        offsets = np.zeros(sum(map(len, parts)) + 1, np.int64)
+        np.cumsum(np.concatenate(lengths), out=offsets[1:])
+        return Payload(values, offsets)
+
+
+def to_storage(values: Tensor, dtype: str) -> np.ndarray:
+    """Return a tensor as a NumPy array in the storage form of `dtype`."""
+    cast = values.detach().to("cpu", DTYPES[dtype][0]).contiguous()
+    return cast.view(torch.int16).numpy() if dtype == "bfloat16" else cast.numpy()
+
+
+def from_storage(values: np.ndarray, dtype: str) -> Tensor:
+    """Return stored values as a tensor of `dtype` that shares their memory."""
+    tensor = torch.from_numpy(values)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
