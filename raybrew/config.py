@@ -25,7 +25,6 @@ from pydantic import (
     model_validator,
 )
 
-
 __all__ = [
     "DataSource",
     "DistillJob",
@@ -61,6 +60,7 @@ DataSource = Annotated[Any, BeforeValidator(_as_source), PlainSerializer(_source
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Options = dict[str, float | bool]
 ModelPath = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
 
 
@@ -116,7 +116,7 @@ class Teacher(_Section):
 
 
 class Student(_Section):
-    """Where the student comes from: exactly one of the three ways, or `model` with `layers_from`."""
+    """Where the student comes from: one of three ways, or `model` with `layers_from`."""
 
     model: ModelPath | None = Field(None, description="Folder or hub id of pretrained weights.")
     config: dict[str, Any] | None = Field(
@@ -154,10 +154,30 @@ class DistillationConfig(_Section):
     """The objective. Field names follow TextBrewer where it has the thing."""
 
     temperature: float = Field(4.0, gt=0, le=1000, description="Softens both sides' logits.")
-    kd_loss: str = Field("ce", description="Loss on the logits.")
+    temperature_scheduler: str = Field("constant", description="How rows change it.")
+    temperature_scheduler_options: Options = Field(
+        default_factory=dict, description="Options of the temperature scheduler."
+    )
+    kd_loss: str = Field("ce", description="Loss on the logits: a name, or `package.module:name`.")
+    kd_loss_options: Options = Field(default_factory=dict, description="Options of the loss.")
+    scale_t2: bool = Field(False, description="Multiply the loss on the logits by T².")
     kd_loss_weight: float = Field(1.0, ge=0, description="Weight of the loss on the logits.")
+    kd_loss_weight_scheduler: str = Field("constant", description="Its factor over the steps.")
+    kd_loss_weight_scheduler_options: Options = Field(
+        default_factory=dict, description="Options of that schedule."
+    )
     hard_label_weight: float = Field(0.0, ge=0, description="Weight of the loss on the labels.")
+    hard_label_weight_scheduler: str = Field("constant", description="Its factor over the steps.")
+    hard_label_weight_scheduler_options: Options = Field(
+        default_factory=dict, description="Options of that schedule."
+    )
+    probability_shift: bool = Field(
+        False, description="Swap the true class's logit with the teacher's largest one."
+    )
     mixture: str = Field("mean_logits", description="How several teachers become one target.")
+    mixture_options: dict[str, Any] = Field(
+        default_factory=dict, description="What differs from the named mixture."
+    )
 
 
 class TrainingConfig(_Section):

@@ -18,11 +18,14 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedSplit, EncodedView
+from raybrew.errors import LabelError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 
 __all__ = ["Replica", "ReplicaFigures"]
+
+_MAX_ATTEMPTS = 3
 
 
 @dataclass
@@ -59,11 +62,15 @@ class Replica:
         teacher: _Answers | None = None,
     ):
         self.spec, self._signals = spec, signals
-        self._teacher = teacher or ModelTeacher(spec)
+        self._teacher = teacher
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
         self._figures = ReplicaFigures()
         self._splits: dict[str, EncodedSplit] = {}
+
+    def load(self) -> None:
+        """Load the model now rather than at the first label that has to be computed."""
+        self._loaded()
 
     def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
         """Return the labels of n examples, computing those that nobody has computed before.
@@ -74,9 +81,21 @@ class Replica:
 
         Returns:
             By signal name, n rows in the order of `view`.
+
+        Raises:
+            TeacherError: the teacher gave an answer that can't be used.
+            LabelError: labels vanish from the store as fast as they are written.
         """
-        self._compute_missing(view, signals)
-        return {signal.name: self._read(signal, view.keys) for signal in signals}
+        for _ in range(_MAX_ATTEMPTS):
+            self._compute_missing(view, signals)
+            answers = {s.name: self._stores[s.name].read(view.keys) for s in signals}
+            # A shard that is found damaged now is set aside; its labels are missing then.
+            if all(found.all() for found, _ in answers.values()):
+                return {n: payload for n, (_, payload) in answers.items() if payload is not None}
+        raise LabelError(
+            f"teacher {self.spec.name!r}: its labels vanished {_MAX_ATTEMPTS} times between being "
+            "written and read; is something else deleting files in the store?"
+        )
 
     def fill(self, folder: str, view_name: str, rows: np.ndarray) -> int:
         """Compute labels into the store without returning them.
@@ -112,14 +131,20 @@ class Replica:
         if not len(rows):
             return 0
         asked = view.take(rows)
+        teacher = self._loaded()
         start = time.perf_counter()
-        answers = self._teacher.answer(asked, signals)
+        answers = teacher.answer(asked, signals)
         self._figures.compute_s += time.perf_counter() - start
         self._figures.examples += len(asked)
         self._figures.tokens += int(asked.lengths.sum())
         for signal in signals:
             self._keep(self._stores[signal.name], asked.keys, answers[signal.name])
         return len(asked)
+
+    def _loaded(self) -> _Answers:
+        if self._teacher is None:
+            self._teacher = ModelTeacher(self.spec)
+        return self._teacher
 
     def _keep(self, store: SignalStore, keys: np.ndarray, payload: Payload) -> None:
         self._figures.payload_bytes += payload.nbytes
@@ -136,10 +161,3 @@ class Replica:
         for store in stores:
             store.refresh()
         return np.logical_and.reduce([store.contains(keys) for store in stores])
-
-    def _read(self, signal: Signal, keys: np.ndarray) -> Payload:
-        found, payload = self._stores[signal.name].read(keys)
-        if payload is None or not found.all():
-            # A shard was found damaged between the question and the answer.
-            raise RuntimeError(f"{self.spec.name}: {int((~found).sum())} labels vanished")
-        return payload

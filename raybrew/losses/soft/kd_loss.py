@@ -1,13 +1,13 @@
 """What a KD loss is: a pure function, the space it works in, and what it needs besides logits.
 
-    KDLoss(function, space, needs…)  ── bind(options) ──►  BoundKDLoss
-    BoundKDLoss(student_logits, teacher_logits | TopK, temperature, labels, mask) ──► per-row loss
+KDLoss(function, space, needs…)  ── bind(options) ──►  BoundKDLoss
+BoundKDLoss(student_logits, teacher_logits | TopK, temperature, labels, mask) ──► per-row loss
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -19,6 +19,8 @@ from raybrew.losses.soft.options import Limits, OptionValue, checked_options
 from raybrew.losses.soft.top_k import TopK, bucket_log_probs
 
 __all__ = ["BoundKDLoss", "KDLoss"]
+
+SIDE_INPUTS = ("labels", "mask")
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class KDLoss:
     limits: Mapping[str, Limits] = field(default_factory=dict)
 
     @classmethod
-    def from_function(cls, name: str, function: Callable[..., Tensor]) -> "KDLoss":
+    def from_function(cls, name: str, function: Callable[..., Any]) -> "KDLoss":
         """Take in a user's function of (student_logits, teacher_logits, temperature).
 
         Parameters called `labels` and `mask` say that it needs them; its other keyword-only
@@ -79,8 +81,9 @@ class KDLoss:
         Raises:
             ConfigError: an unknown option or a value out of range.
         """
-        visible = _without_inputs(self.function)
-        checked = checked_options(f"KD loss {self.name!r}", visible, options, self.limits)
+        checked = checked_options(
+            f"KD loss {self.name!r}", self.function, options, self.limits, inputs=SIDE_INPUTS
+        )
         return BoundKDLoss(loss=self, options=checked, scale_t2=scale_t2)
 
 
@@ -201,18 +204,3 @@ def _misshapen(name: str, what: str, tensor: Tensor, rows: torch.Size) -> Config
         f"KD loss {name!r}: {what} has the shape {tuple(tensor.shape)}, "
         f"expected one value for each row, {tuple(rows)}."
     )
-
-
-def _without_inputs(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Hide `labels` and `mask`, which are inputs and not options, from the signature."""
-
-    def visible() -> None: ...
-
-    signature = inspect.signature(function)
-    kept = [
-        parameter
-        for parameter in signature.parameters.values()
-        if parameter.name not in ("labels", "mask")
-    ]
-    visible.__signature__ = signature.replace(parameters=kept)
-    return visible

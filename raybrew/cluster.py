@@ -1,0 +1,142 @@
+"""The Ray that a run uses: the one that is there, or one of its own for as long as it lasts."""
+
+import contextlib
+import difflib
+import inspect
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from raybrew.errors import ConfigError
+
+__all__ = ["check_resources", "ray_session", "run_config_from", "scaling_config_from"]
+
+Resources = Mapping[str, float]
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray here and end it afterwards.
+
+    A Ray that is connected already is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Bars and results are the run's output; Ray's own lines stay in its log files.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    ray.init(
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        include_dashboard=False,
+        namespace="raybrew",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(
+    teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig, *, together: bool
+) -> None:
+    """Refuse what the cluster can't hold, before anything waits for it.
+
+    Args:
+        teachers: name and resources of each replica.
+        scaling: the student's workers, Ray Train's own.
+        together: whether teachers and workers run at the same time.
+
+    Raises:
+        ConfigError: says what is asked for, by whom, and what the cluster has.
+    """
+    worker = scaling._resources_per_worker_not_none
+    askers = [(f"teacher {name!r}", dict(need)) for name, need in teachers]
+    askers += [("a student worker", dict(worker))] * scaling.min_workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for who, need in askers:
+        if not any(all(node.get(k, 0) >= v for k, v in need.items()) for node in nodes):
+            raise ConfigError(
+                f"resources: {who} needs {_say(need)} on one node; the cluster's nodes have "
+                f"{'; '.join(_say(_own(node)) for node in nodes)}. Ask for less (resources of "
+                "teachers, resources_per_worker and use_gpu of scaling), or use a larger cluster"
+            )
+    asked_by_teachers = _sum([dict(need) for _, need in teachers])
+    asked_by_workers = _sum([dict(worker)] * scaling.min_workers)
+    has = _sum(nodes)
+    for name in sorted({*asked_by_teachers, *asked_by_workers}):
+        parts = asked_by_teachers.get(name, 0), asked_by_workers.get(name, 0)
+        need = sum(parts) if together else max(parts)
+        if need > has.get(name, 0) + 1e-9:
+            raise ConfigError(
+                f"resources: the job needs {need:g} {name} at the same time (teachers "
+                f"{parts[0]:g}, student workers {parts[1]:g}), the cluster has "
+                f"{has.get(name, 0):g}. Ask for fewer replicas or workers or a fraction each, or "
+                "compute the labels before training (labels.when: ahead), which frees the teachers"
+            )
+
+
+def _sum(bundles: Sequence[Resources]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for bundle in bundles:
+        for name, value in bundle.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _own(node: Resources) -> dict[str, float]:
+    hidden = ("node:", "memory", "object_store_memory")
+    return {"GPU": 0.0} | {k: v for k, v in node.items() if not k.startswith(hidden)}
+
+
+def _say(resources: Resources) -> str:
+    return ", ".join(f"{value:g} {name}" for name, value in sorted(resources.items())) or "nothing"
+
+
+def scaling_config_from(values: Mapping[str, Any]) -> ScalingConfig | None:
+    """Return Ray's ScalingConfig with the arguments of a job file's `scaling:`."""
+    if not values:
+        return None
+    plain = {
+        k: tuple(v) if k == "num_workers" and isinstance(v, list) else v for k, v in values.items()
+    }
+    return _build(ScalingConfig, "scaling", plain)
+
+
+def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
+    """Return Ray's RunConfig with the arguments of a job file's `run:`.
+
+    `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
+    """
+    if not values:
+        return None
+    plain = {"storage_path": str(Path("runs").absolute()), **values}
+    nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
+    for name, kind in nested.items():
+        if isinstance(plain.get(name), Mapping):
+            plain[name] = _build(kind, f"run.{name}", plain[name])
+    return _build(RunConfig, "run", plain)
+
+
+def _build(kind: type, what: str, values: Mapping[str, Any]) -> Any:
+    known = [name for name in inspect.signature(kind).parameters]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(
+                f"{what}.{name}: expected an argument of Ray's {kind.__name__} "
+                f"({', '.join(known)}){hint}"
+            )
+    try:
+        return kind(**values)
+    except (TypeError, ValueError, DeprecationWarning) as error:
+        raise ConfigError(
+            f"{what}: Ray's {kind.__name__} refused {dict(values)}: {error}"
+        ) from error

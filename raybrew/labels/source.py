@@ -1,0 +1,206 @@
+"""Soft labels for a rank, in the order of its steps, asked for before they are needed.
+
+    steps of the next windows ──► keys ──► store ──► found
+                                             │ missing
+                                             ▼
+                                     asker (a teacher's replica) ──► awaited when its step comes
+
+The sequence of batches is known beforehand, so the labels of whole windows of steps are asked for
+while the student computes the steps before them.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from raybrew.data.encoding import EncodedView
+from raybrew.errors import LabelError
+from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.store import SignalStore
+
+__all__ = ["Asker", "LabelSource", "Pending", "SourceFigures", "TeacherLabels"]
+
+Answer = dict[str, Payload]
+
+
+class Pending(Protocol):
+    """An answer on its way."""
+
+    def result(self) -> Answer:
+        """Wait for it: by signal name, rows in the order of the question."""
+        ...
+
+
+class Asker(Protocol):
+    """Whoever can have a teacher compute labels."""
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Pending:
+        """Start computing; return at once."""
+        ...
+
+
+@dataclass(frozen=True)
+class TeacherLabels:
+    """What a rank needs to know to find a teacher's labels.
+
+    Args:
+        name: the teacher.
+        task: index of its task in the batch sequence.
+        view: the task's training examples as the teacher reads them.
+        stores: by signal.
+    """
+
+    name: str
+    task: int
+    view: EncodedView
+    stores: Mapping[Signal, SignalStore]
+
+
+@dataclass
+class SourceFigures:
+    """What became of a rank's questions, counted in (teacher, example).
+
+    Args:
+        hits: found in the store.
+        misses: asked of a replica.
+        wait_s: time the student stood still for labels, seconds.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    wait_s: float = 0.0
+
+
+@dataclass
+class _Window:
+    # By teacher: the steps in order with the rows of each, and what is known of them.
+    parts: dict[str, "_Part"]
+    ready: dict[int, dict[str, Answer]] | None = None
+
+
+@dataclass
+class _Part:
+    steps: list[int]
+    counts: list[int]
+    found: np.ndarray
+    known: Answer
+    pending: Pending | None = None
+
+
+@dataclass
+class LabelSource:
+    """Serves the labels of each step of a rank.
+
+    Args:
+        teachers: all teachers of the job.
+        asker: who computes what the store lacks; None if it has everything.
+        rows_of: step -> (task, this rank's rows).
+        num_steps: length of the run; nothing is asked beyond it.
+        window: steps of one request.
+        max_windows: requests in flight.
+    """
+
+    teachers: Sequence[TeacherLabels]
+    asker: Asker | None
+    rows_of: Callable[[int], tuple[int, np.ndarray]]
+    num_steps: int
+    window: int = 8
+    max_windows: int = 2
+    figures: SourceFigures = field(default_factory=SourceFigures)
+    _windows: dict[int, _Window] = field(default_factory=dict)
+
+    def get(self, step: int) -> dict[str, Answer]:
+        """Return the labels of a step.
+
+        Args:
+            step: steps must come in rising order.
+
+        Returns:
+            By teacher of the step's task, by signal name: a row for each of the rank's rows.
+
+        Raises:
+            LabelError: a label is neither in the store nor can anybody compute it.
+        """
+        number = step // self.window
+        for earlier in [n for n in self._windows if n < number]:
+            del self._windows[earlier]
+        for ahead in range(number, number + self.max_windows):
+            if ahead not in self._windows and ahead * self.window < self.num_steps:
+                self._windows[ahead] = self._request(ahead, step)
+        current = self._windows[number]
+        if current.ready is None:
+            start = time.perf_counter()
+            current.ready = self._await(current)
+            self.figures.wait_s += time.perf_counter() - start
+        return current.ready.pop(step, {})
+
+    def _request(self, number: int, first: int) -> _Window:
+        first = max(first, number * self.window)
+        steps = range(first, min((number + 1) * self.window, self.num_steps))
+        rows = {step: self.rows_of(step) for step in steps}
+        parts = {}
+        for teacher in self.teachers:
+            mine = [(step, r) for step, (task, r) in rows.items() if task == teacher.task]
+            if mine:
+                parts[teacher.name] = self._look_up(teacher, mine)
+        return _Window(parts)
+
+    def _look_up(self, teacher: TeacherLabels, mine: list[tuple[int, np.ndarray]]) -> _Part:
+        rows = np.concatenate([r for _, r in mine])
+        keys = teacher.view.keys[rows]
+        found, known = _read(teacher.stores, keys)
+        if not found.all():
+            for store in teacher.stores.values():
+                store.refresh()
+            found, known = _read(teacher.stores, keys)
+        part = _Part([step for step, _ in mine], [len(r) for _, r in mine], found, known)
+        self.figures.hits += int(found.sum())
+        self.figures.misses += int((~found).sum())
+        if not found.all():
+            if self.asker is None:
+                raise LabelError(
+                    f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
+                    "store and no teacher was started; were files of the store deleted?"
+                )
+            asked = teacher.view.take(rows[~found])
+            part.pending = self.asker.ask(teacher.name, asked, tuple(teacher.stores))
+        return part
+
+    def _await(self, window: _Window) -> dict[int, dict[str, Answer]]:
+        ready: dict[int, dict[str, Answer]] = {}
+        for name, part in window.parts.items():
+            answer = _merge(part)
+            start = 0
+            for step, count in zip(part.steps, part.counts, strict=True):
+                rows = np.arange(start, start + count)
+                ready.setdefault(step, {})[name] = {s: p.take(rows) for s, p in answer.items()}
+                start += count
+        return ready
+
+
+def _read(stores: Mapping[Signal, SignalStore], keys: np.ndarray) -> tuple[np.ndarray, Answer]:
+    # A row counts as found when all of its signals are.
+    read = {signal.name: store.read(keys) for signal, store in stores.items()}
+    found = np.logical_and.reduce([each for each, _ in read.values()])
+    return found, {
+        name: payload.take(np.flatnonzero(found[each]))
+        for name, (each, payload) in read.items()
+        if payload is not None and found.any()
+    }
+
+
+def _merge(part: _Part) -> Answer:
+    if part.pending is None:
+        return part.known
+    computed = part.pending.result()
+    part.pending = None
+    if not part.known:
+        return computed
+    order = np.argsort(np.concatenate([np.flatnonzero(part.found), np.flatnonzero(~part.found)]))
+    return {
+        name: Payload.concat([part.known[name], payload]).take(order)
+        for name, payload in computed.items()
+    }

@@ -1,0 +1,124 @@
+"""Losses on Gram matrices of two layers: between features (fsp) and between tokens (mmd)."""
+
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raybrew.losses.features.counts import gram_entries, pairs
+from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.numerics import Keep, full_precision, pair_mask, widen, zero_padding
+
+__all__ = ["fsp", "mmd"]
+
+Divisor = Literal["length", "hidden"]
+FspPayload = Literal["states", "gram"]
+TokenGram = Float[Tensor, "batch length length"]
+FeatureGram = Float[Tensor, "batch hidden hidden"]
+
+
+def fsp(payload: FspPayload = "states") -> MatchLoss:
+    """Squared error of the Gram matrices of features over two layers; also `gram`.
+
+    ‖S₁ᵀS₂/n − T₁ᵀT₂/n‖² / H².
+
+    Args:
+        payload: "states" ships the real tokens of the teacher's layers, (k, n, H), k = 1 where both
+            are one; "gram" ships T₁ᵀT₂/n, (H, H). The Gram matrix is the smaller only from
+            k·n > H on: 768² numbers weigh as much as 768 tokens of width 768.
+
+    Reference: A Gift from Knowledge Distillation (Yim et al., CVPR 2017); TextBrewer, `fsp_loss`.
+    """
+    ships_states = payload == "states"
+    return MatchLoss(
+        name="fsp",
+        features=("hidden",),
+        num_layers=2,
+        axes=("layer", "token", "hidden") if ships_states else ("hidden", "hidden"),
+        statistic=_distinct_layers if ships_states else _feature_gram,
+        compare=_feature_gram_error_from_states if ships_states else _feature_gram_error,
+        count=gram_entries,
+        needs_same_size=True,
+    )
+
+
+def mmd(divisor: Divisor = "length") -> MatchLoss:
+    """Squared error of the Gram matrices of tokens over two layers; also `nst`.
+
+    Σ_{i,j real} ((S₁S₂ᵀ)_ij/d_s − (T₁T₂ᵀ)_ij/d_t)² / n². Ships (n, n); needs no projection.
+
+    Args:
+        divisor: "length" divides both sides by the padded length L where there is a mask, as
+            TextBrewer does, so the value falls as 1/L² with more padding; "hidden" divides each
+            side by its hidden size. Without a mask both mean "hidden".
+
+    Reference: Like What You Like, 1707.01219; TextBrewer, `mmd_loss`.
+    """
+    return MatchLoss(
+        name="mmd",
+        features=("hidden",),
+        num_layers=2,
+        axes=("token", "token"),
+        statistic=partial(_shipped_token_gram, divisor=divisor),
+        compare=partial(_token_gram_error, divisor=divisor),
+        count=pairs,
+    )
+
+
+def _token_gram(features: Features, keep: Keep) -> TokenGram:
+    first, second = (zero_padding(widen(states), keep) for states in features)
+    with full_precision(first):
+        return first @ second.transpose(1, 2)
+
+
+def _shipped_token_gram(features: Features, keep: Keep, divisor: Divisor) -> TokenGram:
+    gram = _token_gram(features, keep)
+    # L isn't the example's own, so it may not enter what is shipped: the student divides by it.
+    return gram if _divides_by_length(keep, divisor) else gram / features[1].shape[-1]
+
+
+def _token_gram_error(
+    student: Features, keep: Keep, statistic: TokenGram, divisor: Divisor
+) -> Float[Tensor, " batch"]:
+    difference = _shipped_token_gram(student, keep, divisor) - widen(statistic)
+    if keep is not None:
+        difference = difference.masked_fill(~pair_mask(keep), 0.0)
+    if _divides_by_length(keep, divisor):
+        difference = difference / difference.shape[-1]
+    return difference.square().sum(dim=(1, 2))
+
+
+def _divides_by_length(keep: Keep, divisor: Divisor) -> bool:
+    return keep is not None and divisor == "length"
+
+
+def _feature_gram(features: Features, keep: Keep) -> FeatureGram:
+    first, second = (zero_padding(widen(states), keep) for states in features)
+    with full_precision(first):
+        gram = first.transpose(1, 2) @ second
+    if keep is None:
+        return gram / first.shape[1]
+    return gram / keep.sum(dim=1).clamp_min(1).to(gram.dtype)[:, None, None]
+
+
+def _distinct_layers(features: Features, keep: Keep) -> Float[Tensor, "batch layers length hidden"]:
+    first, second = features
+    return torch.stack([first] if first is second else [first, second], dim=1)
+
+
+def _feature_gram_error_from_states(
+    student: Features, keep: Keep, statistic: Float[Tensor, "batch layers length hidden"]
+) -> Float[Tensor, " batch"]:
+    teacher = (statistic[:, 0], statistic[:, -1])
+    return _feature_gram_error(student, keep, _feature_gram(teacher, keep))
+
+
+def _feature_gram_error(
+    student: Features, keep: Keep, statistic: FeatureGram
+) -> Float[Tensor, " batch"]:
+    difference = _feature_gram(student, keep) - widen(statistic)
+    if keep is not None:
+        difference = difference.masked_fill(~keep.any(dim=1)[:, None, None], 0.0)
+    return difference.square().sum(dim=(1, 2))

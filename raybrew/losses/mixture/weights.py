@@ -1,0 +1,224 @@
+"""How much each teacher counts in each row.
+
+fixed: the static weights.  softmax: softmax_k(α score_k).
+ca_mkd: (1 − e^{CE_k} / Σ_j e^{CE_j}) / (K − 1), arXiv:2201.00007.
+mt_bert: 1 / (1 + CE_k), arXiv:2106.01023.
+min_ce (arXiv:2401.10491), random, route: 1 for one teacher, picked by its CE, by chance in
+proportion to the static weights, or by the data.
+
+They sum to 1 in each row, except with sum_losses: there `fixed` and `mt_bert` are taken as they
+are. CE, entropy and probability are at T = 1. Rows of negative label, where a weighting needs a
+label, take the static weights. Only `fixed`, `random` and those rows look at these.
+
+Where a teacher has no answer, the others make up for it: the weights of the row keep their sum
+(for `mt_bert` under sum_losses, whose sum is unknown, they are scaled by K / available).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64, UInt64
+from torch import Tensor
+
+from raybrew.errors import ConfigError, LabelError
+from raybrew.losses.mixture.choice import Mixture
+from raybrew.losses.mixture.random_pick import random_pick
+from raybrew.losses.soft.log_space import expectation, log_probs, promoted
+
+__all__ = ["teacher_weights"]
+
+# Where exp would meet an infinite cross-entropy (a label at a masked class) on every teacher.
+LARGEST_CE = 1e30
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """What a weighting may look at; tensors (K, *rows), or (*rows)."""
+
+    mixture: Mixture
+    logits: Tensor
+    static: Tensor
+    labels: Tensor
+    route: Tensor
+    row_keys: Tensor
+    epoch: int
+    available: Tensor
+
+    def cross_entropies(self) -> Tensor:
+        """Take −log softmax(t_k)_y in nats; rows without a label hold a number of no meaning."""
+        target = self.labels.clamp(min=0).expand(self.available.shape).unsqueeze(-1)
+        picked = log_probs(self.logits, 1.0).gather(-1, target).squeeze(-1)
+        return (-picked).clamp(max=LARGEST_CE)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Take the softmax over the teachers that are available."""
+        return scores.masked_fill(~self.available, -math.inf).softmax(dim=0)
+
+    def only(self, index: Tensor) -> Tensor:
+        """Give weight 1 to one teacher in each row."""
+        teachers = torch.arange(len(self.available), device=index.device)
+        column = teachers.view(-1, *[1] * index.dim())
+        return (column == index.unsqueeze(0)).to(self.static.dtype)
+
+
+def _fixed(rows: _Rows) -> Tensor:
+    return rows.static.expand(rows.available.shape)
+
+
+def _softmax(rows: _Rows) -> Tensor:
+    score = rows.mixture.score
+    if score == "neg_ce":
+        return rows.softmax(-rows.cross_entropies() * rows.mixture.alpha)
+    teacher_log_probs = log_probs(rows.logits, 1.0)
+    probs = teacher_log_probs.exp()
+    if score == "neg_entropy":
+        return rows.softmax(expectation(probs, teacher_log_probs) * rows.mixture.alpha)
+    return rows.softmax(probs.amax(dim=-1) * rows.mixture.alpha)
+
+
+def _ca_mkd(rows: _Rows) -> Tensor:
+    # The K of the formula is that of the row; a teacher alone has weight 1.
+    others = rows.available.sum(dim=0) - 1
+    shares = rows.softmax(rows.cross_entropies())
+    return torch.where(others > 0, (1 - shares) / others.clamp(min=1), 1.0)
+
+
+def _mt_bert(rows: _Rows) -> Tensor:
+    weights = 1 / (1 + rows.cross_entropies())
+    # Each teacher's weight stands by itself, so a missing one is made up for by the count.
+    return weights * len(rows.available) / rows.available.sum(dim=0).clamp(min=1)
+
+
+def _min_ce(rows: _Rows) -> Tensor:
+    errors = rows.cross_entropies().masked_fill(~rows.available, math.inf)
+    return rows.only(errors.argmin(dim=0))
+
+
+def _random(rows: _Rows) -> Tensor:
+    keys = rows.row_keys.view(torch.int64)
+    mixture = rows.mixture
+    return rows.only(random_pick(keys, rows.static, rows.available, mixture.seed, rows.epoch))
+
+
+def _route(rows: _Rows) -> Tensor:
+    return rows.only(rows.route)
+
+
+RULES: dict[str, Callable[[_Rows], Tensor]] = {
+    "fixed": _fixed,
+    "softmax": _softmax,
+    "ca_mkd": _ca_mkd,
+    "mt_bert": _mt_bert,
+    "min_ce": _min_ce,
+    "random": _random,
+    "route": _route,
+}
+
+
+@torch.no_grad()
+def teacher_weights(
+    mixture: Mixture,
+    teacher_logits: Float[Tensor, " teachers *rows classes"],
+    static_weights: Sequence[float | int] | Float[Tensor, " teachers"],
+    labels: Int64[Tensor, "*rows"] | None = None,
+    *,
+    route: Int[Tensor, "*rows"] | None = None,
+    row_keys: UInt64[Tensor, "*rows"] | Int64[Tensor, "*rows"] | None = None,
+    epoch: int = 0,
+    available: Bool[Tensor, " teachers *rows"] | None = None,
+) -> Float[Tensor, " teachers *rows"]:
+    """Weigh each teacher in each row; without gradient.
+
+    What each weighting does is said at the top of this module.
+
+    Args:
+        mixture: what to do.
+        teacher_logits: raw; with fixed, random or route any stack of that shape will do, e.g.
+            top-k values.
+        static_weights: one for each teacher, ≥ 0.
+        labels: true classes; negative = none.
+        route: the teacher's index in each row.
+        row_keys: the example's key in each row; the pick is a function of seed, epoch and key.
+        epoch: counts from 0.
+        available: False where a teacher has no answer for the row; the others make up for it.
+
+    Returns:
+        (teachers, *rows), in float32 at least.
+
+    Raises:
+        ConfigError: an input that the weighting needs is missing, or weights that can't be.
+        LabelError: a row without any teacher.
+    """
+    shape = teacher_logits.shape[:-1]
+    nobody = teacher_logits.new_zeros(shape[1:], dtype=torch.int64)
+    rows = _Rows(
+        mixture=mixture,
+        logits=teacher_logits,
+        static=_static(static_weights, teacher_logits),
+        labels=_needed(labels, nobody, mixture.needs_labels, mixture, "the true labels"),
+        route=_needed(route, nobody, mixture.needs_route, mixture, "the column of teachers"),
+        row_keys=_needed(row_keys, nobody, mixture.needs_row_keys, mixture, "the row keys"),
+        epoch=epoch,
+        available=torch.ones_like(nobody, dtype=torch.bool).expand(shape)
+        if available is None
+        else available,
+    )
+    weights = RULES[mixture.weighting](rows).masked_fill(~rows.available, 0.0)
+    fixed = _shared_out(_fixed(rows).masked_fill(~rows.available, 0.0), rows)
+    if mixture.weighting == "fixed":
+        weights = fixed
+    elif not mixture.sums_losses:
+        weights = weights / weights.sum(dim=0)
+    if mixture.needs_labels:
+        weights = torch.where(rows.labels < 0, fixed, weights)
+    # Reading a tensor back waits for the device, so it is done only where rows can lack teachers.
+    if available is not None or mixture.needs_route:
+        _require_a_teacher(weights, mixture)
+    return weights
+
+
+def _shared_out(weights: Tensor, rows: _Rows) -> Tensor:
+    """Scale static weights to the sum they have when all teachers are there; 1 for a mean."""
+    total = rows.static.sum() if rows.mixture.sums_losses else 1.0
+    return weights / weights.sum(dim=0) * total
+
+
+def _static(static_weights: Sequence[float | int] | Tensor, logits: Tensor) -> Tensor:
+    """Check the static weights; (K, 1, …) to go with the rows."""
+    values = [float(weight) for weight in static_weights]
+    fit = len(values) == len(logits) and all(math.isfinite(value) for value in values)
+    if not fit or min(values) < 0 or sum(values) <= 0:
+        raise ConfigError(
+            f"Weights of {len(logits)} teachers: expected one number ≥ 0 for each and a sum > 0, "
+            f"got {values}."
+        )
+    column = torch.tensor(values, dtype=promoted(logits), device=logits.device)
+    return column.view(-1, *[1] * (logits.dim() - 2))
+
+
+def _needed(
+    given: Tensor | None, otherwise: Tensor, needed: bool, mixture: Mixture, what: str
+) -> Tensor:
+    """Take an input, or a stand-in that nobody reads."""
+    if needed and given is None:
+        raise ConfigError(
+            f"Teachers weighted by {mixture.weighting!r} need {what}, and none came. Give it, or "
+            "take another mixture, e.g. mean_logits."
+        )
+    return otherwise if given is None else given
+
+
+def _require_a_teacher(weights: Tensor, mixture: Mixture) -> None:
+    """Refuse rows in which no weight is left, rather than make up a target."""
+    total = weights.sum(dim=0)
+    bad = ~(total > 0)
+    if bad.any():
+        where = bad.nonzero()[:5].tolist()
+        raise LabelError(
+            f"No teacher for {int(bad.sum())} of {bad.numel()} rows (first at {where}), with the "
+            f"weighting {mixture.weighting!r}. Each row needs an available teacher of positive "
+            f"weight, and a route in 0..{len(weights) - 1}: look at the dropped teachers, and at "
+            "the route column."
+        )

@@ -1,0 +1,23 @@
+"""Losses on logits: one method, one file; each returns a value for each row and takes no mean.
+
+raw logits ──► log softmax(z/T), or k + 1 buckets ──► divergence ──► (*rows) ──► × T² if asked
+"""
+
+from raybrew.losses.soft.kd_loss import BoundKDLoss, KDLoss
+from raybrew.losses.soft.registry import (
+    KD_LOSSES,
+    make_kd_loss,
+    register_kd_loss,
+    registered_kd_losses,
+)
+from raybrew.losses.soft.top_k import TopK
+
+__all__ = [
+    "KD_LOSSES",
+    "BoundKDLoss",
+    "KDLoss",
+    "TopK",
+    "make_kd_loss",
+    "register_kd_loss",
+    "registered_kd_losses",
+]

@@ -1,0 +1,82 @@
+"""How a student's rank 0 tells the driver what happens: an actor that holds messages for a moment.
+
+    rank 0 ──put──► Mailbox (actor) ◄──take── Follower (thread on the driver) ──► tracker, bars
+
+The tracker lives on the driver, with its files and its credentials; workers never see them.
+Only scalars and steps travel this way.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
+
+__all__ = ["Follower", "Message", "start_mailbox"]
+
+logger = logging.getLogger(__name__)
+
+Message = dict[str, Any]
+POLL_S = 0.3
+
+
+class _Mailbox:
+    def __init__(self):
+        self._messages: list[Message] = []
+
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
+
+    def take(self) -> list[Message]:
+        taken, self._messages = self._messages, []
+        return taken
+
+
+def start_mailbox() -> ActorHandle:
+    """Start a mailbox; it costs no CPU."""
+    return ray.remote(_Mailbox).options(num_cpus=0).remote()
+
+
+class Follower:
+    """Hands each message to `on_message`, on a thread of the driver; a context manager.
+
+    Args:
+        mailbox: where they come from; ended when the context ends.
+        on_message: called with one message after another.
+    """
+
+    def __init__(self, mailbox: ActorHandle, on_message: Callable[[Message], None]):
+        self._mailbox, self._on_message = mailbox, on_message
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="raybrew-follower", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join(timeout=10)
+        ray.kill(self._mailbox)
+
+    def _follow(self) -> None:
+        last = False
+        while not last:
+            # One more round after the end: what was put before it must be seen.
+            last = self._over.wait(POLL_S)
+            try:
+                messages: list[Message] = ray.get(self._mailbox.take.remote())
+            except RayError as error:
+                logger.warning("the run's messages can't be followed any longer: %s", error)
+                return
+            for message in messages:
+                self._on_message(message)

@@ -1,0 +1,166 @@
+"""Layers of a teacher as the first layers of a student.
+
+    teacher   embeddings  layer 0  layer 1  layer 2  layer 3  layer 4   pooler  head
+                  │          │                 │                 │         │      │ (sizes match)
+    student   embeddings  layer 0           layer 1           layer 2   pooler  head
+
+The stack of layers is found by its length, so that any model that keeps its layers in one module
+list will do: BERT, RoBERTa, DistilBERT, Electra, GPT-style decoders.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from raybrew.config import Teacher
+from raybrew.errors import ConfigError
+from raybrew.models.pretrained import (
+    describe_names,
+    load_classifier,
+    random_classifier,
+    read_config,
+)
+
+__all__ = [
+    "classifier_from_layers",
+    "layer_lists",
+    "layer_stack",
+    "layers_config",
+    "weight_origins",
+]
+
+_log = logging.getLogger(__name__)
+
+
+def layer_stack(model: PreTrainedModel, what: str = "model") -> str:
+    """Return the name of the module list that holds the model's layers.
+
+    Raises:
+        ConfigError: No single list has as many entries as the configuration has layers.
+    """
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    stacks: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in stacks)
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and not inside:
+            stacks.append(name)
+    if len(stacks) != 1:
+        raise ConfigError(
+            f"{what}: expected a model with one stack of layers, got {model.config.model_type!r}, "
+            f"which has {', '.join(stacks) or 'none that holds its layers one by one'}"
+        )
+    return stacks[0]
+
+
+def layers_config(
+    teacher: Teacher, own: PreTrainedConfig | None, layers: tuple[int, ...], what: str
+) -> PreTrainedConfig:
+    """Return the student's configuration: its own, or the teacher's with the chosen layers.
+
+    Raises:
+        ConfigError: The teacher lacks a layer, or `own` has another number of layers.
+    """
+    source = read_config(teacher.model, f"teachers[{teacher.name}].model")
+    num_layers = getattr(source, "num_hidden_layers", 0)
+    for layer in layers:
+        if not 0 <= layer < num_layers:
+            raise ConfigError(
+                f"{what}.layers_from: expected layers of teacher {teacher.name!r}, which has 0 to "
+                f"{num_layers - 1}, got {layer}"
+            )
+    if own is None:
+        return _chosen_layers(source, layers)
+    if getattr(own, "num_hidden_layers", 0) != len(layers):
+        raise ConfigError(
+            f"{what}.layers_from: expected one layer for each of those of {what}.model, which has "
+            f"{getattr(own, 'num_hidden_layers', 'none')}, got {len(layers)}"
+        )
+    return own
+
+
+def _chosen_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
+    """Return the configuration with some of its layers, and with their entries of lists."""
+    values = config.to_dict()
+    for key in layer_lists(config):
+        values[key] = [values[key][layer] for layer in layers]
+    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
+    return type(config).from_dict(values)
+
+
+def layer_lists(config: PreTrainedConfig) -> list[str]:
+    """Return the keys whose value lists one entry a layer, such as `layer_types`."""
+    num_layers = getattr(config, "num_hidden_layers", None)
+    return [
+        key
+        for key, value in config.to_dict().items()
+        if "layer" in key and isinstance(value, list) and len(value) == num_layers
+    ]
+
+
+def weight_origins(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    layers: Sequence[int],
+    *,
+    teacher_name: str,
+    what: str,
+) -> dict[str, str]:
+    """Return for each weight of the student the name of the teacher's that it starts from.
+
+    Weights of the head in another size are left out: they stay random.
+
+    Raises:
+        ConfigError: A weight of the body has no counterpart of its size.
+    """
+    to, source = layer_stack(student, what), layer_stack(teacher, f"teachers[{teacher_name}]")
+    shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
+    origins: dict[str, str] = {}
+    for name, tensor in student.state_dict().items():
+        origin = name
+        if name.startswith(f"{to}."):
+            index, _, rest = name.removeprefix(f"{to}.").partition(".")
+            origin = f"{source}.{layers[int(index)]}.{rest}"
+        if shapes.get(origin) == tuple(tensor.shape):
+            origins[name] = origin
+        elif name.startswith(f"{student.base_model_prefix}."):
+            raise ConfigError(
+                f"{what}.layers_from: expected {name} of shape {tuple(tensor.shape)} in teacher "
+                f"{teacher_name!r}, got " + (f"{shapes[origin]}" if origin in shapes else "none")
+            )
+    return origins
+
+
+def classifier_from_layers(
+    config: PreTrainedConfig, teacher: Teacher, layers: Sequence[int], what: str
+) -> PreTrainedModel:
+    """Build the classifier of `config` and copy what it takes from the teacher.
+
+    The rest (a head in another size) is drawn from the CPU's global generator.
+
+    Raises:
+        ConfigError: The teacher's weights can't be read, are incomplete or don't fit.
+    """
+    field = f"teachers[{teacher.name}].model"
+    source, info = load_classifier(teacher.model, field, read_config(teacher.model, field))
+    model = random_classifier(config)
+    origins = weight_origins(model, source, layers, teacher_name=teacher.name, what=what)
+    unread = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    body = f"{model.base_model_prefix}."
+    lost = sorted(name for name, origin in origins.items() if origin in unread)
+    if any(name.startswith(body) for name in lost):
+        raise ConfigError(
+            f"{field}: expected all weights of the layers in {what}.layers_from, got none for "
+            f"{describe_names(lost)}"
+        )
+    weights, given = model.state_dict(), source.state_dict()
+    taken = [name for name in weights if name in origins and name not in lost]
+    with torch.no_grad():
+        for name in taken:
+            weights[name].copy_(given[origins[name]])
+    fresh = [name for name in weights if name not in taken]
+    if fresh:
+        _log.info("%s: newly initialised: %s", what, describe_names(fresh))
+    return model

@@ -1,0 +1,259 @@
+"""Reading what transformers saved: configurations, tokenizers, classifiers, without its chatter.
+
+Each reader takes `what`, the field of the job that asked for the path, and turns every way in
+which a path can be wrong into one `ConfigError` that names this field.
+"""
+
+import difflib
+import re
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import huggingface_hub.constants as hub
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import logging as hub_logging
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from raybrew.errors import ConfigError
+
+__all__ = [
+    "BUILD_ERRORS",
+    "describe_names",
+    "first_line",
+    "load_classifier",
+    "meta_classifier",
+    "own_generator",
+    "quiet_transformers",
+    "random_classifier",
+    "read_config",
+    "read_tokenizer",
+]
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+BUILD_ERRORS = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    ImportError,
+)
+"""What transformers raises on values of a configuration that make no model."""
+_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers and the hub from printing load reports and bars; errors still show."""
+    verbosity, hub_verbosity = transformers_logging.get_verbosity(), hub_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def read_config(path: str, what: str) -> PreTrainedConfig:
+    """Read a model's configuration from a folder or the hub.
+
+    Args:
+        path: Folder that `save_pretrained` wrote, or a hub id.
+        what: Field of the job that gave the path, for messages.
+
+    Raises:
+        ConfigError: The folder is missing, has no config.json, or can't be read.
+    """
+    source = _locate(path, what, ("config.json",), "a config.json")
+    return _read(AutoConfig, source, what, "a model configuration")
+
+
+def read_tokenizer(path: str, what: str) -> PreTrainedTokenizerBase:
+    """Read a tokenizer from a folder or the hub.
+
+    Args:
+        path: Folder that `save_pretrained` wrote, or a hub id.
+        what: Field of the job that gave the path, for messages.
+
+    Raises:
+        ConfigError: The folder is missing, has no tokenizer, or it can't be read.
+    """
+    source = _locate(path, what, TOKENIZER_FILES, "a tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, "a tokenizer")
+    # Where files are missing, transformers returns a tokenizer that knows special tokens only.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise ConfigError(
+            f"{what}: expected a tokenizer with a vocabulary at {path!r}, got one that knows only "
+            f"its {len(tokenizer)} special tokens"
+        )
+    return tokenizer
+
+
+def load_classifier(
+    path: str, what: str, config: PreTrainedConfig
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load weights in float32 into the sequence classifier that `config` describes.
+
+    Weights that the folder lacks, or has in another size, are initialised from the CPU's global
+    generator.
+
+    Returns:
+        The model and transformers' loading info (`missing_keys`, `mismatched_keys`, …).
+
+    Raises:
+        ConfigError: There are no weights, or they can't be read.
+    """
+    source = _locate(path, what, WEIGHT_FILES, "weights (model.safetensors)")
+    model, info = _read(
+        AutoModelForSequenceClassification,
+        source,
+        what,
+        "weights",
+        config=config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    # transformers maps the file into memory: a file written anew would change the live model, and
+    # the odd addresses change the last bits of a product. Memory of our own does neither.
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+    return model, info
+
+
+def random_classifier(config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the sequence classifier in float32 with random weights."""
+    with quiet_transformers():
+        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def meta_classifier(config: PreTrainedConfig, what: str) -> PreTrainedModel:
+    """Build the model without memory for its weights, to see names and shapes."""
+    try:
+        with torch.device("meta"), own_generator(0):
+            return random_classifier(config)
+    except BUILD_ERRORS as error:
+        raise ConfigError(
+            f"{what}: expected a configuration that makes a sequence classifier, "
+            f"got: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def own_generator(seed: int) -> Iterator[None]:
+    """Draw the CPU's random numbers from a seeded generator, and put the global one back after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def describe_names(names: Iterable[str], at_most: int = 8) -> str:
+    """Return the first names, and how many more there are."""
+    listed = sorted(names)
+    more = len(listed) - at_most
+    return ", ".join(listed[:at_most]) + (f" and {more} more" if more > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's first line, with its type where the message alone says too little."""
+    lines = str(error).strip().splitlines() or [""]
+    line = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[1].strip()}"
+    line = line if len(line) <= 300 else line[:297] + "…"
+    return line if len(line) > 20 else f"{type(error).__name__}: {line}"
+
+
+def _read(auto: Any, source: str, what: str, noun: str, **options: Any) -> Any:
+    offline = not Path(source).is_dir() and not _hub_in_reach()
+    try:
+        with quiet_transformers():
+            # False, not None: None asks on the terminal whether foreign code may run.
+            return auto.from_pretrained(
+                source, trust_remote_code=False, local_files_only=offline, **options
+            )
+    except _READ_ERRORS as error:
+        if offline:
+            got = (
+                "no such folder here, and as a hub id it isn't in the local cache while the hub "
+                "is out of reach (offline); give a folder, or download it first"
+            )
+        else:
+            got = first_line(error)
+        raise ConfigError(f"{what}: expected {noun} at {source!r}, got: {got}") from error
+
+
+def _locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
+    """Return the folder, checked to hold one of the files, or a hub id."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not any(file.is_file() for pattern in patterns for file in folder.glob(pattern)):
+            held = sorted(entry.name for entry in folder.iterdir())
+            listing = ", ".join(held[:8]) + (", …" if len(held) > 8 else "")
+            raise ConfigError(
+                f"{what}: expected a folder with {noun}, got {path!r}, which holds "
+                + (listing or "nothing")
+            )
+        return str(folder)
+    if folder.exists():
+        raise ConfigError(
+            f"{what}: expected a folder with {noun} or a hub id, got the file {path!r}"
+        )
+    # `runs/a` may be a hub id; where there is a folder `runs` it is a misspelt path.
+    if not HUB_ID.fullmatch(path) or ("/" in path and folder.parent.is_dir()):
+        raise ConfigError(
+            f"{what}: expected a folder with {noun} or a hub id, got {path!r}, which doesn't "
+            f"exist{_sibling(folder)}"
+        )
+    return path
+
+
+def _sibling(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return ""
+    names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+
+
+def _hub_in_reach() -> bool:
+    """Look the hub's name up, which spares the 23 s for which its client retries."""
+    if hub.is_offline_mode():
+        return False
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True

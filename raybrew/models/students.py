@@ -1,0 +1,265 @@
+"""The student: where its configuration, its tokenizer and its first weights come from.
+
+    student_config   configurations and tokenizers only: every check that needs no weights
+         │
+    build_student ── config       random weights
+                  ├─ model        pretrained weights, a fresh head where the sizes differ
+                  └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
+
+Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds
+the same bits, and the global generators stay where they were.
+"""
+
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config import Student, Teacher
+from raybrew.errors import ConfigError
+from raybrew.models.freezing import freeze
+from raybrew.models.layers import (
+    classifier_from_layers,
+    layer_lists,
+    layers_config,
+    weight_origins,
+)
+from raybrew.models.pretrained import (
+    BUILD_ERRORS,
+    describe_names,
+    first_line,
+    load_classifier,
+    meta_classifier,
+    own_generator,
+    random_classifier,
+    read_config,
+    read_tokenizer,
+)
+
+__all__ = ["build_student", "freeze", "read_config", "read_tokenizer", "student_config"]
+
+_log = logging.getLogger(__name__)
+
+# Keys of a configuration that the task decides, or that would make it another model.
+_FIXED_KEYS = {
+    "architectures": "the student is a sequence classifier",
+    "dtype": "the student's weights are float32; see training.precision",
+    "id2label": "the task's label_names decide",
+    "label2id": "the task's label_names decide",
+    "model_type": "the base configuration decides; see tokenizer_from",
+    "num_labels": "the task's label_names decide",
+    "problem_type": "the task's kind decides",
+    "transformers_version": "transformers writes it",
+}
+
+
+def student_config(
+    student: Student,
+    *,
+    num_labels: int,
+    label_names: Sequence[str] | None,
+    teachers: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Work out the student's configuration and tokenizer, and check all that needs no weights.
+
+    Args:
+        student: The job's section.
+        num_labels: Classes of the task.
+        label_names: Their names in the order of the logits; LABEL_0, … if None.
+        teachers: The job's teachers by name, in the job's order; empty without teachers.
+        what: Name of the section in the job, for messages.
+
+    Returns:
+        The configuration with the task's labels, and the tokenizer.
+
+    Raises:
+        ConfigError: A path, key, layer or pattern is wrong, or they make no model.
+    """
+    tokenizer = _tokenizer(student, teachers, what)
+    config = _base_config(student, teachers, what)
+    _set_labels(config, num_labels, label_names, what)
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"{what}: expected a tokenizer with a padding token, got one without; set its "
+            "pad_token and save it again"
+        )
+    config.pad_token_id = tokenizer.pad_token_id
+    vocab_size = config.get_text_config().vocab_size
+    if len(tokenizer) > vocab_size:
+        raise ConfigError(
+            f"{what}: expected a model that knows all {len(tokenizer)} tokens of its tokenizer, "
+            f"got vocab_size {vocab_size}; see {what}.tokenizer_from"
+        )
+    model = meta_classifier(config, what)
+    if student.layers_from is not None:
+        name, layers = student.layers_from
+        field = f"teachers[{name}].model"
+        teacher = meta_classifier(read_config(teachers[name].model, field), field)
+        weight_origins(model, teacher, layers, teacher_name=name, what=what)
+    freeze(model, student.freeze, f"{what}.freeze")
+    return config, tokenizer
+
+
+def build_student(
+    student: Student,
+    *,
+    num_labels: int,
+    label_names: Sequence[str] | None,
+    seed: int,
+    teachers: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Build the student: float32, on the CPU, in training mode, frozen as the job says.
+
+    Args:
+        student: The job's section.
+        num_labels: Classes of the task.
+        label_names: Their names in the order of the logits; LABEL_0, … if None.
+        seed: Seeds whatever weights are random; the same seed gives the same bits.
+        teachers: The job's teachers by name, in the job's order; empty without teachers.
+        what: Name of the section in the job, for messages.
+
+    Returns:
+        The model and its tokenizer.
+
+    Raises:
+        ConfigError: As `student_config`, or weights are missing or don't fit.
+    """
+    config, tokenizer = student_config(
+        student, num_labels=num_labels, label_names=label_names, teachers=teachers, what=what
+    )
+    with own_generator(seed):
+        if student.layers_from is not None:
+            name, layers = student.layers_from
+            model = classifier_from_layers(config, teachers[name], layers, what)
+        elif student.model is not None:
+            model = _from_weights(student.model, config, what)
+        else:
+            model = random_classifier(config)
+    freeze(model, student.freeze, f"{what}.freeze")
+    return model.train(), tokenizer
+
+
+def _tokenizer(
+    student: Student, teachers: Mapping[str, Teacher], what: str
+) -> PreTrainedTokenizerBase:
+    if student.tokenizer_from is not None:
+        path, field = _teacher_or_path(student.tokenizer_from, teachers, f"{what}.tokenizer_from")
+        return read_tokenizer(path, field)
+    if student.model is not None:
+        return read_tokenizer(student.model, f"{what}.model (or set {what}.tokenizer_from)")
+    if student.layers_from is not None:
+        name = _known_teacher(student.layers_from[0], teachers, what)
+        return read_tokenizer(teachers[name].model, f"teachers[{name}].model")
+    path, field = _first_teacher(teachers, what)
+    return read_tokenizer(path, field)
+
+
+def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -> PreTrainedConfig:
+    if student.config is not None:
+        if student.tokenizer_from is None:
+            path, field = _first_teacher(teachers, what)
+        else:
+            field = f"{what}.tokenizer_from"
+            path, field = _teacher_or_path(student.tokenizer_from, teachers, field)
+        return _changed(read_config(path, field), student.config, f"{what}.config")
+    own = None if student.model is None else read_config(student.model, f"{what}.model")
+    if student.layers_from is not None:
+        name, layers = student.layers_from
+        _known_teacher(name, teachers, what)
+        return layers_config(teachers[name], own, layers, what)
+    assert own is not None, "config.Student gives one of the three"
+    return own
+
+
+def _changed(config: PreTrainedConfig, changes: Mapping[str, Any], what: str) -> PreTrainedConfig:
+    """Return the configuration with changes, its own and transformers' common names allowed."""
+    values = config.to_dict()
+    known = (set(values) | set(config.attribute_map)) - set(_FIXED_KEYS)
+    named = {config.attribute_map.get(key, key): value for key, value in changes.items()}
+    for key in changes:
+        if key in _FIXED_KEYS:
+            raise ConfigError(f"{what}.{key}: expected it left out, as {_FIXED_KEYS[key]}")
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=3)
+            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+            raise ConfigError(
+                f"{what}.{key}: expected a key of a {config.model_type} configuration, "
+                f"got {key!r}{hint}"
+            )
+    if config.attribute_map.get("num_hidden_layers", "num_hidden_layers") in named:
+        for key in layer_lists(config):  # lists of the old length; the class makes new ones
+            del values[key]
+    try:
+        return type(config).from_dict({**values, **named})
+    except BUILD_ERRORS as error:
+        raise ConfigError(
+            f"{what}: expected a valid configuration, got: {first_line(error)}"
+        ) from None
+
+
+def _set_labels(
+    config: PreTrainedConfig, num_labels: int, label_names: Sequence[str] | None, what: str
+) -> None:
+    names = list(label_names or (f"LABEL_{index}" for index in range(num_labels)))
+    if len(names) != num_labels:
+        raise ConfigError(f"{what}: expected {num_labels} label names, got {len(names)}")
+    config.num_labels = num_labels
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in enumerate(names)}
+    config.problem_type = "single_label_classification"
+    config.dtype = torch.float32
+
+
+def _from_weights(path: str, config: PreTrainedConfig, what: str) -> PreTrainedModel:
+    field = f"{what}.model"
+    model, info = load_classifier(path, field, config)
+    body = f"{model.base_model_prefix}."
+    for name, got, expected in sorted(info["mismatched_keys"]):
+        if name.startswith(body):
+            raise ConfigError(
+                f"{field}: expected {name} of shape {tuple(expected)}, as its configuration says, "
+                f"got {tuple(got)}"
+            )
+    missing = set(info["missing_keys"])
+    body_names = {name for name in model.state_dict() if name.startswith(body)}
+    if body_names <= missing:
+        raise ConfigError(
+            f"{field}: expected weights of a {config.model_type} model, got a file in which none "
+            f"of its weights is found ({describe_names(info['unexpected_keys'], 3)}, …)"
+        )
+    head = {name for name in missing if not name.startswith(body)}
+    head |= {name for name, *_ in info["mismatched_keys"]}
+    if head:
+        _log.info("%s: newly initialised head: %s", field, describe_names(head))
+    if missing - head:
+        _log.warning("%s: newly initialised: %s", field, describe_names(missing - head))
+    return model
+
+
+def _known_teacher(name: str, teachers: Mapping[str, Teacher], what: str) -> str:
+    if name not in teachers:
+        raise ConfigError(
+            f"{what}.layers_from: expected a teacher of this job "
+            f"({', '.join(teachers) or 'it has none'}), got {name!r}"
+        )
+    return name
+
+
+def _teacher_or_path(name: str, teachers: Mapping[str, Teacher], field: str) -> tuple[str, str]:
+    if name in teachers:
+        return teachers[name].model, f"teachers[{name}].model"
+    return name, field
+
+
+def _first_teacher(teachers: Mapping[str, Teacher], what: str) -> tuple[str, str]:
+    for name, teacher in teachers.items():
+        return teacher.model, f"teachers[{name}].model"
+    raise ConfigError(
+        f"{what}.tokenizer_from: expected a folder or hub id, as a job without teachers has no "
+        f"other base for {what}.config, got none"
+    )

@@ -1,0 +1,61 @@
+"""The figures of a run as tables a person reads."""
+
+from collections.abc import Mapping
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["render_report", "render_table"]
+
+
+def render_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """Return a plain text table; the first column is aligned left, the others right."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    text = StringIO()
+    Console(file=text, width=120, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def render_report(result: Mapping[str, Any]) -> str:
+    """Return a run's quality, labels and times as tables.
+
+    Args:
+        result: the fields of `RunResult`.
+    """
+    parts = []
+    quality = _quality(result)
+    if quality:
+        names = ["accuracy", "f1_macro", "matthews", "examples"]
+        rows = [[who, *(_figure(figures, name) for name in names)] for who, figures in quality]
+        parts.append(render_table("Evaluation", ["", *names], rows))
+    if result["labels"]:
+        rows = [[name, f"{value:.0f}"] for name, value in result["labels"].items()]
+        parts.append(render_table("Labels (teacher, example)", ["", "count"], rows))
+    rows = [[name, f"{value:.1f}"] for name, value in result["times"].items()]
+    parts.append(render_table("Time", ["stage", "s"], rows))
+    parts.append(f"Run: {result['folder']}\nStudent: {result['student']}\n")
+    return "\n".join(parts)
+
+
+def _quality(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    rows = [(f"teacher {name}", figures) for name, figures in result["teachers"].items()]
+    rows += [(f"teachers of {name}, mixed", each) for name, each in result["ensembles"].items()]
+    students: dict[str, dict[str, float]] = {}
+    for key, value in result["metrics"].items():
+        side, _, rest = key.partition("/")
+        task, _, metric = rest.rpartition("/")
+        if side == "eval" and task:
+            students.setdefault(task, {})[metric] = value
+    return rows + [(f"student on {task}", figures) for task, figures in students.items()]
+
+
+def _figure(figures: Mapping[str, float], name: str) -> str:
+    if name not in figures:
+        return "–"
+    return f"{figures[name]:.0f}" if name == "examples" else f"{figures[name]:.4f}"

@@ -1,0 +1,76 @@
+"""The folder of a run, `<storage_path>/<name>`, and what raybrew keeps in it.
+
+job.yaml         the resolved job
+metrics.jsonl    losses and evaluations
+report.json      figures of the run      report.txt  the same as tables
+student/         the student, as transformers loads it
+data/            encoded examples
+checkpoint_*/    Ray Train's
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from raybrew.errors import ConfigError
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run's folder on a disk that every node of the run sees."""
+
+    def __init__(self, storage_path: str, name: str):
+        scheme = urlsplit(storage_path).scheme
+        if scheme not in ("", "file"):
+            raise ConfigError(
+                f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
+                f"{storage_path!r}; {scheme}:// is not supported"
+            )
+        self.path = Path(urlsplit(storage_path).path).expanduser().absolute() / name
+
+    @property
+    def data(self) -> Path:
+        """Folder of the encoded splits."""
+        return self.path / "data"
+
+    @property
+    def student(self) -> Path:
+        """Folder of the student."""
+        return self.path / "student"
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            ConfigError: it holds a run already, or can't be made.
+        """
+        if (self.path / "job.yaml").exists():
+            raise ConfigError(
+                f"run.name: {self.path} holds a run already; choose another name, or delete it"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(self.path / name)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write values as a JSON file."""
+        self.write(name, json.dumps(values, indent=1) + "\n")
+
+    def export_student(self, source: Path) -> None:
+        """Copy a checkpoint's model to `student/`."""
+        temporary = self.path / ".student.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(self.student, ignore_errors=True)
+        temporary.rename(self.student)

@@ -1,0 +1,297 @@
+"""The training loop of the student, on one rank: plain PyTorch, no Ray.
+
+    sequence ──► this rank's rows ──► collate ─┐
+    labels ──────────────► soft labels ────────┴─► step ──► every few steps: losses
+                                                    └─────► now and then: evaluation, checkpoint
+
+What happens outside of training (reports, bars, files) is behind `Hooks`.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from raybrew.config import TrackingConfig, TrainingConfig
+from raybrew.data.collate import collate
+from raybrew.data.encoding import EncodedSplit
+from raybrew.data.sampler import BatchSequence, micro_batches, rank_rows
+from raybrew.evaluation import MAIN_METRIC, classification_metrics, predict_logits
+from raybrew.labels.payload import from_storage
+from raybrew.labels.source import LabelSource
+from raybrew.models.adaptors import ADAPTORS
+from raybrew.objective import BatchFacts, Objective, Position
+from raybrew.student.checkpoint import load_checkpoint, save_checkpoint
+from raybrew.student.step import MicroBatch, StudentStep
+from raybrew.student.world import World
+
+__all__ = ["STUDENT_VIEW", "Hooks", "StudentTask", "StudentTraining"]
+
+STUDENT_VIEW = "student"
+"""Name of the encoded view that the student reads."""
+
+
+class Hooks(Protocol):
+    """What the loop tells the world."""
+
+    def begin(self, step: int, num_steps: int) -> None:
+        """Training starts, or goes on, after `step` steps; on rank 0 only."""
+        ...
+
+    def losses(self, step: int, values: dict[str, float]) -> None:
+        """Losses of a global batch; on rank 0 only."""
+        ...
+
+    def progress(self, step: int) -> None:
+        """`step` steps are done; on rank 0 only."""
+        ...
+
+    def evaluating(self, done: int, total: int) -> None:
+        """`done` examples of an evaluation are done; on rank 0 only."""
+        ...
+
+    def evaluated(self, step: int, values: dict[str, float], save: "Saver") -> None:
+        """An evaluation is done; every rank calls it equally often."""
+        ...
+
+
+class Saver(Protocol):
+    """Writes the checkpoint of this moment."""
+
+    def __call__(self, folder: Path) -> None:
+        """Write into an empty folder."""
+        ...
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """A task as the student meets it.
+
+    Args:
+        name: the job's name of it.
+        kind: what a prediction is.
+        train: what to learn from.
+        eval: what to evaluate on.
+        signal_dtype: precision of the soft labels.
+    """
+
+    name: str
+    kind: str
+    train: EncodedSplit
+    eval: EncodedSplit | None
+    signal_dtype: str = "float32"
+
+
+@dataclass
+class StudentTraining:
+    """A student, what it learns from, and how.
+
+    Args:
+        model: the bare model, for checkpoints and evaluation.
+        wrapped: the same, as training calls it (DDP, or the model itself).
+        tokenizer: saved with the model.
+        tasks: in the order of the sequence.
+        objectives: one a task.
+        sequence: the global batches.
+        labels: soft labels; None without teachers.
+        optimizer: over the model's parameters.
+        scheduler: of the learning rate.
+        config: steps, batch size, seed.
+        tracking: how often to report.
+        world: this rank.
+        num_steps: length of the run.
+    """
+
+    model: PreTrainedModel
+    wrapped: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    tasks: Sequence[StudentTask]
+    objectives: Sequence[Objective]
+    sequence: BatchSequence
+    labels: LabelSource | None
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    config: TrainingConfig
+    tracking: TrackingConfig
+    world: World
+    num_steps: int
+    step: int = 0
+    _last: dict[str, float] = field(default_factory=dict)
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self.step = load_checkpoint(
+            folder, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler
+        )
+
+    def run(self, hooks: Hooks) -> dict[str, float]:
+        """Train to the end.
+
+        Returns:
+            The last evaluation, the last losses, and the times of the loop in seconds.
+        """
+        steps = self._steps()
+        self.wrapped.train()
+        if self.world.rank == 0:
+            hooks.begin(self.step, self.num_steps)
+        start, first = time.perf_counter(), self.step
+        while self.step < self.num_steps:
+            task, rows = self.sequence.batch(self.step)
+            torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
+            position = Position(self.step / self.num_steps, self.step // self._steps_per_epoch)
+            batches = list(self._micro_batches(task, rows))
+            facts = BatchFacts(labels=self.tasks[task].train.labels[rows])
+            denominators = self.objectives[task].denominators(facts)
+            sums = steps[task](batches, denominators, position)
+            self.step += 1
+            if self._report_due():
+                figures = self._figures(task, sums, denominators, position)
+                figures["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
+                self._last |= figures
+                if self.world.rank == 0:
+                    hooks.losses(self.step, figures)
+            if self.world.rank == 0:
+                hooks.progress(self.step)
+            if self._evaluation_due():
+                hooks.evaluated(self.step, self.evaluate(hooks), self.save)
+        return self._last
+
+    def evaluate(self, hooks: Hooks) -> dict[str, float]:
+        """Evaluate on every task that has rows for it; ranks share the work.
+
+        Args:
+            hooks: told how far it is.
+
+        Returns:
+            `eval/<task>/<metric>` of each, and `eval/score`, the mean of the main metrics.
+        """
+        values: dict[str, float] = {}
+        scores = []
+        for task in self.tasks:
+            if task.eval is None:
+                continue
+            metrics = self._evaluate_task(task, task.eval, hooks)
+            values |= {f"eval/{task.name}/{name}": value for name, value in metrics.items()}
+            scores.append(metrics.get(MAIN_METRIC[task.kind], float("nan")))
+        if scores:
+            values["eval/score"] = float(np.mean(scores))
+        self._last |= values
+        return values
+
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint of this moment into an empty folder."""
+        save_checkpoint(
+            folder,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            step=self.step,
+        )
+
+    def _steps(self) -> list[StudentStep]:
+        return [
+            StudentStep(
+                self.wrapped,
+                ADAPTORS[task.kind],
+                objective,
+                self.optimizer,
+                self.scheduler,
+                self.world,
+                max_grad_norm=self.config.max_grad_norm,
+                precision=self.config.precision,
+            )
+            for task, objective in zip(self.tasks, self.objectives, strict=True)
+        ]
+
+    def _micro_batches(self, task: int, rows: np.ndarray) -> Iterator[MicroBatch]:
+        mine = rank_rows(rows, self.world.rank, self.world.size)
+        split, device = self.tasks[task].train, self.world.device
+        keys = split.views[STUDENT_VIEW].keys
+        soft = self._soft_labels(task)
+        start = 0
+        for part in micro_batches(mine, self.config.gradient_accumulation_steps):
+            inputs = collate(split.views[STUDENT_VIEW], part, self._pad)
+            place = slice(start, start + len(part))
+            start += len(part)
+            yield MicroBatch(
+                inputs={k: v.to(device, non_blocking=True) for k, v in inputs.items()},
+                labels=torch.from_numpy(split.labels[part]).to(device),
+                soft={name: logits[place].to(device) for name, logits in soft.items()},
+                row_keys=torch.from_numpy(keys[part, 0].astype(np.int64)).to(device),
+            )
+
+    def _soft_labels(self, task: int) -> Mapping[str, Tensor]:
+        if self.labels is None:
+            return {}
+        dtype = self.tasks[task].signal_dtype
+        answers = self.labels.get(self.step)
+        return {
+            teacher: from_storage(payload.values, dtype)
+            for teacher, by_signal in answers.items()
+            for payload in by_signal.values()
+        }
+
+    def _report_due(self) -> bool:
+        return self.step % self.tracking.log_every == 0 or self.step in (1, self.num_steps)
+
+    def _figures(
+        self,
+        task: int,
+        sums: Mapping[str, Tensor],
+        denominators: Mapping[str, float],
+        position: Position,
+    ) -> dict[str, float]:
+        # A collective: every rank gets here on the same steps.
+        total = self.world.total(torch.stack(list(sums.values())).double()).tolist()
+        named = dict(zip(sums, total, strict=True))
+        losses = self.objectives[task].figures(named, denominators, position)
+        values = {f"train/{self.tasks[task].name}/{term}": loss for term, loss in losses.items()}
+        values["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        if self.labels is not None:
+            values["time/label_wait_s"] = self.labels.figures.wait_s
+        return values
+
+    def _evaluation_due(self) -> bool:
+        every = self.config.evaluate_every or self._steps_per_epoch
+        return self.step % every == 0 or self.step == self.num_steps
+
+    def _evaluate_task(
+        self, task: StudentTask, split: EncodedSplit, hooks: Hooks
+    ) -> dict[str, float]:
+        rows = rank_rows(np.arange(len(split.labels)), self.world.rank, self.world.size)
+        logits = predict_logits(
+            self.model,
+            ADAPTORS[task.kind],
+            split.views[STUDENT_VIEW],
+            rows,
+            batch_size=self.config.eval_batch_size,
+            pad_token_id=self._pad,
+            device=self.world.device,
+            on_progress=hooks.evaluating if self.world.rank == 0 else None,
+        )
+        parts = self.world.gather((rows, logits))
+        order = np.concatenate([part for part, _ in parts])
+        labels = torch.from_numpy(split.labels[order])
+        return classification_metrics(torch.cat([part for _, part in parts]), labels)
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return self.sequence.steps_per_epoch
+
+    @property
+    def _pad(self) -> int:
+        return int(self.tokenizer.pad_token_id or 0)
+
+
+def _seed(*parts: int) -> int:
+    # Dropout depends on (seed, step, rank) alone: a resumed run draws what it would have drawn.
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,72 @@
+"""The optimizer and the schedule of its learning rate, by the names of torch and transformers."""
+
+import difflib
+import inspect
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from raybrew.config import TrainingConfig
+from raybrew.errors import ConfigError
+
+__all__ = ["build_optimizer", "build_scheduler", "check_optimization"]
+
+
+def check_optimization(config: TrainingConfig) -> None:
+    """Refuse an optimizer, an argument of it, or a schedule that doesn't exist.
+
+    Raises:
+        ConfigError: names the field and the nearest names.
+    """
+    optimizer = getattr(torch.optim, config.optimizer, None)
+    known = [n for n, c in vars(torch.optim).items() if _is_optimizer(c)]
+    _known("training.optimizer", config.optimizer, known)
+    arguments = list(inspect.signature(optimizer).parameters)[1:]  # type: ignore[arg-type]
+    for name in config.optimizer_options:
+        _known("training.optimizer_options", name, [a for a in arguments if a != "lr"])
+    _known("training.lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType])
+
+
+def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+    """Return the optimizer over the parameters that learn.
+
+    Raises:
+        ConfigError: the class refuses its arguments.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    try:
+        return getattr(torch.optim, config.optimizer)(
+            parameters, lr=config.learning_rate, **config.optimizer_options
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"training.optimizer_options: torch.optim.{config.optimizer} refused "
+            f"{config.optimizer_options}: {error}"
+        ) from error
+
+
+def build_scheduler(optimizer: Optimizer, config: TrainingConfig, num_steps: int) -> LRScheduler:
+    """Return the schedule of the learning rate over `num_steps`."""
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=round(config.warmup_ratio * num_steps),
+        num_training_steps=num_steps,
+    )
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer
+
+
+def _known(field: str, got: str, known: Iterable[str]) -> None:
+    names = sorted(known)
+    if got not in names:
+        near = difflib.get_close_matches(got, names, 3, 0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"{field}: expected one of {', '.join(names)}, got {got!r}{hint}")

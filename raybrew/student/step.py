@@ -1,0 +1,112 @@
+"""One optimizer step of the student on this rank's part of a global batch.
+
+    micro-batch ──► forward ──► adaptor ──► objective (numerators) ──► ÷ global denominators ──►
+    backward (gradients are summed over micro-batches, averaged over ranks) ──► clip ──► step
+
+The denominators are known before the forward pass: they are counts over the whole global batch.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from raybrew.models.adaptors import Adaptor, view_of
+from raybrew.objective import Objective, Position
+from raybrew.student.world import World
+
+__all__ = ["MicroBatch", "StudentStep"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads.
+
+    Args:
+        inputs: arguments of the model, each (b, L).
+        labels: int64 (b,), negative = none.
+        soft: by teacher, its raw logits, (b, C).
+        row_keys: int64 (b,), half of each example's content key.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+    soft: Mapping[str, Tensor]
+    row_keys: Tensor
+
+
+class StudentStep:
+    """Forward, objective, backward, update."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adaptor: Adaptor,
+        objective: Objective,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        world: World,
+        *,
+        max_grad_norm: float | None,
+        precision: str,
+    ):
+        self._model, self._adaptor, self._objective = model, adaptor, objective
+        self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
+        self._max_grad_norm, self._precision = max_grad_norm, precision
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def __call__(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        denominators: Mapping[str, float],
+        position: Position,
+    ) -> dict[str, Tensor]:
+        """Take the step.
+
+        Args:
+            micro_batches: this rank's part of the global batch.
+            denominators: of the global batch, from `Objective.denominators`.
+            position: where in the run this is.
+
+        Returns:
+            This rank's numerators of each term, detached; their sum over ranks divided by the
+            denominators is the loss.
+        """
+        sums: dict[str, Tensor] = {}
+        last = len(micro_batches) - 1
+        for number, batch in enumerate(micro_batches):
+            with self._sync(number == last):
+                numerators = self._forward(batch, position)
+                total = self._objective.total(numerators, denominators, position)
+                # DDP averages over ranks; the denominators already count all of them.
+                (total * self._world.size).backward()
+            for name, numerator in numerators.items():
+                sums[name] = sums.get(name, 0) + numerator.detach()
+        self._update()
+        return sums
+
+    def _forward(self, batch: MicroBatch, position: Position) -> dict[str, Tensor]:
+        inputs: dict[str, Any] = dict(batch.inputs)
+        device = self._world.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
+            outputs = self._model(**inputs)
+        view = view_of(self._adaptor, {**inputs, "labels": batch.labels}, outputs)
+        return self._objective.numerators(view, batch.soft, position, batch.row_keys)
+
+    def _sync(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self._model, DistributedDataParallel) and not last:
+            return self._model.no_sync()
+        return nullcontext()
+
+    def _update(self) -> None:
+        if self._max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        self._optimizer.step()
+        self._scheduler.step()
+        self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,293 @@
+"""The student on Ray Train: what each worker builds and runs, and the `TorchTrainer` around it.
+
+driver: RankPlan ──► TorchTrainer ──► on each worker: load, build, DDP, StudentTraining.run
+                                                         │ losses, progress  ──► mailbox
+                                                         └ evaluation, checkpoint ──► Ray Train
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.actor import ActorHandle
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+
+from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
+from raybrew.data.encoding import EncodedSplit
+from raybrew.data.sampler import BatchSequence, rank_rows
+from raybrew.labels.payload import Signal
+from raybrew.labels.source import LabelSource, TeacherLabels
+from raybrew.labels.store import LabelStore
+from raybrew.mailbox import Message
+from raybrew.models.students import build_student
+from raybrew.objective import Objective
+from raybrew.student.loop import Saver, StudentTask, StudentTraining
+from raybrew.student.optimization import build_optimizer, build_scheduler
+from raybrew.student.world import World
+from raybrew.teachers.client import PoolClient
+
+__all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "fit"]
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task, as files.
+
+    Args:
+        name: the job's name of it.
+        kind: what a prediction is.
+        label_names: classes, in the order of the logits.
+        train: folder of the encoded training split.
+        eval: folder of the encoded evaluation split.
+    """
+
+    name: str
+    kind: str
+    label_names: tuple[str, ...]
+    train: str
+    eval: str | None
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """A teacher, as a rank sees it.
+
+    Args:
+        name: the job's name of it.
+        task: index of its task.
+        weight: its share in the mixture.
+        fingerprint: where its labels are.
+        view: the encoded view that it reads.
+        signals: what is asked of it.
+    """
+
+    name: str
+    task: int
+    weight: float
+    fingerprint: str
+    view: str
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """All that a rank needs, as values: it is pickled to every worker.
+
+    Args:
+        tasks: tasks of the student.
+        teachers: none for supervised training.
+        student: where the student comes from.
+        hosts: the job's teachers, which the student may start from.
+        distillation: the objective; None for the hard loss alone.
+        training: steps, optimizer, seed.
+        tracking: how often to report.
+        store: folder of the label store.
+        signal_dtype: precision of the labels.
+        window: steps of one request for labels.
+        max_windows: requests in flight.
+    """
+
+    tasks: tuple[TaskPlan, ...]
+    teachers: tuple[TeacherPlan, ...]
+    student: Student
+    hosts: Mapping[str, Teacher]
+    distillation: DistillationConfig | None
+    training: TrainingConfig
+    tracking: TrackingConfig
+    store: str
+    signal_dtype: str = "float32"
+    window: int = 8
+    max_windows: int = 2
+
+
+def fit(
+    plan: RankPlan,
+    *,
+    replicas: Mapping[str, Sequence[ActorHandle]],
+    mailbox: ActorHandle,
+    scaling_config: ScalingConfig,
+    run_config: RunConfig,
+) -> ray.train.Result:
+    """Train the student.
+
+    Args:
+        plan: what to do.
+        replicas: handles of the teachers; empty if the store has every label.
+        mailbox: where rank 0 reports to.
+        scaling_config: Ray Train's own.
+        run_config: Ray Train's own; where it keeps no checkpoints' number, the best and the last
+            are kept.
+
+    Returns:
+        Ray Train's result; its checkpoint is the last one.
+    """
+    cpus = (scaling_config.resources_per_worker or {}).get("CPU", 1)
+    trainer = TorchTrainer(
+        _train_rank,
+        train_loop_config={
+            "plan": plan,
+            "replicas": dict(replicas),
+            "mailbox": mailbox,
+            "num_threads": plan.training.num_threads or max(1, int(cpus)),
+        },
+        scaling_config=scaling_config,
+        run_config=_keep_best_and_last(run_config),
+    )
+    return trainer.fit()
+
+
+def build_training(plan: RankPlan, world: World, asker: PoolClient | None) -> StudentTraining:
+    """Put together what a rank runs."""
+    tasks = [_load_task(task, plan.signal_dtype) for task in plan.tasks]
+    head = plan.tasks[0]
+    model, tokenizer = build_student(
+        plan.student,
+        num_labels=len(head.label_names),
+        label_names=head.label_names,
+        seed=plan.training.seed,
+        teachers=plan.hosts,
+    )
+    model = model.to(world.device)
+    sequence = BatchSequence(
+        [len(task.train.labels) for task in tasks], plan.training.batch_size, plan.training.seed
+    )
+    num_steps = plan.training.num_steps or (
+        sequence.steps_per_epoch * (plan.training.num_epochs or 0)
+    )
+    optimizer = build_optimizer(model, plan.training)
+    return StudentTraining(
+        model=model,
+        wrapped=model,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        objectives=[_objective(plan, number, world) for number in range(len(tasks))],
+        sequence=sequence,
+        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, plan.training, num_steps),
+        config=plan.training,
+        tracking=plan.tracking,
+        world=world,
+        num_steps=num_steps,
+    )
+
+
+def _train_rank(config: dict[str, Any]) -> dict[str, float]:
+    plan: RankPlan = config["plan"]
+    torch.set_num_threads(config["num_threads"])
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    asker = PoolClient(config["replicas"]) if config["replicas"] else None
+    training = build_training(plan, world, asker)
+    training.wrapped = prepare_model(training.model)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            training.resume(Path(folder))
+    values = training.run(_RayHooks(config["mailbox"], world))
+    if training.labels is not None:
+        figures = training.labels.figures
+        counted = torch.tensor([figures.hits, figures.misses, figures.wait_s], dtype=torch.float64)
+        hits, misses, wait_s = world.total(counted).tolist()
+        values |= {"labels/hits": hits, "labels/misses": misses}
+        values["time/label_wait_s"] = wait_s / world.size
+    return values
+
+
+class _RayHooks:
+    def __init__(self, mailbox: ActorHandle, world: World):
+        self._mailbox, self._world = mailbox, world
+        self._told = 0.0
+
+    def begin(self, step: int, num_steps: int) -> None:
+        self._put({"kind": "start", "step": step, "num_steps": num_steps})
+
+    def losses(self, step: int, values: dict[str, float]) -> None:
+        self._put({"kind": "values", "step": step, "values": values})
+
+    def progress(self, step: int) -> None:
+        # A bar that moves ten times a second is lively enough.
+        if time.monotonic() - self._told >= 0.1:
+            self._told = time.monotonic()
+            self._put({"kind": "progress", "step": step})
+
+    def evaluating(self, done: int, total: int) -> None:
+        self._put({"kind": "evaluating", "done": done, "total": total})
+
+    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+        # `report` is a barrier: every rank calls it, rank 0 alone brings files.
+        reported = {"step": step, **values}
+        if self._world.rank > 0:
+            ray.train.report(reported)
+            return
+        with tempfile.TemporaryDirectory(prefix="raybrew-") as folder:
+            save(Path(folder))
+            ray.train.report(reported, checkpoint=Checkpoint.from_directory(folder))
+        # Waited for, so that nothing of a run that ends here is lost.
+        ray.get(self._put({"kind": "progress", "step": step}))
+        ray.get(self._put({"kind": "values", "step": step, "values": values}))
+
+    def _put(self, message: Message) -> ray.ObjectRef:
+        return self._mailbox.put.remote(message)
+
+
+def _keep_best_and_last(run_config: RunConfig) -> RunConfig:
+    if run_config.checkpoint_config and run_config.checkpoint_config.num_to_keep is None:
+        run_config.checkpoint_config = CheckpointConfig(num_to_keep=2)
+    return run_config
+
+
+def _load_task(task: TaskPlan, signal_dtype: str) -> StudentTask:
+    return StudentTask(
+        name=task.name,
+        kind=task.kind,
+        train=EncodedSplit.load(Path(task.train)),
+        eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
+        signal_dtype=signal_dtype,
+    )
+
+
+def _objective(plan: RankPlan, task: int, world: World) -> Objective:
+    weights = {t.name: t.weight for t in plan.teachers if t.task == task}
+    return Objective(plan.distillation, weights, world.total if world.size > 1 else None)
+
+
+def _label_source(
+    plan: RankPlan,
+    tasks: Sequence[StudentTask],
+    sequence: BatchSequence,
+    num_steps: int,
+    world: World,
+    asker: PoolClient | None,
+) -> LabelSource | None:
+    if not plan.teachers:
+        return None
+    store = LabelStore(plan.store)
+
+    def rows_of(step: int) -> tuple[int, Any]:
+        task, rows = sequence.batch(step)
+        return task, rank_rows(rows, world.rank, world.size)
+
+    return LabelSource(
+        teachers=[
+            TeacherLabels(
+                name=teacher.name,
+                task=teacher.task,
+                view=tasks[teacher.task].train.views[teacher.view],
+                stores={s: store.signal(teacher.fingerprint, s) for s in teacher.signals},
+            )
+            for teacher in plan.teachers
+        ],
+        asker=asker,
+        rows_of=rows_of,
+        num_steps=num_steps,
+        window=plan.window,
+        max_windows=plan.max_windows,
+    )

@@ -1,0 +1,188 @@
+"""The teachers of a job as Ray actors: placed together, started, filled from, stopped.
+
+Each replica is a `Replica` in an actor of its own, on resources that are reserved in one
+placement group before any of them starts: either all of them fit, or none waits for the others.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raybrew.errors import TeacherError
+from raybrew.labels.payload import Signal
+from raybrew.teachers.client import PoolClient, home_of, outcome
+from raybrew.teachers.replica import Replica
+from raybrew.teachers.teacher import TeacherSpec
+
+__all__ = ["Hosting", "TeacherPool"]
+
+logger = logging.getLogger(__name__)
+
+PLACEMENT_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
+FILL_ROWS = 256
+"""Examples of one request when the store is filled; small enough for a lively progress bar."""
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """A teacher and how it is hosted.
+
+    Args:
+        spec: the teacher.
+        signals: what it will be asked for.
+        replicas: actors.
+        resources: Ray resources of each, `CPU` and `GPU` among them.
+    """
+
+    spec: TeacherSpec
+    signals: tuple[Signal, ...]
+    replicas: int
+    resources: dict[str, float]
+
+
+class TeacherPool:
+    """Running teachers; a context manager that stops them."""
+
+    def __init__(self, hostings: Sequence[Hosting], store: str):
+        self._hostings = {hosting.spec.name: hosting for hosting in hostings}
+        bundles = [dict(h.resources) for h in hostings for _ in range(h.replicas)]
+        self._group = _reserve(bundles)
+        self.replicas: dict[str, list[ActorHandle]] = {}
+        index = 0
+        for hosting in hostings:
+            handles = []
+            for _ in range(hosting.replicas):
+                handles.append(_start(hosting, store, self._group, index))
+                index += 1
+            self.replicas[hosting.spec.name] = handles
+
+    def __enter__(self) -> "TeacherPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def wait(self) -> None:
+        """Wait until every teacher is loaded.
+
+        Raises:
+            TeacherError: one can't be loaded, or takes longer than `START_TIMEOUT_S`.
+        """
+        for name, handles in self.replicas.items():
+            references = [handle.load.remote() for handle in handles]
+            _, late = ray.wait(references, num_returns=len(references), timeout=START_TIMEOUT_S)
+            if late:
+                raise TeacherError(f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s")
+            for reference in references:
+                outcome(name, reference)
+
+    def client(self) -> PoolClient:
+        """Return what ranks ask through."""
+        return PoolClient(self.replicas)
+
+    def fill(
+        self,
+        teacher: str,
+        folder: str,
+        view_name: str,
+        keys: np.ndarray,
+        rows: np.ndarray,
+        on_done: Callable[[int], None],
+    ) -> None:
+        """Compute the labels of these rows into the store, at the teacher's full speed.
+
+        Args:
+            teacher: whose labels.
+            folder: the encoded split that holds the rows.
+            view_name: its view that the teacher reads.
+            keys: keys of the whole split, uint64 (N, 2).
+            rows: rows to label, int64 (n,).
+            on_done: called with the number of rows of each request that is done.
+        """
+        handles = self.replicas[teacher]
+        home = home_of(keys[rows], len(handles))
+        waiting = {number: _requests(rows[home == number]) for number in range(len(handles))}
+        running: dict[ray.ObjectRef, tuple[int, int]] = {}
+
+        def submit(number: int) -> None:
+            if waiting[number]:
+                part = waiting[number].pop()
+                reference = handles[number].fill.remote(folder, view_name, part)
+                running[reference] = (number, len(part))
+
+        for number in list(waiting) * 2:  # two requests a replica: it never stands still
+            submit(number)
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            number, count = running.pop(done[0])
+            outcome(teacher, done[0])
+            on_done(count)
+            submit(number)
+        for reference in [handle.flush.remote() for handle in handles]:
+            outcome(teacher, reference)
+
+    def flush(self) -> None:
+        """Have every replica write what it computed."""
+        self.client().flush()
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return, by teacher, the sums of its replicas' `ReplicaFigures`."""
+        sums: dict[str, dict[str, float]] = {}
+        for name, handles in self.replicas.items():
+            each: list[Any] = [
+                outcome(name, h.figures.options(concurrency_group="control").remote())
+                for h in handles
+            ]
+            sums[name] = {key: sum(one[key] for one in each) for key in each[0]}
+        return sums
+
+    def stop(self) -> None:
+        """End every replica and give the resources back."""
+        for handles in self.replicas.values():
+            for handle in handles:
+                ray.kill(handle)
+        remove_placement_group(self._group)
+
+
+def _reserve(bundles: list[dict[str, float]]) -> PlacementGroup:
+    group = placement_group(bundles, strategy="PACK")
+    if not group.wait(PLACEMENT_TIMEOUT_S):
+        remove_placement_group(group)
+        raise TeacherError(
+            f"teachers: the cluster could not reserve {bundles} within "
+            f"{PLACEMENT_TIMEOUT_S:.0f} s; it has {_cluster_resources()}; something else may be "
+            "using it"
+        )
+    return group
+
+
+def _start(hosting: Hosting, store: str, group: PlacementGroup, index: int) -> ActorHandle:
+    resources = dict(hosting.resources)
+    actor = ray.remote(concurrency_groups={"control": 1})(Replica)
+    return actor.options(
+        num_cpus=resources.pop("CPU", 0),
+        num_gpus=resources.pop("GPU", 0),
+        resources=resources,
+        max_restarts=3,
+        max_task_retries=3,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            group, placement_group_bundle_index=index
+        ),
+    ).remote(hosting.spec, hosting.signals, store)
+
+
+def _requests(rows: np.ndarray) -> list[np.ndarray]:
+    parts = [rows[start : start + FILL_ROWS] for start in range(0, len(rows), FILL_ROWS)]
+    return parts[::-1]
+
+
+def _cluster_resources() -> dict[str, float]:
+    return {k: v for k, v in ray.cluster_resources().items() if not k.startswith("node:")}

@@ -1,0 +1,105 @@
+"""Value and gradient of every shared match loss against the published textbrewer package."""
+
+import pytest
+import torch
+
+from raybrew.losses.features import match_loss
+from tests.losses.feature_inputs import MASKS, direct, gradients, make_pair, mean
+from tests.losses.textbrewer_judge import textbrewer_losses
+
+torch.set_num_threads(1)
+
+JUDGES = {
+    "attention_mse": textbrewer_losses.att_mse_loss,
+    "attention_mse_sum": textbrewer_losses.att_mse_sum_loss,
+    "attention_ce": textbrewer_losses.att_ce_loss,
+    "attention_ce_mean": textbrewer_losses.att_ce_mean_loss,
+    "hidden_mse": textbrewer_losses.hid_mse_loss,
+    "cos": textbrewer_losses.cos_loss,
+    "pkd": textbrewer_losses.pkd_loss,
+    "fsp": textbrewer_losses.fsp_loss,
+    "gram": textbrewer_losses.fsp_loss,
+    "mmd": textbrewer_losses.mmd_loss,
+    "nst": textbrewer_losses.mmd_loss,
+}
+
+
+def judge(name: str, student, teacher, mask):
+    if len(student) == 1:
+        return JUDGES[name](student[0], teacher[0], mask)
+    return JUDGES[name](student, teacher, mask)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mask_kind", MASKS)
+@pytest.mark.parametrize("name", JUDGES)
+def test_value_and_gradient_equal_textbrewer(name: str, mask_kind: str, seed: int):
+    mask = MASKS[mask_kind]
+    pair = make_pair(name, seed=seed)
+    value = mean(direct(name, pair, mask))
+    expected = judge(name, pair.student, pair.teacher, mask)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    ours, theirs = gradients(value, pair.student), gradients(expected, pair.student)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    assert all(gradient.abs().max() > 1e-6 for gradient in ours)
+
+
+@pytest.mark.parametrize("name", ["attention_mse_sum", "attention_ce_mean"])
+@pytest.mark.parametrize("mask_kind", MASKS)
+def test_maps_without_a_head_axis(name: str, mask_kind: str):
+    pair = make_pair(name)
+    pair.student = [map_.sum(dim=1).detach().requires_grad_() for map_ in pair.student]
+    pair.teacher = [map_.sum(dim=1) for map_ in pair.teacher]
+    value = mean(direct(name, pair, MASKS[mask_kind]))
+    expected = judge(name, pair.student, pair.teacher, MASKS[mask_kind])
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mmd", "fsp"])
+@pytest.mark.parametrize("mask_kind", MASKS)
+def test_a_layer_with_itself(name: str, mask_kind: str):
+    pair = make_pair(name)
+    student, teacher = [pair.student[0]] * 2, [pair.teacher[0]] * 2
+    pair.student, pair.teacher = student, teacher
+    value = mean(direct(name, pair, MASKS[mask_kind]))
+    expected = judge(name, student, teacher, MASKS[mask_kind])
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        gradients(value, student[:1]), gradients(expected, student[:1]), rtol=1e-10, atol=1e-10
+    )
+
+
+def test_pkd_of_pooled_vectors():
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(4, 8, generator=generator, dtype=torch.float64)
+    loss = match_loss("pkd")
+    value = mean(loss.loss([student], None, loss.teacher_statistic([teacher], None)))
+    torch.testing.assert_close(
+        value, textbrewer_losses.pkd_loss(student, teacher), rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("name", ["attention_ce", "attention_ce_mean"])
+def test_both_kinds_of_keys_agree_on_scores_that_are_padded_low(name: str):
+    mask = MASKS["ragged"]
+    assert mask is not None
+    pair = make_pair(name)
+    padded_key = (mask == 0)[:, None, None, :]
+    student = [pair.student[0].detach().masked_fill(padded_key, -1e4).requires_grad_()]
+    teacher = [pair.teacher[0].masked_fill(padded_key, -1e4)]
+    expected = judge(name, student, teacher, mask)
+    for keys in ("all", "real"):
+        loss = match_loss(name, {"keys": keys})
+        value = mean(loss.loss(student, mask, loss.teacher_statistic(teacher, mask)))
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_fsp_ships_either_form_of_the_same_loss():
+    pair = make_pair("fsp")
+    mask = MASKS["ragged"]
+    expected = judge("fsp", pair.student, pair.teacher, mask)
+    for payload in ("states", "gram"):
+        loss = match_loss("fsp", {"payload": payload})
+        value = mean(loss.loss(pair.student, mask, loss.teacher_statistic(pair.teacher, mask)))
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
