@@ -1,4 +1,4 @@
-"""What the teachers are worth on their tasks' evaluation rows, from labels that are in the store."""
+"""What the teachers are worth on evaluation rows, from labels that are in the store."""
 
 import numpy as np
 import torch

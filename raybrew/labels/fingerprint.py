@@ -43,11 +43,11 @@ def model_fingerprint(folder: str | Path, *, dtype: str, adaptor: str) -> str:
         )
     digest = xxhash.xxh3_128()
     for path in weights:
-        digest.update(path.name)
+        digest.update(path.name.encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     config = json.loads((folder / "config.json").read_text())
     kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    digest.update(json.dumps([kept, dtype, adaptor], sort_keys=True))
+    digest.update(json.dumps([kept, dtype, adaptor], sort_keys=True).encode())
     return digest.hexdigest()

@@ -80,12 +80,12 @@ class Payload:
         """Join payloads of one signal, in order."""
         if len(parts) == 1:
             return parts[0]
-        values = np.concatenate([part.values for part in parts])
         lengths = [np.diff(part.offsets) for part in parts if part.offsets is not None]
+        if len(lengths) not in (0, len(parts)):
+            raise LabelError("payloads of one signal: expected all ragged or none, got both")
+        values = np.concatenate([part.values for part in parts])
         if not lengths:
             return Payload(values)
-        if len(lengths) != len(parts):
-            raise LabelError("payloads of one signal: expected all ragged or none, got both")
         offsets = np.zeros(sum(map(len, parts)) + 1, np.int64)
         np.cumsum(np.concatenate(lengths), out=offsets[1:])
         return Payload(values, offsets)

@@ -1,4 +1,4 @@
-"""The optimizer and the schedule of its learning rate, by the names of torch and transformers."""
+"""The optimizer and its learning rate schedule, by the names of torch and transformers."""
 
 import difflib
 import inspect

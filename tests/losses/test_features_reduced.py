@@ -27,6 +27,10 @@ torch.set_num_threads(1)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 
+def takes_maps(name: str) -> bool:
+    return build(name).features[0] == "attention"
+
+
 def shipped(name: str, pair, mask, dtype: torch.dtype):
     """What arrives after a trip through the store: one flat row per example."""
     loss = build(name)
@@ -39,7 +43,7 @@ def shipped(name: str, pair, mask, dtype: torch.dtype):
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_reduced_equals_direct(name: str, mask_kind: str, dtype: torch.dtype):
     mask = MASKS[mask_kind]
-    pair = make_pair(name, probabilities=name.startswith("attention"), mask=mask)
+    pair = make_pair(name, probabilities=takes_maps(name), mask=mask)
     expected = mean(direct(name, pair, mask))
     statistic = build(name).unpack(
         shipped(name, pair, mask, dtype), mask, pair.sizes, padded_length=6
@@ -59,13 +63,10 @@ def test_reduced_equals_direct(name: str, mask_kind: str, dtype: torch.dtype):
 def test_raw_scores_keep_their_padding_low(name: str, padded_score: float):
     pair = make_pair(name)
     pair.teacher = [
-        scores.masked_fill((RAGGED == 0)[:, None, None, :], padded_score)
-        for scores in pair.teacher
+        scores.masked_fill((RAGGED == 0)[:, None, None, :], padded_score) for scores in pair.teacher
     ]
     expected = mean(direct(name, pair, RAGGED))
-    statistic = build(name).unpack(
-        shipped(name, pair, RAGGED, torch.float64), RAGGED, pair.sizes
-    )
+    statistic = build(name).unpack(shipped(name, pair, RAGGED, torch.float64), RAGGED, pair.sizes)
     value = mean(build(name).loss(pair.student, RAGGED, statistic))
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
 
@@ -74,7 +75,7 @@ def test_raw_scores_keep_their_padding_low(name: str, padded_score: float):
 def test_a_row_depends_on_its_own_real_tokens_alone(name: str):
     """Not on the padding, and not on the other rows of the batch."""
     loss = build(name)
-    is_map = loss.features[0] == "attention"
+    is_map = takes_maps(name)
     pair = make_pair(name, probabilities=is_map, mask=RAGGED)
     together = split(shipped(name, pair, RAGGED, torch.float64))
     for row in range(4):
@@ -92,7 +93,7 @@ def test_a_row_depends_on_its_own_real_tokens_alone(name: str):
 
 @pytest.mark.parametrize("name", sorted(set(ALL_LOSSES) - NEEDS_SAME_PADDING))
 def test_more_padding_changes_nothing(name: str):
-    pair = make_pair(name, probabilities=name.startswith("attention"), mask=RAGGED)
+    pair = make_pair(name, probabilities=takes_maps(name), mask=RAGGED)
     expected = direct(name, pair, RAGGED)
     ragged = shipped(name, pair, RAGGED, torch.float64)
     mask = torch.nn.functional.pad(RAGGED, (0, 3))
@@ -164,7 +165,7 @@ def test_a_row_of_another_length_is_refused():
     ragged = shipped("hidden_mse", pair, RAGGED, torch.float64)
     other = RAGGED.clone()
     other[1, 3] = 1
-    with pytest.raises(LabelError, match=r"Row 1 .* 4 real tokens .* 32 numbers; it holds 24"):
+    with pytest.raises(LabelError, match=r"Row 1 .*4 real tokens.* 32 numbers; it holds 24"):
         build("hidden_mse").unpack(ragged, other, FeatureSizes(TEACHER_SIZE))
     with pytest.raises(LabelError, match="Labels of 4 examples came for a batch of 3"):
         build("hidden_mse").unpack(ragged, RAGGED[:3], FeatureSizes(TEACHER_SIZE))

@@ -1,4 +1,4 @@
-"""KD losses: parity, numbers by hand, limits, and finite gradients where they are hard to keep."""
+"""KD losses: parity with TextBrewer and with plain formulas, and numbers by hand."""
 
 import math
 import warnings
@@ -126,7 +126,8 @@ class TestByHand:
             (  # (½, ½) against (⅛, ⅞); then (½, ½) against (1/7, 6/7)
                 "dkd",
                 {"alpha": 3.0, "beta": 2.0},
-                3 * (math.log(4) + math.log(4 / 7)) / 2 + 2 * (math.log(7 / 2) + math.log(7 / 12)) / 2,
+                3 * (math.log(4) + math.log(4 / 7)) / 2
+                + 2 * (math.log(7 / 2) + math.log(7 / 12)) / 2,
             ),
             ("dist", {}, 1.5),  # ρ = −½ within the row; one row has no relation across the batch
         ],
@@ -172,150 +173,3 @@ class TestByHand:
         scaled = make_kd_loss(name, scale_t2=True)(student, teacher, temperature, labels)
         assert plain.min() > 0
         torch.testing.assert_close(scaled, plain * torch.tensor([4.0, 9.0], dtype=torch.float64))
-
-
-class TestLimits:
-    @pytest.mark.parametrize(
-        ("skewed", "plain"), [("skew_kl", "kl"), ("skew_reverse_kl", "reverse_kl")]
-    )
-    def test_skew_tends_to_the_plain_divergence(self, skewed, plain):
-        student, teacher = random_logits(5, 4), random_logits(5, 4, seed=1)
-        expected = make_kd_loss(plain)(student, teacher, 1.0)
-        errors = [
-            (make_kd_loss(skewed, {"skew": skew})(student, teacher, 1.0) - expected).abs().max()
-            for skew in (1e-2, 1e-4, 1e-6)
-        ]
-        assert errors[0] > errors[1] > errors[2] > 0
-        assert errors[2] < 1e-4
-        torch.testing.assert_close(
-            make_kd_loss(skewed, {"skew": 0.0})(student, teacher, 1.0), expected, rtol=0, atol=0
-        )
-
-    def test_jsd_is_symmetric_at_a_half_only(self):
-        student, teacher = random_logits(5, 4), random_logits(5, 4, seed=1)
-        half, skewed = make_kd_loss("jsd"), make_kd_loss("jsd", {"beta": 0.3})
-        torch.testing.assert_close(half(student, teacher, 1.0), half(teacher, student, 1.0))
-        assert not torch.allclose(skewed(student, teacher, 1.0), skewed(teacher, student, 1.0))
-
-    def test_dkd_with_the_rest_of_the_mass_is_kl(self):
-        student, teacher = random_logits(6, 5), random_logits(6, 5, seed=1)
-        labels = torch.tensor([0, 1, 2, 3, 4, 1])
-        expected = make_kd_loss("kl")(student, teacher, 2.0)
-        for row in range(6):
-            rest = 1 - (teacher[row] / 2).softmax(-1)[labels[row]].item()
-            loss = make_kd_loss("dkd", {"alpha": 1.0, "beta": rest})
-            value = loss(student[row : row + 1], teacher[row : row + 1], 2.0, labels[row : row + 1])
-            torch.testing.assert_close(value, expected[row : row + 1], rtol=0, atol=1e-10)
-
-    def test_dkd_of_an_unlabelled_row_is_kl(self):
-        student, teacher = random_logits(2, 5), random_logits(2, 5, seed=1)
-        rows = make_kd_loss("dkd")(student, teacher, 2.0, torch.tensor([-100, 3]))
-        plain = make_kd_loss("kl")(student, teacher, 2.0)
-        assert rows[0] == plain[0]
-        assert rows[1] != plain[1]
-
-    def test_dkd_of_two_classes_has_the_target_part_only(self):
-        student = random_logits(4, 2).requires_grad_()
-        teacher = random_logits(4, 2, seed=1)
-        labels = torch.tensor([0, 1, 1, 0])
-        rows = make_kd_loss("dkd", {"alpha": 2.0, "beta": 1e6})(student, teacher, 1.0, labels)
-        expected = 2 * make_kd_loss("kl")(student, teacher, 1.0)
-        torch.testing.assert_close(rows, expected, rtol=0, atol=1e-10)
-        torch.testing.assert_close(
-            gradient(rows.sum(), student), gradient(expected.sum(), student), rtol=0, atol=1e-10
-        )
-
-    def test_ce_and_kl_have_the_same_gradient(self):
-        student = random_logits(4, 5).requires_grad_()
-        teacher = random_logits(4, 5, seed=1)
-        ce, kl = (make_kd_loss(name)(student, teacher, 2.0).sum() for name in ("ce", "kl"))
-        assert ce > kl + 0.1
-        torch.testing.assert_close(gradient(ce, student), gradient(kl, student))
-
-    def test_adaptive_kl_of_equal_sides_is_zero_with_a_gradient(self):
-        student = random_logits(2, 4).requires_grad_()
-        rows = make_kd_loss("adaptive_kl")(student, student.detach().clone(), 1.0)
-        assert rows.abs().max() == 0
-        assert gradient(rows.sum(), student).isfinite().all()
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_dist_of_a_student_that_is_constant_has_a_finite_gradient(self, dtype):
-        student = torch.zeros(3, 4, dtype=dtype, requires_grad=True)
-        rows = make_kd_loss("dist")(student, random_logits(3, 4).to(dtype), 1.0)
-        torch.testing.assert_close(rows, torch.full((3,), 2.0, dtype=dtype))
-        assert gradient(rows.sum(), student).isfinite().all()
-
-
-class TestMasks:
-    def test_dist_over_valid_rows_is_that_of_the_subset(self):
-        student = random_logits(2, 5, 4).requires_grad_()
-        teacher = random_logits(2, 5, 4, seed=1)
-        mask = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 0, 0, 0]], dtype=torch.bool)
-        loss = make_kd_loss("dist")
-        whole = loss(student, teacher, 2.0, None, mask)
-        subset = loss(student[mask], teacher[mask], 2.0)
-        assert whole[~mask].abs().max() == 0
-        torch.testing.assert_close(whole[mask], subset, rtol=0, atol=1e-12)
-        grad = gradient(whole.sum(), student)
-        assert grad[~mask].abs().max() == 0
-        torch.testing.assert_close(grad, gradient(subset.sum(), student))
-
-    def test_dist_without_valid_rows_is_zero_with_a_graph(self):
-        student = random_logits(3, 4).requires_grad_()
-        rows = make_kd_loss("dist")(
-            student, random_logits(3, 4, seed=1), 1.0, None, torch.zeros(3, dtype=torch.bool)
-        )
-        assert rows.tolist() == [0, 0, 0]
-        assert gradient(rows.sum(), student).abs().max() == 0
-
-    @pytest.mark.parametrize("name", sorted(set(KD_LOSSES)))
-    def test_classes_masked_on_both_sides_might_as_well_not_exist(self, name):
-        student, teacher = random_logits(4, 5), random_logits(4, 5, seed=1)
-        keep = torch.tensor([True, True, False, True, False])
-        hidden = torch.where(keep, 0.0, -math.inf).double()
-        labels, fewer = torch.tensor([0, 1, 3, 3]), torch.tensor([0, 1, 2, 2])
-        loss = make_kd_loss(name)
-        masked = loss(student + hidden, teacher + hidden, 2.0, labels)
-        torch.testing.assert_close(masked, loss(student[:, keep], teacher[:, keep], 2.0, fewer))
-
-
-class TestExtremes:
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-    @pytest.mark.parametrize("name", sorted(KD_LOSSES))
-    def test_gradients_stay_finite(self, name, dtype):
-        hot = torch.tensor([1e4, -1e4, 0.0, 5.0, -7.0])
-        tie = torch.tensor([1e4, 1e4, -1e4, 0.0, 0.0])
-        flat = torch.zeros(5)
-        student_rows, teacher_rows = [], []
-        for ours in (hot, -hot, tie, flat):
-            for theirs in (hot, -hot, tie, flat):
-                student_rows.append(ours)
-                teacher_rows.append(theirs)
-        student, teacher = torch.stack(student_rows).to(dtype), torch.stack(teacher_rows).to(dtype)
-        student[::2, 3] = teacher[::2, 3] = -math.inf
-        student.requires_grad_()
-        labels = torch.arange(16) % 5
-        rows = make_kd_loss(name)(student, teacher, 2.0, labels)
-        assert rows.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert rows.isfinite().all()
-        grad = gradient(rows.sum(), student)
-        assert grad.isfinite().all()
-        assert grad.abs().max() > 0
-        assert grad[::2, 3].abs().max() == 0
-
-    @pytest.mark.parametrize("name", ["kl", "skew_kl", "jsd", "tvd", "ce"])
-    def test_bfloat16_is_computed_in_float32(self, name):
-        student, teacher = random_logits(4, 8).bfloat16(), random_logits(4, 8, seed=1).bfloat16()
-        loss = make_kd_loss(name)
-        expected = loss(student.double(), teacher.double(), 3.0)
-        torch.testing.assert_close(
-            loss(student, teacher, 3.0).double(), expected, rtol=1e-5, atol=1e-6
-        )
-
-    def test_a_class_masked_by_the_student_alone_is_an_infinite_kl(self):
-        student = torch.tensor([[0.0, -math.inf]])
-        assert make_kd_loss("kl")(student, torch.zeros(1, 2), 1.0).isposinf().all()
-
-    def test_float64_on_one_side_is_kept(self):
-        rows = make_kd_loss("kl")(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.float64), 1.0)
-        assert rows.dtype == torch.float64

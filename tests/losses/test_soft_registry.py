@@ -20,7 +20,7 @@ from raybrew.losses.soft import (
 torch.set_num_threads(1)
 
 MODULE = textwrap.dedent(
-    '''
+    """
     def absolute(student_logits, teacher_logits, temperature, *, factor=1.0):
         return factor * ((student_logits - teacher_logits) / temperature).abs().sum(-1)
 
@@ -31,7 +31,7 @@ MODULE = textwrap.dedent(
         return student_logits.mean()
 
     NUMBER = 3
-    '''
+    """
 )
 
 
@@ -57,7 +57,9 @@ def module(tmp_path, monkeypatch):
 
 
 def test_the_names_are_those_of_the_methods():
-    names = "ce mse kl reverse_kl jsd skew_kl skew_reverse_kl adaptive_kl tvd dkd dist logit_std bce"
+    names = (
+        "ce mse kl reverse_kl jsd skew_kl skew_reverse_kl adaptive_kl tvd dkd dist logit_std bce"
+    )
     assert list(KD_LOSSES) == names.split()
     assert all(loss.name == name for name, loss in KD_LOSSES.items())
     assert [name for name, loss in KD_LOSSES.items() if loss.needs_labels] == ["dkd"]
@@ -124,7 +126,9 @@ def test_a_registered_loss_is_used_by_name(registry):
     assert list(registered_kd_losses()) == ["absolute"]
     register_kd_loss("absolute", absolute)
     with pytest.raises(ConfigError, match="'absolute' exists already"):
-        register_kd_loss("absolute", torch.dist)
+        register_kd_loss("absolute", lambda *_: torch.zeros(1))
+    with pytest.raises(ConfigError, match="'built_in' has no signature to read"):
+        register_kd_loss("built_in", torch.dist)
     with pytest.raises(ConfigError, match="'kl' exists already"):
         register_kd_loss("kl", absolute)
     with pytest.raises(ConfigError, match="looks like an import path"):
@@ -195,7 +199,11 @@ class TestImportPath:
             "print(loss(torch.ones(1, 3), torch.zeros(1, 3), 1.0).item())"
         )
         done = subprocess.run(
-            [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(module), *sys.path]}; {code}"],
+            [
+                sys.executable,
+                "-c",
+                f"import sys; sys.path[:0] = {[str(module), *sys.path]}; {code}",
+            ],
             capture_output=True,
             text=True,
             check=False,

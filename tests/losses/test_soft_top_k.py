@@ -43,6 +43,13 @@ def test_all_classes_equal_the_dense_loss(name, dtype):
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
 
 
+def test_all_classes_need_no_logsumexp():
+    student, teacher = logits(2, 4, seed=0), logits(2, 4, seed=1)
+    topped = TopK(*teacher.topk(4, dim=-1), {})
+    loss = make_kd_loss("kl")
+    torch.testing.assert_close(loss(student, topped, 3.0), loss(student, teacher, 3.0))
+
+
 @pytest.mark.parametrize("name", WITH)
 def test_fewer_equal_the_dense_loss_of_merged_classes(name):
     student = logits(4, 8, seed=0).requires_grad_()
@@ -119,9 +126,7 @@ def test_the_logsumexp_is_looked_up_by_temperature():
 def test_losses_without_a_top_k_form_say_so(name):
     labels = torch.tensor([0, 1])
     with pytest.raises(ConfigError, match=f"'{name}' has no top-k form"):
-        make_kd_loss(name)(
-            logits(2, 4, seed=0), reduced(logits(2, 4, seed=1), 2, 1.0), 1.0, labels
-        )
+        make_kd_loss(name)(logits(2, 4, seed=0), reduced(logits(2, 4, seed=1), 2, 1.0), 1.0, labels)
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(3, 4), (2, 2)])

@@ -86,7 +86,7 @@ def match_loss(
         feature: what a function of the user's that returns one number is to be given.
 
     Returns:
-        The loss, the same for the same arguments.
+        The loss.
 
     Raises:
         ConfigError: an unknown name (with the nearest ones), or an option the loss hasn't got.

@@ -6,6 +6,7 @@ exactly, by linear programming, and held constant: gradients go through the cost
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from raybrew.losses.features.numerics import Keep, widen, zero_padding
 
 __all__ = ["emd", "transport_plan"]
 
+Weights: TypeAlias = Sequence[float | int]
 LayerStates = Float[Tensor, "batch layers length hidden"]
 
 
 def emd(
-    student_weights: Sequence[float] | None = None, teacher_weights: Sequence[float] | None = None
+    student_weights: Weights | None = None, teacher_weights: Weights | None = None
 ) -> MatchLoss:
     """Earth mover's distance between layers, at the cost of their masked squared error.
 
@@ -96,8 +98,8 @@ def _moved_error(
     student: Features,
     keep: Keep,
     statistic: LayerStates,
-    student_weights: Sequence[float] | None,
-    teacher_weights: Sequence[float] | None,
+    student_weights: Weights | None,
+    teacher_weights: Weights | None,
 ) -> Float[Tensor, " batch"]:
     errors = _layer_errors(student, keep, statistic)
     cost = errors.detach().sum(dim=0).double().cpu().numpy()
@@ -124,9 +126,7 @@ def _layer_errors(
     return torch.stack(rows, dim=1)
 
 
-def _weights(
-    weights: Sequence[float] | None, num_layers: int, side: str
-) -> Float[np.ndarray, " layers"]:
+def _weights(weights: Weights | None, num_layers: int, side: str) -> Float[np.ndarray, " layers"]:
     masses = np.ones(num_layers) if weights is None else np.asarray(weights, dtype=np.float64)
     if masses.shape != (num_layers,) or (masses < 0).any() or not masses.sum() > 0:
         raise ConfigError(

@@ -113,12 +113,12 @@ def unpack(
     return padded
 
 
-def split(ragged: Ragged) -> list[Shaped[Tensor, " entries"]]:
+def split(ragged: Ragged) -> list[Shaped[Tensor, "_"]]:
     """Give one flat view per example."""
     return list(ragged.values.split(ragged.offsets.diff().tolist()))
 
 
-def join(rows: Sequence[Shaped[Tensor, " entries"]]) -> Ragged:
+def join(rows: Sequence[Shaped[Tensor, "_"]]) -> Ragged:
     """Lay flat rows one after another."""
     return Ragged(torch.cat(list(rows)), _offsets(torch.tensor([row.numel() for row in rows])))
 
@@ -159,5 +159,6 @@ def _check_row_sizes(offsets: Tensor, lengths: Tensor, num_token_axes: int, stat
             f"Row {row} of the batch has {int(lengths[row])} real tokens, so its teacher "
             f"statistic has to hold {int(expected[row])} numbers; it holds {int(found[row])}. "
             "A match by token needs the same tokens at teacher and student: use the same "
-            "tokenizer and max_length for both, or a loss that doesn't compare tokens (pkd, fsp)."
+            "tokenizer and max_length for both, or a loss that doesn't ship tokens (pkd, fsp with "
+            'the option payload="gram").'
         )

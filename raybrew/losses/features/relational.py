@@ -36,6 +36,7 @@ __all__ = [
 
 Pooling = Literal["mean", "first"]
 Vectors = Float[Tensor, "batch hidden"]
+TeacherVectors = Float[Tensor, "batch teacher_hidden"]
 Present = Bool[Tensor, " batch"]
 PerRow = Float[Tensor, " batch"]
 Relations = Float[Tensor, "batch heads length length"]
@@ -176,7 +177,7 @@ def _pooled(features: Features, keep: Keep, pooling: Pooling) -> Vectors:
     return zero_padding(states, keep).sum(dim=1) / num_tokens
 
 
-def _distance_error(student: Vectors, teacher: Vectors, present: Present) -> PerRow:
+def _distance_error(student: Vectors, teacher: TeacherVectors, present: Present) -> PerRow:
     is_pair = present.unsqueeze(0) & present.unsqueeze(1)
     is_pair &= ~torch.eye(present.shape[0], dtype=torch.bool, device=present.device)
     error = torch.nn.functional.smooth_l1_loss(
@@ -197,7 +198,7 @@ def _relative_distances(
     return distances / torch.where(mean > 0, mean, torch.ones_like(mean))
 
 
-def _angle_error(student: Vectors, teacher: Vectors, present: Present) -> PerRow:
+def _angle_error(student: Vectors, teacher: TeacherVectors, present: Present) -> PerRow:
     is_triplet = present[:, None, None] & present[None, :, None] & present[None, None, :]
     error = torch.nn.functional.smooth_l1_loss(
         _cosines_at_corners(student), _cosines_at_corners(teacher), reduction="none"
@@ -210,13 +211,13 @@ def _cosines_at_corners(vectors: Vectors) -> Float[Tensor, "batch batch batch"]:
     return directions @ directions.transpose(1, 2)
 
 
-def _similarity_error(student: Vectors, teacher: Vectors, present: Present) -> PerRow:
+def _similarity_error(student: Vectors, teacher: TeacherVectors, present: Present) -> PerRow:
     # Absent examples are zero vectors: their rows and columns are 0 on both sides.
     difference = unit(student @ student.T) - unit(teacher @ teacher.T)
     return difference.square().sum(dim=1)
 
 
-def _alignment_loss(student: Vectors, teacher: Vectors, present: Present) -> PerRow:
+def _alignment_loss(student: Vectors, teacher: TeacherVectors, present: Present) -> PerRow:
     gram_directions = [_direction_of_centred_gram(v, present) for v in (student, teacher)]
     alignment = (gram_directions[0] * gram_directions[1]).sum()
     counts = present & (present.sum() > 1)

@@ -8,7 +8,8 @@ proportion to the static weights, or by the data.
 
 They sum to 1 in each row, except with sum_losses: there `fixed` and `mt_bert` are taken as they
 are. CE, entropy and probability are at T = 1. Rows of negative label, where a weighting needs a
-label, take the static weights. Only `fixed`, `random` and those rows look at these.
+label, take the static weights, scaled to the sum 1. Only `fixed`, `random` and those rows look at
+the static weights.
 
 Where a teacher has no answer, the others make up for it: the weights of the row keep their sum
 (for `mt_bert` under sum_losses, whose sum is unknown, they are scaled by K / available).
@@ -166,23 +167,18 @@ def teacher_weights(
         else available,
     )
     weights = RULES[mixture.weighting](rows).masked_fill(~rows.available, 0.0)
-    fixed = _shared_out(_fixed(rows).masked_fill(~rows.available, 0.0), rows)
     if mixture.weighting == "fixed":
-        weights = fixed
+        total = rows.static.sum() if mixture.sums_losses else 1.0
+        weights = weights / weights.sum(dim=0) * total
     elif not mixture.sums_losses:
         weights = weights / weights.sum(dim=0)
     if mixture.needs_labels:
-        weights = torch.where(rows.labels < 0, fixed, weights)
+        shares = _fixed(rows).masked_fill(~rows.available, 0.0)
+        weights = torch.where(rows.labels < 0, shares / shares.sum(dim=0), weights)
     # Reading a tensor back waits for the device, so it is done only where rows can lack teachers.
     if available is not None or mixture.needs_route:
         _require_a_teacher(weights, mixture)
     return weights
-
-
-def _shared_out(weights: Tensor, rows: _Rows) -> Tensor:
-    """Scale static weights to the sum they have when all teachers are there; 1 for a mean."""
-    total = rows.static.sum() if rows.mixture.sums_losses else 1.0
-    return weights / weights.sum(dim=0) * total
 
 
 def _static(static_weights: Sequence[float | int] | Tensor, logits: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def adaptive_kl(
         Wu et al. 2024, arXiv:2404.02657. (Their script leaves the class that crosses μ out of the
         head, unless it is the first; the paper's definition takes it in, and so do we.)
     """
-    head_share = _head_share(student_log_probs.detach().exp(), teacher_log_probs.exp(), mu)
+    head_share = _head_share(student_log_probs.exp(), teacher_log_probs.exp(), mu)
     forward = kl(student_log_probs, teacher_log_probs)
     backward = reverse_kl(student_log_probs, teacher_log_probs)
     return head_share * forward + (1 - head_share) * backward

@@ -47,6 +47,9 @@ def dkd(
     target = labels.clamp(min=0).unsqueeze(-1)
     target_term = kl(_binary(student_log_probs, target), _binary(teacher_log_probs, target))
     rest_term = kl(_without(student, target), _without(teacher, target))
+    # A teacher that leaves no other class anything says nothing about them.
+    nothing_left = teacher.scatter(-1, target, LOG_ZERO).amax(dim=-1) <= LOG_ZERO
+    rest_term = rest_term.masked_fill(nothing_left, 0.0)
     plain = kl(student_log_probs, teacher_log_probs)
     return torch.where(labels < 0, plain, alpha * target_term + beta * rest_term)
 
@@ -59,11 +62,8 @@ def _binary(log_probs: Tensor, target: Tensor) -> Tensor:
 
 
 def _without(logits: Tensor, target: Tensor) -> Tensor:
-    """Take the log-softmax of the other classes; the target's own is a huge negative number.
-
-    Where all others are masked too, every class is level: the same on both sides, so it adds 0.
-    """
-    return logits.clamp(min=LOG_ZERO).scatter(-1, target, LOG_ZERO).log_softmax(dim=-1)
+    """Take the log-softmax of the other classes; the target's own is a huge negative number."""
+    return logits.scatter(-1, target, LOG_ZERO).log_softmax(dim=-1)
 
 
 DKD = KDLoss(

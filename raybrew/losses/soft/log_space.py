@@ -92,7 +92,8 @@ def log_mixture(
     Returns:
         Log-probabilities of the mixture; a huge negative number where both are 0.
     """
+    # One −inf is no trouble to logaddexp; two are, in its gradient.
     return torch.logaddexp(
-        first_log_probs.clamp(min=LOG_ZERO) + math.log(first_share),
+        first_log_probs + math.log(first_share),
         second_log_probs.clamp(min=LOG_ZERO) + math.log1p(-first_share),
     )

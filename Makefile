@@ -1,0 +1,49 @@
+# Everything runs in a virtual environment of its own, made from the lock file.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+# Offline: neither a hub nor W&B is called by a test or the demo.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help demo test check lint types lock clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raybrew needs Python 3.11 or newer, got %s" % sys.version)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: $(VENV)/installed ## two teachers, one student, real sentences, a table
+	@WANDB_MODE=offline $(BIN)/python -m experiments.first_run
+
+test: $(VENV)/installed ## lint, types, every test
+	@$(MAKE) --no-print-directory lint types check
+
+check: $(VENV)/installed
+	@WANDB_MODE=offline $(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	@$(BIN)/pyright
+
+lock: ## write requirements.lock anew from pyproject.toml
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade pip
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --editable '.[tensorboard]' --group dev
+	.venv-lock/bin/python -m pip freeze --exclude raybrew --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	rm -rf .venv-lock
+
+clean: ## remove the environment, runs and caches
+	rm -rf $(VENV) runs cache .pytest_cache .ruff_cache .hypothesis

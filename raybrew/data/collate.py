@@ -1,0 +1,30 @@
+"""Batches of tensors out of ragged examples."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raybrew.data.encoding import EncodedView
+
+__all__ = ["collate"]
+
+
+def collate(
+    view: EncodedView, rows: np.ndarray, pad_token_id: int, pad_to: int | None = None
+) -> dict[str, Tensor]:
+    """Put examples into one batch, padded on the right to the longest."""
+    taken = view.take(rows)
+    lengths = taken.lengths
+    length = max(int(lengths.max(initial=0)), pad_to or 0, 1)
+    mask = np.arange(length) < lengths[:, None]
+    ids = np.full(mask.shape, pad_token_id, np.int64)
+    ids[mask] = taken.input_ids
+    batch = {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+    }
+    if taken.token_type_ids is not None:
+        types = np.zeros(mask.shape, np.int64)
+        types[mask] = taken.token_type_ids
+        batch["token_type_ids"] = torch.from_numpy(types)
+    return batch

@@ -1,0 +1,160 @@
+"""A job as a YAML file: read it, change it from the command line, check it, write it back.
+
+    job.yaml ── YAML ──► paths of the file ──► --set a.b=c ──┬──► scaling:, run:   Ray's, as is
+                                                             └──► job, or every mistake in it
+
+The keys of the file are those of the job, plus `scaling:` and `run:`, the arguments of Ray's
+`ScalingConfig` and `RunConfig`.
+
+Paths: a relative path of a data set, a model, a tokenizer or the label store that exists relative
+to the file's folder is taken from there, and made absolute. Any other is left as it is (a hub id,
+a teacher's name, a path relative to the working directory), and so are paths given by `--set`.
+
+YAML is read as data only, by the rules of YAML 1.2: `no` and `on` are texts, `1e-4` is a number.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from raybrew.config import DistillJob, TrainJob
+from raybrew.errors import ConfigError
+from raybrew.job_mistakes import explain
+from raybrew.job_paths import set_path
+from raybrew.job_yaml import parse_yaml
+
+__all__ = ["JobFile", "dump_yaml", "explain", "load_job", "set_path", "validate"]
+
+JobT = TypeVar("JobT", bound=DistillJob | TrainJob)
+
+RAY_SECTIONS = ("scaling", "run")
+
+
+@dataclass(frozen=True)
+class JobFile(Generic[JobT]):
+    """What a file asks for.
+
+    Args:
+        job: The job, checked.
+        scaling: Arguments of Ray's ScalingConfig.
+        run: Arguments of Ray's RunConfig.
+        plain: The resolved file, with every default: `dump_yaml(plain)` can be loaded again.
+    """
+
+    job: JobT
+    scaling: dict[str, Any] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    plain: dict[str, Any] = field(default_factory=dict)
+
+
+def load_job(
+    kind: type[JobT], path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> JobFile[JobT]:
+    """Read a job from a YAML file.
+
+    Args:
+        kind: DistillJob or TrainJob.
+        path: The file.
+        overrides: Changes such as `distillation.temperature=4` or `teachers.a.weight=0.5`; the
+            value is YAML, a list's element is named by its index or its `name`.
+
+    Raises:
+        ConfigError: The file can't be read, or what it says is no such job; names every mistake.
+    """
+    file = Path(path).expanduser()
+    values = _read(file)
+    _resolve_paths(values, file.absolute().parent)
+    for override in overrides:
+        target, equals, text = override.partition("=")
+        if not equals or not target.strip():
+            raise ConfigError(f"--set: expected path=value, got {override!r}")
+        value = parse_yaml(text, f"--set {target.strip()}")
+        set_path(values, target.strip(), value, kind, free=RAY_SECTIONS)
+    mistakes: list[str] = []
+    sections = {name: _ray_section(values, name, mistakes) for name in RAY_SECTIONS}
+    job: JobT | None = None
+    try:
+        job = kind.model_validate(values)
+    except ValidationError as error:
+        mistakes.insert(0, explain(error, kind, extra=RAY_SECTIONS))
+    if job is None or mistakes:
+        lines = "\n".join(mistakes)
+        raise ConfigError(f"{file}: expected a {kind.__name__}, got\n{lines}")
+    plain = job.to_plain() | {name: section for name, section in sections.items() if section}
+    return JobFile(job, scaling=sections["scaling"], run=sections["run"], plain=plain)
+
+
+def validate(kind: type[JobT], values: Mapping[str, Any]) -> JobT:
+    """Build a job from values.
+
+    Raises:
+        ConfigError: With every mistake in the values.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, kind)) from None
+
+
+def dump_yaml(job: DistillJob | TrainJob | Mapping[str, Any]) -> str:
+    """Return the resolved job (or plain values) as YAML that `load_job` reads."""
+    plain = dict(job) if isinstance(job, Mapping) else job.to_plain()
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if file.is_dir():
+        raise ConfigError(f"{file}: expected a YAML file, got a folder")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: expected a YAML file, got no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: expected a YAML file in UTF-8, got: {error}") from None
+    values = parse_yaml(text, str(file))
+    if not isinstance(values, dict):
+        got = "an empty file" if values is None else type(values).__name__
+        raise ConfigError(f"{file}: expected a mapping (tasks, training, …), got {got}")
+    return values
+
+
+def _ray_section(values: dict[str, Any], name: str, mistakes: list[str]) -> dict[str, Any]:
+    """Take the arguments of one of Ray's objects out of the values."""
+    section = values.pop(name, None)
+    if section is not None and not isinstance(section, dict):
+        mistakes.append(f"{name}: expected a mapping, got {section!r}")
+        return {}
+    return section or {}
+
+
+def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    tasks, teachers = _mappings(values.get("tasks")), _mappings(values.get("teachers"))
+    names = [teacher.get("name") for teacher in teachers]
+    for task in tasks:
+        _resolve(task, ("train", "eval"), folder)
+    for teacher in teachers:
+        _resolve(teacher, ("model",), folder)
+    for section in _mappings([values.get("student"), values.get("model")]):
+        of_teacher = section.get("tokenizer_from") in names
+        _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
+    for section in _mappings([values.get("labels")]):
+        _resolve(section, ("store",), folder)
+
+
+def _mappings(section: Any) -> list[dict[str, Any]]:
+    """Return the mappings of a section; whatever else stands there is for `explain` to say."""
+    return [each for each in section if isinstance(each, dict)] if isinstance(section, list) else []
+
+
+def _resolve(section: dict[str, Any], keys: Sequence[str], folder: Path) -> None:
+    for key in keys:
+        value = section.get(key)
+        if isinstance(value, str) and value and "\0" not in value and len(value) < 1024:
+            target = os.path.abspath(folder / value)
+            if os.path.exists(target):
+                section[key] = target

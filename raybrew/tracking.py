@@ -1,0 +1,258 @@
+"""Who follows a run. The only file that knows W&B and TensorBoard.
+
+Tracker ─┬─ metrics.jsonl   always
+         ├─ TensorBoard     config.tensorboard   <folder>/tensorboard
+         └─ W&B             config.wandb         <folder>/wandb
+"""
+
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Lock
+from types import TracebackType
+from typing import Any, Protocol
+
+from raybrew.config import TrackingConfig
+from raybrew.errors import ConfigError
+from raybrew.metrics_file import MetricsFile, without_secrets
+
+__all__ = ["Tracker"]
+
+_log = logging.getLogger(__name__)
+
+WANDB_INIT_TIMEOUT_S = 60
+WANDB_FINISH_TIMEOUT_S = 120
+
+
+class _Sink(Protocol):
+    """One place that takes a run's figures."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def summary(self, values: Mapping[str, Any]) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+class Tracker:
+    """Writes a run's figures to `metrics.jsonl`, and to W&B and TensorBoard when asked.
+
+    A context manager; may be called from several threads.
+
+    Args:
+        folder: Folder of the run; made if it isn't there.
+        config: What to write to.
+        job_plain: The resolved job, as `to_plain` gives it; recorded without secrets.
+        run_name: Name of the run where `config.run_name` is left out.
+
+    Raises:
+        ConfigError: W&B refuses the credentials or can't be reached, or TensorBoard is missing.
+    """
+
+    def __init__(
+        self, folder: Path, config: TrackingConfig, job_plain: dict[str, Any], run_name: str
+    ):
+        folder = Path(folder).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        job = without_secrets(job_plain)
+        self._lock = Lock()
+        self._finished = False
+        self._sinks: list[_Sink] = []
+        with ExitStack() as undo:
+            undo.callback(self.finish, 1)
+            self._sinks.append(MetricsFile(folder / "metrics.jsonl"))
+            if config.tensorboard:
+                self._sinks.append(_TensorBoard(folder / "tensorboard", job))
+            mode = _wandb_mode() if config.wandb else "disabled"
+            if mode != "disabled":
+                self._sinks.append(_Wandb(folder, config, job, config.run_name or run_name, mode))
+            undo.pop_all()
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures of a step.
+
+        Args:
+            values: Numbers by metric key, such as `train/mr/loss`.
+            step: Optimizer steps done so far.
+        """
+        numbers = {key: float(value) for key, value in values.items()}
+        with self._lock:
+            for sink in self._sinks:
+                sink.log(numbers, step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record the run's final figures: numbers, texts or None."""
+        with self._lock:
+            for sink in self._sinks:
+                sink.summary(values)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close everything; a second call does nothing.
+
+        Args:
+            exit_code: 0 for a run that went well.
+        """
+        with self._lock:
+            if not self._finished:
+                self._finished = True
+                for sink in self._sinks:
+                    sink.finish(exit_code)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.finish(0 if kind is None else 1)
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, job: dict[str, Any]):
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "tracking.tensorboard: expected the package tensorboard, got none installed; "
+                "pip install 'raybrew[tensorboard]', or leave the key out"
+            ) from error
+        self._writer = SummaryWriter(str(folder))
+        self._writer.add_text("job", f"```json\n{json.dumps(job, indent=2, default=str)}\n```")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        rows = "\n".join(f"| {key} | {value} |" for key, value in values.items())
+        self._writer.add_text("summary", f"| figure | value |\n| --- | --- |\n{rows}")
+
+    def finish(self, exit_code: int) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(
+        self, folder: Path, config: TrackingConfig, job: dict[str, Any], name: str, mode: str
+    ):
+        import wandb
+
+        self._lost = False
+        try:
+            self._run = wandb.init(
+                dir=str(folder),
+                id=_run_id(folder / "wandb" / "run-id"),
+                resume="allow",
+                project=config.project,
+                name=name,
+                group=config.group,
+                config=job,
+                mode="offline" if mode == "offline" else "online",
+                reinit="create_new",  # leaves a run alone that the caller has open
+                settings=_quiet_settings(),
+            )
+        except _wandb_errors() as error:
+            raise ConfigError(
+                f"tracking.wandb: expected to open a run in project {config.project!r}, got: "
+                f"{error}; check the project and the key, or set WANDB_MODE=offline"
+            ) from error
+        # W&B drops values of a step below the last one seen; an axis of our own takes them all.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        if mode == "offline":
+            _log.info(
+                "W&B is offline; send the run later: wandb sync %s", Path(self._run.dir).parent
+            )
+        else:
+            _log.info("W&B: %s", self._run.url)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._try(lambda: self._run.log({"step": step, **values}))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        self._try(lambda: self._run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int) -> None:
+        self._try(lambda: self._run.finish(exit_code=exit_code))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Warn once and carry on: a run outlives its observers."""
+        if self._lost:
+            return
+        try:
+            call()
+        except _wandb_errors() as error:
+            self._lost = True
+            _log.warning(
+                "W&B failed (%s: %s); the run goes on without it, metrics.jsonl has everything",
+                type(error).__name__,
+                error,
+            )
+
+
+def _wandb_mode() -> str:
+    """Return `online` where a key is found and holds, else `offline` or `disabled`."""
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    if mode == "dryrun" or mode == "offline":
+        return "offline"
+    if mode == "disabled":
+        _log.info("W&B is disabled by WANDB_MODE; figures go to metrics.jsonl")
+        return "disabled"
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        found = wandb.login(verify=True, prompt=False)
+    except wandb.Error as error:
+        raise ConfigError(
+            f"tracking.wandb: expected W&B to accept the key, got: {error}; run `wandb login`, or "
+            "set WANDB_MODE=offline to send the run later"
+        ) from error
+    if not found:
+        _log.info("W&B has no key (WANDB_API_KEY, `wandb login`)")
+    return "online" if found else "offline"
+
+
+def _quiet_settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        quiet=True,
+        console="off",  # the terminal belongs to our progress bars
+        disable_code=True,
+        save_code=False,
+        init_timeout=WANDB_INIT_TIMEOUT_S,
+        finish_timeout=WANDB_FINISH_TIMEOUT_S,
+    )
+
+
+def _wandb_errors() -> tuple[type[Exception], ...]:
+    """Return what W&B raises when its service or server is lost; they share no base."""
+    import wandb
+    from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
+
+    return (
+        wandb.Error,
+        HandleAbandonedError,
+        MailboxClosedError,
+        WandbServiceConnectionError,
+        OSError,
+        RuntimeError,
+    )
+
+
+def _run_id(path: Path) -> str:
+    """Return the folder's W&B id, the same when the run is resumed."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(uuid.uuid4().hex[:8])
+    return path.read_text().strip()

@@ -1,0 +1,89 @@
+"""How a loss is asked for: by name, with options, or by the import path of the user's own."""
+
+import pickle
+
+import pytest
+import torch
+
+from raybrew.errors import ConfigError
+from raybrew.losses.features import MATCH_LOSSES, match_loss
+from tests.losses import user_losses
+from tests.losses.feature_inputs import RAGGED, WITH_EMPTY_ROW, gradients, make_pair, mean
+
+
+def test_every_name_builds_a_loss_that_states_both_sides():
+    for name, build in MATCH_LOSSES.items():
+        loss = match_loss(name)
+        assert loss.name == build().name
+    assert match_loss("gram").name == "fsp"
+    assert match_loss("nst").name == "mmd"
+
+
+def test_an_unknown_name_tells_the_nearest():
+    with pytest.raises(ConfigError, match=r"'hiden_mse'\. Nearest: hidden_mse"):
+        match_loss("hiden_mse")
+    with pytest.raises(ConfigError, match=r"'zzz'\. The names are attention_mse, "):
+        match_loss("zzz")
+
+
+def test_an_unknown_option_tells_which_there_are():
+    with pytest.raises(ConfigError, match=r"'rkd_distance' has no option pool: .* pooling"):
+        match_loss("rkd_distance", {"pool": "first"})
+    with pytest.raises(ConfigError, match=r"'pkd' has no option pooling: it takes none"):
+        match_loss("pkd", {"pooling": "first"})
+
+
+def test_a_function_of_the_users_own():
+    path = "tests.losses.user_losses:mean_absolute_error"
+    loss = pickle.loads(pickle.dumps(match_loss(path)))
+    pair = make_pair("hidden_mse")
+    statistic = loss.teacher_statistic(pair.teacher, RAGGED)
+    value = mean(loss.loss(pair.student, RAGGED, statistic))
+    expected = user_losses.mean_absolute_error(pair.student[0], pair.teacher[0], RAGGED)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradients(value, pair.student), gradients(expected, pair.student))
+    stored = loss.unpack(loss.pack(statistic, RAGGED), RAGGED, pair.sizes)
+    torch.testing.assert_close(mean(loss.loss(pair.student, RAGGED, stored)), expected)
+    without_mask = mean(loss.loss(pair.student, None, loss.teacher_statistic(pair.teacher, None)))
+    torch.testing.assert_close(without_mask, (pair.student[0] - pair.teacher[0]).abs().mean())
+
+
+def test_a_users_function_is_weighed_by_examples_that_have_a_token():
+    loss = user_losses.OWN_LOSS
+    pair = make_pair("hidden_mse")
+    partial = loss.loss(pair.student, WITH_EMPTY_ROW, pair.teacher[0])
+    assert partial.denominator.tolist() == [1, 0, 1, 1]
+    expected = user_losses.mean_absolute_error(pair.student[0], pair.teacher[0], WITH_EMPTY_ROW)
+    torch.testing.assert_close(mean(partial), expected)
+    nothing = loss.loss(pair.student, torch.zeros(4, 6), pair.teacher[0])
+    assert nothing.numerator.tolist() == [0.0] * 4
+    assert gradients(nothing.numerator.sum(), pair.student)[0].abs().max() == 0
+
+
+def test_losses_and_builders_by_import_path():
+    assert match_loss("tests.losses.user_losses:OWN_LOSS") is user_losses.OWN_LOSS
+    built = match_loss("tests.losses.user_losses:own_distance", {"pooling": "first"})
+    pair = make_pair("rkd_distance")
+    torch.testing.assert_close(
+        built.teacher_statistic(pair.teacher, RAGGED),
+        match_loss("rkd_distance", {"pooling": "first"}).teacher_statistic(pair.teacher, RAGGED),
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("tests.losses.user_losses:missing", "can't be imported"),
+        ("no.such.module:loss", "can't be imported"),
+        ("tests.losses.user_losses:NOT_A_LOSS", "is a int; expected a MatchLoss"),
+        ("tests.losses.user_losses:builds_a_number", "built a int; expected a MatchLoss"),
+    ],
+)
+def test_an_import_path_that_leads_to_no_loss(path: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        match_loss(path)
+
+
+def test_a_ready_loss_takes_no_options():
+    with pytest.raises(ConfigError, match="takes no options"):
+        match_loss("tests.losses.user_losses:OWN_LOSS", {"weight": 1})
