@@ -77,19 +77,21 @@ class Task(_Section):
 
     name: Name = Field(description="Name of the task; heads, labels and metrics carry it.")
     kind: Literal["sequence-classification"] = Field(
-        "sequence-classification", description="What a prediction is."
+        default="sequence-classification", description="What a prediction is."
     )
     train: DataSource = Field(description="Rows to learn from.")
-    eval: DataSource | None = Field(None, description="Rows to evaluate on.")
-    text: str = Field("text", description="Column of the (first) text.")
-    text_pair: str | None = Field(None, description="Column of the second text of a pair.")
-    label: str = Field("label", description="Column of the class: an integer or a class name.")
+    eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
+    text: str = Field(default="text", description="Column of the (first) text.")
+    text_pair: str | None = Field(default=None, description="Column of the second text of a pair.")
+    label: str = Field(
+        default="label", description="Column of the class: an integer or a class name."
+    )
     label_names: tuple[str, ...] | None = Field(
-        None,
+        default=None,
         min_length=2,
         description="Classes in the order of the logits; read from the data if left out.",
     )
-    max_length: int = Field(128, ge=4, le=131072, description="Longest input, in tokens.")
+    max_length: int = Field(default=128, ge=4, le=131072, description="Longest input, in tokens.")
 
 
 class Teacher(_Section):
@@ -98,18 +100,20 @@ class Teacher(_Section):
     name: Name = Field(description="Name of the teacher; matches and metrics refer to it.")
     task: str = Field(description="Name of the task that it teaches.")
     model: ModelPath = Field(description="Folder that transformers can load, or a hub id.")
-    weight: float = Field(1.0, ge=0, description="Share in the mixture of its task's teachers.")
-    replicas: int = Field(1, ge=1, le=1024, description="Ray actors that host it.")
+    weight: float = Field(
+        default=1.0, ge=0, description="Share in the mixture of its task's teachers."
+    )
+    replicas: int = Field(default=1, ge=1, le=1024, description="Ray actors that host it.")
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"CPU": 1.0},
         description="Ray resources of one replica, e.g. {GPU: 0.5}.",
     )
-    dtype: Dtype = Field("float32", description="Precision that the teacher computes in.")
+    dtype: Dtype = Field(default="float32", description="Precision that the teacher computes in.")
     batch_tokens: int = Field(
-        4096, ge=16, description="Most tokens of one forward, padding included."
+        default=4096, ge=16, description="Most tokens of one forward, padding included."
     )
     inputs: Literal["shared", "own"] = Field(
-        "shared",
+        default="shared",
         description="`shared`: reads the student's token ids. `own`: each example is encoded "
         "for it by its own tokenizer.",
     )
@@ -118,22 +122,24 @@ class Teacher(_Section):
 class Student(_Section):
     """Where the student comes from: one of three ways, or `model` with `layers_from`."""
 
-    model: ModelPath | None = Field(None, description="Folder or hub id of pretrained weights.")
+    model: ModelPath | None = Field(
+        default=None, description="Folder or hub id of pretrained weights."
+    )
     config: dict[str, Any] | None = Field(
-        None,
+        default=None,
         description="Changes to the configuration of `tokenizer_from` (by default of the first "
         "teacher); the student starts from random weights.",
     )
     layers_from: tuple[str, tuple[int, ...]] | None = Field(
-        None,
+        default=None,
         description="Teacher and its layers (from 0) to start from; embeddings and the head "
         "come along where sizes match.",
     )
     tokenizer_from: str | None = Field(
-        None, description="Folder, hub id or teacher whose tokenizer the student uses."
+        default=None, description="Folder, hub id or teacher whose tokenizer the student uses."
     )
     freeze: tuple[str, ...] = Field(
-        (), description="Parameters that stay as they are: prefixes or parts of names."
+        default=(), description="Parameters that stay as they are: prefixes or parts of names."
     )
 
     @model_validator(mode="after")
@@ -153,28 +159,42 @@ class Student(_Section):
 class DistillationConfig(_Section):
     """The objective. Field names follow TextBrewer where it has the thing."""
 
-    temperature: float = Field(4.0, gt=0, le=1000, description="Softens both sides' logits.")
-    temperature_scheduler: str = Field("constant", description="How rows change it.")
+    temperature: float = Field(
+        default=4.0, gt=0, le=1000, description="Softens both sides' logits."
+    )
+    temperature_scheduler: str = Field(default="constant", description="How rows change it.")
     temperature_scheduler_options: Options = Field(
         default_factory=dict, description="Options of the temperature scheduler."
     )
-    kd_loss: str = Field("ce", description="Loss on the logits: a name, or `package.module:name`.")
+    kd_loss: str = Field(
+        default="ce", description="Loss on the logits: a name, or `package.module:name`."
+    )
     kd_loss_options: Options = Field(default_factory=dict, description="Options of the loss.")
-    scale_t2: bool = Field(False, description="Multiply the loss on the logits by T².")
-    kd_loss_weight: float = Field(1.0, ge=0, description="Weight of the loss on the logits.")
-    kd_loss_weight_scheduler: str = Field("constant", description="Its factor over the steps.")
+    scale_t2: bool = Field(default=False, description="Multiply the loss on the logits by T².")
+    kd_loss_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the loss on the logits."
+    )
+    kd_loss_weight_scheduler: str = Field(
+        default="constant", description="Its factor over the steps."
+    )
     kd_loss_weight_scheduler_options: Options = Field(
         default_factory=dict, description="Options of that schedule."
     )
-    hard_label_weight: float = Field(0.0, ge=0, description="Weight of the loss on the labels.")
-    hard_label_weight_scheduler: str = Field("constant", description="Its factor over the steps.")
+    hard_label_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the loss on the labels."
+    )
+    hard_label_weight_scheduler: str = Field(
+        default="constant", description="Its factor over the steps."
+    )
     hard_label_weight_scheduler_options: Options = Field(
         default_factory=dict, description="Options of that schedule."
     )
     probability_shift: bool = Field(
-        False, description="Swap the true class's logit with the teacher's largest one."
+        default=False, description="Swap the true class's logit with the teacher's largest one."
     )
-    mixture: str = Field("mean_logits", description="How several teachers become one target.")
+    mixture: str = Field(
+        default="mean_logits", description="How several teachers become one target."
+    )
     mixture_options: dict[str, Any] = Field(
         default_factory=dict, description="What differs from the named mixture."
     )
@@ -183,28 +203,38 @@ class DistillationConfig(_Section):
 class TrainingConfig(_Section):
     """Steps, optimizer, seed. Batch sizes are global: they don't depend on the workers."""
 
-    num_epochs: int | None = Field(None, ge=1, description="Passes over the data.")
-    num_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
-    batch_size: int = Field(32, ge=1, description="Examples of one step, over all workers.")
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Forward passes that one step's batch is split into."
+    num_epochs: int | None = Field(default=None, ge=1, description="Passes over the data.")
+    num_steps: int | None = Field(
+        default=None, ge=1, description="Optimizer steps, instead of epochs."
     )
-    eval_batch_size: int = Field(64, ge=1, description="Examples of one forward in evaluation.")
-    optimizer: str = Field("AdamW", description="Class of torch.optim.")
+    batch_size: int = Field(default=32, ge=1, description="Examples of one step, over all workers.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Forward passes that one step's batch is split into."
+    )
+    eval_batch_size: int = Field(
+        default=64, ge=1, description="Examples of one forward in evaluation."
+    )
+    optimizer: str = Field(default="AdamW", description="Class of torch.optim.")
     optimizer_options: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the optimizer besides lr."
     )
-    learning_rate: float = Field(1e-4, gt=0, description="Peak learning rate.")
-    lr_scheduler: str = Field("linear", description="Name of a transformers scheduler.")
-    warmup_ratio: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up.")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Clips the gradient's norm.")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="Autocast of the student.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Order of the data, weights, dropout.")
+    learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    lr_scheduler: str = Field(default="linear", description="Name of a transformers scheduler.")
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps that warm up."
+    )
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clips the gradient's norm.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Autocast of the student."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Order of the data, weights, dropout.")
     evaluate_every: int | None = Field(
-        None, ge=1, description="Steps between evaluations; at each epoch's end if left out."
+        default=None,
+        ge=1,
+        description="Steps between evaluations; at each epoch's end if left out.",
     )
     num_threads: int | None = Field(
-        None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
+        default=None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
     )
 
     @model_validator(mode="after")
@@ -224,32 +254,34 @@ class LabelConfig(_Section):
     """Where soft labels are kept, in which precision, and when they are computed."""
 
     store: ModelPath = Field(
-        "~/.cache/raybrew/labels", description="Folder of the store; share it between runs."
+        default="~/.cache/raybrew/labels", description="Folder of the store; share it between runs."
     )
-    dtype: Dtype = Field("float32", description="Precision that labels are kept in.")
+    dtype: Dtype = Field(default="float32", description="Precision that labels are kept in.")
     when: Literal["along", "ahead"] = Field(
-        "along",
+        default="along",
         description="`along`: during the first epoch. `ahead`: before training, after which the "
         "teachers give their resources back.",
     )
     window: int = Field(
-        8, ge=1, le=4096, description="Steps whose labels are asked for in one request."
+        default=8, ge=1, le=4096, description="Steps whose labels are asked for in one request."
     )
     max_windows: int = Field(
-        2, ge=1, le=64, description="Requests in flight ahead of the step that needs them."
+        default=2, ge=1, le=64, description="Requests in flight ahead of the step that needs them."
     )
 
 
 class TrackingConfig(_Section):
     """Who follows the run. `metrics.jsonl` is always written."""
 
-    wandb: bool = Field(False, description="Follow the run in W&B; offline without a key.")
-    tensorboard: bool = Field(False, description="Write TensorBoard events.")
-    project: str = Field("raybrew", description="W&B project.")
-    run_name: str | None = Field(None, description="W&B run name; the run folder's if left out.")
-    group: str | None = Field(None, description="W&B group.")
-    log_every: int = Field(10, ge=1, description="Steps between two records of the losses.")
-    progress: bool = Field(True, description="Progress bars on the driver.")
+    wandb: bool = Field(default=False, description="Follow the run in W&B; offline without a key.")
+    tensorboard: bool = Field(default=False, description="Write TensorBoard events.")
+    project: str = Field(default="raybrew", description="W&B project.")
+    run_name: str | None = Field(
+        default=None, description="W&B run name; the run folder's if left out."
+    )
+    group: str | None = Field(default=None, description="W&B group.")
+    log_every: int = Field(default=10, ge=1, description="Steps between two records of the losses.")
+    progress: bool = Field(default=True, description="Progress bars on the driver.")
 
 
 class _Job(_Section):

@@ -8,7 +8,8 @@ The keys of the file are those of the job, plus `scaling:` and `run:`, the argum
 
 Paths: a relative path of a data set, a model, a tokenizer or the label store that exists relative
 to the file's folder is taken from there, and made absolute. Any other is left as it is (a hub id,
-a teacher's name, a path relative to the working directory), and so are paths given by `--set`.
+a teacher's name, a path relative to the working directory), and so are paths given by `--set`. A
+relative `labels.store` is always taken from the file's folder.
 
 YAML is read as data only, by the rules of YAML 1.2: `no` and `on` are texts, `1e-4` is a number.
 """
@@ -143,7 +144,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         of_teacher = section.get("tokenizer_from") in names
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
     for section in _mappings([values.get("labels")]):
-        _resolve(section, ("store",), folder)
+        # A store may have to be made: nothing else than a folder can be meant.
+        if isinstance(section.get("store"), str):
+            section["store"] = os.path.join(folder, os.path.expanduser(section["store"]))
 
 
 def _mappings(section: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Bytes per example that each preset ships: padded float32 tensors against reduced statistics.
 
     python experiments/benchmarks/payload_bytes.py
-    python experiments/benchmarks/payload_bytes.py --lengths lengths.txt --dtype float16
+    python experiments/benchmarks/payload_bytes.py --lengths lengths.txt --json table.json
 
 Without a file of lengths (one number a line) a made distribution stands in for MR's sentences: a
 gamma distribution of mean 27 and standard deviation 12 over 3 to 64 tokens, by its quantiles, so
@@ -20,13 +20,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import gamma
 
-from raybrew.losses.features import FeatureSizes
 from raybrew.losses.match_check import ModelGeometry, statistic_sizes
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.losses.presets import PRESETS, generate_matches
 
 BERT_BASE = ModelGeometry(num_layers=12, hidden_size=768, num_heads=12)
-BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
+BYTES_OF = {"float32": 4, "bfloat16": 2}
 NUM_QUANTILES = 1000
 
 
@@ -36,11 +35,10 @@ class PayloadRow:
 
     preset: str
     padded_float32_bytes: float
-    reduced_bytes: float
+    reduced_bytes: dict[str, float]  # by the dtype that is shipped
 
-    @property
-    def ratio(self) -> float:
-        return self.padded_float32_bytes / self.reduced_bytes
+    def ratio(self, dtype: str) -> float:
+        return self.padded_float32_bytes / self.reduced_bytes[dtype]
 
 
 def made_lengths(mean: float = 27, deviation: float = 12, longest: int = 64) -> list[int]:
@@ -59,15 +57,12 @@ def padded_bytes(matches: Sequence[MatchSpec], teacher: ModelGeometry, padded_le
     return sum(4 * (attention if feature == "attention" else hidden) for feature, _ in layers)
 
 
-def reduced_bytes(
-    matches: Sequence[MatchSpec], teacher: ModelGeometry, num_tokens: int, dtype: str
-) -> int:
-    """What the match losses say they ship for one example."""
+def reduced_entries(matches: Sequence[MatchSpec], teacher: ModelGeometry, num_tokens: int) -> int:
+    """How many numbers the match losses say they ship for one example."""
     total = 0
     for match in matches:
-        sizes: FeatureSizes = statistic_sizes(match, teacher)
-        shape = match.build_loss().payload_shape(num_tokens, sizes)
-        total += torch.Size(shape).numel() * BYTES_OF[dtype]
+        sizes = statistic_sizes(match, teacher)
+        total += torch.Size(match.build_loss().payload_shape(num_tokens, sizes)).numel()
     return total
 
 
@@ -90,22 +85,36 @@ def presets() -> dict[str, Sequence[MatchSpec]]:
     return named
 
 
-def payload_table(lengths: Sequence[int], padded_length: int, dtype: str) -> list[PayloadRow]:
+def payload_table(lengths: Sequence[int], padded_length: int) -> list[PayloadRow]:
     """One row per preset, averaged over the sentences."""
-    counts = np.bincount(np.asarray(lengths))
+    counts = np.bincount(np.asarray(lengths)).tolist()
     rows = []
     for name, matches in presets().items():
-        reduced = sum(
-            count * reduced_bytes(matches, BERT_BASE, num_tokens, dtype)
-            for num_tokens, count in enumerate(counts.tolist())
+        entries = sum(
+            count * reduced_entries(matches, BERT_BASE, num_tokens)
+            for num_tokens, count in enumerate(counts)
             if count
         )
-        rows.append(
-            PayloadRow(
-                name, padded_bytes(matches, BERT_BASE, padded_length), reduced / len(lengths)
-            )
-        )
+        mean = entries / len(lengths)
+        reduced = {dtype: mean * size for dtype, size in BYTES_OF.items()}
+        rows.append(PayloadRow(name, padded_bytes(matches, BERT_BASE, padded_length), reduced))
     return rows
+
+
+def printed(rows: Sequence[PayloadRow], title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("preset")
+    for column in (
+        "padded float32",
+        *(f"{x}{dtype}" for dtype in BYTES_OF for x in ("", "ratio, ")),
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = [f"{row.padded_float32_bytes:,.0f}"]
+        for dtype in BYTES_OF:
+            cells += [f"{row.reduced_bytes[dtype]:,.0f}", f"{row.ratio(dtype):,.1f} ×"]
+        table.add_row(row.preset, *cells)
+    return table
 
 
 def main() -> None:
@@ -114,31 +123,20 @@ def main() -> None:
     )
     parser.add_argument("--lengths", type=Path, help="file of sentence lengths, one a line")
     parser.add_argument("--padded-length", type=int, default=64)
-    parser.add_argument("--dtype", choices=BYTES_OF, default="float32")
     parser.add_argument("--json", type=Path, help="write the rows there")
     arguments = parser.parse_args()
     lengths = made_lengths(longest=arguments.padded_length)
     if arguments.lengths:
         given = [int(line) for line in arguments.lengths.read_text().split()]
         lengths = [min(length, arguments.padded_length) for length in given]
-    rows = payload_table(lengths, arguments.padded_length, arguments.dtype)
-    table = Table(
-        title=f"Bytes per example, BERT-base, {len(lengths)} sentences of {np.mean(lengths):.1f} "
-        f"tokens padded to {arguments.padded_length}, shipped as {arguments.dtype}"
+    rows = payload_table(lengths, arguments.padded_length)
+    title = (
+        f"Bytes per example: BERT-base, {len(lengths)} sentences of {np.mean(lengths):.1f} tokens "
+        f"on average, padded to {arguments.padded_length}"
     )
-    for column in ("preset", "padded float32", "reduced", "ratio"):
-        table.add_column(column, justify="left" if column == "preset" else "right")
-    for row in rows:
-        table.add_row(
-            row.preset,
-            f"{row.padded_float32_bytes:,.0f}",
-            f"{row.reduced_bytes:,.0f}",
-            f"{row.ratio:,.1f} ×",
-        )
-    Console(width=100).print(table)
+    Console(width=110).print(printed(rows, title))
     if arguments.json:
-        records = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        arguments.json.write_text(json.dumps(records, indent=2))
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
 
 
 if __name__ == "__main__":

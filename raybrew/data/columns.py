@@ -1,4 +1,5 @@
 """Placeholder version."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,4 +17,8 @@ def read_rows(task, dataset, what):
 
 def read_labels(task, train, evaluation):
     names = tuple(train.features[task.label].names)
-    return names, np.array(train[task.label], np.int64), None if evaluation is None else np.array(evaluation[task.label], np.int64)
+    return (
+        names,
+        np.array(train[task.label], np.int64),
+        None if evaluation is None else np.array(evaluation[task.label], np.int64),
+    )

@@ -1,4 +1,5 @@
 """Placeholder version."""
+
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,13 @@ def encode(tokenizer, texts, pairs, max_length):
     types = None
     if "token_type_ids" in out:
         types = np.concatenate([np.array(i, np.int8) for i in out["token_type_ids"]])
-    keys = np.array([[xxhash.xxh3_64_intdigest(np.array(i, np.int32).tobytes(), s) for s in (0, 1)] for i in ids], np.uint64)
+    keys = np.array(
+        [
+            [xxhash.xxh3_64_intdigest(np.array(i, np.int32).tobytes(), s) for s in (0, 1)]
+            for i in ids
+        ],
+        np.uint64,
+    )
     return EncodedView(flat, types, offsets, keys), 0
 
 
@@ -59,7 +66,12 @@ class EncodedSplit:
         views = {}
         for f in path.glob("*.npz"):
             z = np.load(f)
-            views[f.stem] = EncodedView(z["input_ids"], z["token_type_ids"] if "token_type_ids" in z else None, z["offsets"], z["keys"])
+            views[f.stem] = EncodedView(
+                z["input_ids"],
+                z["token_type_ids"] if "token_type_ids" in z else None,
+                z["offsets"],
+                z["keys"],
+            )
         return EncodedSplit(views, np.load(path / "labels.npy"))
 
 

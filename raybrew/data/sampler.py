@@ -1,4 +1,5 @@
 """Placeholder version."""
+
 import numpy as np
 
 

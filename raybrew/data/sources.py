@@ -1,4 +1,5 @@
 """Placeholder version."""
+
 from datasets import Dataset
 
 

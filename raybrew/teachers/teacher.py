@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import TeacherError
+from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.payload import DTYPES, Payload, Signal, to_storage
 from raybrew.models.adaptors import ADAPTORS, view_of
+from raybrew.models.pretrained import load_classifier, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
 
@@ -131,12 +132,15 @@ class ModelTeacher:
 
 def _load(spec: TeacherSpec) -> PreTrainedModel:
     torch.set_num_threads(spec.num_threads)
+    what = f"teachers[{spec.name}].model"
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            spec.model, dtype=DTYPES[spec.dtype][0]
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        # A copy in memory: the weights of a teacher at work don't change with its files.
+        model, info = load_classifier(spec.model, what, read_config(spec.model, what))
+    except ConfigError as error:
+        raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
         raise TeacherError(
-            f"teacher {spec.name!r}: the model {spec.model} can't be loaded: {error}"
-        ) from error
-    return model.eval().requires_grad_(False)
+            f"teacher {spec.name!r}: expected a fine-tuned classifier at {spec.model}, got weights "
+            f"without {', '.join(sorted(map(str, info['missing_keys'] or info['mismatched_keys'])))}"
+        )
+    return model.to(DTYPES[spec.dtype][0]).eval().requires_grad_(False)

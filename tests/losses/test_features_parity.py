@@ -95,6 +95,37 @@ def test_both_kinds_of_keys_agree_on_scores_that_are_padded_low(name: str):
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("mask_kind", MASKS)
+@pytest.mark.parametrize("distance", [1.0, 1e-3])
+def test_fsp_of_short_sentences_by_products_of_tokens(mask_kind: str, distance: float):
+    """2·L < H: another way to the same number, also near the teacher."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = [torch.randn(4, 6, 20, generator=generator, dtype=torch.float64) for _ in range(2)]
+    student = [
+        (
+            layer + distance * torch.randn(4, 6, 20, generator=generator, dtype=torch.float64)
+        ).requires_grad_()
+        for layer in teacher
+    ]
+    mask = MASKS[mask_kind]
+    for pair in ((student, teacher), ([student[0]] * 2, [teacher[0]] * 2)):
+        loss = match_loss("fsp")
+        value = mean(loss.loss(pair[0], mask, loss.teacher_statistic(pair[1], mask)))
+        expected = textbrewer_losses.fsp_loss(*pair, mask)
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+        distinct = student[: len({id(layer) for layer in pair[0]})]
+        torch.testing.assert_close(
+            gradients(value, distinct), gradients(expected, distinct), rtol=1e-10, atol=1e-16
+        )
+    in_float32 = [layer.detach().float() for layer in student]
+    loss = match_loss("fsp")
+    statistic = loss.teacher_statistic([layer.float() for layer in teacher], mask)
+    rounded = mean(loss.loss(in_float32, mask, statistic))
+    exact = textbrewer_losses.fsp_loss(student, teacher, mask)
+    # The states themselves are rounded, by 6e-8 of a distance of 1e-3 at worst.
+    assert rounded.item() == pytest.approx(exact.item(), rel=2e-4 if distance < 1 else 1e-6)
+
+
 def test_fsp_ships_either_form_of_the_same_loss():
     pair = make_pair("fsp")
     mask = MASKS["ragged"]

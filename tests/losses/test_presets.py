@@ -18,7 +18,7 @@ EVERY_SECOND = [(layer, layer) for layer in (0, 2, 4, 6, 8, 10, 12)]
 H3, H4 = [(0, 0), *L3], [(0, 0), *L4]
 
 # Name → (teacher and student layers, loss, projection), as TextBrewer's examples list them.
-TEXTBREWER_MATCHES = {
+TEXTBREWER_MATCHES: dict[str, tuple[list[tuple[int, int]], str, list | None]] = {
     **{
         f"{depth}_attention_{of}": (layers, f"attention_{of}", None)
         for depth, layers in (("L3", L3), ("L4", L4))
@@ -59,7 +59,7 @@ def test_the_presets_are_textbrewers():
 @pytest.mark.parametrize("name", TEXTBREWER_MATCHES)
 def test_each_preset_equals_textbrewers_entry_for_entry(name: str):
     layers, loss, proj = TEXTBREWER_MATCHES[name]
-    entries = [textbrewer_dict(*pair, loss, proj) for pair in layers]
+    entries = [textbrewer_dict(layer_T, layer_S, loss, proj) for layer_T, layer_S in layers]
     assert resolve_matches(name) == resolve_matches(entries)
     for ours, theirs in zip(PRESETS[name], entries, strict=True):
         accepted = IntermediateMatch.from_dict(theirs)  # TextBrewer's own reading of the entry

@@ -219,7 +219,7 @@ def test_a_loss_that_leads_nowhere(changes: dict, message: str):
 
 
 def test_a_projection_that_is_no_module():
-    with pytest.raises(ConfigError, match="built a int; expected a torch.nn.Module"):
+    with pytest.raises(ConfigError, match=r"built a int; expected a torch\.nn\.Module"):
         match(proj_func=user_matches.builds_no_module).build_projection()
 
 

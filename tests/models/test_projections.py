@@ -23,12 +23,14 @@ torch.set_num_threads(1)
 
 
 def spec(kind: str = "linear", loss: str = "hidden_mse", layers=(1, 1), options=None) -> MatchSpec:
-    return MatchSpec(
-        layer_T=layers[0],
-        layer_S=layers[1],
-        feature="hidden",
-        loss=loss,
-        proj=(kind, 5, 7, options or {}),
+    return MatchSpec.model_validate(
+        {
+            "layer_T": layers[0],
+            "layer_S": layers[1],
+            "feature": "hidden",
+            "loss": loss,
+            "proj": [kind, 5, 7, options or {}],
+        }
     )
 
 
@@ -49,7 +51,9 @@ def test_maps_equal_textbrewers(kind: str):
 
 
 def test_initial_weights_are_normal_and_biases_zero():
-    big = MatchSpec(layer_T=0, layer_S=0, feature="hidden", loss="cos", proj=["linear", 312, 768])
+    big = MatchSpec(
+        layer_T=0, layer_S=0, feature="hidden", loss="cos", proj=("linear", 312, 768, {})
+    )
     weight, bias = build_projections([big])[projection_key(0)].parameters()
     assert weight.shape == (768, 312)
     assert weight.std().item() == pytest.approx(0.02, rel=0.01)

@@ -190,14 +190,14 @@ def _squared_error_of_sums(student: Features, keep: Keep, statistic: Maps) -> Te
 
 
 def _squared_error(student: HeadMaps, teacher: HeadMaps, keep: Keep) -> Float[Tensor, " batch"]:
-    student, teacher = widen(student), widen(teacher)
+    student = widen(student)
     if keep is None:
         student = student.masked_fill(student <= _PADDED_SCORE, 0.0)
         teacher = teacher.masked_fill(teacher <= _PADDED_SCORE, 0.0)
         return (student - teacher).square().sum(dim=(1, 2, 3))
     is_padding = ~pair_mask(keep).unsqueeze(1)
-    # Fill before subtracting: −∞ on both sides would be NaN, and its gradient too.
-    difference = student.masked_fill(is_padding, 0.0) - teacher.masked_fill(is_padding, 0.0)
+    # −∞ on both sides makes NaN here, and the filling stops its gradient.
+    difference = (student - teacher).masked_fill(is_padding, 0.0)
     return difference.square().sum(dim=(1, 2, 3))
 
 
@@ -215,34 +215,35 @@ def _cross_entropy_of_means(student: Features, keep: Keep, statistic: Maps, keys
 def _cross_entropy(
     student: HeadMaps, teacher: HeadMaps, keep: Keep, keys: Keys
 ) -> Float[Tensor, " batch"]:
-    student, teacher = widen(student), widen(teacher)
+    student = widen(student)
     if keep is None:
         counts = teacher > _PADDED_SCORE
     else:
         counts = pair_mask(keep).unsqueeze(1)
-        is_padded_query = ~keep[:, None, :, None]
-        student = student.masked_fill(is_padded_query, 0.0)
-        teacher = teacher.masked_fill(is_padded_query, 0.0)
+        is_query = keep[:, None, :, None]
         if keys == "real":
-            is_padded_key = (~keep)[:, None, None, :] & ~is_padded_query
+            is_padded_key = (~keep)[:, None, None, :] & is_query
             student = student.masked_fill(is_padded_key, -torch.inf)
             teacher = teacher.masked_fill(is_padded_key, -torch.inf)
+        # A padded query may see no key at all: the softmax of −∞ alone is NaN.
+        student = torch.where(is_query, student, 0.0)
     probabilities = torch.softmax(teacher, dim=-1)
-    # 0·log 0 is 0: a key that neither side sees holds −∞ on both.
+    # 0·log 0 is 0: a key that neither side sees holds −∞ on both. NaN isn't above 0 either.
     counts = counts & (probabilities > 0)
-    log_probs = torch.log_softmax(student, dim=-1).masked_fill(~counts, 0.0)
-    return -(probabilities * log_probs).sum(dim=(1, 2, 3))
+    probabilities = torch.where(counts, probabilities, 0.0)
+    log_probs = torch.log_softmax(student, dim=-1)
+    return -torch.where(counts, probabilities * log_probs, 0.0).sum(dim=(1, 2, 3))
 
 
 def _divergence_of_probabilities(
     student: Features, keep: Keep, statistic: HeadMaps
 ) -> Float[Tensor, " batch"]:
-    student_maps, teacher_maps = widen(_head_maps(student, keep)), widen(statistic)
+    student_maps, teacher_maps = widen(_head_maps(student, keep)), statistic
     if keep is not None:
         is_padding = ~pair_mask(keep).unsqueeze(1)
         student_maps = student_maps.masked_fill(is_padding, 0.0)
         teacher_maps = teacher_maps.masked_fill(is_padding, 0.0)
     smallest = torch.finfo(student_maps.dtype).tiny
     log_student = student_maps.clamp_min(smallest).log()
-    divergence = torch.special.xlogy(teacher_maps, teacher_maps) - teacher_maps * log_student
-    return divergence.sum(dim=(1, 2, 3))
+    log_teacher = teacher_maps.clamp_min(smallest).log()
+    return (teacher_maps * (log_teacher - log_student)).sum(dim=(1, 2, 3))

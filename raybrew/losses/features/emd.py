@@ -119,7 +119,7 @@ def _layer_errors(
     for states in student:
         student_states = zero_padding(widen(states), keep)
         columns = [
-            (student_states - zero_padding(widen(layer), keep)).square().sum(dim=(1, 2))
+            (student_states - zero_padding(layer, keep)).square().sum(dim=(1, 2))
             for layer in statistic.unbind(dim=1)
         ]
         rows.append(torch.stack(columns, dim=1))

@@ -97,8 +97,10 @@ def _states(features: Features, keep: Keep) -> States:
 
 
 def _squared_error(student: Features, keep: Keep, statistic: States) -> Float[Tensor, " batch"]:
-    difference = zero_padding(widen(student[0]) - widen(statistic), keep)
-    return difference.square().sum(dim=(1, 2))
+    error = torch.nn.functional.mse_loss(widen(student[0]), statistic, reduction="none")
+    # Masked after the sum over entries: on (B, L) it costs nothing, on (B, L, H) a pass or two.
+    per_token = error.sum(dim=-1)
+    return (per_token if keep is None else per_token.masked_fill(~keep, 0.0)).sum(dim=1)
 
 
 def _unit_states(features: Features, keep: Keep) -> States:
@@ -106,7 +108,7 @@ def _unit_states(features: Features, keep: Keep) -> States:
 
 
 def _cosine_distance(student: Features, keep: Keep, statistic: States) -> Float[Tensor, " batch"]:
-    cosine = (_unit_states(student, keep) * widen(statistic)).sum(dim=-1)
+    cosine = (_unit_states(student, keep) * statistic).sum(dim=-1)
     distance = 1.0 - cosine
     return (distance if keep is None else distance.masked_fill(~keep, 0.0)).sum(dim=1)
 
@@ -118,5 +120,5 @@ def _unit_first_vector(features: Features, keep: Keep) -> Vectors:
 def _squared_distance_of_first(
     student: Features, keep: Keep, statistic: Vectors
 ) -> Float[Tensor, " batch"]:
-    distance = (_unit_first_vector(student, keep) - widen(statistic)).square().sum(dim=-1)
+    distance = (_unit_first_vector(student, keep) - statistic).square().sum(dim=-1)
     return distance if keep is None else distance.masked_fill(~keep.any(dim=1), 0.0)

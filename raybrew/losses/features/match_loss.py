@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from raybrew.errors import ConfigError
-from raybrew.losses.features.numerics import Keep
+from raybrew.losses.features.numerics import Keep, compute_dtype
 from raybrew.losses.features.ragged import Axis, FeatureSizes, Ragged, pack, row_shape, unpack
 from raybrew.losses.partial import Partial
 
@@ -100,7 +100,9 @@ class MatchLoss:
             ConfigError: the statistic doesn't have the shape that the student's features ask for.
         """
         self._check_shape(student, statistic)
-        numerator = self.compare(student, _keep(mask), statistic)
+        # The student's precision decides, whatever the statistic was stored in.
+        target = statistic.to(compute_dtype(student[0]))
+        numerator = self.compare(student, _keep(mask), target)
         lengths = _lengths(student[0], mask)
         denominator = self.count(lengths.double(), self._student_sizes(student))
         return Partial(numerator, denominator.to(numerator.dtype))

@@ -113,12 +113,12 @@ def unpack(
     return padded
 
 
-def split(ragged: Ragged) -> list[Shaped[Tensor, "_"]]:
+def split(ragged: Ragged) -> list[Shaped[Tensor, " _"]]:
     """Give one flat view per example."""
     return list(ragged.values.split(ragged.offsets.diff().tolist()))
 
 
-def join(rows: Sequence[Shaped[Tensor, "_"]]) -> Ragged:
+def join(rows: Sequence[Shaped[Tensor, " _"]]) -> Ragged:
     """Lay flat rows one after another."""
     return Ragged(torch.cat(list(rows)), _offsets(torch.tensor([row.numel() for row in rows])))
 

@@ -22,7 +22,14 @@ from raybrew.losses.features.counts import (
 )
 from raybrew.losses.features.hidden import first_vector
 from raybrew.losses.features.match_loss import Features, MatchLoss
-from raybrew.losses.features.numerics import Keep, full_precision, unit, widen, zero_padding
+from raybrew.losses.features.numerics import (
+    Keep,
+    full_precision,
+    pair_mask,
+    unit,
+    widen,
+    zero_padding,
+)
 
 __all__ = [
     "attention_transfer",
@@ -162,7 +169,7 @@ def _compare_examples(
     present = vectors.new_ones(vectors.shape[0], dtype=torch.bool)
     if keep is not None:
         present = keep.any(dim=1)
-    teacher = widen(statistic).to(vectors.dtype).masked_fill(~present.unsqueeze(1), 0.0)
+    teacher = statistic.masked_fill(~present.unsqueeze(1), 0.0)
     with full_precision(vectors):
         return error(vectors, teacher, present)
 
@@ -239,7 +246,7 @@ def _energy_map(features: Features, keep: Keep) -> Float[Tensor, "batch length"]
 def _energy_map_error(
     student: Features, keep: Keep, statistic: Float[Tensor, "batch length"]
 ) -> PerRow:
-    return (_energy_map(student, keep) - widen(statistic)).square().sum(dim=1)
+    return (_energy_map(student, keep) - statistic).square().sum(dim=1)
 
 
 def _relations(features: Features, keep: Keep, num_heads: int | None) -> Relations:
@@ -272,11 +279,10 @@ def _cut_heads(
 def _relation_divergence(
     student: Features, keep: Keep, statistic: Relations, num_heads: int | None
 ) -> PerRow:
-    teacher = widen(statistic)
+    teacher = statistic
     log_student = _relation_logits(student, keep, num_heads).log_softmax(dim=-1)
     counts = teacher > 0
     if keep is not None:
-        counts = counts & keep[:, None, :, None] & keep[:, None, None, :]
-        teacher = teacher.masked_fill(~counts, 0.0)
-    cross_entropy = -(teacher * log_student.masked_fill(~counts, 0.0))
-    return (torch.special.xlogy(teacher, teacher) + cross_entropy).sum(dim=(1, 2, 3))
+        counts = counts & pair_mask(keep).unsqueeze(1)
+    log_ratio = teacher.clamp_min(torch.finfo(teacher.dtype).tiny).log() - log_student
+    return torch.where(counts, teacher * log_ratio, 0.0).sum(dim=(1, 2, 3))

@@ -82,7 +82,7 @@ def _shipped_token_gram(features: Features, keep: Keep, divisor: Divisor) -> Tok
 def _token_gram_error(
     student: Features, keep: Keep, statistic: TokenGram, divisor: Divisor
 ) -> Float[Tensor, " batch"]:
-    difference = _shipped_token_gram(student, keep, divisor) - widen(statistic)
+    difference = _shipped_token_gram(student, keep, divisor) - statistic
     if keep is not None:
         difference = difference.masked_fill(~pair_mask(keep), 0.0)
     if _divides_by_length(keep, divisor):
@@ -95,12 +95,9 @@ def _divides_by_length(keep: Keep, divisor: Divisor) -> bool:
 
 
 def _feature_gram(features: Features, keep: Keep) -> FeatureGram:
-    first, second = (zero_padding(widen(states), keep) for states in features)
+    first, second = _scaled_states(features, keep)
     with full_precision(first):
-        gram = first.transpose(1, 2) @ second
-    if keep is None:
-        return gram / first.shape[1]
-    return gram / keep.sum(dim=1).clamp_min(1).to(gram.dtype)[:, None, None]
+        return first.transpose(1, 2) @ second
 
 
 def _distinct_layers(features: Features, keep: Keep) -> Float[Tensor, "batch layers length hidden"]:
@@ -111,14 +108,34 @@ def _distinct_layers(features: Features, keep: Keep) -> Float[Tensor, "batch lay
 def _feature_gram_error_from_states(
     student: Features, keep: Keep, statistic: Float[Tensor, "batch layers length hidden"]
 ) -> Float[Tensor, " batch"]:
+    """‖S₁ᵀS₂ − T₁ᵀT₂‖² without the H×H matrices where sentences are short.
+
+    S₁ᵀS₂ − T₁ᵀT₂ = (S₁−T₁)ᵀS₂ + T₁ᵀ(S₂−T₂) = AᵀB with A = [S₁−T₁; T₁], B = [S₂; S₂−T₂], and
+    ‖AᵀB‖² = ⟨AAᵀ, BBᵀ⟩, both (2L, 2L). Differences come first, so that no digits cancel when
+    student and teacher are close.
+    """
     teacher = (statistic[:, 0], statistic[:, -1])
-    return _feature_gram_error(student, keep, _feature_gram(teacher, keep))
+    if 2 * statistic.shape[2] >= statistic.shape[3]:
+        return _feature_gram_error(student, keep, _feature_gram(teacher, keep))
+    first_S, second_S = _scaled_states(student, keep)
+    first_T, second_T = _scaled_states(teacher, keep)
+    left = torch.cat([first_S - first_T, first_T], dim=1)
+    right = torch.cat([second_S, second_S - second_T], dim=1)
+    with full_precision(left):
+        return ((left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))).sum(dim=(1, 2))
 
 
 def _feature_gram_error(
     student: Features, keep: Keep, statistic: FeatureGram
 ) -> Float[Tensor, " batch"]:
-    difference = _feature_gram(student, keep) - widen(statistic)
-    if keep is not None:
-        difference = difference.masked_fill(~keep.any(dim=1)[:, None, None], 0.0)
-    return difference.square().sum(dim=(1, 2))
+    # An example without a token has 0 on both sides.
+    return (_feature_gram(student, keep) - statistic).square().sum(dim=(1, 2))
+
+
+def _scaled_states(features: Features, keep: Keep) -> list[Float[Tensor, "batch length hidden"]]:
+    """Zero padding, and divide the first layer by n, which divides the Gram matrix."""
+    first, second = (zero_padding(widen(states), keep) for states in features)
+    if keep is None:
+        return [first / first.shape[1], second]
+    num_tokens = keep.sum(dim=1).clamp_min(1).to(first.dtype)
+    return [first / num_tokens[:, None, None], second]

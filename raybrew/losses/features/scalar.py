@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raybrew.losses.features.counts import examples
 from raybrew.losses.features.match_loss import Feature, Features, MatchLoss
-from raybrew.losses.features.numerics import Keep
+from raybrew.losses.features.numerics import Keep, widen
 from raybrew.losses.features.ragged import Axis
 
 __all__ = ["from_function"]
@@ -62,5 +62,5 @@ def _spread(
     if not bool(present.any()):
         # Nothing to compare, but a graph to go through: the function may not stand an empty batch.
         return student[0].reshape(num_rows, -1).sum(dim=1) * 0.0
-    value = function(student[0], statistic.to(student[0].dtype), mask=keep)
+    value = function(widen(student[0]), statistic, mask=keep)
     return value * present.to(value.dtype)

@@ -1,0 +1,33 @@
+"""One Ray for all integration tests, tiny teachers, and a place for runs."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.train import RunConfig
+
+from tests.made import make_model
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # More CPUs than the machine has: placement is what is tested, not speed.
+    ray.init(num_cpus=6, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("teachers")
+    return {name: make_model(folder / name, seed) for seed, name in enumerate("ab")}
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> RunConfig:
+    return RunConfig(name="run", storage_path=str(tmp_path / "runs"))

@@ -1,0 +1,102 @@
+"""Tiny models, data and jobs that the tests are made of: real classes, random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+import raybrew as rb
+
+WORDS = [f"w{n}" for n in range(40)]
+CLASSES = ("down", "level", "up")
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+STUDENT_CONFIG = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
+
+
+def make_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
+    """BERT's form, one token a word."""
+    vocabulary = {word: n for n, word in enumerate([*SPECIAL, *(words or WORDS)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+def make_data(rows: int, seed: int = 0, twice: int = 0) -> Dataset:
+    """Sentences whose class is that of the sum of their words; the last `twice` rows are copies."""
+    generator = np.random.default_rng(seed)
+    texts, labels = [], []
+    for _ in range(rows - twice):
+        words = generator.integers(0, len(WORDS), generator.integers(3, 12))
+        texts.append(" ".join(WORDS[w] for w in words))
+        labels.append(int(words.mean() > 15) + int(words.mean() > 23))
+    texts, labels = texts + texts[:twice], labels + labels[:twice]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=list(CLASSES))})
+    return Dataset.from_dict({"text": texts, "label": labels}, features=features)
+
+
+def make_model(
+    folder: Path, seed: int, labels: tuple[str, ...] = CLASSES, words: list[str] | None = None
+) -> str:
+    """Save a random BERT of two layers, with its tokenizer."""
+    tokenizer = make_tokenizer(words)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        id2label=dict(enumerate(labels)),
+        label2id={name: n for n, name in enumerate(labels)},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BertForSequenceClassification(config)
+        # Random BERTs answer all the same; this one has opinions.
+        torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)
+
+
+def make_job(models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJob:
+    """Return a job of these teachers on `make_data`; `changes` replace whole sections."""
+    sections: dict[str, Any] = {
+        "tasks": [
+            rb.Task(
+                name="sum", train=make_data(90, twice=6), eval=make_data(30, seed=1), max_length=32
+            )
+        ],
+        "teachers": [
+            rb.Teacher(name=name, task="sum", model=model, resources={"CPU": 0.25})
+            for name, model in models.items()
+        ],
+        "student": rb.Student(config=STUDENT_CONFIG),
+        "distillation": rb.DistillationConfig(temperature=2, hard_label_weight=0.5),
+        "training": rb.TrainingConfig(
+            num_epochs=2, batch_size=16, learning_rate=1e-3, num_threads=1
+        ),
+        "labels": rb.LabelConfig(store=str(store), window=3),
+        "tracking": rb.TrackingConfig(log_every=1, progress=False),
+    }
+    return rb.DistillJob(**{**sections, **changes})

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from raybrew.config import Student, Teacher
+from raybrew.errors import ConfigError
+from raybrew.models.students import (
+    read_config,
+    read_tokenizer,
+)
+from tests.models.checkpoints import WORDS, bert, build, check, one_teacher, save_tokenizer
+
+
+@pytest.fixture
+def teachers(tmp_path: Path) -> dict[str, Teacher]:
+    return one_teacher(tmp_path / "a", bert(), name="a")
+
+
+def test_paths_that_hold_no_model_name_the_field_and_what_is_there(teachers, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("x")
+    cases = {
+        "empty": "holds nothing",
+        "other": "notes.txt",
+        "other/notes.txt": "got the file",
+        "othr": "did you mean .*other",
+    }
+    for name, message in cases.items():
+        with pytest.raises(ConfigError, match=f"^the field: expected .*config.json.*{message}"):
+            read_config(str(tmp_path / name), "the field")
+
+
+def test_hub_id_says_that_the_hub_is_out_of_reach():
+    with pytest.raises(ConfigError, match=r"student\.model: .*'no-one/nothing'.*offline"):
+        read_config("no-one/nothing", "student.model")
+
+
+def test_broken_config_json_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert", ')
+    with pytest.raises(ConfigError, match="the field: expected a model configuration"):
+        read_config(str(tmp_path), "the field")
+    (tmp_path / "config.json").write_text('{"model_type": "no-such-model"}')
+    with pytest.raises(ConfigError, match="no-such-model"):
+        read_config(str(tmp_path), "the field")
+
+
+def test_folder_without_tokenizer_is_refused(teachers, tmp_path):
+    bert().save_pretrained(tmp_path / "bare")
+    with pytest.raises(ConfigError, match="expected a folder with a tokenizer"):
+        read_tokenizer(str(tmp_path / "bare"), "the field")
+    with pytest.raises(ConfigError, match=r"student\.tokenizer_from"):
+        check(Student(model=str(tmp_path / "bare")), teachers)
+    config, tokenizer = check(Student(model=str(tmp_path / "bare"), tokenizer_from="a"), teachers)
+    assert (len(tokenizer), config.pad_token_id) == (len(WORDS), 0)
+
+
+def test_tokenizer_without_padding_is_refused(teachers):
+    save_tokenizer(Path(teachers["a"].model))
+    with pytest.raises(ConfigError, match="padding token"):
+        check(Student(model=teachers["a"].model), {})
+
+
+def test_config_without_weights_is_refused_at_the_build(tmp_path):
+    bert().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, pad_token="[PAD]")
+    check(Student(model=str(tmp_path)), {})
+    with pytest.raises(ConfigError, match=r"expected a folder with weights"):
+        build(Student(model=str(tmp_path)), {})
