@@ -1,5 +1,7 @@
 """raybrew: label once, brew many. Knowledge distillation from several teachers on Ray."""
 
+from typing import TYPE_CHECKING, Any
+
 from raybrew.config import (
     DistillationConfig,
     DistillJob,
@@ -11,7 +13,6 @@ from raybrew.config import (
     TrainingConfig,
     TrainJob,
 )
-from raybrew.driver import RunResult, distill, train
 from raybrew.errors import (
     CheckpointError,
     ConfigError,
@@ -20,6 +21,9 @@ from raybrew.errors import (
     RaybrewError,
     TeacherError,
 )
+
+if TYPE_CHECKING:
+    from raybrew.driver import RunResult, distill, train
 
 __all__ = [
     "CheckpointError",
@@ -41,3 +45,12 @@ __all__ = [
     "distill",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Ray and all that trains take seconds to import: they come when they are used.
+    if name in ("RunResult", "distill", "train"):
+        from raybrew import driver
+
+        return getattr(driver, name)
+    raise AttributeError(f"module 'raybrew' has no attribute {name!r}")

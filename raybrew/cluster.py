@@ -125,7 +125,7 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
 
 
 def _build(kind: type, what: str, values: Mapping[str, Any]) -> Any:
-    known = [name for name in inspect.signature(kind).parameters]
+    known = list(inspect.signature(kind).parameters)
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.5)

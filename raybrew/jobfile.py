@@ -145,8 +145,9 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
     for section in _mappings([values.get("labels")]):
         # A store may have to be made: nothing else than a folder can be meant.
-        if isinstance(section.get("store"), str):
-            section["store"] = os.path.join(folder, os.path.expanduser(section["store"]))
+        store = section.get("store")
+        if isinstance(store, str) and not store.startswith("~"):
+            section["store"] = os.path.normpath(folder / store)
 
 
 def _mappings(section: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,18 @@ __all__ = ["collate"]
 def collate(
     view: EncodedView, rows: np.ndarray, pad_token_id: int, pad_to: int | None = None
 ) -> dict[str, Tensor]:
-    """Put examples into one batch, padded on the right to the longest."""
+    """Put examples into one batch, padded on the right to the longest.
+
+    Args:
+        view: the examples.
+        rows: which, int64 (b,), in the order of the batch; may be empty.
+        pad_token_id: what shorter examples are filled up with.
+        pad_to: pad to at least this length.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 = real token) and, where the tokenizer makes them,
+        `token_type_ids`, each int64 (b, L); (0, 1) without rows.
+    """
     taken = view.take(rows)
     lengths = taken.lengths
     length = max(int(lengths.max(initial=0)), pad_to or 0, 1)

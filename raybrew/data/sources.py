@@ -1,7 +1,130 @@
-"""Placeholder version."""
+"""Data sets from wherever they are: a file, a saved data set, the hub, or one at hand."""
 
-from datasets import Dataset
+import difflib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+from raybrew.errors import DataError
+
+__all__ = ["load_source"]
+
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
-def load_source(source, what):
-    return Dataset.from_parquet(source) if isinstance(source, str) else source
+def load_source(source: str | Dataset, what: str) -> Dataset:
+    """Load a data set.
+
+    Args:
+        source: a live data set; a path of a parquet, jsonl, json, csv or tsv file; a folder that
+            `save_to_disk` wrote, with `@split` where it holds several; or a hub id
+            `name[:config][@split]`, split `train` if left out.
+        what: the job's field that names it, for messages.
+
+    Returns:
+        At least one row.
+
+    Raises:
+        DataError: it isn't there, can't be read, or has no rows.
+    """
+    loaded = source if isinstance(source, Dataset) else _load(source, what)
+    if not len(loaded):
+        shown = source if isinstance(source, str) else "a datasets.Dataset"
+        raise DataError(f"{what}: expected rows, got an empty data set ({shown})")
+    return loaded
+
+
+def _load(source: str, what: str) -> Dataset:
+    path, _, split = source.partition("@")
+    place = Path(path).expanduser()
+    with _quiet():
+        if place.is_dir():
+            return _saved(place, split, what)
+        if place.suffix.lower() in _BUILDERS:
+            return _file(place, what)
+        match = _HUB_ID.fullmatch(path)
+        if match is None or path.startswith((".", "/", "~")):
+            raise _missing(place, what)
+        return _hub(match["name"], match["config"], split or "train", what)
+
+
+def _file(place: Path, what: str) -> Dataset:
+    if not place.is_file():
+        raise _missing(place, what)
+    options: dict[str, Any] = {"sep": "\t"} if place.suffix.lower() == ".tsv" else {}
+    if not place.stat().st_size:
+        raise DataError(f"{what}: expected rows, got an empty file ({place})")
+    try:
+        loaded = datasets.load_dataset(
+            _BUILDERS[place.suffix.lower()], data_files=str(place), split="train", **options
+        )
+    except (DatasetGenerationError, ValueError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        if "corresponds to no data" in reason:
+            raise DataError(f"{what}: expected rows, got an empty data set ({place})") from error
+        raise DataError(f"{what}: {place} can't be read as {place.suffix}: {reason}") from error
+    assert isinstance(loaded, Dataset)
+    return loaded
+
+
+def _saved(place: Path, split: str, what: str) -> Dataset:
+    try:
+        loaded = datasets.load_from_disk(str(place))
+    except (FileNotFoundError, ValueError, OSError) as error:
+        files = sorted(path.name for path in place.iterdir())[:8]
+        raise DataError(
+            f"{what}: expected a folder that `save_to_disk` wrote, got {place} with "
+            f"{', '.join(files) or 'nothing'} in it"
+        ) from error
+    if isinstance(loaded, DatasetDict):
+        if split not in loaded:
+            raise DataError(
+                f"{what}: {place} holds the splits {', '.join(loaded)}; expected one of them as "
+                f"{place}@split, got {split or 'none'!r}"
+            )
+        return loaded[split]
+    if split:
+        raise DataError(f"{what}: {place} holds one data set without splits, got @{split}")
+    return loaded
+
+
+def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
+    try:
+        loaded = datasets.load_dataset(name, config, split=split)
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+        raise DataError(
+            f"{what}: {name!r} is no file or folder here, and as a hub id it can't be had: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    assert isinstance(loaded, Dataset)
+    return loaded
+
+
+def _missing(place: Path, what: str) -> DataError:
+    parent = place.parent
+    if not parent.is_dir():
+        return DataError(f"{what}: expected a data set at {place}, but there is no folder {parent}")
+    names = [path.name for path in parent.iterdir()]
+    near = difflib.get_close_matches(place.name, names, 3, 0.4) or sorted(names)[:5]
+    hint = f"; {parent} has {', '.join(near)}" if near else f"; {parent} is empty"
+    return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()

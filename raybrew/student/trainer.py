@@ -153,6 +153,7 @@ def build_training(plan: RankPlan, world: World, asker: PoolClient | None) -> St
         label_names=head.label_names,
         seed=plan.training.seed,
         teachers=plan.hosts,
+        what="student" if plan.teachers else "model",
     )
     model = model.to(world.device)
     sequence = BatchSequence(

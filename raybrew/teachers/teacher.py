@@ -138,9 +138,10 @@ def _load(spec: TeacherSpec) -> PreTrainedModel:
         model, info = load_classifier(spec.model, what, read_config(spec.model, what))
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
+    lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+    if lacking:
         raise TeacherError(
             f"teacher {spec.name!r}: expected a fine-tuned classifier at {spec.model}, got weights "
-            f"without {', '.join(sorted(map(str, info['missing_keys'] or info['mismatched_keys'])))}"
+            f"without {', '.join(lacking)}"
         )
     return model.to(DTYPES[spec.dtype][0]).eval().requires_grad_(False)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raybrew.data.sampler import BatchSequence, micro_batches, proportional, rank_rows
+from raybrew.errors import ConfigError
+
+
+@given(st.integers(1, 50), st.integers(1, 12), st.integers(0, 9), st.integers(0, 3))
+def test_an_epoch_has_each_row_once(size, batch_size, seed, epoch):
+    sequence = BatchSequence([size], batch_size, seed)
+    steps = sequence.steps_per_epoch
+    rows = [sequence.batch(epoch * steps + step)[1] for step in range(steps)]
+    assert sorted(np.concatenate(rows)) == list(range(size))
+    assert all(len(batch) == batch_size for batch in rows[:-1])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(0, 9), st.data())
+def test_a_step_is_a_function_of_seed_and_step_alone(sizes, seed, data):
+    through = BatchSequence(sizes, 4, seed)
+    run = [through.batch(step) for step in range(60)]
+    jumps = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=6))
+    jumping = BatchSequence(sizes, 4, seed)
+    for step in jumps:
+        task, rows = jumping.batch(step)
+        assert task == run[step][0]
+        assert rows.tolist() == run[step][1].tolist()
+
+
+def test_other_seeds_and_epochs_give_other_orders():
+    one, two = BatchSequence([40], 40, 1), BatchSequence([40], 40, 2)
+    orders = [one.batch(0)[1], one.batch(1)[1], two.batch(0)[1]]
+    assert len({tuple(order) for order in orders}) == 3
+
+
+def test_tasks_come_up_as_often_as_their_probabilities_say_and_in_their_own_epochs():
+    sequence = BatchSequence([30, 10], 5, 0, [0.75, 0.25])
+    seen: dict[int, list[int]] = {0: [], 1: []}
+    for step in range(3000):
+        task, rows = sequence.batch(step)
+        seen[task] += rows.tolist()
+    share = len(seen[0]) / (len(seen[0]) + len(seen[1]))
+    assert abs(share - 0.75) < 0.03
+    for task, size in ((0, 30), (1, 10)):
+        assert sorted(seen[task][:size]) == list(range(size))
+        assert sorted(seen[task][size : 2 * size]) == list(range(size))
+
+
+@given(st.integers(0, 40), st.integers(1, 7))
+def test_ranks_and_micro_batches_take_each_row_once(count, parts):
+    rows = np.arange(count)
+    ranks = [rank_rows(rows, rank, parts) for rank in range(parts)]
+    for split in (ranks, micro_batches(rows, parts)):
+        assert sorted(np.concatenate(split).tolist()) == list(range(count))
+        sizes = [len(part) for part in split]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_proportional_by_hand():
+    np.testing.assert_allclose(proportional([100, 25]), [0.8, 0.2])
+    np.testing.assert_allclose(proportional([100, 25], tau=0.5), [2 / 3, 1 / 3])
+    np.testing.assert_allclose(proportional([100, 25], tau=0.0), [0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch", "probabilities"),
+    [
+        ([0], 4, None),
+        ([5], 0, None),
+        ([5, 5], [4], None),
+        ([5, 5], 4, [0.0, 0.0]),
+        ([5], 4, [-1.0]),
+    ],
+)
+def test_what_cant_be_is_refused(sizes, batch, probabilities):
+    with pytest.raises(ConfigError, match="expected"):
+        BatchSequence(sizes, batch, 0, probabilities)

@@ -1,0 +1,143 @@
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from raybrew.config import Task
+from raybrew.data.columns import read_labels, read_rows
+from raybrew.data.sources import load_source
+from raybrew.errors import DataError
+
+ROWS = {"text": ["good film", "bad film", "fine"], "label": [1, 0, 1]}
+
+
+@pytest.fixture
+def data() -> Dataset:
+    return Dataset.from_dict(ROWS)
+
+
+def load(source) -> dict[str, list]:
+    return load_source(source, "tasks[t].train").to_dict()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv", "saved", "dict", "live"])
+def test_every_form_gives_the_same_rows(kind, data, tmp_path):
+    path = str(tmp_path / f"rows.{kind}")
+    if kind == "parquet":
+        data.to_parquet(path)
+    elif kind == "jsonl":
+        data.to_json(path)
+    elif kind in ("csv", "tsv"):
+        data.to_csv(path, sep="\t" if kind == "tsv" else ",")
+    elif kind == "saved":
+        data.save_to_disk(path)
+    elif kind == "dict":
+        DatasetDict({"dev": data}).save_to_disk(path)
+        path += "@dev"
+    assert load(data if kind == "live" else path) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("row.parquet", None, r"tasks\[t\].train.*row\.parquet.*no such file.*rows\.parquet"),
+        ("bad.parquet", b"nonsense", r"bad\.parquet can't be read as \.parquet"),
+        ("bad.jsonl", b'{"a": 1}\n{"b":', r"bad\.jsonl can't be read"),
+        ("empty.csv", b"", "empty file"),
+        ("none.csv", b"text,label\n", "empty data set"),
+    ],
+)
+def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd):
+    data.to_parquet(str(tmp_path / "rows.parquet"))
+    capfd.readouterr()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        load(str(tmp_path / name))
+    assert len(str(caught.value).splitlines()) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_folders_and_ids_that_cant_be_used(data, tmp_path):
+    DatasetDict({"dev": data, "test": data}).save_to_disk(str(tmp_path / "d"))
+    with pytest.raises(DataError, match="holds the splits dev, test"):
+        load(str(tmp_path / "d"))
+    with pytest.raises(DataError, match=r"splits dev, test.*'tset'"):
+        load(str(tmp_path / "d") + "@tset")
+    with pytest.raises(DataError, match="expected a folder that `save_to_disk` wrote"):
+        load(str(tmp_path))
+    with pytest.raises(DataError, match="no file or folder here, and as a hub id it can't be had"):
+        load("nobody/nothing")
+    with pytest.raises(DataError, match="there is no folder"):
+        load(str(tmp_path / "x" / "y.csv"))
+
+
+def task(**changes) -> Task:
+    return Task(**{"name": "t", "train": "x", **changes})
+
+
+def made(labels, **columns) -> Dataset:
+    return Dataset.from_dict({"text": ["a"] * len(labels), "label": labels, **columns})
+
+
+def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
+    names, train, evaluation = read_labels(task(), made(["pos", "neg", None]), made(["neg"]))
+    assert names == ("neg", "pos")
+    assert train.tolist() == [1, 0, -1]
+    assert evaluation is not None
+    assert evaluation.tolist() == [0]
+    names, train, _ = read_labels(task(), made([2, 0, -5]), None)
+    assert names == ("0", "1", "2")
+    assert train.tolist() == [2, 0, -1]
+    names, train, _ = read_labels(task(label_names=["x", "y", "z"]), made(["z", "x"]), None)
+    assert names == ("x", "y", "z")
+    assert train.tolist() == [2, 0]
+    coded = made(["u", "v"]).class_encode_column("label")
+    assert read_labels(task(), coded, None)[0] == ("u", "v")
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "changes", "message"),
+    [
+        (
+            [0, 1],
+            [0, 2],
+            {},
+            r"tasks\[t\].eval: row 1: expected a label of the 2 classes 0, 1.*got 2",
+        ),
+        (["a", "b"], ["c"], {}, r"eval: row 0.*classes a, b.*'c'"),
+        ([0, 1, 2], None, {"label_names": ["x", "y"]}, r"train: row 2.*x, y.*got 2"),
+        ([0.5, 1.5], None, {}, r"expected two classes or more"),
+        ([0, 0], None, {}, "expected two classes or more.*got 0"),
+        ([True, False], None, {"label_names": ["x", "y"]}, "got True"),
+        (
+            [0, 1],
+            None,
+            {"label": "labell"},
+            r"expected a column 'labell', got text, label; did you",
+        ),
+    ],
+)
+def test_labels_that_cant_be(train, evaluation, changes, message):
+    other = None if evaluation is None else made(evaluation)
+    with pytest.raises(DataError, match=message):
+        read_labels(task(**changes), made(train), other)
+
+
+def test_texts_and_pairs():
+    rows = read_rows(task(text_pair="other"), made([0, 1], other=["b", "c"]), "tasks[t].train")
+    assert rows.texts == ["a", "a"]
+    assert rows.pairs == ["b", "c"]
+    assert read_rows(task(), made([0]), "x").pairs is None
+    with pytest.raises(
+        DataError, match=r"tasks\[t\].train: row 1: expected text in 'other', got None"
+    ):
+        read_rows(task(text_pair="other"), made([0, 1], other=["b", None]), "tasks[t].train")
+    with pytest.raises(DataError, match=r"expected a column 'txet'.*did you mean 'text'"):
+        read_rows(task(text="txet"), made([0]), "tasks[t].train")
+
+
+def test_jsonl_with_odd_lines_is_data_not_code(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "__import__('os').abort()", "label": 0}) + "\n")
+    assert load(str(path))["text"] == ["__import__('os').abort()"]
