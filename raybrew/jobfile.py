@@ -143,6 +143,8 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     for section in _mappings([values.get("student"), values.get("model")]):
         of_teacher = section.get("tokenizer_from") in names
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
+    if isinstance(values.get("distillation"), str):  # a JSON file of TextBrewer's
+        _resolve(values, ("distillation",), folder)
     for section in _mappings([values.get("labels")]):
         # A store may have to be made: nothing else than a folder can be meant.
         store = section.get("store")

@@ -1,0 +1,33 @@
+"""The job: what to distil, from whom, into what. Values only, frozen, unknown keys refused.
+
+    DistillJob ── tasks ─────── Task              one per data set
+               ├─ teachers ──── Teacher           one per fine-tuned model, each names its task
+               ├─ student ───── Student           where the student comes from
+               ├─ distillation  DistillationConfig  temperature, losses, weights, mixture
+               ├─ training ──── TrainingConfig    steps, optimizer, seed
+               ├─ labels ────── LabelConfig       the store
+               └─ tracking ──── TrackingConfig    W&B, TensorBoard, how often
+
+A live `datasets.Dataset` may stand where a path may; `to_plain` records it by its fingerprint.
+"""
+
+from raybrew.config.distillation import DistillationConfig
+from raybrew.config.job import DistillJob, TrainJob
+from raybrew.config.matches import MatchPreset
+from raybrew.config.people import Student, Task, Teacher
+from raybrew.config.section import DataSource
+from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
+
+__all__ = [
+    "DataSource",
+    "DistillJob",
+    "DistillationConfig",
+    "LabelConfig",
+    "MatchPreset",
+    "Student",
+    "Task",
+    "Teacher",
+    "TrackingConfig",
+    "TrainJob",
+    "TrainingConfig",
+]

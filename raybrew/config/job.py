@@ -1,0 +1,88 @@
+"""The whole job, and what its sections say of each other."""
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from raybrew.config.distillation import DistillationConfig
+from raybrew.config.people import Student, Task, Teacher
+from raybrew.config.section import Section
+from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
+from raybrew.textbrewer_config import converted, is_textbrewer
+
+__all__ = ["DistillJob", "TrainJob"]
+
+
+class _Job(Section):
+    """What training with and without teachers have in common."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1, description="Tasks of the student.")
+    training: TrainingConfig = Field(description="Steps, optimizer, seed.")
+    tracking: TrackingConfig = Field(
+        default_factory=lambda: TrackingConfig(), description="Who follows the run."
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _task_names(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        _unique("tasks", [task.name for task in tasks])
+        return tasks
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the job as values that YAML and JSON can hold."""
+        return self.model_dump(mode="json")
+
+
+class TrainJob(_Job):
+    """Supervised training of one model, without teachers: how teachers are made."""
+
+    model: Student = Field(description="The model to train.")
+
+
+class DistillJob(_Job):
+    """Distillation of teachers into one student."""
+
+    teachers: tuple[Teacher, ...] = Field(min_length=1, description="Who teaches.")
+    student: Student = Field(description="Who learns.")
+    distillation: DistillationConfig = Field(
+        default_factory=lambda: DistillationConfig(), description="The objective."
+    )
+    labels: LabelConfig = Field(default_factory=lambda: LabelConfig(), description="The store.")
+
+    @field_validator("distillation", mode="before")
+    @classmethod
+    def _textbrewer(cls, given: Any) -> Any:
+        return converted(given) if is_textbrewer(given) else given
+
+    @model_validator(mode="after")
+    def _references(self) -> "DistillJob":
+        names = [teacher.name for teacher in self.teachers]
+        _unique("teachers", names)
+        tasks = [task.name for task in self.tasks]
+        for teacher in self.teachers:
+            if teacher.task not in tasks:
+                raise ValueError(
+                    f"teacher {teacher.name!r}: expected a task of this job "
+                    f"({', '.join(tasks)}), got {teacher.task!r}"
+                )
+        for task in tasks:
+            if not any(t.task == task and t.weight > 0 for t in self.teachers):
+                raise ValueError(
+                    f"task {task!r}: expected a teacher with a weight above 0, got none"
+                )
+        if self.student.layers_from and self.student.layers_from[0] not in names:
+            raise ValueError(
+                f"student.layers_from: expected a teacher of this job ({', '.join(names)}), "
+                f"got {self.student.layers_from[0]!r}"
+            )
+        return self
+
+    def teachers_of(self, task: str) -> tuple[Teacher, ...]:
+        """Return the teachers of a task, in the job's order."""
+        return tuple(teacher for teacher in self.teachers if teacher.task == task)
+
+
+def _unique(what: str, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{what}: expected different names, got {', '.join(twice)} twice")

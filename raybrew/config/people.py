@@ -1,0 +1,109 @@
+"""Who learns what from whom: the task, its teachers, the student."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raybrew.config.section import DataSource, Dtype, ImportPath, ModelPath, Name, Section
+
+__all__ = ["Student", "Task", "Teacher"]
+
+
+class Task(Section):
+    """One data set and what is to be learnt from it."""
+
+    name: Name = Field(description="Name of the task; heads, labels and metrics carry it.")
+    kind: Literal["sequence-classification"] = Field(
+        default="sequence-classification", description="What a prediction is."
+    )
+    train: DataSource = Field(description="Rows to learn from.")
+    eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
+    text: str = Field(default="text", description="Column of the (first) text.")
+    text_pair: str | None = Field(default=None, description="Column of the second text of a pair.")
+    label: str = Field(
+        default="label", description="Column of the class: an integer or a class name."
+    )
+    label_names: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=2,
+        description="Classes in the order of the logits; read from the data if left out.",
+    )
+    teacher_column: str | None = Field(
+        default=None,
+        description="Column with the name of the teacher that each row is routed to, for the "
+        "mixture `route`.",
+    )
+    max_length: int = Field(default=128, ge=4, le=131072, description="Longest input, in tokens.")
+    adaptor: ImportPath = Field(
+        default=None,
+        description="What the outputs of models of this task mean: (batch, outputs) -> dict, as a "
+        "callable or `package.module:name`; that of its kind if left out.",
+    )
+
+
+class Teacher(Section):
+    """One fine-tuned model and how it is hosted."""
+
+    name: Name = Field(description="Name of the teacher; matches and metrics refer to it.")
+    task: str = Field(description="Name of the task that it teaches.")
+    model: ModelPath = Field(description="Folder that transformers can load, or a hub id.")
+    weight: float = Field(
+        default=1.0, ge=0, description="Share in the mixture of its task's teachers."
+    )
+    replicas: int = Field(default=1, ge=1, le=1024, description="Ray actors that host it.")
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=lambda: {"CPU": 1.0},
+        description="Ray resources of one replica, e.g. {GPU: 0.5}.",
+    )
+    dtype: Dtype = Field(default="float32", description="Precision that the teacher computes in.")
+    batch_tokens: int = Field(
+        default=4096, ge=16, description="Most tokens of one forward, padding included."
+    )
+    inputs: Literal["shared", "own"] = Field(
+        default="shared",
+        description="`shared`: reads the student's token ids. `own`: each example is encoded "
+        "for it by its own tokenizer.",
+    )
+    adaptor: ImportPath = Field(
+        default=None, description="What its outputs mean; the task's adaptor if left out."
+    )
+
+
+class Student(Section):
+    """Where the student comes from: one of three ways, or `model` with `layers_from`."""
+
+    model: ModelPath | None = Field(
+        default=None, description="Folder or hub id of pretrained weights."
+    )
+    config: dict[str, Any] | None = Field(
+        default=None,
+        description="Changes to the configuration of `tokenizer_from` (by default of the first "
+        "teacher); the student starts from random weights.",
+    )
+    layers_from: tuple[str, tuple[int, ...]] | None = Field(
+        default=None,
+        description="Teacher and its layers (from 0) to start from; embeddings and the head "
+        "come along where sizes match.",
+    )
+    tokenizer_from: str | None = Field(
+        default=None, description="Folder, hub id or teacher whose tokenizer the student uses."
+    )
+    freeze: tuple[str, ...] = Field(
+        default=(), description="Parameters that stay as they are: prefixes or parts of names."
+    )
+    adaptor: ImportPath = Field(
+        default=None, description="What its outputs mean; the task's adaptor if left out."
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Student":
+        if self.model is None and self.config is None and self.layers_from is None:
+            raise ValueError("expected one of `model`, `config` or `layers_from`, got none")
+        if self.config is not None and (self.model or self.layers_from):
+            raise ValueError(
+                "`config` starts from random weights: expected it alone, got it together with "
+                + ("`model`" if self.model else "`layers_from`")
+            )
+        if self.layers_from is not None and not self.layers_from[1]:
+            raise ValueError("expected at least one layer in `layers_from`, got none")
+        return self

@@ -1,0 +1,71 @@
+"""What the sections of a job are made of: frozen models, and values that a file can hold."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from datasets import Dataset
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+
+__all__ = [
+    "DataSource",
+    "Dtype",
+    "ImportPath",
+    "ModelPath",
+    "Name",
+    "Options",
+    "Section",
+    "import_path_of",
+]
+
+
+def _as_source(value: Any) -> Any:
+    if isinstance(value, (str, Dataset)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise ValueError(
+        "expected a path, a hub id or a datasets.Dataset" + f", got {type(value).__name__}"
+    )
+
+
+def _source_to_plain(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return f"datasets.Dataset:{value._fingerprint}"
+
+
+DataSource = Annotated[Any, BeforeValidator(_as_source), PlainSerializer(_source_to_plain)]
+"""A path (parquet, jsonl, csv, a saved data set), `hub/id[:config][@split]`, or a live Dataset."""
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Dtype = Literal["float32", "float16", "bfloat16"]
+Options = dict[str, float | bool]
+ModelPath = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+
+
+def import_path_of(value: Any) -> str | None:
+    """Return how a config file names a callable."""
+    if value is None or isinstance(value, str):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    return f"{getattr(value, '__module__', type(value).__module__)}:{name}"
+
+
+def _as_import_path(value: Any) -> Any:
+    if value is None or callable(value):
+        return value
+    if isinstance(value, str) and value.count(":") == 1 and all(value.split(":")):
+        return value
+    raise ValueError(f"expected a callable or its import path, package.module:name, got {value!r}")
+
+
+ImportPath = Annotated[Any, BeforeValidator(_as_import_path), PlainSerializer(import_path_of)]
+"""A function, given as such or as `package.module:name`; a saved config records the path."""
+
+
+class Section(BaseModel):
+    """A frozen part of a job."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, validate_default=True
+    )

@@ -1,0 +1,104 @@
+"""How a run goes: steps and optimizer, where labels are kept, who follows it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from raybrew.config.section import Dtype, ModelPath, Section
+
+__all__ = ["LabelConfig", "TrackingConfig", "TrainingConfig"]
+
+
+class TrainingConfig(Section):
+    """Steps, optimizer, seed. Batch sizes are global: they don't depend on the workers."""
+
+    num_epochs: int | None = Field(default=None, ge=1, description="Passes over the data.")
+    num_steps: int | None = Field(
+        default=None, ge=1, description="Optimizer steps, instead of epochs."
+    )
+    batch_size: int = Field(default=32, ge=1, description="Examples of one step, over all workers.")
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Forward passes that one step's batch is split into."
+    )
+    eval_batch_size: int = Field(
+        default=64, ge=1, description="Examples of one forward in evaluation."
+    )
+    optimizer: str = Field(default="AdamW", description="Class of torch.optim.")
+    optimizer_options: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the optimizer besides lr."
+    )
+    learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    lr_scheduler: str = Field(default="linear", description="Name of a transformers scheduler.")
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps that warm up."
+    )
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clips the gradient's norm.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="Autocast of the student."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Order of the data, weights, dropout.")
+    evaluate_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between evaluations; at each epoch's end if left out.",
+    )
+    num_threads: int | None = Field(
+        default=None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
+    )
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingConfig":
+        if (self.num_epochs is None) == (self.num_steps is None):
+            got = "none" if self.num_epochs is None else "both"
+            raise ValueError(f"expected one of `num_epochs` and `num_steps`, got {got}")
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError(
+                f"expected gradient_accumulation_steps to divide batch_size {self.batch_size}, "
+                f"got {self.gradient_accumulation_steps}"
+            )
+        return self
+
+
+class LabelConfig(Section):
+    """Where soft labels are kept, in which precision, and when they are computed."""
+
+    store: ModelPath = Field(
+        default="~/.cache/raybrew/labels", description="Folder of the store; share it between runs."
+    )
+    dtype: Dtype = Field(default="float32", description="Precision that labels are kept in.")
+    top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Keep only so many of the largest logits, with the logsumexp of all, for large "
+        "numbers of classes; all logits if left out.",
+    )
+    top_k_temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(),
+        description="Temperatures whose logsumexp is kept with top-k logits, such as those of a "
+        "sweep; the job's own always is.",
+    )
+    when: Literal["along", "ahead"] = Field(
+        default="along",
+        description="`along`: during the first epoch. `ahead`: before training, after which the "
+        "teachers give their resources back.",
+    )
+    window: int = Field(
+        default=8, ge=1, le=4096, description="Steps whose labels are asked for in one request."
+    )
+    max_windows: int = Field(
+        default=2, ge=1, le=64, description="Requests in flight ahead of the step that needs them."
+    )
+
+
+class TrackingConfig(Section):
+    """Who follows the run. `metrics.jsonl` is always written."""
+
+    wandb: bool = Field(default=False, description="Follow the run in W&B; offline without a key.")
+    tensorboard: bool = Field(default=False, description="Write TensorBoard events.")
+    project: str = Field(default="raybrew", description="W&B project.")
+    run_name: str | None = Field(
+        default=None, description="W&B run name; the run folder's if left out."
+    )
+    group: str | None = Field(default=None, description="W&B group.")
+    log_every: int = Field(default=10, ge=1, description="Steps between two records of the losses.")
+    progress: bool = Field(default=True, description="Progress bars on the driver.")
