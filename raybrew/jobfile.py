@@ -143,6 +143,11 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     for section in _mappings([values.get("student"), values.get("model")]):
         of_teacher = section.get("tokenizer_from") in names
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
+        layers = section.get("layers_from")
+        if isinstance(layers, list) and layers and layers[0] not in names:
+            source = {"of": layers[0]}
+            _resolve(source, ("of",), folder)
+            section["layers_from"] = [source["of"], *layers[1:]]
     if isinstance(values.get("distillation"), str):  # a JSON file of TextBrewer's
         _resolve(values, ("distillation",), folder)
     for section in _mappings([values.get("labels")]):

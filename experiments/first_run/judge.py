@@ -14,7 +14,7 @@ from raybrew.models.adaptors import sequence_classification
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
 
-MAX_LENGTH, LATENCY_SENTENCES = 32, 64
+MAX_LENGTH, LATENCY_SENTENCES = 24, 64
 
 
 @dataclass(frozen=True)

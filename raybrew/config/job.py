@@ -70,10 +70,11 @@ class DistillJob(_Job):
                 raise ValueError(
                     f"task {task!r}: expected a teacher with a weight above 0, got none"
                 )
-        if self.student.layers_from and self.student.layers_from[0] not in names:
+        source = self.student.layers_from[0] if self.student.layers_from else None
+        if source is not None and source not in names and "/" not in source:
             raise ValueError(
-                f"student.layers_from: expected a teacher of this job ({', '.join(names)}), "
-                f"got {self.student.layers_from[0]!r}"
+                f"student.layers_from: expected a teacher of this job ({', '.join(names)}) or the "
+                f"path of a model, got {source!r}"
             )
         return self
 

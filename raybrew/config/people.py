@@ -82,8 +82,8 @@ class Student(Section):
     )
     layers_from: tuple[str, tuple[int, ...]] | None = Field(
         default=None,
-        description="Teacher and its layers (from 0) to start from; embeddings and the head "
-        "come along where sizes match.",
+        description="A teacher, or the path of a model, and its layers (from 0) to start from; "
+        "embeddings and the head come along where sizes match.",
     )
     tokenizer_from: str | None = Field(
         default=None, description="Folder, hub id or teacher whose tokenizer the student uses."

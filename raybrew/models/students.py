@@ -79,6 +79,7 @@ def student_config(
     Raises:
         ConfigError: A path, key, layer or pattern is wrong, or they make no model.
     """
+    teachers = _with_layer_source(student, teachers)
     tokenizer = _tokenizer(student, teachers, what)
     config = _base_config(student, teachers, what)
     _set_labels(config, num_labels, label_names, what)
@@ -129,6 +130,7 @@ def build_student(
     Raises:
         ConfigError: As `student_config`, or weights are missing or don't fit.
     """
+    teachers = _with_layer_source(student, teachers)
     config, tokenizer = student_config(
         student, num_labels=num_labels, label_names=label_names, teachers=teachers, what=what
     )
@@ -142,6 +144,14 @@ def build_student(
             model = random_classifier(config)
     freeze(model, student.freeze, f"{what}.freeze")
     return model.train(), tokenizer
+
+
+def _with_layer_source(student: Student, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+    """Let a model that isn't a teacher, named by its path, lend its layers as a teacher does."""
+    source = student.layers_from[0] if student.layers_from else ""
+    if "/" not in source or source in teachers:
+        return teachers
+    return {**teachers, source: Teacher.model_construct(name=source, model=source)}
 
 
 def _tokenizer(

@@ -175,3 +175,14 @@ def test_damaged_weights_are_refused(teachers):
 def test_wrong_number_of_names_is_refused(teachers):
     with pytest.raises(ConfigError, match="expected 3 label names, got 2"):
         student_config(Student(config={}), num_labels=3, label_names=["x", "y"], teachers=teachers)
+
+
+def test_layers_may_come_from_a_model_that_is_no_teacher(tmp_path):
+    path = save_teacher(tmp_path / "encoder", bert())
+    model, _ = build(Student(layers_from=(path, (1,))), {})
+    assert model.config.num_hidden_layers == 1
+    source, layer = weights(path), model.state_dict()
+    name = "bert.encoder.layer.{}.output.dense.weight"
+    assert torch.equal(layer[name.format(0)], source[name.format(1)])
+    with pytest.raises(ConfigError, match=r"layers_from: expected layers of.*got 9"):
+        check(Student(layers_from=(path, (9,))), {})
