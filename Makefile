@@ -18,8 +18,8 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raybrew needs Python 3.11 or newer, got %s" % sys.version)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install --quiet --requirement requirements.lock
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(VENV)/installed ## two teachers, one student, real sentences, a table

@@ -12,14 +12,15 @@ __all__ = ["render_report", "render_table"]
 
 def render_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     """Return a plain text table; the first column is aligned left, the others right."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    table = Table(show_edge=False, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     text = StringIO()
     Console(file=text, width=120, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    lines = [title, *(line.rstrip() for line in text.getvalue().splitlines())]
+    return "\n".join(lines) + "\n"
 
 
 def render_report(result: Mapping[str, Any]) -> str:

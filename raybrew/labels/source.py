@@ -41,6 +41,10 @@ class Asker(Protocol):
         """Start computing; return at once."""
         ...
 
+    def flush(self) -> None:
+        """Have what was computed written to the store; return when it is."""
+        ...
+
 
 @dataclass(frozen=True)
 class TeacherLabels:
@@ -111,6 +115,7 @@ class LabelSource:
     max_windows: int = 2
     figures: SourceFigures = field(default_factory=SourceFigures)
     _windows: dict[int, _Window] = field(default_factory=dict)
+    _settled: int = 0
 
     def get(self, step: int) -> dict[str, Answer]:
         """Return the labels of a step.
@@ -136,6 +141,12 @@ class LabelSource:
             current.ready = self._await(current)
             self.figures.wait_s += time.perf_counter() - start
         return current.ready.pop(step, {})
+
+    def settle(self) -> None:
+        """Have the labels that were asked for written, so that from now on they are found."""
+        if self.asker is not None and self.figures.misses > self._settled:
+            self._settled = self.figures.misses
+            self.asker.flush()
 
     def _request(self, number: int, first: int) -> _Window:
         first = max(first, number * self.window)

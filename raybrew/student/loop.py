@@ -152,6 +152,8 @@ class StudentTraining:
             denominators = self.objectives[task].denominators(facts)
             sums = steps[task](batches, denominators, position)
             self.step += 1
+            if self.labels is not None and self.step % self._steps_per_epoch == 0:
+                self.labels.settle()
             if self._report_due():
                 figures = self._figures(task, sums, denominators, position)
                 figures["time/step_s"] = (time.perf_counter() - start) / (self.step - first)

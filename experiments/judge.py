@@ -14,7 +14,7 @@ from raybrew.models.adaptors import sequence_classification
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
 
-MAX_LENGTH, LATENCY_SENTENCES = 24, 64
+LATENCY_SENTENCES = 64
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Judged:
         }
 
 
-def judge(folder: Path, test: Dataset) -> Judged:
+def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
     """Load a folder as any user of transformers would, and look at it."""
     with quiet_transformers():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
     texts: list[str] = test["text"][:]
-    view, _ = encode(tokenizer, texts, None, MAX_LENGTH)
+    view, _ = encode(tokenizer, texts, None, max_length)
     logits = predict_logits(
         model,
         sequence_classification,
@@ -54,7 +54,7 @@ def judge(folder: Path, test: Dataset) -> Judged:
         device=torch.device("cpu"),
     )
     sentences = [
-        dict(tokenizer(text, truncation=True, max_length=MAX_LENGTH, return_tensors="pt"))
+        dict(tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt"))
         for text in texts[:LATENCY_SENTENCES]
     ]
     return Judged(
@@ -65,13 +65,25 @@ def judge(folder: Path, test: Dataset) -> Judged:
     )
 
 
-def gain(alone: Judged, distilled: Judged) -> str:
-    """Say what the difference is, and whether it is more than chance on these questions."""
+def verdict(alone: list[Judged], distilled: list[Judged]) -> str:
+    """Say what distilling changed, and what these numbers show of it."""
+    if len(alone) == 1:
+        return _one_seed(alone[0], distilled[0])
+    before, after = (np.array([one.accuracy for one in each]) for each in (alone, distilled))
+    margin, spread = after.mean() - before.mean(), max(np.ptp(before), np.ptp(after))
+    shown = "more" if abs(margin) > spread else "not more"
+    return (
+        f"Distilled minus alone: {100 * margin:+.1f} points on average over {len(alone)} seeds, "
+        f"{shown} than the spread over seeds ({100 * spread:.1f} points, the larger of both).\n"
+    )
+
+
+def _one_seed(alone: Judged, distilled: Judged) -> str:
     paired = distilled.correct.astype(float) - alone.correct
     points = 100 * paired.mean()
     error = 100 * paired.std(ddof=1) / np.sqrt(len(paired))
     shown = "beyond" if abs(points) > 2 * error else "within"
     return (
         f"Distilled minus alone: {points:+.1f} points, {shown} what chance gives on "
-        f"{len(paired)} questions (2 standard errors: {2 * error:.1f}); one seed."
+        f"{len(paired)} examples (2 standard errors: {2 * error:.1f}); one seed.\n"
     )

@@ -1,0 +1,178 @@
+"""What distillation is worth on one data set: teachers, the student alone, the student distilled.
+
+    data, encoder ──► teacher a, teacher b (trained once, kept in cache/)
+                          │
+          for each seed:  ├──► student alone      same data, steps, seed, no teacher
+                          └──► student distilled  labels computed once, for all seeds
+                                    └──► table
+
+A comparison is a folder of four jobs, teacher_a.yaml, teacher_b.yaml, alone.yaml and distill.yaml;
+each also runs by itself with `raybrew`.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from datasets import Dataset
+
+import raybrew as rb
+from experiments import data
+from experiments.judge import Judged, judge, verdict
+from raybrew.cluster import ray_session, run_config_from, scaling_config_from
+from raybrew.jobfile import load_job
+from raybrew.report import render_table
+
+TEACHERS = ("a", "b")
+ALONE, DISTILLED = "student alone", "student distilled"
+
+
+@dataclass
+class Comparison:
+    """One run of a folder of jobs.
+
+    Args:
+        jobs: the folder.
+        name: of the data set in `experiments.data`.
+        seeds: the students' seeds.
+        runs: where the run's folder is made.
+    """
+
+    jobs: Path
+    name: str
+    seeds: Sequence[int]
+    runs: Path
+    times: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cache = data.default_cache()
+        stamp = f"{self.jobs.name.replace('_', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
+        self.folder = self.runs.absolute() / stamp
+
+    def run(self) -> str:
+        """Do it all; return the tables, which are also written to the folder."""
+        begin = time.perf_counter()
+        with self._stage(f"fetch {self.name} and the encoder"):
+            data.encoder(self.cache)
+            test = getattr(data, self.name)(self.cache)["test"]
+        results: dict[str, list[rb.RunResult]] = {ALONE: [], DISTILLED: []}
+        with ray_session():
+            for name in TEACHERS:
+                with self._stage(f"train teacher {name}"):
+                    self._teacher(name)
+            for seed in self.seeds:
+                for who, job in ((ALONE, "alone"), (DISTILLED, "distill")):
+                    with self._stage(f"{who}, seed {seed}"):
+                        results[who].append(self._run(job, seed))
+        with self._stage("judge sizes and latency"):
+            judged = self._judge(results, test)
+        self.times["total"] = time.perf_counter() - begin
+        ensemble = results[DISTILLED][0].ensembles[self.name]["accuracy"]
+        text = self._tables(judged, ensemble, results[DISTILLED])
+        (self.folder / "report.txt").write_text(text, encoding="utf-8")
+        (self.folder / "report.json").write_text(
+            json.dumps(self._figures(judged, ensemble, results[DISTILLED]), indent=1)
+        )
+        return f"{text}\nWritten to {self.folder}"
+
+    @contextmanager
+    def _stage(self, name: str):
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        yield
+        self.times[name] = time.perf_counter() - start
+
+    def _run(self, job: str, seed: int | None = None) -> rb.RunResult:
+        calls: dict[bool, tuple[Callable[..., rb.RunResult], Any]] = {
+            True: (rb.distill, rb.DistillJob),
+            False: (rb.train, rb.TrainJob),
+        }
+        call, kind = calls[job == "distill"]
+        overrides = [] if seed is None else [f"training.seed={seed}"]
+        file = load_job(kind, self.jobs / f"{job}.yaml", overrides)
+        name = job if seed is None else f"{job}-{seed}"
+        return call(
+            file.job,
+            scaling_config=scaling_config_from(file.scaling),
+            run_config=run_config_from(
+                {**file.run, "name": name, "storage_path": str(self.folder)}
+            ),
+        )
+
+    def _teacher(self, name: str) -> None:
+        # Trained once: the next run finds the one of the very same job.
+        target = self._teacher_folder(name)
+        recipe = xxhash.xxh3_64_hexdigest((self.jobs / f"teacher_{name}.yaml").read_bytes())
+        if target.is_dir() and (target / "recipe").read_text() == recipe:
+            print(f"   kept from an earlier run: {target}")
+            return
+        student = Path(self._run(f"teacher_{name}").student)
+        (student / "recipe").write_text(recipe)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(student, target)
+
+    def _teacher_folder(self, name: str) -> Path:
+        return self.cache / "teachers" / self.jobs.name / name
+
+    def _judge(
+        self, results: dict[str, list[rb.RunResult]], test: Dataset
+    ) -> dict[str, list[Judged]]:
+        length = load_job(rb.DistillJob, self.jobs / "distill.yaml").job.tasks[0].max_length
+        folders = {f"teacher {name}": [self._teacher_folder(name)] for name in TEACHERS}
+        folders |= {who: [Path(one.student) for one in each] for who, each in results.items()}
+        return {
+            who: [judge(folder, test, length) for folder in each] for who, each in folders.items()
+        }
+
+    def _tables(
+        self, judged: dict[str, list[Judged]], ensemble: float, distilled: list[rb.RunResult]
+    ) -> str:
+        rows = [self._row(who, each) for who, each in judged.items()]
+        rows.insert(len(TEACHERS), ["teachers mixed", f"{ensemble:.3f}", "", "–", "–", "–"])
+        examples = len(judged[ALONE][0].correct)
+        columns = ["", "accuracy", "of each seed", "parameters", "MB", "ms, one core"]
+        title = f"{self.name}: {examples} test examples"
+        parts = [render_table(title, columns, rows), verdict(judged[ALONE], judged[DISTILLED])]
+        labels = [
+            [f"seed {seed}", *(f"{one.labels.get(key, 0):.0f}" for key in LABEL_COUNTS)]
+            for seed, one in zip(self.seeds, distilled, strict=True)
+        ]
+        parts.append(render_table("Soft labels, (teacher, example)", ["", *LABEL_COUNTS], labels))
+        stages = [[name, f"{value:.1f}"] for name, value in self.times.items()]
+        return "\n".join([*parts, render_table("Time", ["stage", "s"], stages)])
+
+    @staticmethod
+    def _row(who: str, each: list[Judged]) -> list[str]:
+        accuracies = [one.accuracy for one in each]
+        seeds = " ".join(f"{value:.3f}" for value in accuracies) if len(each) > 1 else ""
+        return [
+            who,
+            f"{np.mean(accuracies):.3f}",
+            seeds,
+            f"{each[0].parameters / 1e6:.1f} M",
+            f"{each[0].megabytes:.1f}",
+            f"{np.median([one.latency_ms for one in each]):.1f}",
+        ]
+
+    def _figures(
+        self, judged: dict[str, list[Judged]], ensemble: float, distilled: list[rb.RunResult]
+    ) -> dict[str, Any]:
+        return {
+            "models": {who: [one.figures() for one in each] for who, each in judged.items()},
+            "ensemble_accuracy": ensemble,
+            "labels": [one.labels for one in distilled],
+            "times_s": self.times,
+            "distill_times_s": [one.times for one in distilled],
+        }
+
+
+LABEL_COUNTS = ("needed", "in_store", "forwards", "hits", "misses")
