@@ -5,7 +5,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Column
 
 __all__ = ["Bars"]
 
@@ -16,12 +16,14 @@ class Bars:
     def __init__(self, enabled: bool = True):
         self._bars: dict[str, TaskID] = {}
         self._progress = Progress(
-            TextColumn("{task.description:<24}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:>7.0f} / {task.total:.0f} {task.fields[unit]}"),
-            TimeElapsedColumn(),
-            Remaining(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
+            BarColumn(bar_width=16),
+            TextColumn(
+                "{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}",
+                table_column=Column(no_wrap=True),
+            ),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
             console=Console(file=sys.stderr),
             disable=not enabled,
             refresh_per_second=4,

@@ -5,7 +5,9 @@ driver: RankPlan ──► TorchTrainer ──► on each worker: load, build, D
                                                          └ evaluation, checkpoint ──► Ray Train
 """
 
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
 from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
 from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence, rank_rows
+from raybrew.errors import RaybrewError
 from raybrew.labels.payload import Signal
 from raybrew.labels.source import LabelSource, TeacherLabels
 from raybrew.labels.store import LabelStore
@@ -140,7 +143,31 @@ def fit(
         scaling_config=scaling_config,
         run_config=_keep_best_and_last(run_config),
     )
-    return trainer.fit()
+    return _fit(trainer)
+
+
+def _fit(trainer: TorchTrainer) -> ray.train.Result:
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit as stop:
+        # Ray Train aborts its controller on Ctrl-C and then leaves; here it stays an interrupt.
+        raise KeyboardInterrupt from stop
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, interrupt)
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    # Ours, as it was raised on the rank: its message is all that a user needs.
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        raised = getattr(failure, "_base_exc", failure)
+        if isinstance(raised, RaybrewError):
+            return raised
+    return error
 
 
 def build_training(plan: RankPlan, world: World, asker: PoolClient | None) -> StudentTraining:

@@ -1,0 +1,164 @@
+"""What a wrong input gets: one message, exit code 2, no model loaded; and Ctrl-C."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification
+
+from raybrew import cli
+from tests.made import STUDENT_CONFIG, make_data, make_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    make_model(folder / "a", 0)
+    make_model(folder / "two-labels", 1, labels=("no", "yes"))
+    make_model(folder / "reordered", 1, labels=("up", "down", "level"))
+    make_model(folder / "words", 2, words=["other", "words"])
+    make_data(40).to_parquet(str(folder / "train.parquet"))
+    make_data(20, seed=1).to_parquet(str(folder / "eval.parquet"))
+    Dataset.from_dict({"text": ["w1"], "label": [3]}).to_parquet(str(folder / "odd.parquet"))
+    Dataset.from_dict({"text": [], "label": []}).to_parquet(str(folder / "none.parquet"))
+    return folder
+
+
+def job(folder: Path, **changes) -> dict:
+    values = {
+        "tasks": [
+            {"name": "sum", "train": "train.parquet", "eval": "eval.parquet", "max_length": 32}
+        ],
+        "teachers": [{"name": "a", "task": "sum", "model": "a", "resources": {"CPU": 0.25}}],
+        "student": {"config": STUDENT_CONFIG},
+        "training": {"num_steps": 3},
+        "labels": {"store": "store"},
+        "run": {"name": "run", "storage_path": str(folder / "runs")},
+    }
+    return values | changes
+
+
+def write(folder: Path, values: dict) -> str:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def raybrew(*arguments: str) -> int:
+    sys.argv = ["raybrew", *arguments]
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert isinstance(end.value.code, int)
+    return end.value.code
+
+
+WRONG = {
+    "unknown key": ({"--": "distillation.temprature=3"}, r"temprature.*temperature"),
+    "value out of range": ({"--": "distillation.temperature=-1"}, r"distillation\.temperature.*-1"),
+    "unknown loss": ({"--": "distillation.kd_loss=kll"}, r"kll.*kl"),
+    "unknown optimizer": (
+        {"--": "training.optimizer=AdamWW"},
+        r"training\.optimizer.*AdamWW.*AdamW",
+    ),
+    "missing data": ({"--": "tasks.sum.train=nowhere.parquet"}, r"tasks\[sum\]\.train.*nowhere"),
+    "missing column": ({"--": "tasks.sum.text=txt"}, r"tasks\[sum\]\.train.*'txt'.*text, label"),
+    "label outside": ({"--": "tasks.sum.eval=odd.parquet"}, r"tasks\[sum\]\.eval: row 0.*got 3"),
+    "no rows": ({"--": "tasks.sum.train=none.parquet"}, r"tasks\[sum\]\.train.*empty data set"),
+    "missing teacher": ({"--": "teachers.a.model=./nobody"}, r"teachers\[a\]\.model.*nobody"),
+    "teacher with other labels": (
+        {"--": "teachers.a.model=two-labels"},
+        r"teachers\[a\]\.model: expected 3 labels.*down, level, up.*got a model with 2",
+    ),
+    "teacher with another order": (
+        {"--": "teachers.a.model=reordered"},
+        r"teachers\[a\].*order \(down, level, up\), got up, down, level",
+    ),
+    "another vocabulary": (
+        {"--": "student.tokenizer_from=words"},
+        r"teachers\[a\]\.inputs.*vocabulary \(45 entries\).*\(7 entries\).*inputs: own",
+    ),
+    "unknown student key": (
+        {"student": {"config": {"num_hiden_layers": 1}}},
+        r"student\.config\.num_hiden_layers.*num_hidden_layers",
+    ),
+    "too long": (
+        {"--": "tasks.sum.max_length=100"},
+        r"tasks\[sum\]\.max_length.*at most 64.*got 100",
+    ),
+    "unknown task": ({"--": "teachers.a.task=summ"}, r"expected a task of this job.*sum.*summ"),
+    "unknown Ray argument": ({"scaling": {"num_worker": 2}}, r"scaling\.num_worker.*num_workers"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch, capfd):
+    changes, message = WRONG[case]
+    values = job(files, **{k: v for k, v in changes.items() if k != "--"})
+    overrides = ["--set", changes["--"]] if "--" in changes else []
+
+    def never(*_, **__):
+        raise AssertionError("a model was loaded before the mistake was found")
+
+    monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", never)
+    monkeypatch.chdir(files)
+    assert raybrew("distill", write(files, values), *overrides) == 2
+    shown = capfd.readouterr()
+    assert "Traceback" not in shown.err
+    found = " ".join(shown.err.split())
+    assert found.startswith("raybrew: ")
+    assert __import__("re").search(message, found), found
+    assert not (files / "runs" / "run" / "job.yaml").exists()
+
+
+def test_a_missing_file_and_a_bad_file(tmp_path, capfd):
+    assert raybrew("distill", str(tmp_path / "none.yaml")) == 2
+    (tmp_path / "bad.yaml").write_text("tasks: [")
+    assert raybrew("train-teacher", str(tmp_path / "bad.yaml")) == 2
+    assert raybrew("distil") == 2
+    shown = capfd.readouterr().err
+    assert "none.yaml" in shown
+    assert "bad.yaml" in shown
+    assert "Traceback" not in shown
+
+
+def ray_processes(parent: int) -> list[str]:
+    """Ray's processes of the session that this process started, found by their parents' group."""
+    listing = subprocess.run(
+        ["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    mine = [line.split(None, 1) for line in listing]
+    words = ("raylet", "gcs_server", "ray::")
+    return [line[1] for line in mine if line[0] == str(parent) and any(w in line[1] for w in words)]
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_ctrl_c_ends_soon_and_leaves_no_process(files, tmp_path):
+    values = job(tmp_path, training={"num_steps": 100_000}, tracking={"log_every": 1})
+    values["labels"] = {"store": str(tmp_path / "store")}
+    log = (tmp_path / "err.txt").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raybrew", "distill", write(files, values)],
+        stderr=log,
+        start_new_session=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    )
+    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None, (tmp_path / "err.txt").read_text()
+        assert time.monotonic() < deadline, "the run didn't get to its first step"
+        time.sleep(0.5)
+    assert ray_processes(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    time.sleep(2)
+    assert not ray_processes(process.pid)
+    assert "interrupted" in (tmp_path / "err.txt").read_text()
+    assert "Traceback" not in (tmp_path / "err.txt").read_text()
