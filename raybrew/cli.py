@@ -5,6 +5,8 @@ A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,24 +54,31 @@ def main() -> None:
     """Run the command line; the console script."""
     # Imported by what follows: set before, as it is read once.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    app()
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    # Inside of the command: typer has its own, silent way with an interrupt.
     try:
-        app(standalone_mode=True)
+        yield
     except RaybrewError as error:
         print(f"raybrew: {error}", file=sys.stderr)
-        sys.exit(USAGE_ERROR)
-    except KeyboardInterrupt:
+        raise typer.Exit(USAGE_ERROR) from error
+    except KeyboardInterrupt as error:
         print("raybrew: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        raise typer.Exit(INTERRUPTED) from error
 
 
 def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None) -> None:
     from raybrew.cluster import run_config_from, scaling_config_from
     from raybrew.jobfile import load_job
 
-    file = load_job(kind, path, overrides or [])
-    result = run(
-        file.job,
-        scaling_config=scaling_config_from(file.scaling),
-        run_config=run_config_from(file.run),
-    )
-    print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")
+    with _told():
+        file = load_job(kind, path, overrides or [])
+        result = run(
+            file.job,
+            scaling_config=scaling_config_from(file.scaling),
+            run_config=run_config_from(file.run),
+        )
+        print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")

@@ -1,6 +1,7 @@
 """What a wrong input gets: one message, exit code 2, no model loaded; and Ctrl-C."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     assert "Traceback" not in shown.err
     found = " ".join(shown.err.split())
     assert found.startswith("raybrew: ")
-    assert __import__("re").search(message, found), found
+    assert re.search(message, found), found
     assert not (files / "runs" / "run" / "job.yaml").exists()
 
 
@@ -142,13 +143,13 @@ def ray_processes(parent: int) -> list[str]:
 def test_ctrl_c_ends_soon_and_leaves_no_process(files, tmp_path):
     values = job(tmp_path, training={"num_steps": 100_000}, tracking={"log_every": 1})
     values["labels"] = {"store": str(tmp_path / "store")}
-    log = (tmp_path / "err.txt").open("w")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "raybrew", "distill", write(files, values)],
-        stderr=log,
-        start_new_session=True,
-        env={**os.environ, "RAY_ADDRESS": "local"},
-    )
+    with (tmp_path / "err.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raybrew", "distill", write(files, values)],
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "RAY_ADDRESS": "local"},
+        )
     metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (metrics.exists() and metrics.stat().st_size):
