@@ -161,6 +161,10 @@ class LabelSource:
 
     def _look_up(self, teacher: TeacherLabels, mine: list[tuple[int, np.ndarray]]) -> _Part:
         rows = np.concatenate([r for _, r in mine])
+        num_rows = len(rows)
+        if not num_rows:
+            # A rank without rows still needs labels of the right shape: none of one example's.
+            rows = np.zeros(1, np.int64)
         keys = teacher.view.keys[rows]
         found, known = _read(teacher.stores, keys)
         if not found.all():
@@ -168,8 +172,8 @@ class LabelSource:
                 store.refresh()
             found, known = _read(teacher.stores, keys)
         part = _Part([step for step, _ in mine], [len(r) for _, r in mine], found, known)
-        self.figures.hits += int(found.sum())
-        self.figures.misses += int((~found).sum())
+        self.figures.hits += int(found[:num_rows].sum())
+        self.figures.misses += int((~found[:num_rows]).sum())
         if not found.all():
             if self.asker is None:
                 raise LabelError(
