@@ -1,29 +1,29 @@
 """raybrew: label once, brew many. Knowledge distillation from several teachers on Ray."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from raybrew.config import (
-    DistillationConfig,
-    DistillJob,
-    LabelConfig,
-    Student,
-    Task,
-    Teacher,
-    TrackingConfig,
-    TrainingConfig,
-    TrainJob,
-)
-from raybrew.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    LabelError,
-    RaybrewError,
-    TeacherError,
-)
-
 if TYPE_CHECKING:
+    from raybrew.config import (
+        DistillationConfig,
+        DistillJob,
+        LabelConfig,
+        Student,
+        Task,
+        Teacher,
+        TrackingConfig,
+        TrainingConfig,
+        TrainJob,
+    )
     from raybrew.driver import RunResult, distill, train
+    from raybrew.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        LabelError,
+        RaybrewError,
+        TeacherError,
+    )
 
 __all__ = [
     "CheckpointError",
@@ -46,11 +46,12 @@ __all__ = [
     "train",
 ]
 
+_HOMES = {"distill": "driver", "train": "driver", "RunResult": "driver"}
+
 
 def __getattr__(name: str) -> Any:
-    # Ray and all that trains take seconds to import: they come when they are used.
-    if name in ("RunResult", "distill", "train"):
-        from raybrew import driver
-
-        return getattr(driver, name)
-    raise AttributeError(f"module 'raybrew' has no attribute {name!r}")
+    # Each of a run's processes imports this package, few need all of it: names come when used.
+    if name not in __all__:
+        raise AttributeError(f"module 'raybrew' has no attribute {name!r}")
+    home = _HOMES.get(name, "errors" if name.endswith("Error") else "config")
+    return getattr(import_module(f"raybrew.{home}"), name)

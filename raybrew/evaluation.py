@@ -5,11 +5,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multiclass_matthews_corrcoef,
-)
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
@@ -32,6 +27,13 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         `accuracy`, `f1_macro`, `matthews`, and `examples` that were counted; no metric where
         there is no label.
     """
+    # Takes over a second to import, which a process that only trains need not spend.
+    from torchmetrics.functional.classification import (
+        multiclass_accuracy,
+        multiclass_f1_score,
+        multiclass_matthews_corrcoef,
+    )
+
     kept = labels >= 0
     logits, labels = logits[kept], labels[kept]
     figures = {"examples": float(len(labels))}
@@ -73,11 +75,15 @@ def predict_logits(
     Returns:
         float32 (n, C) on the CPU.
     """
+    if not len(rows):
+        # Models of transformers refuse a batch of none: one example, of which nothing is kept.
+        one = {"batch_size": 1, "pad_token_id": pad_token_id, "device": device}
+        return predict_logits(model, adaptor, view, np.zeros(1, np.int64), **one)[:0]
     training = model.training
     model.eval()
     order = np.argsort(view.lengths[rows], kind="stable")
     parts = []
-    for start in range(0, max(len(rows), 1), batch_size):
+    for start in range(0, len(rows), batch_size):
         batch = collate(view, rows[order[start : start + batch_size]], pad_token_id)
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         parts.append(view_of(adaptor, batch, model(**batch)).logits[0].float().cpu())
