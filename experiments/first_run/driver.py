@@ -1,4 +1,4 @@
-"""The demo's distillation as a driver script; run it after `make demo`, which makes the teachers."""
+"""The demo as a driver script; run it after `make demo`, which makes its teachers."""
 
 from ray.train import RunConfig, ScalingConfig
 
