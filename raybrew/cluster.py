@@ -56,9 +56,9 @@ def check_resources(
     Raises:
         ConfigError: says what is asked for, by whom, and what the cluster has.
     """
-    worker = scaling._resources_per_worker_not_none
+    worker: dict[str, Any] = dict(scaling._resources_per_worker_not_none)
     askers = [(f"teacher {name!r}", dict(need)) for name, need in teachers]
-    askers += [("a student worker", dict(worker))] * scaling.min_workers
+    askers += [("a student worker", worker)] * scaling.min_workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for who, need in askers:
         if not any(all(node.get(k, 0) >= v for k, v in need.items()) for node in nodes):
@@ -68,7 +68,7 @@ def check_resources(
                 "teachers, resources_per_worker and use_gpu of scaling), or use a larger cluster"
             )
     asked_by_teachers = _sum([dict(need) for _, need in teachers])
-    asked_by_workers = _sum([dict(worker)] * scaling.min_workers)
+    asked_by_workers = _sum([worker] * scaling.min_workers)
     has = _sum(nodes)
     for name in sorted({*asked_by_teachers, *asked_by_workers}):
         parts = asked_by_teachers.get(name, 0), asked_by_workers.get(name, 0)

@@ -38,7 +38,8 @@ class _Mailbox:
 
 def start_mailbox() -> ActorHandle:
     """Start a mailbox; it costs no CPU."""
-    return ray.remote(_Mailbox).options(num_cpus=0).remote()
+    actor: Any = ray.remote(_Mailbox)
+    return actor.options(num_cpus=0).remote()
 
 
 class Follower:

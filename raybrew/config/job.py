@@ -1,12 +1,13 @@
 """The whole job, and what its sections say of each other."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
 from raybrew.config.distillation import DistillationConfig
 from raybrew.config.people import Student, Task, Teacher
-from raybrew.config.section import Section
+from raybrew.config.section import Many, Section
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
 from raybrew.textbrewer_config import converted, is_textbrewer
 
@@ -16,7 +17,7 @@ __all__ = ["DistillJob", "TrainJob"]
 class _Job(Section):
     """What training with and without teachers have in common."""
 
-    tasks: tuple[Task, ...] = Field(min_length=1, description="Tasks of the student.")
+    tasks: Many[Task] = Field(min_length=1, description="Tasks of the student.")
     training: TrainingConfig = Field(description="Steps, optimizer, seed.")
     tracking: TrackingConfig = Field(
         default_factory=lambda: TrackingConfig(), description="Who follows the run."
@@ -24,7 +25,7 @@ class _Job(Section):
 
     @field_validator("tasks")
     @classmethod
-    def _task_names(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    def _task_names(cls, tasks: Sequence[Task]) -> Sequence[Task]:
         _unique("tasks", [task.name for task in tasks])
         return tasks
 
@@ -42,7 +43,7 @@ class TrainJob(_Job):
 class DistillJob(_Job):
     """Distillation of teachers into one student."""
 
-    teachers: tuple[Teacher, ...] = Field(min_length=1, description="Who teaches.")
+    teachers: Many[Teacher] = Field(min_length=1, description="Who teaches.")
     student: Student = Field(description="Who learns.")
     distillation: DistillationConfig = Field(
         default_factory=lambda: DistillationConfig(), description="The objective."

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raybrew.config.section import DataSource, Dtype, ImportPath, ModelPath, Name, Section
+from raybrew.config.section import DataSource, Dtype, ImportPath, Many, ModelPath, Name, Section
 
 __all__ = ["Student", "Task", "Teacher"]
 
@@ -23,7 +23,7 @@ class Task(Section):
     label: str = Field(
         default="label", description="Column of the class: an integer or a class name."
     )
-    label_names: tuple[str, ...] | None = Field(
+    label_names: Many[str] | None = Field(
         default=None,
         min_length=2,
         description="Classes in the order of the logits; read from the data if left out.",
@@ -80,7 +80,7 @@ class Student(Section):
         description="Changes to the configuration of `tokenizer_from` (by default of the first "
         "teacher); the student starts from random weights.",
     )
-    layers_from: tuple[str, tuple[int, ...]] | None = Field(
+    layers_from: tuple[str, Many[int]] | None = Field(
         default=None,
         description="A teacher, or the path of a model, and its layers (from 0) to start from; "
         "embeddings and the head come along where sizes match.",
@@ -88,7 +88,7 @@ class Student(Section):
     tokenizer_from: str | None = Field(
         default=None, description="Folder, hub id or teacher whose tokenizer the student uses."
     )
-    freeze: tuple[str, ...] = Field(
+    freeze: Many[str] = Field(
         default=(), description="Parameters that stay as they are: prefixes or parts of names."
     )
     adaptor: ImportPath = Field(

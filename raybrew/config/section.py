@@ -1,7 +1,8 @@
 """What the sections of a job are made of: frozen models, and values that a file can hold."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from datasets import Dataset
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
@@ -10,6 +11,7 @@ __all__ = [
     "DataSource",
     "Dtype",
     "ImportPath",
+    "Many",
     "ModelPath",
     "Name",
     "Options",
@@ -36,6 +38,19 @@ def _source_to_plain(value: Any) -> str | None:
 
 DataSource = Annotated[Any, BeforeValidator(_as_source), PlainSerializer(_source_to_plain)]
 """A path (parquet, jsonl, csv, a saved data set), `hub/id[:config][@split]`, or a live Dataset."""
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    # A script may give a list.
+    Many: TypeAlias = Sequence[T]
+else:
+
+    class Many:
+        """Any number of values, kept as a tuple."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            return tuple[item, ...]
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]

@@ -86,7 +86,7 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
             raise DataError(
-                f"{what}: {place} holds the splits {', '.join(loaded)}; expected one of them as "
+                f"{what}: {place} holds the splits {', '.join(map(str, loaded))}; expected one of them as "
                 f"{place}@split, got {split or 'none'!r}"
             )
         return loaded[split]

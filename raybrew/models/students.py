@@ -181,7 +181,7 @@ def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -
     if student.layers_from is not None:
         name, layers = student.layers_from
         _known_teacher(name, teachers, what)
-        return layers_config(teachers[name], own, layers, what)
+        return layers_config(teachers[name], own, tuple(layers), what)
     assert own is not None, "config.Student gives one of the three"
     return own
 

@@ -8,6 +8,7 @@ is computed once. The rank owns the answers: they don't pass the driver and outl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -26,7 +27,7 @@ def home_of(keys: np.ndarray, num_replicas: int) -> np.ndarray:
     return (keys[:, 1] % np.uint64(num_replicas)).astype(np.int64)
 
 
-def outcome(teacher: str, reference: ray.ObjectRef) -> object:
+def outcome(teacher: str, reference: ray.ObjectRef) -> Any:
     """Wait for a replica's answer.
 
     Raises:
@@ -49,15 +50,14 @@ def outcome(teacher: str, reference: ray.ObjectRef) -> object:
 class _Gathering:
     teacher: str
     places: list[np.ndarray]
-    references: list[ray.ObjectRef]
+    references: list[Any]
 
     def result(self) -> dict[str, Payload]:
         answers = [outcome(self.teacher, reference) for reference in self.references]
         order = np.argsort(np.concatenate(self.places))
-        names: dict[str, Payload] = answers[0]  # type: ignore[assignment]
         return {
-            name: Payload.concat([answer[name] for answer in answers]).take(order)  # type: ignore[index]
-            for name in names
+            name: Payload.concat([answer[name] for answer in answers]).take(order)
+            for name in answers[0]
         }
 
 
@@ -77,7 +77,9 @@ class PoolClient:
         home = home_of(view.keys, len(handles))
         places = [np.flatnonzero(home == number) for number in range(len(handles))]
         asked = [(handles[n], place) for n, place in enumerate(places) if len(place)]
-        references = [handle.ask.remote(view.take(place), signals) for handle, place in asked]
+        references: list[Any] = [
+            handle.ask.remote(view.take(place), signals) for handle, place in asked
+        ]
         return _Gathering(teacher, [place for _, place in asked], references)
 
     def flush(self) -> None:

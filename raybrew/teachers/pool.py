@@ -77,7 +77,7 @@ class TeacherPool:
             TeacherError: one can't be loaded, or takes longer than `START_TIMEOUT_S`.
         """
         for name, handles in self.replicas.items():
-            references = [handle.load.remote() for handle in handles]
+            references: list[Any] = [handle.load.remote() for handle in handles]
             _, late = ray.wait(references, num_returns=len(references), timeout=START_TIMEOUT_S)
             if late:
                 raise TeacherError(f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s")
@@ -166,7 +166,8 @@ def _reserve(bundles: list[dict[str, float]]) -> PlacementGroup:
 
 def _start(hosting: Hosting, store: str, group: PlacementGroup, index: int) -> ActorHandle:
     resources = dict(hosting.resources)
-    actor = ray.remote(concurrency_groups={"control": 1})(Replica)
+    grouped: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore
+    actor = grouped(Replica)
     return actor.options(
         num_cpus=resources.pop("CPU", 0),
         num_gpus=resources.pop("GPU", 0),
