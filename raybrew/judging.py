@@ -9,9 +9,11 @@ from raybrew.errors import LabelError
 from raybrew.evaluation import classification_metrics
 from raybrew.labels.payload import from_storage
 from raybrew.labels.store import LabelStore
+from raybrew.labels.top_k import unpack_top_k
+from raybrew.losses.soft import TopK
 from raybrew.objective import Objective
 from raybrew.preparation import Preparation, PreparedTeacher
-from raybrew.student.loop import STUDENT_VIEW
+from raybrew.student.batches import STUDENT_VIEW
 
 __all__ = ["judge_teachers"]
 
@@ -34,22 +36,37 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
             continue
         labels = torch.from_numpy(np.array(task.eval.labels))
         mine = [teacher for teacher in preparation.teachers if teacher.task == number]
-        logits = {t.teacher.name: _logits(job, t, task.eval.views[t.view].keys) for t in mine}
+        logits = {
+            t.teacher.name: _logits(job, t, task.eval.views[t.view].keys, len(task.label_names))
+            for t in mine
+        }
         for name, each in logits.items():
             teachers[name] = classification_metrics(each, labels)
         objective = Objective(job.distillation, {t.teacher.name: t.teacher.weight for t in mine})
         keys = torch.from_numpy(task.eval.views[STUDENT_VIEW].keys[:, 0].astype(np.int64))
-        mixed = objective.target(torch.stack(list(logits.values())), labels, row_keys=keys)
+        routes = None if task.eval.routes is None else torch.from_numpy(task.eval.routes.copy())
+        stacked = torch.stack(list(logits.values()))
+        mixed = objective.target(stacked, labels, row_keys=keys, route=routes)
         ensembles[task.task.name] = classification_metrics(mixed, labels)
     return teachers, ensembles
 
 
-def _logits(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray) -> Tensor:
-    store = LabelStore(job.labels.store).signal(teacher.spec.fingerprint, teacher.signals[0])
+def _logits(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray, classes: int) -> Tensor:
+    signal = teacher.signals[0]
+    store = LabelStore(job.labels.store).signal(teacher.spec.fingerprint, signal)
     found, payload = store.read(keys)
     if payload is None or not found.all():
         raise LabelError(
             f"teacher {teacher.teacher.name!r}: {int((~found).sum())} labels of evaluation rows "
             f"are missing from {job.labels.store}; were files of the store deleted?"
         )
-    return from_storage(payload.values, job.labels.dtype).float()
+    if signal.top_k is None:
+        return from_storage(payload.values, signal.dtype).float()
+    return _filled_up(unpack_top_k(payload.values, signal), classes)
+
+
+def _filled_up(top_k: TopK, classes: int) -> Tensor:
+    """Put every class that was left out below those that were kept; only the order counts."""
+    lowest = top_k.values.amin(dim=-1, keepdim=True)
+    rest = lowest.expand(-1, classes).clone() - 1.0
+    return rest.scatter(-1, top_k.indices, top_k.values)

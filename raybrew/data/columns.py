@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset
 from raybrew.config import Task
 from raybrew.errors import DataError
 
-__all__ = ["Rows", "read_labels", "read_rows"]
+__all__ = ["Rows", "read_labels", "read_routes", "read_rows"]
 
 NO_LABEL = -1
 
@@ -71,6 +71,36 @@ def read_labels(
     return names, train_labels, _numbers(other, names, f"{what}.eval", task.label)
 
 
+def read_routes(
+    task: Task, dataset: Dataset, teachers: Sequence[str], what: str
+) -> np.ndarray | None:
+    """Read the column that names each row's teacher.
+
+    Args:
+        task: names the column.
+        dataset: the split.
+        teachers: names of the task's teachers.
+        what: the job's field of the split, for messages.
+
+    Returns:
+        int64 (N,), index among the teachers; None if the task names no column.
+
+    Raises:
+        DataError: the column is missing, or a row names no teacher of the task.
+    """
+    if task.teacher_column is None or not teachers:
+        return None
+    index = {name: number for number, name in enumerate(teachers)}
+    values = _column(dataset, task.teacher_column, what)
+    for row, value in enumerate(values):
+        if value not in index:
+            raise DataError(
+                f"{what}: row {row}: expected a teacher of the task ({', '.join(teachers)}) in "
+                f"{task.teacher_column!r}, got {value!r}"
+            )
+    return np.array([index[value] for value in values], np.int64)
+
+
 def _column(dataset: Dataset, name: str, what: str) -> list[Any]:
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, 3, 0.4)
@@ -91,7 +121,7 @@ def _texts(dataset: Dataset, name: str, what: str) -> list[str]:
 
 def _classes(task: Task, train: Dataset, column: Sequence[Any], what: str) -> tuple[str, ...]:
     if task.label_names is not None:
-        return task.label_names
+        return tuple(task.label_names)
     feature = train.features[task.label]
     if isinstance(feature, ClassLabel) and feature.names:
         names = tuple(feature.names)

@@ -71,10 +71,13 @@ class EncodedSplit:
     Args:
         views: by name.
         labels: int64 (N,); negative = none.
+        routes: int64 (N,), index of the teacher that each row is routed to; None where the data
+            doesn't name it.
     """
 
     views: Mapping[str, EncodedView]
     labels: np.ndarray
+    routes: np.ndarray | None = None
 
     def save(self, folder: Path) -> None:
         """Write the split; each file is there whole or not at all."""
@@ -85,7 +88,10 @@ class EncodedSplit:
                 arrays["token_type_ids"] = view.token_type_ids
             _write(folder / f"view-{name}.arrow", arrays)
         # Written last: a folder with it is complete.
-        _write(folder / "split.arrow", {"labels": self.labels}, views=list(self.views))
+        columns = {"labels": self.labels}
+        if self.routes is not None:
+            columns["routes"] = self.routes
+        _write(folder / "split.arrow", columns, views=list(self.views))
 
     @staticmethod
     def load(folder: Path) -> "EncodedSplit":
@@ -104,7 +110,7 @@ class EncodedSplit:
                 offsets=columns["offsets"],
                 keys=columns["keys"].reshape(-1, 2),
             )
-        return EncodedSplit(views, arrays["labels"])
+        return EncodedSplit(views, arrays["labels"], arrays.get("routes"))
 
 
 def encode(

@@ -6,7 +6,8 @@ one width (logits), or ragged (anything that grows with the number of tokens).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,20 +30,29 @@ class Signal:
     """What is asked of a teacher for each example.
 
     Args:
-        statistic: `logits`, or the teacher statistic of a match loss.
-        layers: layers that it is read from, 0 = embeddings; empty for `logits`.
+        statistic: `logits`, or what a match loss or a custom match takes of the teacher.
+        layers: layers that it is read from, 0 = embeddings; empty for `logits` and modules.
         dtype: precision that it is kept in, a key of `DTYPES`.
+        top_k: of logits, how many of the largest are kept; None for all.
+        temperatures: of top-k logits, those whose logsumexp is kept.
+        recipe: the match that says how the teacher makes it; none for logits. Two matches that
+            take the same statistic have equal signals, so this is not compared.
     """
 
     statistic: str = "logits"
     layers: tuple[int, ...] = ()
     dtype: str = "float32"
+    top_k: int | None = None
+    temperatures: tuple[float, ...] = ()
+    recipe: Any = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """Name of the signal's folder in the store."""
         layers = "".join(f"-L{layer}" for layer in self.layers)
-        return f"{self.statistic}{layers}-{self.dtype}"
+        kept = "" if self.top_k is None else f"-top{self.top_k}"
+        kept += "".join(f"-T{temperature:g}" for temperature in self.temperatures)
+        return f"{self.statistic}{layers}{kept}-{self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,13 @@ class Payload:
         np.cumsum(lengths, out=offsets[1:])
         source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Payload(self.values[source], offsets)
+
+    def slice(self, start: int, stop: int) -> "Payload":
+        """Return neighbouring rows without copying."""
+        if self.offsets is None:
+            return Payload(self.values[start:stop])
+        offsets = self.offsets[start : stop + 1]
+        return Payload(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     @staticmethod
     def concat(parts: Sequence["Payload"]) -> "Payload":

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from raybrew.errors import ConfigError
+from raybrew.models.importing import import_callable
 
-__all__ = ["ADAPTORS", "Adaptor", "View", "sequence_classification", "view_of"]
+__all__ = ["ADAPTORS", "Adaptor", "View", "adaptor_of", "sequence_classification", "view_of"]
 
 Adaptor = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
 
@@ -38,6 +39,19 @@ class View:
     hidden: tuple[Tensor, ...] = ()
     attention: tuple[Tensor, ...] = ()
     inputs_mask: Tensor | None = None
+
+    def none_of_it(self) -> "View":
+        """Return the same view of a batch without examples, with its graph."""
+        masks = tuple(None if mask is None else mask[:0] for mask in self.logits_mask)
+        return View(
+            logits=tuple(each[:0] for each in self.logits),
+            logits_mask=masks,
+            labels=tuple(each[:0] for each in self.labels),
+            losses=tuple(each * 0.0 for each in self.losses),
+            hidden=tuple(each[:0] for each in self.hidden),
+            attention=tuple(each[:0] for each in self.attention),
+            inputs_mask=None if self.inputs_mask is None else self.inputs_mask[:0],
+        )
 
 
 def view_of(adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> View:
@@ -88,6 +102,22 @@ def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str,
 
 ADAPTORS: dict[str, Adaptor] = {"sequence-classification": sequence_classification}
 """The built-in adaptor of each kind of task."""
+
+
+def adaptor_of(kind: str, *given: Adaptor | str | None) -> Adaptor:
+    """Return the first adaptor that is given, or that of the kind of task.
+
+    Args:
+        kind: a key of `ADAPTORS`.
+        given: callables or import paths, the more special first.
+
+    Raises:
+        ConfigError: an import path that leads nowhere.
+    """
+    for one in given:
+        if one is not None:
+            return import_callable(one, "adaptor")
+    return ADAPTORS[kind]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

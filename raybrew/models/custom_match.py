@@ -1,6 +1,5 @@
 """A match between the outputs of any two modules, with a loss and a projection of the user's."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from raybrew.errors import ConfigError
 from raybrew.losses.features.ragged import Axis
 from raybrew.losses.match_spec import ProjectionSpec
 from raybrew.losses.partial import Partial
+from raybrew.models.importing import import_callable
 from raybrew.models.projections import Projection
 
 __all__ = ["CustomMatch", "import_callable"]
@@ -124,31 +124,6 @@ class CustomMatch(BaseModel):
             present = student_mask.ne(0).any(dim=1).to(value.device)
         numerator = value.reshape(()).expand(present.shape).masked_fill(~present, 0.0)
         return Partial(numerator, present.to(value.dtype))
-
-
-def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[..., Any]:
-    """Resolve an import path, "package.module:name"; a callable is itself.
-
-    Args:
-        target: either.
-        what: what it is, for the message.
-
-    Raises:
-        ConfigError: nothing callable is there.
-    """
-    if not isinstance(target, str):
-        return target
-    module_name, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{what} {target!r} can't be imported: {error}. Give it as "
-            '"package.module:name", from a module that every worker can import.'
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"{what} {target!r} is a {type(found).__name__}, which can't be called.")
-    return found
 
 
 class _OfOneTensor(nn.Module):

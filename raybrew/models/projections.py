@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from raybrew.errors import ConfigError
 from raybrew.losses.match_spec import MatchSpec, ProjectionSpec
 
-__all__ = ["Projection", "build_projections", "projection_key", "projection_param_groups"]
+__all__ = [
+    "Projection",
+    "build_projections",
+    "check_projection_options",
+    "projection_key",
+    "projection_param_groups",
+]
 
 INITIAL_STD = 0.02
 
@@ -120,19 +126,29 @@ def projection_param_groups(
         if match.proj is None:
             continue
         options = match.proj[3]
-        _check_options(match, options, optimizer_class)
+        check_projection_options(match.label, options, optimizer_class)
         parameters = list(projections[projection_key(position)].parameters())
         groups.append({"params": parameters, **options})
     return groups
 
 
-def _check_options(
-    match: MatchSpec,
+def check_projection_options(
+    what: str,
     options: dict[str, Any],
     optimizer_class: type[torch.optim.Optimizer] | None,
 ) -> None:
+    """Refuse options of a projection that its optimizer group can't have.
+
+    Args:
+        what: the match, for the message.
+        options: of the group.
+        optimizer_class: None if it isn't known: then it takes any.
+
+    Raises:
+        ConfigError: names the match and the nearest options.
+    """
     if "params" in options:
-        raise ConfigError(f"{match.label}: `params` of its projection is the library's to set.")
+        raise ConfigError(f"{what}: `params` of its projection is the library's to set.")
     if optimizer_class is None:
         return
     known = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
@@ -141,6 +157,6 @@ def _check_options(
             nearest = difflib.get_close_matches(name, known, n=2)
             hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
             raise ConfigError(
-                f"{match.label}: {optimizer_class.__name__} has no option {name!r}.{hint} Its "
+                f"{what}: {optimizer_class.__name__} has no option {name!r}.{hint} Its "
                 f"options are {', '.join(known)}."
             )

@@ -1,6 +1,7 @@
 """A checkpoint: everything that the rest of a run depends on, in files that hold no code.
 
     student/               the model as transformers loads it, with its tokenizer
+    projections.safetensors  what brings its features to the teachers' sizes, where matches do
     optimizer.safetensors  the optimizer's tensors
     state.json             step, optimizer settings, schedule, best score
 
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +26,7 @@ __all__ = ["STUDENT", "load_checkpoint", "save_checkpoint"]
 
 STUDENT = "student"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
+_PROJECTIONS = "projections.safetensors"
 _FORMAT = "raybrew-checkpoint-1"
 
 
@@ -36,6 +38,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     step: int,
+    projections: nn.Module | None = None,
 ) -> None:
     """Write a checkpoint into an empty folder.
 
@@ -46,9 +49,13 @@ def save_checkpoint(
         optimizer: its tensors and settings.
         scheduler: its position.
         step: steps that were taken.
+        projections: of the student's matches.
     """
     model.save_pretrained(folder / STUDENT)
     tokenizer.save_pretrained(str(folder / STUDENT))
+    projected = {} if projections is None else projections.state_dict()
+    if projected:
+        save_file({k: v.contiguous() for k, v in projected.items()}, folder / _PROJECTIONS)
     state = optimizer.state_dict()
     tensors, scalars = {}, {}
     for index, values in state["state"].items():
@@ -66,9 +73,14 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, *, model: PreTrainedModel, optimizer: Optimizer, scheduler: LRScheduler
+    folder: Path,
+    *,
+    model: PreTrainedModel,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    projections: nn.Module | None = None,
 ) -> int:
-    """Bring model, optimizer and schedule to where the checkpoint left them.
+    """Bring model, projections, optimizer and schedule to where the checkpoint left them.
 
     Returns:
         Steps that were taken.
@@ -91,11 +103,27 @@ def load_checkpoint(
                 f"checkpoint {folder}: expected this model's weights, got {unexpected or 'none'} "
                 f"besides and {sorted(set(missing) - tied) or 'none'} missing"
             )
+        _load_projections(folder, projections)
         optimizer.load_state_dict(_optimizer_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder}: can't be read back: {error!r}") from error
     return int(record["step"])
+
+
+def _load_projections(folder: Path, projections: nn.Module | None) -> None:
+    expected = {} if projections is None else projections.state_dict()
+    path = folder / _PROJECTIONS
+    found = load_file(path) if path.exists() else {}
+    shapes = {name: tuple(value.shape) for name, value in expected.items()}
+    if shapes != {name: tuple(value.shape) for name, value in found.items()}:
+        raise CheckpointError(
+            f"checkpoint {folder}: expected the projections of this job's matches "
+            f"({', '.join(expected) or 'none'}), got {', '.join(found) or 'none'}; resume with the "
+            "matches that the run began with"
+        )
+    if projections is not None:
+        projections.load_state_dict(found)
 
 
 def _optimizer_state(record: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -21,22 +21,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import TrackingConfig, TrainingConfig
-from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedSplit
-from raybrew.data.sampler import BatchSequence, micro_batches, rank_rows
+from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.evaluation import MAIN_METRIC, classification_metrics, predict_logits
-from raybrew.labels.payload import from_storage
 from raybrew.labels.source import LabelSource
-from raybrew.models.adaptors import ADAPTORS
-from raybrew.objective import BatchFacts, Objective, Position
+from raybrew.objective import Objective, Position
+from raybrew.student.batches import STUDENT_VIEW, StudentTask, batch_facts, micro_batches_of
 from raybrew.student.checkpoint import load_checkpoint, save_checkpoint
+from raybrew.student.module import StudentModule
 from raybrew.student.step import MicroBatch, StudentStep
 from raybrew.student.world import World
 
 __all__ = ["STUDENT_VIEW", "Hooks", "StudentTask", "StudentTraining"]
-
-STUDENT_VIEW = "student"
-"""Name of the encoded view that the student reads."""
 
 
 class Hooks(Protocol):
@@ -71,32 +67,13 @@ class Saver(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class StudentTask:
-    """A task as the student meets it.
-
-    Args:
-        name: the job's name of it.
-        kind: what a prediction is.
-        train: what to learn from.
-        eval: what to evaluate on.
-        signal_dtype: precision of the soft labels.
-    """
-
-    name: str
-    kind: str
-    train: EncodedSplit
-    eval: EncodedSplit | None
-    signal_dtype: str = "float32"
-
-
 @dataclass
 class StudentTraining:
     """A student, what it learns from, and how.
 
     Args:
-        model: the bare model, for checkpoints and evaluation.
-        wrapped: the same, as training calls it (DDP, or the model itself).
+        module: the student with its projections.
+        wrapped: the same, as training calls it (DDP, or the module itself).
         tokenizer: saved with the model.
         tasks: in the order of the sequence.
         objectives: one a task.
@@ -110,7 +87,7 @@ class StudentTraining:
         num_steps: length of the run.
     """
 
-    model: PreTrainedModel
+    module: StudentModule
     wrapped: nn.Module
     tokenizer: PreTrainedTokenizerBase
     tasks: Sequence[StudentTask]
@@ -129,7 +106,11 @@ class StudentTraining:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         self.step = load_checkpoint(
-            folder, model=self.model, optimizer=self.optimizer, scheduler=self.scheduler
+            folder,
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            projections=self.module.projections,
         )
 
     def run(self, hooks: Hooks) -> dict[str, float]:
@@ -148,7 +129,8 @@ class StudentTraining:
             torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
             position = Position(self.step / self.num_steps, self.step // self._steps_per_epoch)
             batches = list(self._micro_batches(task, rows))
-            facts = BatchFacts(labels=self.tasks[task].train.labels[rows])
+            passes = self.config.gradient_accumulation_steps
+            facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
             denominators = self.objectives[task].denominators(facts)
             sums = steps[task](batches, denominators, position)
             self.step += 1
@@ -197,13 +179,14 @@ class StudentTraining:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             step=self.step,
+            projections=self.module.projections,
         )
 
     def _steps(self) -> list[StudentStep]:
         return [
             StudentStep(
                 self.wrapped,
-                ADAPTORS[task.kind],
+                number,
                 objective,
                 self.optimizer,
                 self.scheduler,
@@ -211,36 +194,18 @@ class StudentTraining:
                 max_grad_norm=self.config.max_grad_norm,
                 precision=self.config.precision,
             )
-            for task, objective in zip(self.tasks, self.objectives, strict=True)
+            for number, objective in enumerate(self.objectives)
         ]
 
     def _micro_batches(self, task: int, rows: np.ndarray) -> Iterator[MicroBatch]:
-        mine = rank_rows(rows, self.world.rank, self.world.size)
-        split, device = self.tasks[task].train, self.world.device
-        keys = split.views[STUDENT_VIEW].keys
-        soft = self._soft_labels(task)
-        start = 0
-        for part in micro_batches(mine, self.config.gradient_accumulation_steps):
-            inputs = collate(split.views[STUDENT_VIEW], part, self._pad)
-            place = slice(start, start + len(part))
-            start += len(part)
-            yield MicroBatch(
-                inputs={k: v.to(device, non_blocking=True) for k, v in inputs.items()},
-                labels=torch.from_numpy(split.labels[part]).to(device),
-                soft={name: logits[place].to(device) for name, logits in soft.items()},
-                row_keys=torch.from_numpy(keys[part, 0].astype(np.int64)).to(device),
-            )
-
-    def _soft_labels(self, task: int) -> Mapping[str, Tensor]:
-        if self.labels is None:
-            return {}
-        dtype = self.tasks[task].signal_dtype
-        answers = self.labels.get(self.step)
-        return {
-            teacher: from_storage(payload.values, dtype)
-            for teacher, by_signal in answers.items()
-            for payload in by_signal.values()
-        }
+        return micro_batches_of(
+            self.tasks[task],
+            rows,
+            {} if self.labels is None else self.labels.get(self.step),
+            world=self.world,
+            passes=self.config.gradient_accumulation_steps,
+            pad_token_id=self._pad,
+        )
 
     def _report_due(self) -> bool:
         return self.step % self.tracking.log_every == 0 or self.step in (1, self.num_steps)
@@ -257,7 +222,7 @@ class StudentTraining:
         named = dict(zip(sums, total, strict=True))
         losses = self.objectives[task].figures(named, denominators, position)
         values = {f"train/{self.tasks[task].name}/{term}": loss for term, loss in losses.items()}
-        values["train/learning_rate"] = self.scheduler.get_last_lr()[0]
+        values["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
         if self.labels is not None:
             values["time/label_wait_s"] = self.labels.figures.wait_s
         return values
@@ -272,7 +237,7 @@ class StudentTraining:
         rows = rank_rows(np.arange(len(split.labels)), self.world.rank, self.world.size)
         logits = predict_logits(
             self.model,
-            ADAPTORS[task.kind],
+            task.reads,
             split.views[STUDENT_VIEW],
             rows,
             batch_size=self.config.eval_batch_size,
@@ -286,12 +251,18 @@ class StudentTraining:
         return classification_metrics(torch.cat([part for _, part in parts]), labels)
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The bare model, for checkpoints and evaluation."""
+        model: PreTrainedModel = self.module.model  # type: ignore[assignment]
+        return model
+
+    @property
     def _steps_per_epoch(self) -> int:
         return self.sequence.steps_per_epoch
 
     @property
     def _pad(self) -> int:
-        return int(self.tokenizer.pad_token_id or 0)
+        return int(str(self.tokenizer.pad_token_id or 0))
 
 
 def _seed(*parts: int) -> int:

@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from transformers.trainer_utils import SchedulerType
 from raybrew.config import TrainingConfig
 from raybrew.errors import ConfigError
 
-__all__ = ["build_optimizer", "build_scheduler", "check_optimization"]
+__all__ = ["build_optimizer", "build_scheduler", "check_optimization", "optimizer_class"]
 
 
 def check_optimization(config: TrainingConfig) -> None:
@@ -32,16 +33,29 @@ def check_optimization(config: TrainingConfig) -> None:
     _known("training.lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType])
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
+def optimizer_class(config: TrainingConfig) -> type[Optimizer]:
+    """Return the class that the job names, which `check_optimization` has seen."""
+    return getattr(torch.optim, config.optimizer)
+
+
+def build_optimizer(
+    model: nn.Module, config: TrainingConfig, groups: Sequence[dict[str, Any]] = ()
+) -> Optimizer:
     """Return the optimizer over the parameters that learn.
+
+    Args:
+        model: its parameters are the first group.
+        config: class, learning rate, options.
+        groups: further groups with options of their own, such as projections.
 
     Raises:
         ConfigError: the class refuses its arguments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    build: Callable[..., Optimizer] = optimizer_class(config)
     try:
-        return getattr(torch.optim, config.optimizer)(
-            parameters, lr=config.learning_rate, **config.optimizer_options
+        return build(
+            [{"params": parameters}, *groups], lr=config.learning_rate, **config.optimizer_options
         )
     except (TypeError, ValueError) as error:
         raise ConfigError(

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from raybrew.models.adaptors import Adaptor, view_of
-from raybrew.objective import Objective, Position
+from raybrew.objective import Objective, Position, SoftLabels
+from raybrew.student.module import StudentAnswer
 from raybrew.student.world import World
 
 __all__ = ["MicroBatch", "StudentStep"]
@@ -31,23 +31,36 @@ class MicroBatch:
     Args:
         inputs: arguments of the model, each (b, L).
         labels: int64 (b,), negative = none.
-        soft: by teacher, its raw logits, (b, C).
+        soft: what the teachers said.
         row_keys: int64 (b,), half of each example's content key.
+        route: int64 (b,), index of each row's teacher; None where the data doesn't name it.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
-    soft: Mapping[str, Tensor]
+    soft: SoftLabels
     row_keys: Tensor
+    route: Tensor | None = None
 
 
 class StudentStep:
-    """Forward, objective, backward, update."""
+    """Forward, objective, backward, update.
+
+    Args:
+        model: a `StudentModule`, or DDP around it.
+        task: index of the task that is learnt.
+        objective: of that task.
+        optimizer: over the module's parameters.
+        scheduler: of the learning rate.
+        world: this rank.
+        max_grad_norm: clips the gradient of the whole module.
+        precision: autocast of the forward.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        adaptor: Adaptor,
+        task: int,
         objective: Objective,
         optimizer: Optimizer,
         scheduler: LRScheduler,
@@ -56,7 +69,7 @@ class StudentStep:
         max_grad_norm: float | None,
         precision: str,
     ):
-        self._model, self._adaptor, self._objective = model, adaptor, objective
+        self._model, self._task, self._objective = model, task, objective
         self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
         self._max_grad_norm, self._precision = max_grad_norm, precision
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -92,12 +105,18 @@ class StudentStep:
         return sums
 
     def _forward(self, batch: MicroBatch, position: Position) -> dict[str, Tensor]:
-        inputs: dict[str, Any] = dict(batch.inputs)
         device = self._world.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
-            outputs = self._model(**inputs)
-        view = view_of(self._adaptor, {**inputs, "labels": batch.labels}, outputs)
-        return self._objective.numerators(view, batch.soft, position, batch.row_keys)
+            answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, self._task)
+        numerators = self._objective.numerators(
+            answer.view, batch.soft, position, batch.row_keys, batch.route, answer.features
+        )
+        if not answer.view.logits:
+            return numerators
+        # A head that no term looks at has a gradient too, 0: DDP waits for every parameter's.
+        untouched = torch.stack([each.float().sum() for each in answer.view.logits]).sum() * 0.0
+        first = next(iter(numerators))
+        return numerators | {first: numerators[first] + untouched}
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         if isinstance(self._model, DistributedDataParallel) and not last:

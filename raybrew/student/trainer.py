@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,93 +20,14 @@ from ray.actor import ActorHandle
 from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
-from raybrew.data.encoding import EncodedSplit
-from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.errors import RaybrewError
-from raybrew.labels.payload import Signal
-from raybrew.labels.source import LabelSource, TeacherLabels
-from raybrew.labels.store import LabelStore
 from raybrew.mailbox import Message
-from raybrew.models.students import build_student
-from raybrew.objective import Objective
-from raybrew.student.loop import Saver, StudentTask, StudentTraining
-from raybrew.student.optimization import build_optimizer, build_scheduler
+from raybrew.student.building import RankPlan, build_training
+from raybrew.student.loop import Saver
 from raybrew.student.world import World
 from raybrew.teachers.client import PoolClient
 
-__all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "fit"]
-
-
-@dataclass(frozen=True)
-class TaskPlan:
-    """A task, as files.
-
-    Args:
-        name: the job's name of it.
-        kind: what a prediction is.
-        label_names: classes, in the order of the logits.
-        train: folder of the encoded training split.
-        eval: folder of the encoded evaluation split.
-    """
-
-    name: str
-    kind: str
-    label_names: tuple[str, ...]
-    train: str
-    eval: str | None
-
-
-@dataclass(frozen=True)
-class TeacherPlan:
-    """A teacher, as a rank sees it.
-
-    Args:
-        name: the job's name of it.
-        task: index of its task.
-        weight: its share in the mixture.
-        fingerprint: where its labels are.
-        view: the encoded view that it reads.
-        signals: what is asked of it.
-    """
-
-    name: str
-    task: int
-    weight: float
-    fingerprint: str
-    view: str
-    signals: tuple[Signal, ...]
-
-
-@dataclass(frozen=True)
-class RankPlan:
-    """All that a rank needs, as values: it is pickled to every worker.
-
-    Args:
-        tasks: tasks of the student.
-        teachers: none for supervised training.
-        student: where the student comes from.
-        hosts: the job's teachers, which the student may start from.
-        distillation: the objective; None for the hard loss alone.
-        training: steps, optimizer, seed.
-        tracking: how often to report.
-        store: folder of the label store.
-        signal_dtype: precision of the labels.
-        window: steps of one request for labels.
-        max_windows: requests in flight.
-    """
-
-    tasks: tuple[TaskPlan, ...]
-    teachers: tuple[TeacherPlan, ...]
-    student: Student
-    hosts: Mapping[str, Teacher]
-    distillation: DistillationConfig | None
-    training: TrainingConfig
-    tracking: TrackingConfig
-    store: str
-    signal_dtype: str = "float32"
-    window: int = 8
-    max_windows: int = 2
+__all__ = ["fit"]
 
 
 def fit(
@@ -170,43 +90,6 @@ def _cause(error: TrainingFailedError) -> Exception:
     return error
 
 
-def build_training(plan: RankPlan, world: World, asker: PoolClient | None) -> StudentTraining:
-    """Put together what a rank runs."""
-    tasks = [_load_task(task, plan.signal_dtype) for task in plan.tasks]
-    head = plan.tasks[0]
-    model, tokenizer = build_student(
-        plan.student,
-        num_labels=len(head.label_names),
-        label_names=head.label_names,
-        seed=plan.training.seed,
-        teachers=plan.hosts,
-        what="student" if plan.teachers else "model",
-    )
-    model = model.to(world.device)
-    sequence = BatchSequence(
-        [len(task.train.labels) for task in tasks], plan.training.batch_size, plan.training.seed
-    )
-    num_steps = plan.training.num_steps or (
-        sequence.steps_per_epoch * (plan.training.num_epochs or 0)
-    )
-    optimizer = build_optimizer(model, plan.training)
-    return StudentTraining(
-        model=model,
-        wrapped=model,
-        tokenizer=tokenizer,
-        tasks=tasks,
-        objectives=[_objective(plan, number, world) for number in range(len(tasks))],
-        sequence=sequence,
-        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
-        optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, plan.training, num_steps),
-        config=plan.training,
-        tracking=plan.tracking,
-        world=world,
-        num_steps=num_steps,
-    )
-
-
 def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     plan: RankPlan = config["plan"]
     torch.set_num_threads(config["num_threads"])
@@ -214,7 +97,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     asker = PoolClient(config["replicas"]) if config["replicas"] else None
     training = build_training(plan, world, asker)
-    training.wrapped = prepare_model(training.model)
+    training.wrapped = prepare_model(training.module)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -270,52 +153,3 @@ def _keep_best_and_last(run_config: RunConfig) -> RunConfig:
     if run_config.checkpoint_config and run_config.checkpoint_config.num_to_keep is None:
         run_config.checkpoint_config = CheckpointConfig(num_to_keep=2)
     return run_config
-
-
-def _load_task(task: TaskPlan, signal_dtype: str) -> StudentTask:
-    return StudentTask(
-        name=task.name,
-        kind=task.kind,
-        train=EncodedSplit.load(Path(task.train)),
-        eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
-        signal_dtype=signal_dtype,
-    )
-
-
-def _objective(plan: RankPlan, task: int, world: World) -> Objective:
-    weights = {t.name: t.weight for t in plan.teachers if t.task == task}
-    return Objective(plan.distillation, weights, world.total if world.size > 1 else None)
-
-
-def _label_source(
-    plan: RankPlan,
-    tasks: Sequence[StudentTask],
-    sequence: BatchSequence,
-    num_steps: int,
-    world: World,
-    asker: PoolClient | None,
-) -> LabelSource | None:
-    if not plan.teachers:
-        return None
-    store = LabelStore(plan.store)
-
-    def rows_of(step: int) -> tuple[int, Any]:
-        task, rows = sequence.batch(step)
-        return task, rank_rows(rows, world.rank, world.size)
-
-    return LabelSource(
-        teachers=[
-            TeacherLabels(
-                name=teacher.name,
-                task=teacher.task,
-                view=tasks[teacher.task].train.views[teacher.view],
-                stores={s: store.signal(teacher.fingerprint, s) for s in teacher.signals},
-            )
-            for teacher in plan.teachers
-        ],
-        asker=asker,
-        rows_of=rows_of,
-        num_steps=num_steps,
-        window=plan.window,
-        max_windows=plan.max_windows,
-    )

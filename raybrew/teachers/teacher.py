@@ -11,13 +11,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.payload import DTYPES, Payload, Signal, to_storage
-from raybrew.models.adaptors import ADAPTORS, view_of
+from raybrew.labels.top_k import pack_top_k
+from raybrew.matching.reader import FeatureReader, use_eager_attention
+from raybrew.matching.teacher_side import first_unusable_row, pack_features
+from raybrew.models.adaptors import Adaptor, View, adaptor_of
 from raybrew.models.pretrained import load_classifier, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
@@ -36,6 +39,8 @@ class TeacherSpec:
         batch_tokens: most tokens of one forward, padding included.
         pad_token_id: what shorter examples are filled up with.
         num_threads: PyTorch threads.
+        adaptor: what its outputs mean; that of its kind if None.
+        attention: whether attention maps are asked of it.
     """
 
     name: str
@@ -46,6 +51,8 @@ class TeacherSpec:
     batch_tokens: int
     pad_token_id: int
     num_threads: int
+    adaptor: Adaptor | str | None = None
+    attention: bool = False
 
 
 def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -75,8 +82,9 @@ class ModelTeacher:
     def __init__(self, spec: TeacherSpec):
         self.spec = spec
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._adaptor = ADAPTORS[spec.kind]
+        self._adaptor = adaptor_of(spec.kind, spec.adaptor)
         self._model = _load(spec).to(self._device)
+        self._readers: dict[tuple[Signal, ...], FeatureReader] = {}
 
     def answer(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
         """Run the teacher.
@@ -105,32 +113,62 @@ class ModelTeacher:
     ) -> list[Payload]:
         batch = collate(view, rows, self.spec.pad_token_id)
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
-        answer = view_of(self._adaptor, batch, self._model(**batch))
+        matched = tuple(signal for signal in signals if signal.recipe is not None)
+        reader = self._reader(matched)
+        answer = reader.read(batch, self._model(**batch, **reader.flags))
+        features = dict(zip(matched, answer.features, strict=True))
         payloads = []
         for signal in signals:
-            if signal.statistic != "logits":
-                raise TeacherError(
-                    f"teacher {self.spec.name!r}: expected a signal it can give (logits), "
-                    f"got {signal.statistic!r}"
-                )
-            logits = answer.logits[0].float()
-            finite = torch.isfinite(logits).all(dim=-1)
-            if not finite.all():
-                self._refuse(view, rows[int((~finite).nonzero()[0])])
-            payloads.append(Payload(to_storage(logits, signal.dtype)))
+            if signal in features:
+                payload = pack_features(signal, features[signal], answer.view.inputs_mask)
+                self._check(view, rows, signal, payload)
+            else:
+                logits = self._logits(signal, answer.view)
+                payload = Payload(to_storage(logits, signal.dtype))
+                # Before the choice of the largest, which would hide what isn't a number.
+                self._check(view, rows, signal, payload)
+                if signal.top_k is not None:
+                    payload = pack_top_k(logits, signal)
+            payloads.append(payload)
         return payloads
 
-    def _refuse(self, view: EncodedView, row: int) -> None:
+    def _reader(self, matched: tuple[Signal, ...]) -> FeatureReader:
+        if matched not in self._readers:
+            recipes = [signal.recipe for signal in matched]
+            try:
+                self._readers[matched] = FeatureReader(
+                    self._model, self._adaptor, recipes, "teacher"
+                )
+            except ConfigError as error:
+                raise TeacherError(f"teacher {self.spec.name!r}: {error}") from error
+        return self._readers[matched]
+
+    def _logits(self, signal: Signal, view: View) -> Tensor:
+        found = [tuple(each.shape) for each in view.logits]
+        if signal.statistic != "logits" or len(found) != 1 or len(found[0]) != 2:
+            raise TeacherError(
+                f"teacher {self.spec.name!r}: expected an adaptor that gives {signal.statistic} "
+                f"(examples, classes), got {', '.join(map(str, found)) or 'none'}"
+            )
+        return view.logits[0].float()
+
+    def _check(self, view: EncodedView, rows: np.ndarray, signal: Signal, payload: Payload) -> None:
+        bad = first_unusable_row(payload, signal)
+        if bad is None:
+            return
+        row = rows[bad]
         ids = view.take(np.array([row])).input_ids
         raise TeacherError(
-            f"teacher {self.spec.name!r} ({self.spec.model}): expected finite logits, got NaN or "
-            f"infinity for the example with key {view.keys[row, 0]:016x}{view.keys[row, 1]:016x} "
+            f"teacher {self.spec.name!r} ({self.spec.model}): expected finite {signal.statistic}, "
+            "got NaN or infinity "
+            f"for the example with key {view.keys[row, 0]:016x}{view.keys[row, 1]:016x} "
             f"(token ids {ids[:16].tolist()}{'…' if len(ids) > 16 else ''}); computed in "
-            f"{self.spec.dtype}: check its weights, or choose another dtype"
+            f"{self.spec.dtype} and kept in {signal.dtype}: check its weights, or choose another "
+            "dtype"
         )
 
 
-def _load(spec: TeacherSpec) -> PreTrainedModel:
+def _load(spec: TeacherSpec) -> nn.Module:
     torch.set_num_threads(spec.num_threads)
     what = f"teachers[{spec.name}].model"
     try:
@@ -144,4 +182,7 @@ def _load(spec: TeacherSpec) -> PreTrainedModel:
             f"teacher {spec.name!r}: expected a fine-tuned classifier at {spec.model}, got weights "
             f"without {', '.join(lacking)}"
         )
-    return model.to(DTYPES[spec.dtype][0]).eval().requires_grad_(False)
+    if spec.attention:
+        use_eager_attention(model)
+    module: nn.Module = model
+    return module.to(DTYPES[spec.dtype][0]).eval().requires_grad_(False)

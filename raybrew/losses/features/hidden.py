@@ -36,7 +36,8 @@ def hidden_mse() -> MatchLoss:
 def cos() -> MatchLoss:
     """1 − cosine of hidden states at real tokens.
 
-    Σ_{l real} (1 − s_l·t_l / (‖s_l‖‖t_l‖)) / n. Ships the teacher's unit vectors, (n, H).
+    Σ_{l real} (1 − s_l·t_l / (‖s_l‖‖t_l‖)) / n. Ships (n, H), as `hidden_mse` does, so
+    that one store serves both.
 
     Reference: DistilBERT, 1910.01108.
     """
@@ -45,7 +46,7 @@ def cos() -> MatchLoss:
         features=("hidden",),
         num_layers=1,
         axes=("token", "hidden"),
-        statistic=_unit_states,
+        statistic=_states,
         compare=_cosine_distance,
         count=tokens,
         needs_same_size=True,
@@ -103,12 +104,11 @@ def _squared_error(student: Features, keep: Keep, statistic: States) -> Float[Te
     return (per_token if keep is None else per_token.masked_fill(~keep, 0.0)).sum(dim=1)
 
 
-def _unit_states(features: Features, keep: Keep) -> States:
-    return unit(zero_padding(widen(features[0]), keep))
-
-
 def _cosine_distance(student: Features, keep: Keep, statistic: States) -> Float[Tensor, " batch"]:
-    cosine = (_unit_states(student, keep) * statistic).sum(dim=-1)
+    student_units, teacher_units = (
+        unit(zero_padding(widen(states), keep)) for states in (student[0], statistic)
+    )
+    cosine = (student_units * teacher_units).sum(dim=-1)
     distance = 1.0 - cosine
     return (distance if keep is None else distance.masked_fill(~keep, 0.0)).sum(dim=1)
 

@@ -1,0 +1,213 @@
+"""The term on the logits: teachers, their mixture, the temperature, the loss of each row."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from raybrew.config import DistillationConfig
+from raybrew.errors import ConfigError
+from raybrew.labels.payload import Signal
+from raybrew.labels.tensors import SoftLabel
+from raybrew.losses.mixture import combine, make_mixture, teacher_weights
+from raybrew.losses.schedules import make_temperature_scheduler
+from raybrew.losses.shift import probability_shift
+from raybrew.losses.soft import TopK, make_kd_loss
+from raybrew.objective.facts import Position
+
+__all__ = ["KnowledgeTerm"]
+
+_NOT_SHIFT_INVARIANT = ("mse", "bce")
+
+
+class KnowledgeTerm:
+    """The loss on the logits of one task.
+
+    Args:
+        config: names and options.
+        teachers: weight of each of the task's teachers.
+        logits: the signal that carries them.
+        sum_over_ranks: adds a tensor up over ranks.
+
+    Raises:
+        ConfigError: a name or an option that doesn't exist, or a combination that can't be.
+    """
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        teachers: Mapping[str, float],
+        logits: Signal,
+        sum_over_ranks: Callable[[Tensor], Tensor] | None,
+    ):
+        self._config, self._signal = config, logits
+        self._teachers, self._static = tuple(teachers), list(teachers.values())
+        self._sum_over_ranks = sum_over_ranks
+        self._loss = make_kd_loss(config.kd_loss, config.kd_loss_options, scale_t2=config.scale_t2)
+        self._mixture = make_mixture(config.mixture, config.mixture_options)
+        self._temperature = make_temperature_scheduler(
+            config.temperature_scheduler, config.temperature_scheduler_options
+        )
+        self._check_mixture()
+        if logits.top_k is not None:
+            self._check_top_k()
+
+    @property
+    def needs_labels(self) -> dict[str, bool]:
+        """Settings of this term, and whether each needs a true label in each row."""
+        return {
+            "probability_shift": self._config.probability_shift,
+            f"kd_loss {self._config.kd_loss}": self._loss.needs_labels,
+            f"mixture {self._config.mixture}": self._mixture.needs_labels,
+        }
+
+    @property
+    def needs_route(self) -> bool:
+        """Whether a column of the data names each row's teacher."""
+        return self._mixture.needs_route
+
+    def rows(
+        self,
+        student_logits: Tensor,
+        soft: Sequence[SoftLabel],
+        labels: Tensor,
+        position: Position,
+        row_keys: Tensor | None,
+        route: Tensor | None,
+    ) -> Tensor:
+        """Return the loss of each row, (b,).
+
+        Args:
+            student_logits: (b, C), raw.
+            soft: logits of each teacher, in the order of the weights.
+            labels: int64 (b,).
+            position: where in the run this is.
+            row_keys: int64 (b,), for a random pick.
+            route: int64 (b,), index of each row's teacher.
+        """
+        if self._signal.top_k is not None:
+            return self._top_k_rows(student_logits, soft, labels, position, row_keys, route)
+        logits = torch.stack([_dense(one) for one in soft]).float()
+        weights = self._row_weights(logits, labels, position, row_keys, route)
+        if self._mixture.sums_losses:
+            logits = torch.stack([self._shifted(one, labels) for one in logits])
+            each = [
+                share
+                * self._loss(
+                    student_logits, one, self._row_temperature(student_logits, one), labels
+                )
+                for share, one in zip(weights, logits, strict=True)
+            ]
+            return torch.stack(each).sum(dim=0)
+        # The scheduler may look at the target, and the mean of probabilities at the temperature:
+        # the schedule sees the target at the base temperature.
+        base = self._config.temperature
+        target = self._shifted(combine(self._mixture, logits, weights, base), labels)
+        temperature = self._row_temperature(student_logits, target)
+        if temperature is not base:
+            target = self._shifted(combine(self._mixture, logits, weights, temperature), labels)
+        return self._loss(student_logits, target, temperature, labels)
+
+    def target(
+        self,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        position: Position,
+        row_keys: Tensor | None,
+        route: Tensor | None,
+    ) -> Tensor:
+        """Mix dense logits of the teachers, (K, b, C), at the configured temperature."""
+        weights = self._row_weights(teacher_logits, labels, position, row_keys, route)
+        if self._mixture.sums_losses:
+            # No one target is trained on; the mean of the logits stands for the ensemble.
+            shares = weights / weights.sum(dim=0)
+            return (shares.unsqueeze(-1) * teacher_logits).sum(dim=0)
+        return combine(self._mixture, teacher_logits, weights, self._config.temperature)
+
+    def _top_k_rows(
+        self,
+        student_logits: Tensor,
+        soft: Sequence[SoftLabel],
+        labels: Tensor,
+        position: Position,
+        row_keys: Tensor | None,
+        route: Tensor | None,
+    ) -> Tensor:
+        """Weigh each teacher's own loss; where one teacher is picked, that is the mixture's."""
+        tops = [one for one in soft if isinstance(one, TopK)]
+        if not len(student_logits):
+            return student_logits.sum(dim=-1) * 0.0
+        values = torch.stack([one.values for one in tops])
+        weights = (
+            values.new_ones(values.shape[:2])
+            if len(tops) == 1
+            else self._row_weights(values, labels, position, row_keys, route)
+        )
+        temperature = self._config.temperature
+        each = [
+            share * self._loss(student_logits, one, temperature, labels)
+            for share, one in zip(weights, tops, strict=True)
+        ]
+        return torch.stack(each).sum(dim=0)
+
+    def _shifted(self, target: Tensor, labels: Tensor) -> Tensor:
+        # What the loss is taken of is shifted, the mixture rather than its teachers.
+        return probability_shift(target, labels) if self._config.probability_shift else target
+
+    def _row_weights(
+        self,
+        teacher_logits: Tensor,
+        labels: Tensor,
+        position: Position,
+        row_keys: Tensor | None,
+        route: Tensor | None,
+    ) -> Tensor:
+        return teacher_weights(
+            self._mixture,
+            teacher_logits,
+            self._static,
+            labels,
+            route=route,
+            row_keys=row_keys,
+            epoch=position.epoch,
+        )
+
+    def _row_temperature(self, student_logits: Tensor, target: Tensor) -> float | Tensor:
+        return self._temperature(
+            student_logits, target, self._config.temperature, sum_over_ranks=self._sum_over_ranks
+        )
+
+    def _check_mixture(self) -> None:
+        name, loss = self._config.mixture, self._config.kd_loss
+        if self._mixture.combination == "mean_probs" and loss in _NOT_SHIFT_INVARIANT:
+            raise ConfigError(
+                f"distillation.mixture: expected mean_logits or sum_losses with kd_loss {loss!r}, "
+                f"got {name!r}, whose mean of probabilities says nothing of the size of the logits"
+            )
+
+    def _check_top_k(self) -> None:
+        config, mixture = self._config, self._mixture
+        wrong = []
+        if not self._loss.loss.top_k:
+            wrong.append(
+                f"kd_loss {config.kd_loss!r} has no form over the largest logits: take ce, kl, "
+                "reverse_kl, jsd, skew_kl, skew_reverse_kl or tvd"
+            )
+        if config.temperature_scheduler != "constant":
+            wrong.append("a temperature for each row needs all logits")
+        if config.probability_shift:
+            wrong.append("the true class of probability_shift may not be among the largest")
+        one_teacher = mixture.weighting in ("random", "route")
+        by_loss = mixture.sums_losses and mixture.weighting == "fixed"
+        if len(self._teachers) > 1 and not (one_teacher or by_loss):
+            wrong.append(
+                f"mixture {config.mixture!r} needs all logits of several teachers: take "
+                "sum_losses, random or route"
+            )
+        if wrong:
+            raise ConfigError(f"labels.top_k: {'; '.join(wrong)}; or leave top_k out")
+
+
+def _dense(label: SoftLabel) -> Tensor:
+    assert isinstance(label, Tensor), "logits are rows of one width"
+    return label

@@ -1,0 +1,114 @@
+"""Whether student, teachers, data and objective fit each other; nothing here loads weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from raybrew.config import Student, Task, Teacher
+from raybrew.data.encoding import same_vocabulary
+from raybrew.errors import ConfigError
+from raybrew.models.pretrained import read_config, read_tokenizer
+from raybrew.models.students import student_config
+from raybrew.objective import Objective
+from raybrew.preparation.tables import Table
+
+__all__ = ["TeacherModel", "check_labels", "check_student", "check_teacher", "read_teacher"]
+
+
+@dataclass(frozen=True)
+class TeacherModel:
+    """What a teacher's folder says of it without its weights."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+def check_labels(objective: Objective, table: Table) -> None:
+    """Refuse an objective that needs what no row has."""
+    if objective.needs_route and table.task.teacher_column is None:
+        raise ConfigError(
+            f"distillation.mixture: to route rows to teachers, expected "
+            f"tasks[{table.task.name}].teacher_column to name the column with each row's teacher, "
+            "got none"
+        )
+    missing = int((table.train_labels < 0).sum())
+    # Unlabelled rows are fine for all that can do without a label, row by row.
+    if objective.needs_labels and missing == len(table.train_labels):
+        raise ConfigError(
+            f"distillation: {', '.join(objective.needs_labels)} needs labels, but no row of "
+            f"tasks[{table.task.name}].train has one"
+        )
+
+
+def read_teacher(teacher: Teacher) -> TeacherModel:
+    """Read a teacher's configuration and tokenizer."""
+    what = f"teachers[{teacher.name}].model"
+    return TeacherModel(read_config(teacher.model, what), read_tokenizer(teacher.model, what))
+
+
+def check_student(
+    student: Student,
+    tables: list[Table],
+    hosts: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Check the student, and return its configuration and tokenizer."""
+    if len(tables) > 1:
+        raise ConfigError(
+            f"tasks: expected one task, got {len(tables)}; a student with several heads is not "
+            "built yet"
+        )
+    (table,) = tables
+    config, tokenizer = student_config(
+        student,
+        num_labels=len(table.label_names),
+        label_names=table.label_names,
+        teachers=hosts,
+        what=what,
+    )
+    _check_length(what, config, table.task)
+    return config, tokenizer
+
+
+def check_teacher(
+    teacher: Teacher,
+    model: TeacherModel,
+    table: Table,
+    student_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Refuse a teacher of other classes, another vocabulary, or too few positions."""
+    what = f"teachers[{teacher.name}]"
+    classes = table.label_names
+    found = model.config.num_labels
+    if found != len(classes):
+        raise ConfigError(
+            f"{what}.model: expected {len(classes)} labels as task {table.task.name!r} has "
+            f"({', '.join(classes)}), got a model with {found}"
+        )
+    given: Mapping[int, str] = model.config.id2label or {}  # type: ignore[assignment]
+    names = tuple(given.get(i, f"LABEL_{i}") for i in range(len(classes)))
+    made_up = all(name.startswith("LABEL_") for name in names)
+    if not made_up and sorted(names) == sorted(classes) and names != classes:
+        raise ConfigError(
+            f"{what}.model: expected the labels in the task's order ({', '.join(classes)}), got "
+            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the teacher's order"
+        )
+    if teacher.inputs == "shared" and not same_vocabulary(model.tokenizer, student_tokenizer):
+        raise ConfigError(
+            f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
+            f"student's ({len(student_tokenizer)} entries), so it can't read the student's token "
+            "ids; set `inputs: own` to encode each example for it by its own tokenizer"
+        )
+    _check_length(what, model.config, table.task)
+
+
+def _check_length(what: str, config: PreTrainedConfig, task: Task) -> None:
+    most = getattr(config, "max_position_embeddings", None)
+    # RoBERTa counts positions from the padding id on.
+    reserved = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
+    if most is not None and task.max_length > most - reserved:
+        raise ConfigError(
+            f"tasks[{task.name}].max_length: expected at most {most - reserved}, the positions of "
+            f"the model of {what}, got {task.max_length}"
+        )

@@ -1,0 +1,190 @@
+"""The order of things: read, check, plan, encode."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import PreTrainedConfig
+
+from raybrew.config import DistillJob, Teacher, TrainJob
+from raybrew.errors import ConfigError
+from raybrew.labels.fingerprint import model_fingerprint
+from raybrew.labels.payload import Signal
+from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
+from raybrew.matching.reader import needs_attention
+from raybrew.matching.signals import code_name
+from raybrew.models.adaptors import adaptor_of
+from raybrew.objective import Objective
+from raybrew.preparation.checks import (
+    TeacherModel,
+    check_labels,
+    check_student,
+    check_teacher,
+    read_teacher,
+)
+from raybrew.preparation.prepared import Preparation, PreparedTeacher
+from raybrew.preparation.tables import Table, encode_table, read_table
+from raybrew.student.batches import STUDENT_VIEW
+from raybrew.student.module import check_projections
+from raybrew.student.optimization import check_optimization, optimizer_class
+from raybrew.teachers.teacher import TeacherSpec
+
+__all__ = ["prepare", "prepare_supervised"]
+
+
+def prepare(job: DistillJob, folder: Path) -> Preparation:
+    """Read, check and encode all that a distillation needs.
+
+    Args:
+        job: what to do.
+        folder: where the encoded splits are saved.
+
+    Raises:
+        ConfigError: models that don't fit each other, the data or the objective.
+        DataError: data that isn't what its task says.
+    """
+    objectives = [_objective(job, task.name, _logits_signal(job, None)) for task in job.tasks]
+    _check_adaptors(job)
+    check_optimization(job.training)
+    tables = [read_table(t, [x.name for x in job.teachers_of(t.name)]) for t in job.tasks]
+    for objective, table in zip(objectives, tables, strict=True):
+        check_labels(objective, table)
+    hosts = {teacher.name: teacher for teacher in job.teachers}
+    models = {teacher.name: read_teacher(teacher) for teacher in job.teachers}
+    by_task = {table.task.name: table for table in tables}
+    config, tokenizer = check_student(job.student, tables, hosts)
+    for teacher in job.teachers:
+        check_teacher(teacher, models[teacher.name], by_task[teacher.task], tokenizer)
+    matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
+    for task, each in zip(job.tasks, matches, strict=True):
+        _objective(job, task.name, _logits_signal(job, len(by_task[task.name].label_names)), each)
+        check_projections(each, optimizer_class(job.training))
+    encoded = []
+    for table in tables:
+        own = {
+            teacher.name: models[teacher.name].tokenizer
+            for teacher in job.teachers_of(table.task.name)
+            if teacher.inputs == "own"
+        }
+        encoded.append(encode_table(table, {STUDENT_VIEW: tokenizer, **own}, folder))
+    names = [task.name for task in job.tasks]
+    teachers = tuple(
+        _prepared(job, t, models[t.name], by_task[t.task], names.index(t.task), matches)
+        for t in job.teachers
+    )
+    return Preparation(tuple(encoded), teachers, matches)
+
+
+def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
+    """Read, check and encode all that supervised training needs; see `prepare`."""
+    check_optimization(job.training)
+    tables = [read_table(task) for task in job.tasks]
+    _, tokenizer = check_student(job.model, tables, {}, what="model")
+    for task in job.tasks:
+        adaptor_of(task.kind, job.model.adaptor, task.adaptor)
+    return Preparation(tuple(encode_table(t, {STUDENT_VIEW: tokenizer}, folder) for t in tables))
+
+
+def _objective(
+    job: DistillJob, task: str, logits: Signal, matches: Sequence[TaskMatch] = ()
+) -> Objective:
+    weights = {teacher.name: teacher.weight for teacher in job.teachers_of(task)}
+    return Objective(job.distillation, weights, None, matches, logits)
+
+
+def _logits_signal(job: DistillJob, classes: int | None) -> Signal:
+    """Return the signal of the logits; with top-k it is no longer than the classes are many."""
+    labels = job.labels
+    if labels.top_k is None:
+        return Signal(dtype=labels.dtype)
+    temperatures = {job.distillation.temperature, *labels.top_k_temperatures}
+    return Signal(
+        dtype=labels.dtype,
+        top_k=labels.top_k if classes is None else min(labels.top_k, classes),
+        temperatures=tuple(sorted(temperatures)),
+    )
+
+
+def _check_adaptors(job: DistillJob) -> None:
+    tasks = {task.name: task for task in job.tasks}
+    for teacher in job.teachers:
+        adaptor_of(tasks[teacher.task].kind, teacher.adaptor, tasks[teacher.task].adaptor)
+    for task in job.tasks:
+        adaptor_of(task.kind, job.student.adaptor, task.adaptor)
+
+
+def _matches(
+    job: DistillJob,
+    task: str,
+    models: Mapping[str, TeacherModel],
+    student: PreTrainedConfig,
+) -> tuple[TaskMatch, ...]:
+    teachers = {
+        teacher.name: TeacherFacts(
+            geometry_of(models[teacher.name].config), teacher.inputs == "shared"
+        )
+        for teacher in job.teachers_of(task)
+    }
+    return plan_matches(
+        job.distillation.matches,
+        task,
+        teachers,
+        [teacher.name for teacher in job.teachers],
+        geometry_of(student),
+        job.labels.dtype,
+    )
+
+
+def _prepared(
+    job: DistillJob,
+    teacher: Teacher,
+    model: TeacherModel,
+    table: Table,
+    task: int,
+    matches: Sequence[Sequence[TaskMatch]],
+) -> PreparedTeacher:
+    mine = [match for match in matches[task] if match.teacher == teacher.name]
+    logits = _logits_signal(job, len(table.label_names))
+    # Two matches of one statistic ask for one signal.
+    signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
+    folder = _local_folder(teacher)
+    kind = table.task.kind
+    adaptor = teacher.adaptor or table.task.adaptor
+    spec = TeacherSpec(
+        name=teacher.name,
+        model=str(folder),
+        fingerprint=model_fingerprint(
+            folder,
+            dtype=teacher.dtype,
+            adaptor=kind if adaptor is None else code_name(adaptor_of(kind, adaptor)),
+        ),
+        kind=kind,
+        dtype=teacher.dtype,
+        batch_tokens=teacher.batch_tokens,
+        pad_token_id=int(str(model.tokenizer.pad_token_id or 0)),
+        num_threads=max(1, int(teacher.resources.get("CPU", 1))),
+        adaptor=adaptor,
+        attention=needs_attention([match.spec for match in mine]),
+    )
+    return PreparedTeacher(
+        teacher=teacher,
+        spec=spec,
+        task=task,
+        view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
+        signals=signals,
+    )
+
+
+def _local_folder(teacher: Teacher) -> Path:
+    folder = Path(teacher.model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    try:
+        patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
+        return Path(snapshot_download(teacher.model, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigError(
+            f"teachers[{teacher.name}].model: {teacher.model!r} is no folder, and as a hub id it "
+            f"can't be had: {error}"
+        ) from error

@@ -1,0 +1,73 @@
+"""What preparing a job leaves behind."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from raybrew.config import Task, Teacher
+from raybrew.data.encoding import EncodedSplit
+from raybrew.labels.payload import Signal
+from raybrew.matching.plan import TaskMatch
+from raybrew.teachers.teacher import TeacherSpec
+
+__all__ = ["Preparation", "PreparedTask", "PreparedTeacher"]
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task whose examples are encoded.
+
+    Args:
+        task: the job's section.
+        label_names: classes, in the order of the logits.
+        train: encoded training split.
+        eval: encoded evaluation split.
+        folders: where they are saved, by `train` and `eval`.
+        truncated: examples that were cut at `max_length`.
+    """
+
+    task: Task
+    label_names: tuple[str, ...]
+    train: EncodedSplit
+    eval: EncodedSplit | None
+    folders: Mapping[str, str]
+    truncated: int
+
+    def split(self, name: str) -> EncodedSplit:
+        """Return `train` or `eval`."""
+        split = self.train if name == "train" else self.eval
+        assert split is not None, name
+        return split
+
+
+@dataclass(frozen=True)
+class PreparedTeacher:
+    """A teacher that is known to fit its task.
+
+    Args:
+        teacher: the job's section.
+        spec: what hosts it.
+        task: index of its task.
+        view: the encoded view that it reads.
+        signals: what is asked of it.
+    """
+
+    teacher: Teacher
+    spec: TeacherSpec
+    task: int
+    view: str
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A checked job with its data encoded.
+
+    Args:
+        tasks: of the job.
+        teachers: of the job.
+        matches: of each task.
+    """
+
+    tasks: tuple[PreparedTask, ...]
+    teachers: tuple[PreparedTeacher, ...] = ()
+    matches: tuple[tuple[TaskMatch, ...], ...] = ()

@@ -1,0 +1,206 @@
+"""What a rank is to do, as values, and what it puts together from them. No Ray.
+
+RankPlan ──► encoded splits, student, projections, optimizer, labels ──► StudentTraining
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
+from raybrew.data.encoding import EncodedSplit
+from raybrew.data.sampler import BatchSequence, rank_rows
+from raybrew.labels.payload import Signal
+from raybrew.labels.source import Asker, LabelSource, TeacherLabels
+from raybrew.labels.store import LabelStore
+from raybrew.losses.soft import KDLoss, register_kd_loss, registered_kd_losses
+from raybrew.matching.plan import TaskMatch
+from raybrew.models.adaptors import Adaptor, adaptor_of
+from raybrew.models.students import build_student
+from raybrew.objective import Objective
+from raybrew.student.batches import StudentTask
+from raybrew.student.loop import StudentTraining
+from raybrew.student.module import StudentModule
+from raybrew.student.optimization import build_optimizer, build_scheduler, optimizer_class
+from raybrew.student.world import World
+
+__all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "build_training"]
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """A task, as files.
+
+    Args:
+        name: the job's name of it.
+        kind: what a prediction is.
+        label_names: classes, in the order of the logits.
+        train: folder of the encoded training split.
+        eval: folder of the encoded evaluation split.
+        adaptor: what the student's outputs mean; that of the kind if None.
+    """
+
+    name: str
+    kind: str
+    label_names: tuple[str, ...]
+    train: str
+    eval: str | None
+    adaptor: Adaptor | str | None = None
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """A teacher, as a rank sees it.
+
+    Args:
+        name: the job's name of it.
+        task: index of its task.
+        weight: its share in the mixture.
+        fingerprint: where its labels are.
+        view: the encoded view that it reads.
+        signals: what is asked of it.
+    """
+
+    name: str
+    task: int
+    weight: float
+    fingerprint: str
+    view: str
+    signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """All that a rank needs, as values: it is pickled to every worker.
+
+    Args:
+        tasks: tasks of the student.
+        teachers: none for supervised training.
+        student: where the student comes from.
+        hosts: the job's teachers, which the student may start from.
+        distillation: the objective; None for the hard loss alone.
+        training: steps, optimizer, seed.
+        tracking: how often to report.
+        store: folder of the label store.
+        matches: of each task.
+        kd_losses: what the user registered in the driver's process.
+        window: steps of one request for labels.
+        max_windows: requests in flight.
+    """
+
+    tasks: tuple[TaskPlan, ...]
+    teachers: tuple[TeacherPlan, ...]
+    student: Student
+    hosts: Mapping[str, Teacher]
+    distillation: DistillationConfig | None
+    training: TrainingConfig
+    tracking: TrackingConfig
+    store: str
+    matches: tuple[tuple[TaskMatch, ...], ...] = ()
+    kd_losses: Mapping[str, KDLoss] = field(default_factory=registered_kd_losses)
+    window: int = 8
+    max_windows: int = 2
+
+
+def build_training(plan: RankPlan, world: World, asker: Asker | None) -> StudentTraining:
+    """Put together what a rank runs."""
+    for name, loss in plan.kd_losses.items():
+        register_kd_loss(name, loss)
+    tasks = [_load_task(plan, number) for number in range(len(plan.tasks))]
+    head = plan.tasks[0]
+    model, tokenizer = build_student(
+        plan.student,
+        num_labels=len(head.label_names),
+        label_names=head.label_names,
+        seed=plan.training.seed,
+        teachers=plan.hosts,
+        what="student" if plan.teachers else "model",
+    )
+    matches = plan.matches or ((),) * len(tasks)
+    adaptors = [task.reads for task in tasks]
+    module = StudentModule(model, adaptors, matches, plan.training.seed).to(world.device)
+    sequence = BatchSequence(
+        [len(task.train.labels) for task in tasks], plan.training.batch_size, plan.training.seed
+    )
+    num_steps = plan.training.num_steps or (
+        sequence.steps_per_epoch * (plan.training.num_epochs or 0)
+    )
+    optimizer = build_optimizer(
+        model, plan.training, module.projection_groups(optimizer_class(plan.training))
+    )
+    return StudentTraining(
+        module=module,
+        wrapped=module,
+        tokenizer=tokenizer,
+        tasks=tasks,
+        objectives=[
+            _objective(plan, number, matches[number], world) for number in range(len(tasks))
+        ],
+        sequence=sequence,
+        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
+        optimizer=optimizer,
+        scheduler=build_scheduler(optimizer, plan.training, num_steps),
+        config=plan.training,
+        tracking=plan.tracking,
+        world=world,
+        num_steps=num_steps,
+    )
+
+
+def _load_task(plan: RankPlan, number: int) -> StudentTask:
+    task = plan.tasks[number]
+    return StudentTask(
+        name=task.name,
+        kind=task.kind,
+        train=EncodedSplit.load(Path(task.train)),
+        eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
+        signals={t.name: t.signals for t in plan.teachers if t.task == number},
+        adaptor=adaptor_of(task.kind, plan.student.adaptor, task.adaptor),
+    )
+
+
+def _objective(plan: RankPlan, task: int, matches: Sequence[TaskMatch], world: World) -> Objective:
+    mine = [teacher for teacher in plan.teachers if teacher.task == task]
+    return Objective(
+        plan.distillation,
+        {teacher.name: teacher.weight for teacher in mine},
+        world.total if world.size > 1 else None,
+        matches,
+        # The first signal of a teacher is its logits.
+        mine[0].signals[0] if mine else None,
+    )
+
+
+def _label_source(
+    plan: RankPlan,
+    tasks: Sequence[StudentTask],
+    sequence: BatchSequence,
+    num_steps: int,
+    world: World,
+    asker: Asker | None,
+) -> LabelSource | None:
+    if not plan.teachers:
+        return None
+    store = LabelStore(plan.store)
+
+    def rows_of(step: int) -> tuple[int, Any]:
+        task, rows = sequence.batch(step)
+        return task, rank_rows(rows, world.rank, world.size)
+
+    return LabelSource(
+        teachers=[
+            TeacherLabels(
+                name=teacher.name,
+                task=teacher.task,
+                view=tasks[teacher.task].train.views[teacher.view],
+                stores={s: store.signal(teacher.fingerprint, s) for s in teacher.signals},
+            )
+            for teacher in plan.teachers
+        ],
+        asker=asker,
+        rows_of=rows_of,
+        num_steps=num_steps,
+        window=plan.window,
+        max_windows=plan.max_windows,
+    )

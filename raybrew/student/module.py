@@ -1,0 +1,176 @@
+"""What trains: the student's model with the projections of its matches, as one module.
+
+    batch ──► model ──► adaptor ──► view
+                 └─ features of each match ──► projection ──► features, of the teacher's size
+
+DDP and FSDP wrap it whole, so that they sync the projections too. The model inside stays what
+transformers loads.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raybrew.errors import ConfigError
+from raybrew.losses.match_spec import MatchSpec
+from raybrew.matching.plan import TaskMatch
+from raybrew.matching.reader import FeatureReader, needs_attention, use_eager_attention
+from raybrew.models.adaptors import Adaptor, View
+from raybrew.models.custom_match import CustomMatch
+from raybrew.models.projections import (
+    build_projections,
+    check_projection_options,
+    projection_key,
+    projection_param_groups,
+)
+
+__all__ = ["StudentAnswer", "StudentModule", "check_projections"]
+
+
+@dataclass(frozen=True)
+class StudentAnswer:
+    """What the objective takes of the student.
+
+    Args:
+        view: what the adaptor says, with the labels of the batch where it gives none.
+        features: by match term, one tensor a layer, projected.
+    """
+
+    view: View
+    features: dict[str, tuple[Tensor, ...]]
+
+
+class StudentModule(nn.Module):
+    """A student's model, its projections, and how each task reads it.
+
+    Args:
+        model: the bare model.
+        adaptors: one a task.
+        matches: one list a task.
+        seed: of the projections' weights, which are the same on every rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adaptors: Sequence[Adaptor],
+        matches: Sequence[Sequence[TaskMatch]],
+        seed: int,
+    ):
+        super().__init__()
+        self.model = model
+        self._matches = tuple(tuple(each) for each in matches)
+        flat = [match for each in self._matches for match in each]
+        if needs_attention([match.spec for match in flat]):
+            use_eager_attention(model)
+        self._layered = [m.spec for m in flat if isinstance(m.spec, MatchSpec)]
+        self.projections, self._keys = _projections(flat, seed)
+        device = next(model.parameters()).device
+        self.projections.to(device)
+        self._readers = [
+            FeatureReader(model, adaptor, [m.spec for m in each], "student")
+            for adaptor, each in zip(adaptors, self._matches, strict=True)
+        ]
+
+    def forward(self, inputs: Mapping[str, Tensor], labels: Tensor, task: int = 0) -> StudentAnswer:
+        """Run the model as a task reads it.
+
+        Args:
+            inputs: arguments of the model.
+            labels: int64 (b,), negative = none.
+            task: which.
+        """
+        if not len(labels):
+            # Models of transformers refuse a batch of none: one example, of which nothing is kept.
+            stand_in = {
+                name: each.new_full((1, *each.shape[1:]), int(name == "attention_mask"))
+                for name, each in inputs.items()
+            }
+            answer = self.forward(stand_in, labels.new_full((1,), -1), task)
+            features = {name: tuple(f[:0] for f in fs) for name, fs in answer.features.items()}
+            return StudentAnswer(answer.view.none_of_it(), features)
+        reader = self._readers[task]
+        outputs: Any = self.model(**inputs, **reader.flags)
+        reading = reader.read({**inputs, "labels": labels}, outputs)
+        view = reading.view if reading.view.labels else replace(reading.view, labels=(labels,))
+        features = {
+            match.term: self._projected(match, each)
+            for match, each in zip(self._matches[task], reading.features, strict=True)
+        }
+        return StudentAnswer(view, features)
+
+    def projection_groups(
+        self, optimizer_class: type[torch.optim.Optimizer]
+    ) -> list[dict[str, Any]]:
+        """Return an optimizer group for each projection, with its options."""
+        groups = projection_param_groups(self.projections, self._layered, optimizer_class)
+        for key, spec in self._customs():
+            parameters = list(self.projections[key].parameters())
+            if parameters:
+                groups.append({"params": parameters, **spec.projection_options()})
+        return groups
+
+    def _customs(self) -> list[tuple[str, CustomMatch]]:
+        return [
+            (self._keys[match.term, match.teacher], match.spec)
+            for each in self._matches
+            for match in each
+            if isinstance(match.spec, CustomMatch) and (match.term, match.teacher) in self._keys
+        ]
+
+    def _projected(self, match: TaskMatch, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        key = self._keys.get((match.term, match.teacher))
+        if key is None:
+            return features
+        projection = self.projections[key]
+        if isinstance(match.spec, CustomMatch):
+            return (projection(features[0]),)
+        return tuple(projection(features))
+
+
+def check_projections(
+    matches: Sequence[TaskMatch], optimizer_class: type[torch.optim.Optimizer]
+) -> None:
+    """Refuse optimizer options of projections that the optimizer hasn't got.
+
+    Raises:
+        ConfigError: names the match and the nearest options.
+    """
+    for match in matches:
+        spec = match.spec
+        options = (
+            spec.projection_options()
+            if isinstance(spec, CustomMatch)
+            else spec.proj[3]
+            if spec.proj is not None
+            else {}
+        )
+        check_projection_options(spec.label, options, optimizer_class)
+
+
+def _projections(
+    matches: Sequence[TaskMatch], seed: int
+) -> tuple[nn.ModuleDict, dict[tuple[str, str], str]]:
+    """Build the projections, and say which match has which."""
+    keys: dict[tuple[str, str], str] = {}
+    layered = [match for match in matches if isinstance(match.spec, MatchSpec)]
+    projections = build_projections(
+        [m.spec for m in layered if isinstance(m.spec, MatchSpec)], seed
+    )
+    for position, match in enumerate(layered):
+        if projection_key(position) in projections:
+            keys[match.term, match.teacher] = projection_key(position)
+    for position, match in enumerate(matches):
+        if not isinstance(match.spec, CustomMatch):
+            continue
+        module = match.spec.build_projection(seed + position)
+        if module is not None:
+            key = f"custom_{position}"
+            projections[key] = module
+            keys[match.term, match.teacher] = key
+    if len({id(p) for p in projections.parameters()}) != len(list(projections.parameters())):
+        raise ConfigError("projections: expected modules of their own, got one that serves twice")
+    return projections, keys

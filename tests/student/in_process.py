@@ -1,0 +1,108 @@
+"""A whole distillation in this process: no Ray, the teachers answer on the spot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import raybrew as rb
+from raybrew.data.encoding import EncodedView
+from raybrew.labels.payload import Payload, Signal
+from raybrew.preparation import Preparation, prepare
+from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan, build_training
+from raybrew.student.loop import Saver, StudentTraining
+from raybrew.student.world import World
+from raybrew.teachers.replica import Replica
+
+
+@dataclass
+class Answered:
+    answer: dict[str, Payload]
+
+    def result(self) -> dict[str, Payload]:
+        return self.answer
+
+
+class LocalPool:
+    """Replicas in this process, loaded when they are asked for the first time."""
+
+    def __init__(self, preparation: Preparation, store: str):
+        self.replicas = {
+            t.teacher.name: Replica(t.spec, t.signals, store) for t in preparation.teachers
+        }
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Answered:
+        return Answered(self.replicas[teacher].ask(view, signals))
+
+    def flush(self) -> None:
+        for replica in self.replicas.values():
+            replica.flush()
+
+
+@dataclass
+class Recorder:
+    """Hooks that keep the losses of every step."""
+
+    values: list[dict[str, float]] = field(default_factory=list)
+
+    def begin(self, step: int, num_steps: int) -> None: ...
+
+    def losses(self, step: int, values: dict[str, float]) -> None:
+        self.values.append(values)
+
+    def progress(self, step: int) -> None: ...
+
+    def evaluating(self, done: int, total: int) -> None: ...
+
+    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None: ...
+
+    def term(self, task: str, term: str = "loss") -> list[float]:
+        name = f"train/{task}/{term}"
+        return [values[name] for values in self.values if name in values]
+
+
+def plan_of(job: rb.DistillJob, preparation: Preparation) -> RankPlan:
+    return RankPlan(
+        tasks=tuple(
+            TaskPlan(
+                name=task.task.name,
+                kind=task.task.kind,
+                label_names=task.label_names,
+                train=task.folders["train"],
+                eval=task.folders.get("eval"),
+                adaptor=task.task.adaptor,
+            )
+            for task in preparation.tasks
+        ),
+        teachers=tuple(
+            TeacherPlan(
+                t.teacher.name, t.task, t.teacher.weight, t.spec.fingerprint, t.view, t.signals
+            )
+            for t in preparation.teachers
+        ),
+        student=job.student,
+        hosts={teacher.name: teacher for teacher in job.teachers},
+        distillation=job.distillation,
+        training=job.training,
+        tracking=job.tracking,
+        store=job.labels.store,
+        matches=preparation.matches,
+        window=job.labels.window,
+    )
+
+
+def build(job: rb.DistillJob, folder: Path) -> tuple[StudentTraining, LocalPool]:
+    """Prepare a job and put its training together on one rank."""
+    preparation = prepare(job, folder)
+    pool = LocalPool(preparation, job.labels.store)
+    return build_training(plan_of(job, preparation), World(), pool), pool
+
+
+def run(job: rb.DistillJob, folder: Path) -> Recorder:
+    training, _ = build(job, folder)
+    recorder = Recorder()
+    training.run(recorder)
+    return recorder
+
+
+def losses_of(recorder: Recorder, task: str, terms: Sequence[str]) -> dict[str, list[float]]:
+    return {term: recorder.term(task, term) for term in terms}
