@@ -5,6 +5,7 @@ placement group before any of them starts: either all of them fit, or none waits
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from raybrew.teachers.client import PoolClient, home_of, outcome
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.teacher import TeacherSpec
 
-__all__ = ["Hosting", "TeacherPool"]
+__all__ = ["Filling", "Hosting", "TeacherPool"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,27 @@ class Hosting:
     signals: tuple[Signal, ...]
     replicas: int
     resources: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Filling:
+    """Labels to compute ahead of their use.
+
+    Args:
+        teacher: whose labels.
+        folder: the encoded split that holds the rows.
+        view_name: its view that the teacher reads.
+        keys: keys of the whole split, uint64 (N, 2).
+        rows: rows to label, int64 (n,); neighbours are computed together, so best by length.
+        on_done: called with the number of rows of each request that is done.
+    """
+
+    teacher: str
+    folder: str
+    view_name: str
+    keys: np.ndarray
+    rows: np.ndarray
+    on_done: Callable[[int], None]
 
 
 class TeacherPool:
@@ -88,46 +110,46 @@ class TeacherPool:
         """Return what ranks ask through."""
         return PoolClient(self.replicas)
 
-    def fill(
-        self,
-        teacher: str,
-        folder: str,
-        view_name: str,
-        keys: np.ndarray,
-        rows: np.ndarray,
-        on_done: Callable[[int], None],
-    ) -> None:
-        """Compute the labels of these rows into the store, at the teacher's full speed.
+    def fill(self, fillings: Sequence[Filling]) -> None:
+        """Compute labels into the store, every replica of every teacher at its full speed.
 
         Args:
-            teacher: whose labels.
-            folder: the encoded split that holds the rows.
-            view_name: its view that the teacher reads.
-            keys: keys of the whole split, uint64 (N, 2).
-            rows: rows to label, int64 (n,).
-            on_done: called with the number of rows of each request that is done.
+            fillings: what to compute; those of one teacher in this order.
+
+        Raises:
+            TeacherError: a teacher fails.
         """
-        handles = self.replicas[teacher]
-        home = home_of(keys[rows], len(handles))
-        waiting = {number: _requests(rows[home == number]) for number in range(len(handles))}
-        running: dict[ray.ObjectRef, tuple[int, int]] = {}
+        waiting = self._requests(fillings)
+        running: dict[ray.ObjectRef, tuple[ActorHandle, Filling, int]] = {}
 
-        def submit(number: int) -> None:
-            if waiting[number]:
-                part = waiting[number].pop()
-                reference = handles[number].fill.remote(folder, view_name, part)
-                running[reference] = (number, len(part))
+        def submit(handle: ActorHandle) -> None:
+            if waiting[handle]:
+                filling, part = waiting[handle].popleft()
+                reference = handle.fill.remote(filling.folder, filling.view_name, part)
+                running[reference] = (handle, filling, len(part))
 
-        for number in list(waiting) * 2:  # two requests a replica: it never stands still
-            submit(number)
+        for handle in list(waiting) * 2:  # two requests a replica: it never stands still
+            submit(handle)
         while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            number, count = running.pop(done[0])
-            outcome(teacher, done[0])
-            on_done(count)
-            submit(number)
-        for reference in [handle.flush.remote() for handle in handles]:
-            outcome(teacher, reference)
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            handle, filling, count = running.pop(done)
+            outcome(filling.teacher, done)
+            filling.on_done(count)
+            submit(handle)
+        self.flush()
+
+    def _requests(
+        self, fillings: Sequence[Filling]
+    ) -> dict[ActorHandle, deque[tuple[Filling, np.ndarray]]]:
+        waiting: dict[ActorHandle, deque[tuple[Filling, np.ndarray]]] = {}
+        for filling in fillings:
+            handles = self.replicas[filling.teacher]
+            home = home_of(filling.keys[filling.rows], len(handles))
+            for number, handle in enumerate(handles):
+                mine = filling.rows[home == number]
+                parts = [mine[i : i + FILL_ROWS] for i in range(0, len(mine), FILL_ROWS)]
+                waiting.setdefault(handle, deque()).extend((filling, part) for part in parts)
+        return waiting
 
     def flush(self) -> None:
         """Have every replica write what it computed."""
@@ -178,11 +200,6 @@ def _start(hosting: Hosting, store: str, group: PlacementGroup, index: int) -> A
             group, placement_group_bundle_index=index
         ),
     ).remote(hosting.spec, hosting.signals, store)
-
-
-def _requests(rows: np.ndarray) -> list[np.ndarray]:
-    parts = [rows[start : start + FILL_ROWS] for start in range(0, len(rows), FILL_ROWS)]
-    return parts[::-1]
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -1,0 +1,165 @@
+"""A run: its folder, its Ray, its bars, its tracker, its times, from the start to the report."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ray.train import Result, RunConfig, ScalingConfig
+
+from raybrew.cluster import check_resources, ray_session
+from raybrew.config import DistillJob, TrackingConfig, TrainJob
+from raybrew.jobfile import dump_yaml
+from raybrew.mailbox import Follower, Message, start_mailbox
+from raybrew.progress import Bars
+from raybrew.report import render_report
+from raybrew.run_folder import RunFolder
+from raybrew.student.building import RankPlan
+from raybrew.student.checkpoint import STUDENT
+from raybrew.student.trainer import fit
+from raybrew.tracking import Tracker
+
+__all__ = ["Run", "RunResult"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Args:
+        folder: the run's folder.
+        student: folder of the student, as transformers loads it.
+        metrics: last losses and evaluation of the student.
+        teachers: metrics of each teacher on its task's evaluation rows.
+        ensembles: metrics of each task's mixture of teachers.
+        labels: label counts, in (teacher, example): `needed`, `in_store` before the run,
+            `forwards` of the teachers, `hits` and `misses` of the student's workers.
+        times: seconds of each stage.
+    """
+
+    folder: str
+    student: str
+    metrics: dict[str, float]
+    teachers: dict[str, dict[str, float]]
+    ensembles: dict[str, dict[str, float]]
+    labels: dict[str, float]
+    times: dict[str, float]
+
+
+class Run:
+    """What distilling and training have in common: folder, Ray, bars, tracker, times."""
+
+    def __init__(
+        self,
+        job: DistillJob | TrainJob,
+        what: str,
+        scaling_config: ScalingConfig | None,
+        run_config: RunConfig | None,
+    ):
+        self._job = job
+        self._scaling = scaling_config or ScalingConfig()
+        name = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
+        self._config = run_config or RunConfig(name=name, storage_path=str(Path("runs").absolute()))
+        self.folder = RunFolder(str(self._config.storage_path), str(self._config.name))
+        self._stack = ExitStack()
+        self._tracking: TrackingConfig = job.tracking
+        self.times: dict[str, float] = {}
+        self._begin = time.perf_counter()
+
+    def __enter__(self) -> "Run":
+        self.folder.create()
+        self.bars = self._stack.enter_context(Bars(self._tracking.progress))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+
+    def start(self, teachers: list[tuple[str, Mapping[str, float]]], *, together: bool) -> None:
+        """Bring Ray up and open the tracker; from here on the run leaves traces."""
+        with self.stage("start_ray"):
+            self._stack.enter_context(ray_session())
+        check_resources(teachers, self._scaling, together=together)
+        self.folder.write("job.yaml", dump_yaml(self._job))
+        self.tracker = self._stack.enter_context(
+            Tracker(self.folder.path, self._tracking, self._job.to_plain(), str(self._config.name))
+        )
+
+    def fit(self, plan: RankPlan, replicas: Mapping[str, Any]) -> Result:
+        """Train the student on Ray Train."""
+        mailbox = start_mailbox()
+        with self.stage("train"), Follower(mailbox, self._on_message):
+            return fit(
+                plan,
+                replicas=replicas,
+                mailbox=mailbox,
+                scaling_config=self._scaling,
+                run_config=self._config,
+            )
+
+    def finish(
+        self,
+        fitted: Result,
+        teachers: dict[str, dict[str, float]],
+        ensembles: dict[str, dict[str, float]],
+        labels: dict[str, float],
+    ) -> RunResult:
+        """Export the student, write the report."""
+        metrics: dict[str, float] = fitted.return_value or {}
+        assert fitted.checkpoint is not None, "the loop ends with a checkpoint"
+        with fitted.checkpoint.as_directory() as folder:
+            self.folder.export_student(Path(folder) / STUDENT)
+        counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
+        self.times["total"] = time.perf_counter() - self._begin
+        result = RunResult(
+            folder=str(self.folder.path),
+            student=str(self.folder.student),
+            metrics=metrics,
+            teachers=teachers,
+            ensembles=ensembles,
+            labels=labels | counted,
+            times=self.times,
+        )
+        self.folder.write_json("report.json", asdict(result))
+        self.folder.write("report.txt", render_report(asdict(result)))
+        self.tracker.summary(
+            metrics
+            | {f"teacher/{n}/{k}": v for n, each in teachers.items() for k, v in each.items()}
+            | {f"ensemble/{n}/{k}": v for n, each in ensembles.items() for k, v in each.items()}
+            | {f"labels/{k}": v for k, v in result.labels.items()}
+            | {f"time/{k}_s": v for k, v in self.times.items()}
+        )
+        return result
+
+    def _on_message(self, message: Message) -> None:
+        match message["kind"]:
+            case "start":
+                self.bars.start("training", message["num_steps"], "steps")
+                self.bars.move_to("training", message["step"])
+            case "progress":
+                self.bars.move_to("training", message["step"])
+            case "evaluating":
+                self.bars.start("evaluating", message["total"], "examples")
+                self.bars.move_to("evaluating", message["done"])
+            case "values":
+                self.tracker.log(message["values"], step=message["step"])
+                self._note(message["values"])
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        losses = [v for k, v in values.items() if k.startswith("train/") and k.endswith("/loss")]
+        scores = [v for k, v in values.items() if k == "eval/score"]
+        if losses:
+            self.bars.note("training", f"loss {losses[0]:.3f}")
+        if scores:
+            self.bars.note("evaluating", f"score {scores[0]:.4f}")

@@ -1,0 +1,143 @@
+"""The loop on one rank, without Ray: resuming, seeds, accumulation, learning."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import raybrew as rb
+from tests.made import STUDENT_CONFIG, make_job, make_model
+from tests.student.in_process import Recorder, build
+
+STEPS = 9
+NO_DROPOUT = {**STUDENT_CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("teachers")
+    return {name: make_model(folder / name, seed) for seed, name in enumerate("ab")}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # One store for all: what differs between two runs here is never a label's last bit.
+    return tmp_path_factory.mktemp("store")
+
+
+def job(models, store, *, seed=0, config=None, **training) -> rb.DistillJob:
+    settings = {"num_steps": STEPS, "batch_size": 16, "learning_rate": 1e-3, "seed": seed}
+    return make_job(
+        models,
+        store,
+        student=rb.Student(config=config or STUDENT_CONFIG),
+        training=rb.TrainingConfig(**{**settings, **training}),
+    )
+
+
+def trained(training) -> tuple[dict[str, torch.Tensor], list[float]]:
+    recorder = Recorder()
+    training.run(recorder)
+    return dict(training.model.state_dict()), recorder.term("sum")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def fresh(models, store, folder, **changes):
+    training, pool = build(job(models, store, **changes), folder)
+    return training, pool
+
+
+@pytest.fixture
+def warm(models, store, tmp_path):
+    training, pool = fresh(models, store, tmp_path / "warm")
+    training.run(Recorder())
+    pool.flush()
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(
+    models, store, tmp_path, stop
+):
+    whole, losses = trained(fresh(models, store, tmp_path / "1")[0])
+    first, _ = fresh(models, store, tmp_path / "2")
+    first.run(_Stop(first, stop, tmp_path / "checkpoint"))
+    second, _ = fresh(models, store, tmp_path / "3")
+    second.resume(tmp_path / "checkpoint")
+    assert second.step == stop
+    again, tail = trained(second)
+    assert equal(whole, again)
+    assert tail == losses[stop:]
+
+
+class _Stop(Recorder):
+    """Saves a checkpoint after some steps, and goes on."""
+
+    def __init__(self, training, stop: int, folder: Path):
+        super().__init__()
+        self._training, self._stop, self._folder = training, stop, folder
+
+    def progress(self, step: int) -> None:
+        if step == self._stop:
+            self._folder.mkdir()
+            self._training.save(self._folder)
+
+
+@pytest.mark.usefixtures("warm")
+def test_seeds_decide_and_nothing_else_does(models, store, tmp_path):
+    one, losses = trained(fresh(models, store, tmp_path / "1")[0])
+    torch.manual_seed(12345)
+    same, same_losses = trained(fresh(models, store, tmp_path / "2")[0])
+    other, _ = trained(fresh(models, store, tmp_path / "3", seed=1)[0])
+    assert equal(one, same)
+    assert losses == same_losses
+    assert not equal(one, other)
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("passes", [2, 16])
+def test_micro_batches_change_nothing_but_rounding(models, store, tmp_path, passes):
+    # 90 rows in batches of 16: the last batch of an epoch has 10 rows, fewer than 16 passes.
+    whole, losses = trained(fresh(models, store, tmp_path / "1", config=NO_DROPOUT)[0])
+    changes = {"config": NO_DROPOUT, "gradient_accumulation_steps": passes}
+    split, split_losses = trained(fresh(models, store, tmp_path / "2", **changes)[0])
+    torch.testing.assert_close(split_losses, losses, atol=1e-6, rtol=1e-5)
+    for name, value in whole.items():
+        torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_student_learns_what_its_teachers_say(models, store, tmp_path):
+    training, _ = fresh(models, store, tmp_path, num_steps=60, learning_rate=3e-3)
+    _, losses = trained(training)
+    # The cross-entropy with soft labels can't fall below their entropy, which is most of it.
+    assert sum(losses[-6:]) / 6 < sum(losses[:6]) / 6 - 0.03
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "state.json").unlink(), "can't be read back"),
+        (lambda f: (f / "state.json").write_text("{"), "can't be read back"),
+        (lambda f: (f / "optimizer.safetensors").write_bytes(b"xx"), "can't be read back"),
+        (
+            lambda f: (f / "state.json").write_text(
+                json.dumps({**json.loads((f / "state.json").read_text()), "format": "old"})
+            ),
+            "expected format.*got old",
+        ),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error(models, store, tmp_path, damage, message):
+    training, _ = fresh(models, store, tmp_path / "1", num_steps=1)
+    training.run(Recorder())
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    training.save(folder)
+    damage(folder)
+    again, _ = fresh(models, store, tmp_path / "2")
+    with pytest.raises(rb.CheckpointError, match=message):
+        again.resume(folder)
