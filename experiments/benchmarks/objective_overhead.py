@@ -1,0 +1,147 @@
+"""The objective's share of a student step: forward and backward, with and without it.
+
+    python experiments/benchmarks/objective_overhead.py
+    python experiments/benchmarks/objective_overhead.py --json overhead.json
+
+The step is that of a BERT of 2 layers × 384 on 32 × 64 tokens. With the objective it takes the
+loss on the logits and four matches of hidden states, from labels as the store gives them; without
+it, the cross-entropy with the true labels. Repetitions of the two alternate, in an order that is
+drawn anew for each pair; median and quartiles of the pairs' ratios are printed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from transformers import BertConfig, BertForSequenceClassification
+
+import raybrew as rb
+from raybrew.labels.payload import Payload, Signal, to_storage
+from raybrew.labels.tensors import tensors_of
+from raybrew.matching.plan import TeacherFacts, geometry_of, plan_matches
+from raybrew.matching.teacher_side import pack_features
+from raybrew.models.adaptors import ADAPTORS
+from raybrew.objective import BatchFacts, Objective, Position
+from raybrew.student.module import StudentModule
+
+BATCH, LENGTH, CLASSES, SIZE = 32, 64, 3, 384
+TARGET = 0.05
+LAYERS = ((0, 0), (4, 1), (8, 2), (12, 2))
+
+
+def models() -> tuple[BertConfig, BertConfig]:
+    """Student and teacher, the teacher by its sizes alone."""
+    common = {"hidden_size": SIZE, "num_attention_heads": 12, "intermediate_size": 4 * SIZE}
+    return (
+        BertConfig(num_hidden_layers=2, num_labels=CLASSES, **common),
+        BertConfig(num_hidden_layers=12, num_labels=CLASSES, **common),
+    )
+
+
+def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
+    student, teacher = models()
+    torch.manual_seed(0)
+    config = rb.DistillationConfig(
+        temperature=8,
+        matches=[
+            {"layer_T": t, "layer_S": s, "feature": "hidden", "loss": "hidden_mse"}
+            for t, s in LAYERS
+        ],
+    )
+    facts = {"a": TeacherFacts(geometry_of(teacher))}
+    matches = plan_matches(config.matches, "t", facts, ["a"], geometry_of(student), "float32")
+    adaptor = ADAPTORS["sequence-classification"]
+    model = BertForSequenceClassification(student).to(device)
+    with_matches = StudentModule(model, [adaptor], [matches], 0)
+    without = StudentModule(model, [adaptor], [()], 0)
+    lengths = np.random.default_rng(0).integers(LENGTH // 2, LENGTH + 1, BATCH)
+    lengths[0] = LENGTH
+    mask = torch.from_numpy(np.arange(LENGTH) < lengths[:, None])
+    inputs = {
+        "input_ids": torch.randint(1000, 20000, (BATCH, LENGTH)).to(device),
+        "attention_mask": mask.long().to(device),
+    }
+    labels = torch.randint(0, CLASSES, (BATCH,)).to(device)
+    payloads = {
+        match.signal: pack_features(match.signal, [torch.randn(BATCH, LENGTH, SIZE)], mask)
+        for match in matches
+    }
+    payloads[Signal()] = Payload(to_storage(torch.randn(BATCH, CLASSES), "float32"))
+    objective = Objective(config, {"a": 1.0}, None, matches)
+    hard = Objective(None, {})
+    batch = BatchFacts(labels.cpu().numpy(), lengths)
+
+    def distilled() -> None:
+        soft = {"a": {s.name: tensors_of(p, s, device) for s, p in payloads.items()}}
+        answer = with_matches(inputs, labels)
+        sums = objective.numerators(answer.view, soft, Position(), features=answer.features)
+        objective.total(sums, objective.denominators(batch), Position()).backward()
+        finish()
+
+    def alone() -> None:
+        answer = without(inputs, labels)
+        sums = hard.numerators(answer.view, {}, Position())
+        hard.total(sums, hard.denominators(batch), Position()).backward()
+        finish()
+
+    def finish() -> None:
+        model.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return {"with": distilled, "without": alone}
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    steps = make_steps(device)
+    for step in list(steps.values()) * 3:
+        step()
+    order = np.random.default_rng(1)
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(arguments.pairs):
+        for name in order.permutation(list(steps)):
+            times[name].append(seconds(steps[name]))
+    ratios = np.array(times["with"]) / np.array(times["without"]) - 1
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    best = min(times["with"]) / min(times["without"]) - 1
+    record = {
+        "name": "objective_overhead",
+        "value": float(middle),
+        "quartiles": [float(low), float(high)],
+        "of_the_fastest": float(best),
+        "unit": "share of a step without it",
+        "target": TARGET,
+        "met": bool(middle <= TARGET),
+        "step_s": float(np.median(times["without"])),
+        "device": device.type,
+        "pairs": arguments.pairs,
+    }
+    Console().print(
+        f"objective: {middle:+.1%} of a step (quartiles {low:+.1%} to {high:+.1%}, fastest of each "
+        f"{best:+.1%}), step {record['step_s'] * 1e3:.0f} ms on {device.type}; target ≤ "
+        f"{TARGET:.0%}: {'met' if record['met'] else 'not met'}"
+    )
+    if arguments.json:
+        arguments.json.write_text(json.dumps([record], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
