@@ -14,6 +14,7 @@ from raybrew.labels.top_k import pack_top_k
 from raybrew.losses.features import MATCH_LOSSES
 from raybrew.losses.match_check import ModelGeometry
 from raybrew.losses.match_spec import MatchSpec
+from raybrew.losses.soft import TopK
 from raybrew.matching.plan import TaskMatch, TeacherFacts, plan_matches
 from raybrew.matching.teacher_side import pack_features
 from raybrew.models.adaptors import View
@@ -256,7 +257,7 @@ def test_top_k_labels_come_back_as_they_were_kept(dtype, k):
     signal = Signal(dtype=dtype, top_k=k, temperatures=(1.0, 4.0))
     top_k = tensors_of(pack_top_k(logits, signal), signal, CPU)
     stored = logits.to(getattr(torch, dtype)).float()
-    assert not isinstance(top_k, torch.Tensor)
+    assert isinstance(top_k, TopK)
     values = stored.topk(k, dim=-1).values
     torch.testing.assert_close(top_k.values, values)
     assert torch.equal(stored.gather(-1, top_k.indices), values)

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,10 +37,15 @@ LAYERS = ((0, 0), (4, 1), (8, 2), (12, 2))
 
 def models() -> tuple[BertConfig, BertConfig]:
     """Student and teacher, the teacher by its sizes alone."""
-    common = {"hidden_size": SIZE, "num_attention_heads": 12, "intermediate_size": 4 * SIZE}
+    common: dict[str, Any] = {
+        "hidden_size": SIZE,
+        "num_attention_heads": 12,
+        "intermediate_size": 4 * SIZE,
+    }
+    common["id2label"] = {n: str(n) for n in range(CLASSES)}
     return (
-        BertConfig(num_hidden_layers=2, num_labels=CLASSES, **common),
-        BertConfig(num_hidden_layers=12, num_labels=CLASSES, **common),
+        BertConfig(num_hidden_layers=2, **common),
+        BertConfig(num_hidden_layers=12, **common),
     )
 
 
@@ -56,7 +62,8 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     facts = {"a": TeacherFacts(geometry_of(teacher))}
     matches = plan_matches(config.matches, "t", facts, ["a"], geometry_of(student), "float32")
     adaptor = ADAPTORS["sequence-classification"]
-    model = BertForSequenceClassification(student).to(device)
+    model: Any = BertForSequenceClassification(student)
+    model.to(device)
     with_matches = StudentModule(model, [adaptor], [matches], 0)
     without = StudentModule(model, [adaptor], [()], 0)
     lengths = np.random.default_rng(0).integers(LENGTH // 2, LENGTH + 1, BATCH)
@@ -104,7 +111,7 @@ def seconds(step: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures there")

@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError
 
@@ -83,5 +83,9 @@ def _value_to_plain(value: Any) -> Any:
     return import_path_of(value) if callable(value) else value
 
 
-Matches = Annotated[tuple[Any, ...], BeforeValidator(_as_matches), PlainSerializer(_to_plain)]
+if TYPE_CHECKING:
+    # A script may give a name, a mapping, or a list of them.
+    Matches: TypeAlias = Any
+else:
+    Matches = Annotated[tuple[Any, ...], BeforeValidator(_as_matches), PlainSerializer(_to_plain)]
 """What `resolve_matches` and the geometry of the models turn into matches."""

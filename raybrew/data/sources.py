@@ -86,8 +86,8 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
             raise DataError(
-                f"{what}: {place} holds the splits {', '.join(map(str, loaded))}; expected one of them as "
-                f"{place}@split, got {split or 'none'!r}"
+                f"{what}: {place} holds the splits {', '.join(map(str, loaded))}; expected one of "
+                f"them as {place}@split, got {split or 'none'!r}"
             )
         return loaded[split]
     if split:

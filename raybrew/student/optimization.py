@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def build_optimizer(
         ConfigError: the class refuses its arguments.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    build: Callable[..., Optimizer] = optimizer_class(config)
+    build: Any = optimizer_class(config)
     try:
         return build(
             [{"params": parameters}, *groups], lr=config.learning_rate, **config.optimizer_options

@@ -51,7 +51,8 @@ def fit(
     Returns:
         Ray Train's result; its checkpoint is the last one.
     """
-    cpus = (scaling_config.resources_per_worker or {}).get("CPU", 1)
+    resources: Any = scaling_config.resources_per_worker or {}
+    cpus = resources.get("CPU", 1)
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={

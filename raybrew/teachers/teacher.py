@@ -184,5 +184,6 @@ def _load(spec: TeacherSpec) -> nn.Module:
         )
     if spec.attention:
         use_eager_attention(model)
-    module: nn.Module = model
-    return module.to(DTYPES[spec.dtype][0]).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    nn.Module.to(model, DTYPES[spec.dtype][0])
+    return model

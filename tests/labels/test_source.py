@@ -119,6 +119,10 @@ def test_settling_flushes_once_for_what_was_asked_since(tmp_path):
 
 def test_a_label_that_nobody_can_give_is_an_error(tmp_path):
     source = source_of(tmp_path, None, stored=range(3))
-    with pytest.raises(LabelError, match=r"teacher '.'.*labels are missing from the store"):
+
+    def serve_all() -> None:
         for step in range(14):
             source.get(step)
+
+    with pytest.raises(LabelError, match=r"teacher '.'.*labels are missing from the store"):
+        serve_all()

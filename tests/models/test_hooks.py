@@ -1,10 +1,11 @@
 """Outputs of named modules by hooks, and the custom matches made of them."""
 
 import pickle
+from typing import Any
 
-import cloudpickle
 import pytest
 import torch
+from ray import cloudpickle
 from torch import nn
 
 from raybrew.errors import ConfigError
@@ -188,7 +189,8 @@ def test_a_spec_reaches_other_processes(loss):
 
 
 def test_a_lambda_reaches_workers_as_ray_ships_it():
-    spec = cloudpickle.loads(cloudpickle.dumps(match(loss=lambda s, t, ms, mt: (s - t).sum())))
+    dumps: Any = cloudpickle.dumps  # pyright: ignore[reportPrivateImportUsage]
+    spec = pickle.loads(dumps(match(loss=lambda s, t, ms, mt: (s - t).sum())))
     assert spec.compute(torch.ones(1, 2, 3), torch.zeros(1, 2, 3)).numerator.item() == 6
 
 

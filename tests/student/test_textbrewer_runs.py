@@ -161,12 +161,12 @@ class TwoHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        size = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+        size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
         vocabulary = len(SPECIAL) + len(WORDS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             self.trunk = BertModel(
-                BertConfig(vocab_size=vocabulary, intermediate_size=64, **size, **NO_DROPOUT)
+                BertConfig(vocab_size=vocabulary, intermediate_size=64, **{**size, **NO_DROPOUT})
             )
             self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(2))
 

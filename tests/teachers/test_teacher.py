@@ -142,7 +142,7 @@ def test_infinity_of_a_narrow_precision_is_an_error(model, view):
     signal = Signal(dtype="float16")
     loud = teacher(model)
     with torch.no_grad():
-        loud._model.get_submodule("classifier").weight.mul_(1e6)
+        loud._model.get_parameter("classifier.weight").mul_(1e6)
     with pytest.raises(TeacherError, match=r"kept in float16.*another dtype"):
         loud.answer(view, (signal,))
 
