@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo test check lint types lock clean
+.PHONY: help demo bench test check lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,6 +24,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 demo: $(VENV)/installed ## two teachers, one student, real sentences, a table
 	@WANDB_MODE=offline $(BIN)/python -m experiments.first_run
+
+bench: $(VENV)/installed ## every figure of speed and size, a table and runs/bench/bench.json
+	@WANDB_MODE=offline $(BIN)/python -m experiments.benchmarks
 
 test: $(VENV)/installed ## lint, types, every test
 	@$(MAKE) --no-print-directory lint types check

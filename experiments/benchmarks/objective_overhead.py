@@ -1,7 +1,7 @@
 """The objective's share of a student step: forward and backward, with and without it.
 
-    python experiments/benchmarks/objective_overhead.py
-    python experiments/benchmarks/objective_overhead.py --json overhead.json
+    python -m experiments.benchmarks objective_overhead
+    python -m experiments.benchmarks.objective_overhead --pairs 100 --threads 2
 
 The step is that of a BERT of 2 layers × 384 on 32 × 64 tokens. With the objective it takes the
 loss on the logits and four matches of hidden states, from labels as the store gives them; without
@@ -13,15 +13,16 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from transformers import BertConfig, BertForSequenceClassification
 
 import raybrew as rb
+from experiments.benchmarks.interleave import interleaved
+from experiments.benchmarks.record import Record
 from raybrew.labels.payload import Payload, Signal, to_storage
 from raybrew.labels.tensors import tensors_of
 from raybrew.matching.plan import TeacherFacts, geometry_of, plan_matches
@@ -110,44 +111,42 @@ def seconds(step: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def measured(pairs: int, threads: int) -> Record:
+    """Time both steps in turn."""
+    torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = make_steps(device)
     for step in list(steps.values()) * 3:
         step()
-    order = np.random.default_rng(1)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(arguments.pairs):
-        for name in order.permutation(list(steps)):
-            times[name].append(seconds(steps[name]))
-    ratios = np.array(times["with"]) / np.array(times["without"]) - 1
-    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    contenders = {name: partial(seconds, step) for name, step in steps.items()}
+    times = interleaved(contenders, pairs, what="objective", seed=1)
+    shares = np.array(times["with"]) / np.array(times["without"]) - 1
+    low, middle, high = np.quantile(shares, [0.25, 0.5, 0.75]).tolist()
     best = min(times["with"]) / min(times["without"]) - 1
-    record = {
-        "name": "objective_overhead",
-        "value": float(middle),
-        "quartiles": [float(low), float(high)],
-        "of_the_fastest": float(best),
-        "unit": "share of a step without it",
-        "target": TARGET,
-        "met": bool(middle <= TARGET),
-        "step_s": float(np.median(times["without"])),
-        "device": device.type,
-        "pairs": arguments.pairs,
-    }
-    Console().print(
-        f"objective: {middle:+.1%} of a step (quartiles {low:+.1%} to {high:+.1%}, fastest of each "
-        f"{best:+.1%}), step {record['step_s'] * 1e3:.0f} ms on {device.type}; target ≤ "
-        f"{TARGET:.0%}: {'met' if record['met'] else 'not met'}"
+    return Record(
+        name="objective: share of a step that it adds",
+        value=middle,
+        unit="of a step",
+        target=TARGET,
+        bound="≤",
+        spread=(low, high),
+        repetitions=pairs,
+        note=f"BERT of 2 × {SIZE}, {BATCH} × {LENGTH} tokens, logits and 4 hidden matches, "
+        f"{threads} threads, {device.type}; step without it {np.median(times['without']):.3f} s; "
+        f"fastest of each {best:+.1%}",
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps([record], indent=1) + "\n")
+
+
+def records() -> list[Record]:
+    return [measured(pairs=30, threads=1)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    print(json.dumps(measured(arguments.pairs, arguments.threads).to_plain(), indent=1))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,130 @@
+"""Every figure that raybrew promises, measured on this machine.
+
+    python -m experiments.benchmarks                     all of them; `make bench` is this
+    python -m experiments.benchmarks objective_overhead  some of them, by name
+
+Each benchmark is a module with `records() -> list[Record]` and runs in a process of its own, one
+after another. A table is printed and `bench.json` written: a list with `name`, `value`, `unit`,
+`target`, `met`, the spread and what else has to be known of each figure. A target that is missed
+is said so; the exit code is 1 only where a benchmark fails.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmarks.record import Record
+
+BENCHMARKS = {
+    name: f"experiments.benchmarks.{name}"
+    for name in (
+        # Modules of this folder with `records() -> list[Record]`, in the order of the table.
+        "objective_overhead",
+    )
+}
+
+
+def records_of(module: str) -> list[Record]:
+    """Run a benchmark in this process."""
+    return importlib.import_module(module).records()
+
+
+def measure(modules: Mapping[str, str], console: Console) -> tuple[dict[str, list[Record]], bool]:
+    """Run each benchmark in a fresh process.
+
+    Args:
+        modules: import path of each, by name.
+        console: told what runs.
+
+    Returns:
+        The records of each that came to an end, and whether all did.
+    """
+    found: dict[str, list[Record]] = {}
+    for name, module in modules.items():
+        start = time.perf_counter()
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            try:
+                found[name] = process.submit(records_of, module).result()
+            except Exception:
+                # One that fails doesn't take the others' figures with it; the exit code tells.
+                console.print(f"{name} failed:\n{traceback.format_exc()}", markup=False)
+                continue
+        console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+    return found, len(found) == len(modules)
+
+
+def table_of(records: Sequence[Record]) -> Table:
+    """Return the figures as they are printed."""
+    table = Table(title=machine(), title_style="")
+    for column in ("figure", "measured", "quartiles", "to reach", ""):
+        table.add_column(column, justify="left" if column == "figure" else "right")
+    for record in records:
+        spread = "" if record.spread is None else "–".join(map(_shown, record.spread))
+        table.add_row(
+            record.name,
+            f"{_shown(record.value)} {record.unit}",
+            spread,
+            f"{record.bound} {_shown(record.target)}",
+            "met" if record.met else "NOT MET",
+        )
+    return table
+
+
+def machine() -> str:
+    """Return what the figures depend on besides the code."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return (
+        f"{os.cpu_count()} CPUs ({platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}), {device}, torch {torch.__version__}"
+    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] = BENCHMARKS) -> int:
+    """Run benchmarks by name; see the head of this file."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(benchmarks))
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/bench.json"))
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.names if name not in benchmarks]
+    if unknown:
+        parser.error(f"expected some of {', '.join(benchmarks)}, got {', '.join(unknown)}")
+    modules = {name: benchmarks[name] for name in options.names or benchmarks}
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    found, whole = measure(modules, console)
+    plain = [
+        {**record.to_plain(), "benchmark": name, "machine": machine()}
+        for name, records in found.items()
+        for record in records
+    ]
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    console.print(table_of([record for records in found.values() for record in records]))
+    for record in (r for records in found.values() for r in records if r.note):
+        console.print(f"{record.name}: {record.note}", markup=False)
+    console.print(f"written to {options.json}")
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""One figure of a benchmark: what was measured, what is to be reached, whether it is."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["Bound", "Record", "ratio"]
+
+Bound = Literal["≤", "≥", "="]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A figure.
+
+    Args:
+        name: of the figure, unique over all benchmarks.
+        value: the median, where it was measured several times.
+        unit: of value, target and spread.
+        target: what is to be reached.
+        bound: which side of the target is good.
+        spread: lower and upper quartile of the repetitions.
+        repetitions: how often it was measured; 1 for what is counted rather than timed.
+        note: what else has to be known: threads, sizes, what bounds it.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: float
+    bound: Bound
+    spread: tuple[float, float] | None = None
+    repetitions: int = 1
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is reached."""
+        if self.bound == "=":
+            return self.value == self.target
+        return self.value <= self.target if self.bound == "≤" else self.value >= self.target
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it."""
+        return {**asdict(self), "met": self.met}
+
+
+def ratio(
+    name: str,
+    above: Sequence[float],
+    below: Sequence[float],
+    *,
+    target: float,
+    bound: Bound,
+    note: str = "",
+    unit: str = "×",
+) -> Record:
+    """Return the median of the pairs' ratios: what drifts on the machine drifts in both of a pair.
+
+    Args:
+        name: of the figure.
+        above: of each repetition, what is divided.
+        below: of the same repetition, what it is divided by.
+        target: to be reached.
+        bound: which side of it is good.
+        note: what else has to be known.
+        unit: of the ratio.
+    """
+    ratios = np.asarray(above, float) / np.asarray(below, float)
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    return Record(name, middle, unit, target, bound, (low, high), len(ratios), note)
