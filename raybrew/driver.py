@@ -10,10 +10,9 @@ from ray.train import RunConfig, ScalingConfig
 from raybrew.config import DistillJob, TrainJob
 from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling
-from raybrew.labels.store import LabelStore
-from raybrew.preparation import Preparation, prepare, prepare_supervised
+from raybrew.planning import distill_plan, supervised_plan
+from raybrew.preparation import prepare, prepare_supervised
 from raybrew.run import Run, RunResult
-from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan
 
 __all__ = ["RunResult", "distill", "train"]
 
@@ -56,7 +55,7 @@ def distill(
             if ahead:
                 labelling.fill(pool, ("train", "eval"))
                 labelling.close(pool)
-            plan = _distill_plan(job, preparation)
+            plan = distill_plan(job, preparation)
             fitted = run.fit(plan, {} if pool is None or ahead else pool.replicas)
             if not ahead:
                 labelling.fill(pool, ("eval",))
@@ -76,54 +75,5 @@ def train(
         with run.stage("prepare"):
             preparation = prepare_supervised(job, run.folder.data)
         run.start([], together=True)
-        plan = RankPlan(
-            tasks=_task_plans(preparation),
-            teachers=(),
-            student=job.model,
-            hosts={},
-            distillation=None,
-            training=job.training,
-            tracking=job.tracking,
-            store="",
-        )
+        plan = supervised_plan(job, preparation)
         return run.finish(run.fit(plan, {}), {}, {}, {})
-
-
-def _distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
-    return RankPlan(
-        tasks=_task_plans(preparation),
-        teachers=tuple(
-            TeacherPlan(
-                name=teacher.teacher.name,
-                task=teacher.task,
-                weight=teacher.teacher.weight,
-                fingerprint=teacher.spec.fingerprint,
-                view=teacher.view,
-                signals=teacher.signals,
-            )
-            for teacher in preparation.teachers
-        ),
-        student=job.student,
-        hosts={teacher.name: teacher for teacher in job.teachers},
-        distillation=job.distillation,
-        training=job.training,
-        tracking=job.tracking,
-        store=str(LabelStore(job.labels.store).root),
-        matches=preparation.matches,
-        window=job.labels.window,
-        max_windows=job.labels.max_windows,
-    )
-
-
-def _task_plans(preparation: Preparation) -> tuple[TaskPlan, ...]:
-    return tuple(
-        TaskPlan(
-            name=task.task.name,
-            kind=task.task.kind,
-            label_names=task.label_names,
-            train=task.folders["train"],
-            eval=task.folders.get("eval"),
-            adaptor=task.task.adaptor,
-        )
-        for task in preparation.tasks
-    )

@@ -5,7 +5,23 @@
 Nothing here loads a model's weights, so that a mistake costs seconds. No Ray.
 """
 
-from raybrew.preparation.prepare import prepare, prepare_supervised
-from raybrew.preparation.prepared import Preparation, PreparedTask, PreparedTeacher
+from raybrew.preparation.prepare import (
+    fit_together,
+    prepare,
+    prepare_supervised,
+    read_tables,
+)
+from raybrew.preparation.prepared import Fitting, Preparation, PreparedTask, PreparedTeacher
+from raybrew.preparation.readings import Readings
 
-__all__ = ["Preparation", "PreparedTask", "PreparedTeacher", "prepare", "prepare_supervised"]
+__all__ = [
+    "Fitting",
+    "Preparation",
+    "PreparedTask",
+    "PreparedTeacher",
+    "Readings",
+    "fit_together",
+    "prepare",
+    "prepare_supervised",
+    "read_tables",
+]

@@ -3,13 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import PreTrainedConfig
 
 from raybrew.config import DistillJob, Teacher, TrainJob
-from raybrew.errors import ConfigError
-from raybrew.labels.fingerprint import model_fingerprint
 from raybrew.labels.payload import Signal
 from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
 from raybrew.matching.reader import needs_attention
@@ -21,16 +17,16 @@ from raybrew.preparation.checks import (
     check_labels,
     check_student,
     check_teacher,
-    read_teacher,
 )
-from raybrew.preparation.prepared import Preparation, PreparedTeacher
+from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
+from raybrew.preparation.readings import Readings
 from raybrew.preparation.tables import Table, encode_table, read_table
 from raybrew.student.batches import STUDENT_VIEW
 from raybrew.student.module import check_projections
 from raybrew.student.optimization import check_optimization, optimizer_class
 from raybrew.teachers.teacher import TeacherSpec
 
-__all__ = ["prepare", "prepare_supervised"]
+__all__ = ["fit_together", "prepare", "prepare_supervised", "read_tables"]
 
 
 def prepare(job: DistillJob, folder: Path) -> Preparation:
@@ -44,36 +40,13 @@ def prepare(job: DistillJob, folder: Path) -> Preparation:
         ConfigError: models that don't fit each other, the data or the objective.
         DataError: data that isn't what its task says.
     """
-    objectives = [_objective(job, task.name, _logits_signal(job, None)) for task in job.tasks]
-    _check_adaptors(job)
-    check_optimization(job.training)
-    tables = [read_table(t, [x.name for x in job.teachers_of(t.name)]) for t in job.tasks]
-    for objective, table in zip(objectives, tables, strict=True):
-        check_labels(objective, table)
-    hosts = {teacher.name: teacher for teacher in job.teachers}
-    models = {teacher.name: read_teacher(teacher) for teacher in job.teachers}
-    by_task = {table.task.name: table for table in tables}
-    config, tokenizer = check_student(job.student, tables, hosts)
-    for teacher in job.teachers:
-        check_teacher(teacher, models[teacher.name], by_task[teacher.task], tokenizer)
-    matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
-    for task, each in zip(job.tasks, matches, strict=True):
-        _objective(job, task.name, _logits_signal(job, len(by_task[task.name].label_names)), each)
-        check_projections(each, optimizer_class(job.training))
-    encoded = []
-    for table in tables:
-        own = {
-            teacher.name: models[teacher.name].tokenizer
-            for teacher in job.teachers_of(table.task.name)
-            if teacher.inputs == "own"
-        }
-        encoded.append(encode_table(table, {STUDENT_VIEW: tokenizer, **own}, folder))
-    names = [task.name for task in job.tasks]
-    teachers = tuple(
-        _prepared(job, t, models[t.name], by_task[t.task], names.index(t.task), matches)
-        for t in job.teachers
+    tables = read_tables(job)
+    fitting = fit_together(job, tables, Readings())
+    encoded = tuple(
+        encode_table(table, tokenizers, folder)
+        for table, tokenizers in zip(tables, fitting.tokenizers, strict=True)
     )
-    return Preparation(tuple(encoded), teachers, matches)
+    return Preparation(encoded, fitting.teachers, fitting.matches)
 
 
 def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
@@ -84,6 +57,69 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     for task in job.tasks:
         adaptor_of(task.kind, job.model.adaptor, task.adaptor)
     return Preparation(tuple(encode_table(t, {STUDENT_VIEW: tokenizer}, folder) for t in tables))
+
+
+def read_tables(job: DistillJob) -> list[Table]:
+    """Read the data of a job whose names are known to exist.
+
+    Raises:
+        ConfigError: a loss, a mixture, an optimizer or an option that doesn't exist.
+        DataError: data that isn't what its task says.
+    """
+    check_names(job)
+    return [read_table(t, [x.name for x in job.teachers_of(t.name)]) for t in job.tasks]
+
+
+def check_names(job: DistillJob) -> None:
+    """Refuse names and options that don't exist, before anything is read."""
+    for task in job.tasks:
+        _objective(job, task.name, _logits_signal(job, None))
+    _check_adaptors(job)
+    check_optimization(job.training)
+
+
+def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -> Fitting:
+    """Check that models, data and objective fit, and say what is asked of each teacher.
+
+    Args:
+        job: what to do.
+        tables: of its tasks; their texts are not looked at.
+        readings: what was read of models before; a sweep fits one job after another.
+
+    Raises:
+        ConfigError: models that don't fit each other, the data or the objective.
+    """
+    check_names(job)
+    for task, table in zip(job.tasks, tables, strict=True):
+        check_labels(_objective(job, task.name, _logits_signal(job, None)), table)
+    models = {teacher.name: readings.teacher(teacher) for teacher in job.teachers}
+    by_task = {table.task.name: table for table in tables}
+    config, tokenizer = readings.student(job, tables)
+    for teacher in job.teachers:
+        check_teacher(teacher, models[teacher.name], by_task[teacher.task], tokenizer)
+    matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
+    for task, each in zip(job.tasks, matches, strict=True):
+        _objective(job, task.name, _logits_signal(job, len(by_task[task.name].label_names)), each)
+        check_projections(each, optimizer_class(job.training))
+    names = [task.name for task in job.tasks]
+    return Fitting(
+        tokenizers=tuple(
+            {STUDENT_VIEW: tokenizer}
+            | {
+                teacher.name: models[teacher.name].tokenizer
+                for teacher in job.teachers_of(task.name)
+                if teacher.inputs == "own"
+            }
+            for task in job.tasks
+        ),
+        teachers=tuple(
+            _prepared(
+                job, t, models[t.name], by_task[t.task], names.index(t.task), matches, readings
+            )
+            for t in job.teachers
+        ),
+        matches=matches,
+    )
 
 
 def _objective(
@@ -143,18 +179,19 @@ def _prepared(
     table: Table,
     task: int,
     matches: Sequence[Sequence[TaskMatch]],
+    readings: Readings,
 ) -> PreparedTeacher:
     mine = [match for match in matches[task] if match.teacher == teacher.name]
     logits = _logits_signal(job, len(table.label_names))
     # Two matches of one statistic ask for one signal.
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
-    folder = _local_folder(teacher)
+    folder = readings.folder(teacher)
     kind = table.task.kind
     adaptor = teacher.adaptor or table.task.adaptor
     spec = TeacherSpec(
         name=teacher.name,
         model=str(folder),
-        fingerprint=model_fingerprint(
+        fingerprint=readings.fingerprint(
             folder,
             dtype=teacher.dtype,
             adaptor=kind if adaptor is None else code_name(adaptor_of(kind, adaptor)),
@@ -174,17 +211,3 @@ def _prepared(
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,
     )
-
-
-def _local_folder(teacher: Teacher) -> Path:
-    folder = Path(teacher.model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    try:
-        patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
-        return Path(snapshot_download(teacher.model, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(
-            f"teachers[{teacher.name}].model: {teacher.model!r} is no folder, and as a hub id it "
-            f"can't be had: {error}"
-        ) from error

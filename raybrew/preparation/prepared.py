@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from raybrew.config import Task, Teacher
 from raybrew.data.encoding import EncodedSplit
 from raybrew.labels.payload import Signal
 from raybrew.matching.plan import TaskMatch
 from raybrew.teachers.teacher import TeacherSpec
 
-__all__ = ["Preparation", "PreparedTask", "PreparedTeacher"]
+__all__ = ["Fitting", "Preparation", "PreparedTask", "PreparedTeacher"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,21 @@ class PreparedTeacher:
     task: int
     view: str
     signals: tuple[Signal, ...]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A checked job whose data isn't encoded yet.
+
+    Args:
+        tokenizers: of each task, by name of the view.
+        teachers: of the job.
+        matches: of each task.
+    """
+
+    tokenizers: tuple[Mapping[str, PreTrainedTokenizerBase], ...]
+    teachers: tuple[PreparedTeacher, ...]
+    matches: tuple[tuple[TaskMatch, ...], ...]
 
 
 @dataclass(frozen=True)

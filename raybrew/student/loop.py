@@ -102,6 +102,8 @@ class StudentTraining:
     num_steps: int
     step: int = 0
     _last: dict[str, float] = field(default_factory=dict)
+    _steps: list[StudentStep] = field(default_factory=list)
+    _begun: tuple[float, int] = (0.0, 0)
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
@@ -119,34 +121,48 @@ class StudentTraining:
         Returns:
             The last evaluation, the last losses, and the times of the loop in seconds.
         """
-        steps = self._steps()
+        self.begin(hooks)
+        while self.step < self.num_steps:
+            self.advance(hooks)
+        return self._last
+
+    def begin(self, hooks: Hooks) -> None:
+        """Get ready to train, or to go on training."""
+        self._steps = self._build_steps()
         self.wrapped.train()
+        self._begun = (time.perf_counter(), self.step)
         if self.world.rank == 0:
             hooks.begin(self.step, self.num_steps)
-        start, first = time.perf_counter(), self.step
-        while self.step < self.num_steps:
-            task, rows = self.sequence.batch(self.step)
-            torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
-            position = Position(self.step / self.num_steps, self.step // self._steps_per_epoch)
-            batches = list(self._micro_batches(task, rows))
-            passes = self.config.gradient_accumulation_steps
-            facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
-            denominators = self.objectives[task].denominators(facts)
-            sums = steps[task](batches, denominators, position)
-            self.step += 1
-            if self.labels is not None and self.step % self._steps_per_epoch == 0:
-                self.labels.settle()
-            if self._report_due():
-                figures = self._figures(task, sums, denominators, position)
-                figures["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
-                self._last |= figures
-                if self.world.rank == 0:
-                    hooks.losses(self.step, figures)
+
+    def advance(self, hooks: Hooks) -> None:
+        """Train up to the next evaluation, and evaluate."""
+        evaluated = False
+        while not evaluated:
+            self._train_step(hooks)
+            evaluated = self._evaluation_due()
+        hooks.evaluated(self.step, self.evaluate(hooks), self.save)
+
+    def _train_step(self, hooks: Hooks) -> None:
+        task, rows = self.sequence.batch(self.step)
+        torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
+        position = Position(self.step / self.num_steps, self.step // self._steps_per_epoch)
+        batches = list(self._micro_batches(task, rows))
+        passes = self.config.gradient_accumulation_steps
+        facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
+        denominators = self.objectives[task].denominators(facts)
+        sums = self._steps[task](batches, denominators, position)
+        self.step += 1
+        if self.labels is not None and self.step % self._steps_per_epoch == 0:
+            self.labels.settle()
+        if self._report_due():
+            figures = self._figures(task, sums, denominators, position)
+            start, first = self._begun
+            figures["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
+            self._last |= figures
             if self.world.rank == 0:
-                hooks.progress(self.step)
-            if self._evaluation_due():
-                hooks.evaluated(self.step, self.evaluate(hooks), self.save)
-        return self._last
+                hooks.losses(self.step, figures)
+        if self.world.rank == 0:
+            hooks.progress(self.step)
 
     def evaluate(self, hooks: Hooks) -> dict[str, float]:
         """Evaluate on every task that has rows for it; ranks share the work.
@@ -182,7 +198,7 @@ class StudentTraining:
             projections=self.module.projections,
         )
 
-    def _steps(self) -> list[StudentStep]:
+    def _build_steps(self) -> list[StudentStep]:
         return [
             StudentStep(
                 self.wrapped,

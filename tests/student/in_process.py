@@ -7,8 +7,9 @@ from pathlib import Path
 import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Payload, Signal
+from raybrew.planning import distill_plan
 from raybrew.preparation import Preparation, prepare
-from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan, build_training
+from raybrew.student.building import build_training
 from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
 from raybrew.teachers.replica import Replica
@@ -60,41 +61,11 @@ class Recorder:
         return [values[name] for values in self.values if name in values]
 
 
-def plan_of(job: rb.DistillJob, preparation: Preparation) -> RankPlan:
-    return RankPlan(
-        tasks=tuple(
-            TaskPlan(
-                name=task.task.name,
-                kind=task.task.kind,
-                label_names=task.label_names,
-                train=task.folders["train"],
-                eval=task.folders.get("eval"),
-                adaptor=task.task.adaptor,
-            )
-            for task in preparation.tasks
-        ),
-        teachers=tuple(
-            TeacherPlan(
-                t.teacher.name, t.task, t.teacher.weight, t.spec.fingerprint, t.view, t.signals
-            )
-            for t in preparation.teachers
-        ),
-        student=job.student,
-        hosts={teacher.name: teacher for teacher in job.teachers},
-        distillation=job.distillation,
-        training=job.training,
-        tracking=job.tracking,
-        store=job.labels.store,
-        matches=preparation.matches,
-        window=job.labels.window,
-    )
-
-
 def build(job: rb.DistillJob, folder: Path) -> tuple[StudentTraining, LocalPool]:
     """Prepare a job and put its training together on one rank."""
     preparation = prepare(job, folder)
     pool = LocalPool(preparation, job.labels.store)
-    return build_training(plan_of(job, preparation), World(), pool), pool
+    return build_training(distill_plan(job, preparation), World(), pool), pool
 
 
 def run(job: rb.DistillJob, folder: Path) -> Recorder:
