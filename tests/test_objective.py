@@ -20,7 +20,6 @@ from raybrew.matching.teacher_side import pack_features
 from raybrew.models.adaptors import View
 from raybrew.objective import BatchFacts, Objective, Position
 
-CPU = torch.device("cpu")
 HEADS, LENGTH, CLASSES = 2, 6, 3
 LENGTHS = [6, 3, 1, 4, 2, 5]
 MASK = torch.tensor([[int(i < n) for i in range(LENGTH)] for n in LENGTHS])
@@ -170,7 +169,7 @@ def through_payload(match: TaskMatch, student, teacher, parts=None) -> float:
     total = torch.zeros(())
     for part in parts:
         rows = torch.from_numpy(part)
-        label = tensors_of(whole.take(part), match.signal, CPU)
+        label = tensors_of(whole.take(part), match.signal)
         part_view = View(
             logits=(torch.zeros(len(part), 3),), labels=(LABELS[rows],), inputs_mask=MASK[rows]
         )
@@ -255,7 +254,7 @@ def test_masked_batches_give_nothing_with_a_graph():
 def test_top_k_labels_come_back_as_they_were_kept(dtype, k):
     logits = drawn(5, 7) * 4
     signal = Signal(dtype=dtype, top_k=k, temperatures=(1.0, 4.0))
-    top_k = tensors_of(pack_top_k(logits, signal), signal, CPU)
+    top_k = tensors_of(pack_top_k(logits, signal), signal)
     stored = logits.to(getattr(torch, dtype)).float()
     assert isinstance(top_k, TopK)
     values = stored.topk(k, dim=-1).values
@@ -271,12 +270,12 @@ def test_as_many_top_logits_as_classes_are_the_dense_loss():
     student, a = drawn(6, 3), drawn(6, 3, seed=1)
     signal = Signal(top_k=3, temperatures=(2.0,))
     objective = Objective(config, {"a": 1.0}, logits=signal)
-    label = tensors_of(pack_top_k(a, signal), signal, CPU)
+    label = tensors_of(pack_top_k(a, signal), signal)
     dense = value(Objective(config, {"a": 1.0}), view(student), soft(a=a), FACTS)
     got = value(objective, view(student), {"a": {signal.name: label}}, FACTS)
     assert got == pytest.approx(dense, rel=1e-6)
     fewer = Signal(top_k=2, temperatures=(2.0,))
-    label = tensors_of(pack_top_k(a, fewer), fewer, CPU)
+    label = tensors_of(pack_top_k(a, fewer), fewer)
     objective = Objective(config, {"a": 1.0}, logits=fewer)
     assert value(objective, view(student), {"a": {fewer.name: label}}, FACTS) < dense
 

@@ -29,6 +29,7 @@ from raybrew.matching.plan import TeacherFacts, geometry_of, plan_matches
 from raybrew.matching.teacher_side import pack_features
 from raybrew.models.adaptors import ADAPTORS
 from raybrew.objective import BatchFacts, Objective, Position
+from raybrew.student.buffers import map_tensors
 from raybrew.student.module import StudentModule
 
 BATCH, LENGTH, CLASSES, SIZE = 32, 64, 3, 384
@@ -85,7 +86,8 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     batch = BatchFacts(labels.cpu().numpy(), lengths)
 
     def distilled() -> None:
-        soft = {"a": {s.name: tensors_of(p, s, device) for s, p in payloads.items()}}
+        host = {"a": {s.name: tensors_of(p, s) for s, p in payloads.items()}}
+        soft = map_tensors(host, lambda tensor: tensor.to(device))
         answer = with_matches(inputs, labels)
         sums = objective.numerators(answer.view, soft, Position(), features=answer.features)
         objective.total(sums, objective.denominators(batch), Position()).backward()

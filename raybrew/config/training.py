@@ -42,6 +42,13 @@ class TrainingConfig(Section):
         ge=1,
         description="Steps between evaluations; at each epoch's end if left out.",
     )
+    prefetch: int = Field(
+        default=2,
+        ge=0,
+        le=1024,
+        description="Batches that are made ready, with their labels, while the student computes; "
+        "0 makes each when its step comes.",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
     )

@@ -9,7 +9,6 @@ The sequence of batches is known beforehand, so the labels of whole windows of s
 while the student computes the steps before them.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -70,12 +69,10 @@ class SourceFigures:
     Args:
         hits: found in the store.
         misses: asked of a replica.
-        wait_s: time the student stood still for labels, seconds.
     """
 
     hits: int = 0
     misses: int = 0
-    wait_s: float = 0.0
 
 
 @dataclass
@@ -137,9 +134,7 @@ class LabelSource:
                 self._windows[ahead] = self._request(ahead, step)
         current = self._windows[number]
         if current.ready is None:
-            start = time.perf_counter()
             current.ready = self._await(current)
-            self.figures.wait_s += time.perf_counter() - start
         return current.ready.pop(step, {})
 
     def settle(self) -> None:
@@ -190,8 +185,11 @@ class LabelSource:
             answer = _merge(part)
             start = 0
             for step, count in zip(part.steps, part.counts, strict=True):
-                rows = np.arange(start, start + count)
-                ready.setdefault(step, {})[name] = {s: p.take(rows) for s, p in answer.items()}
+                rows = slice(start, start + count)
+                ready.setdefault(step, {})[name] = {
+                    signal: payload.slice(rows.start, rows.stop)
+                    for signal, payload in answer.items()
+                }
                 start += count
         return ready
 

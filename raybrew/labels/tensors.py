@@ -1,6 +1,4 @@
-"""Payloads as the objective takes them: tensors on the student's device."""
-
-from dataclasses import replace
+"""Payloads as the objective takes them: tensors, in host memory until the student's step."""
 
 import torch
 from torch import Tensor
@@ -16,14 +14,12 @@ SoftLabel = Tensor | Ragged | TopK
 """Values of n examples: (n, width), ragged rows, or top-k logits."""
 
 
-def tensors_of(payload: Payload, signal: Signal, device: torch.device) -> SoftLabel:
-    """Bring a payload to a device, in the precision that it is kept in."""
+def tensors_of(payload: Payload, signal: Signal) -> SoftLabel:
+    """See a payload as tensors that share its memory, in the precision that it is kept in."""
     if signal.top_k is not None:
-        return _moved(unpack_top_k(payload.values, signal), device)
-    values = from_storage(payload.values, signal.dtype).to(device, non_blocking=True)
-    if payload.offsets is None:
-        return values
-    return Ragged(values, torch.from_numpy(payload.offsets).to(device, non_blocking=True))
+        return unpack_top_k(payload.values, signal)
+    values = from_storage(payload.values, signal.dtype)
+    return values if payload.offsets is None else Ragged(values, torch.from_numpy(payload.offsets))
 
 
 def as_ragged(label: SoftLabel) -> Ragged:
@@ -34,14 +30,3 @@ def as_ragged(label: SoftLabel) -> Ragged:
     rows, width = label.shape
     offsets = torch.arange(rows + 1, device=label.device) * width
     return Ragged(label.reshape(-1), offsets)
-
-
-def _moved(top_k: TopK, device: torch.device) -> TopK:
-    sums = top_k.logsumexp
-    assert not isinstance(sums, Tensor)
-    return replace(
-        top_k,
-        values=top_k.values.to(device),
-        indices=top_k.indices.to(device),
-        logsumexp={t: one.to(device) for t, one in sums.items()},
-    )

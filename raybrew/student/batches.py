@@ -87,7 +87,7 @@ def micro_batches_of(
     passes: int,
     pad_token_id: int,
 ) -> Iterator[MicroBatch]:
-    """Yield what each forward pass of this rank reads.
+    """Yield what each forward pass of this rank reads, in host memory.
 
     Args:
         task: whose batch it is.
@@ -98,34 +98,31 @@ def micro_batches_of(
         pad_token_id: fills shorter examples up.
     """
     mine = rank_rows(rows, world.rank, world.size)
-    view, device = task.train.views[STUDENT_VIEW], world.device
+    view = task.train.views[STUDENT_VIEW]
     # Where a loss depends on the padding, every pass of every rank is padded alike.
     pad_to = int(view.lengths[rows].max(initial=0)) if task.padding_counts else None
     start = 0
     for part in micro_batches(mine, passes):
-        inputs = collate(view, part, pad_token_id, pad_to)
         stop = start + len(part)
         routes = task.train.routes
         yield MicroBatch(
-            inputs={k: v.to(device, non_blocking=True) for k, v in inputs.items()},
-            labels=torch.from_numpy(task.train.labels[part]).to(device),
-            soft=_soft_labels(task, answers, start, stop, device) if len(part) else {},
-            row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)).to(device),
-            route=None if routes is None else torch.from_numpy(routes[part]).to(device),
+            inputs=collate(view, part, pad_token_id, pad_to),
+            labels=torch.from_numpy(task.train.labels[part]),
+            soft=_soft_labels(task, answers, start, stop) if len(part) else {},
+            row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)),
+            route=None if routes is None else torch.from_numpy(routes[part]),
         )
         start = stop
 
 
-def _soft_labels(
-    task: StudentTask, answers: Answers, start: int, stop: int, device: torch.device
-) -> SoftLabels:
+def _soft_labels(task: StudentTask, answers: Answers, start: int, stop: int) -> SoftLabels:
     signals = {
         teacher: {signal.name: signal for signal in asked}
         for teacher, asked in task.signals.items()
     }
     return {
         teacher: {
-            name: tensors_of(payload.slice(start, stop), signals[teacher][name], device)
+            name: tensors_of(payload.slice(start, stop), signals[teacher][name])
             for name, payload in by_signal.items()
         }
         for teacher, by_signal in answers.items()

@@ -1,14 +1,13 @@
 """The training loop of the student, on one rank: plain PyTorch, no Ray.
 
-    sequence ──► this rank's rows ──► collate ─┐
-    labels ──────────────► soft labels ────────┴─► step ──► every few steps: losses
-                                                    └─────► now and then: evaluation, checkpoint
+    sequence, labels ──► batches, made ready ahead ──► step ──► every few steps: losses
+                                                        └─────► now and then: evaluation, checkpoint
 
 What happens outside of training (reports, bars, files) is behind `Hooks`.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -25,11 +24,12 @@ from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.evaluation import MAIN_METRIC, classification_metrics, predict_logits
 from raybrew.labels.source import LabelSource
-from raybrew.objective import Objective, Position
-from raybrew.student.batches import STUDENT_VIEW, StudentTask, batch_facts, micro_batches_of
+from raybrew.objective import Objective
+from raybrew.student.batches import STUDENT_VIEW, StudentTask
 from raybrew.student.checkpoint import load_checkpoint, save_checkpoint
 from raybrew.student.module import StudentModule
-from raybrew.student.step import MicroBatch, StudentStep
+from raybrew.student.ready import ReadyStep, StepMaker
+from raybrew.student.step import StudentStep
 from raybrew.student.world import World
 
 __all__ = ["STUDENT_VIEW", "Hooks", "StudentTask", "StudentTraining"]
@@ -85,6 +85,10 @@ class StudentTraining:
         tracking: how often to report.
         world: this rank.
         num_steps: length of the run.
+
+    Attributes:
+        step: steps that were taken.
+        waited_s: seconds that the student stood still for labels and batches.
     """
 
     module: StudentModule
@@ -101,8 +105,10 @@ class StudentTraining:
     world: World
     num_steps: int
     step: int = 0
+    waited_s: float = 0.0
     _last: dict[str, float] = field(default_factory=dict)
     _steps: list[StudentStep] = field(default_factory=list)
+    _maker: StepMaker | None = None
     _begun: tuple[float, int] = (0.0, 0)
 
     def resume(self, folder: Path) -> None:
@@ -129,6 +135,7 @@ class StudentTraining:
     def begin(self, hooks: Hooks) -> None:
         """Get ready to train, or to go on training."""
         self._steps = self._build_steps()
+        self._maker = self._build_maker()
         self.wrapped.train()
         self._begun = (time.perf_counter(), self.step)
         if self.world.rank == 0:
@@ -136,28 +143,19 @@ class StudentTraining:
 
     def advance(self, hooks: Hooks) -> None:
         """Train up to the next evaluation, and evaluate."""
-        evaluated = False
-        while not evaluated:
-            self._train_step(hooks)
-            evaluated = self._evaluation_due()
+        assert self._maker is not None, "`begin` comes first"
+        with self._maker.ahead(range(self.step, self._round_end())) as ahead:
+            for ready in ahead:
+                self.waited_s += ahead.waited_s
+                self._train_step(ready, hooks)
         hooks.evaluated(self.step, self.evaluate(hooks), self.save)
 
-    def _train_step(self, hooks: Hooks) -> None:
-        task, rows = self.sequence.batch(self.step)
+    def _train_step(self, ready: ReadyStep, hooks: Hooks) -> None:
         torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
-        position = Position(self.step / self.num_steps, self.step // self._steps_per_epoch)
-        batches = list(self._micro_batches(task, rows))
-        passes = self.config.gradient_accumulation_steps
-        facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
-        denominators = self.objectives[task].denominators(facts)
-        sums = self._steps[task](batches, denominators, position)
+        sums = self._steps[ready.task](ready.arrive(), ready.denominators, ready.position)
         self.step += 1
-        if self.labels is not None and self.step % self._steps_per_epoch == 0:
-            self.labels.settle()
         if self._report_due():
-            figures = self._figures(task, sums, denominators, position)
-            start, first = self._begun
-            figures["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
+            figures = self._figures(ready, sums)
             self._last |= figures
             if self.world.rank == 0:
                 hooks.losses(self.step, figures)
@@ -213,39 +211,38 @@ class StudentTraining:
             for number, objective in enumerate(self.objectives)
         ]
 
-    def _micro_batches(self, task: int, rows: np.ndarray) -> Iterator[MicroBatch]:
-        return micro_batches_of(
-            self.tasks[task],
-            rows,
-            {} if self.labels is None else self.labels.get(self.step),
+    def _build_maker(self) -> StepMaker:
+        return StepMaker(
+            tasks=self.tasks,
+            objectives=self.objectives,
+            sequence=self.sequence,
+            labels=self.labels,
+            config=self.config,
             world=self.world,
-            passes=self.config.gradient_accumulation_steps,
+            num_steps=self.num_steps,
             pad_token_id=self._pad,
         )
 
     def _report_due(self) -> bool:
         return self.step % self.tracking.log_every == 0 or self.step in (1, self.num_steps)
 
-    def _figures(
-        self,
-        task: int,
-        sums: Mapping[str, Tensor],
-        denominators: Mapping[str, float],
-        position: Position,
-    ) -> dict[str, float]:
+    def _figures(self, ready: ReadyStep, sums: Mapping[str, Tensor]) -> dict[str, float]:
         # A collective: every rank gets here on the same steps.
         total = self.world.total(torch.stack(list(sums.values())).double()).tolist()
         named = dict(zip(sums, total, strict=True))
-        losses = self.objectives[task].figures(named, denominators, position)
-        values = {f"train/{self.tasks[task].name}/{term}": loss for term, loss in losses.items()}
+        losses = self.objectives[ready.task].figures(named, ready.denominators, ready.position)
+        name = self.tasks[ready.task].name
+        values = {f"train/{name}/{term}": loss for term, loss in losses.items()}
         values["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
+        start, first = self._begun
+        values["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
         if self.labels is not None:
-            values["time/label_wait_s"] = self.labels.figures.wait_s
+            values["time/label_wait_s"] = self.waited_s / (self.step - first)
         return values
 
-    def _evaluation_due(self) -> bool:
+    def _round_end(self) -> int:
         every = self.config.evaluate_every or self._steps_per_epoch
-        return self.step % every == 0 or self.step == self.num_steps
+        return min((self.step // every + 1) * every, self.num_steps)
 
     def _evaluate_task(
         self, task: StudentTask, split: EncodedSplit, hooks: Hooks

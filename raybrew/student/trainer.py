@@ -106,10 +106,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     values = training.run(_RayHooks(config["mailbox"], world))
     if training.labels is not None:
         figures = training.labels.figures
-        counted = torch.tensor([figures.hits, figures.misses, figures.wait_s], dtype=torch.float64)
-        hits, misses, wait_s = world.total(counted).tolist()
+        counted = torch.tensor([figures.hits, figures.misses], dtype=torch.float64)
+        hits, misses = world.total(counted).tolist()
         values |= {"labels/hits": hits, "labels/misses": misses}
-        values["time/label_wait_s"] = wait_s / world.size
     return values
 
 
