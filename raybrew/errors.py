@@ -10,6 +10,7 @@ __all__ = [
     "DataError",
     "LabelError",
     "RaybrewError",
+    "StoreFullError",
     "TeacherError",
 ]
 
@@ -32,6 +33,10 @@ class TeacherError(RaybrewError):
 
 class LabelError(RaybrewError):
     """A label is missing, damaged, or was written by something else than what asks for it."""
+
+
+class StoreFullError(LabelError):
+    """There is no room for a label: the disk is full, or the store has its greatest size."""
 
 
 class CheckpointError(RaybrewError):

@@ -9,7 +9,7 @@ The keys of the file are those of the job, plus `scaling:` and `run:`, the argum
 Paths: a relative path of a data set, a model, a tokenizer or the label store that exists relative
 to the file's folder is taken from there, and made absolute. Any other is left as it is (a hub id,
 a teacher's name, a path relative to the working directory), and so are paths given by `--set`. A
-relative `labels.store` is always taken from the file's folder.
+relative `labels.store` or `labels.cache` is always taken from the file's folder; a URI is no path.
 
 YAML is read as data only, by the rules of YAML 1.2: `no` and `on` are texts, `1e-4` is a number.
 """
@@ -152,9 +152,10 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
         _resolve(values, ("distillation",), folder)
     for section in _mappings([values.get("labels")]):
         # A store may have to be made: nothing else than a folder can be meant.
-        store = section.get("store")
-        if isinstance(store, str) and not store.startswith("~"):
-            section["store"] = os.path.normpath(folder / store)
+        for key in ("store", "cache"):
+            path = section.get(key)
+            if isinstance(path, str) and not path.startswith("~") and "://" not in path:
+                section[key] = os.path.normpath(folder / path)
 
 
 def _mappings(section: Any) -> list[dict[str, Any]]:

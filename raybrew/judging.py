@@ -8,6 +8,7 @@ from raybrew.config import DistillJob
 from raybrew.errors import LabelError
 from raybrew.evaluation import classification_metrics
 from raybrew.labels.payload import from_storage
+from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.labels.top_k import unpack_top_k
 from raybrew.losses.soft import TopK
@@ -53,7 +54,7 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
 
 def _logits(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray, classes: int) -> Tensor:
     signal = teacher.signals[0]
-    store = LabelStore(job.labels.store).signal(teacher.spec.fingerprint, signal)
+    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.spec.fingerprint, signal)
     found, payload = store.read(keys)
     if payload is None or not found.all():
         raise LabelError(

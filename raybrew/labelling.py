@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from raybrew.config import DistillJob
+from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
 from raybrew.run import Run
@@ -24,12 +25,14 @@ class Labelling:
     """A run's labels.
 
     Attributes:
+        store: where they are kept.
         counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`.
     """
 
     def __init__(self, job: DistillJob, preparation: Preparation, run: Run):
         self._job, self._preparation, self._run = job, preparation, run
-        self._store = LabelStore(job.labels.store)
+        self.store = StoreSpec.of(job.labels)
+        self._labels = LabelStore(self.store)
         self.counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
         for teacher in preparation.teachers:
             for side in preparation.tasks[teacher.task].folders:
@@ -50,7 +53,7 @@ class Labelling:
                     Hosting(t.spec, t.signals, t.teacher.replicas, dict(t.teacher.resources))
                     for t in self._preparation.teachers
                 ],
-                self._job.labels.store,
+                self.store,
             )
         try:
             with self._run.stage("start_teachers"):
@@ -103,6 +106,6 @@ class Labelling:
         view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
         _, first = np.unique(view.keys, axis=0, return_index=True)
         keys = view.keys[np.sort(first)]
-        stores = [self._store.signal(teacher.spec.fingerprint, s) for s in teacher.signals]
+        stores = [self._labels.signal(teacher.spec.fingerprint, s) for s in teacher.signals]
         known = np.logical_and.reduce([store.contains(keys) for store in stores])
         return np.sort(first)[~known], len(first)

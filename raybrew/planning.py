@@ -1,7 +1,7 @@
 """From a prepared job to what each rank is to do, as values."""
 
 from raybrew.config import DistillJob, TrainJob
-from raybrew.labels.store import LabelStore
+from raybrew.labels.spec import StoreSpec
 from raybrew.preparation import Preparation
 from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan
 
@@ -28,7 +28,7 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
         distillation=job.distillation,
         training=job.training,
         tracking=job.tracking,
-        store=str(LabelStore(job.labels.store).root),
+        store=StoreSpec.of(job.labels),
         matches=preparation.matches,
         window=job.labels.window,
         max_windows=job.labels.max_windows,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from raybrew.config.section import Dtype, ModelPath, Section
 
@@ -70,7 +70,29 @@ class LabelConfig(Section):
     """Where soft labels are kept, in which precision, and when they are computed."""
 
     store: ModelPath = Field(
-        default="~/.cache/raybrew/labels", description="Folder of the store; share it between runs."
+        default="~/.cache/raybrew/labels",
+        description="Folder of the store, or a URI that pyarrow reads (s3://, gs://, abfs://); "
+        "share it between runs.",
+    )
+    max_bytes: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Greatest size of a store in a folder, e.g. 50GB; what nobody has read for "
+        "longest goes first, and nothing that was used since the run began. Any size if left out.",
+    )
+    on_full: Literal["stop", "go_on"] = Field(
+        default="stop",
+        description="When the disk is full, or the store has its greatest size: `stop` with an "
+        "error, or `go_on` without storing, which is counted and logged.",
+    )
+    cache: ModelPath = Field(
+        default="~/.cache/raybrew/remote-labels",
+        description="Folder on each machine for what is read of a store behind a URI.",
+    )
+    cache_max_bytes: ByteSize | None = Field(
+        default=None,
+        gt=0,
+        description="Greatest size of the cache, e.g. 50GB, by the rule of max_bytes.",
     )
     dtype: Dtype = Field(default="float32", description="Precision that labels are kept in.")
     top_k: int | None = Field(
@@ -95,6 +117,21 @@ class LabelConfig(Section):
     max_windows: int = Field(
         default=2, ge=1, le=64, description="Requests in flight ahead of the step that needs them."
     )
+
+    @model_validator(mode="after")
+    def _full_store(self) -> "LabelConfig":
+        if self.on_full == "go_on" and self.when == "ahead":
+            raise ValueError(
+                "expected on_full: stop with when: ahead (the teachers are gone by the time that a "
+                "label that was not stored is needed), got on_full: go_on"
+            )
+        if self.max_bytes is not None and "://" in self.store:
+            raise ValueError(
+                "expected max_bytes for a store in a folder only (a bucket doesn't tell when a "
+                "file was last read; `raybrew store prune --max-size` bounds it by age), got it "
+                f"with {self.store.partition('://')[0]}://"
+            )
+        return self
 
 
 class TrackingConfig(Section):

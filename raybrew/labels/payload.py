@@ -79,11 +79,28 @@ class Payload:
         """Return these rows, in this order, as a copy."""
         if self.offsets is None:
             return Payload(self.values[rows])
-        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        source = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Payload(self.values[source], offsets)
+        return Payload.gather([self], np.zeros(len(rows), np.int64), rows)
+
+    @staticmethod
+    def gather(parts: Sequence["Payload"], part: np.ndarray, rows: np.ndarray) -> "Payload":
+        """Return rows of several payloads of one signal, each copied once.
+
+        Args:
+            parts: the payloads.
+            part: which of them each row is of, int64 (n,).
+            rows: the rows, int64 (n,).
+        """
+        first = parts[part[0]] if len(part) else parts[0]
+        if first.offsets is not None:
+            return _gather_ragged(parts, part, rows, first.values.dtype)
+        used = np.unique(part)
+        if len(used) == 1:
+            return Payload(first.values[rows])
+        values = np.empty((len(rows), *first.values.shape[1:]), first.values.dtype)
+        for number in used:
+            mine = np.flatnonzero(part == number)
+            values[mine] = parts[number].values[rows[mine]]
+        return Payload(values)
 
     def slice(self, start: int, stop: int) -> "Payload":
         """Return neighbouring rows without copying."""
@@ -106,6 +123,21 @@ class Payload:
         offsets = np.zeros(sum(map(len, parts)) + 1, np.int64)
         np.cumsum(np.concatenate(lengths), out=offsets[1:])
         return Payload(values, offsets)
+
+
+def _gather_ragged(
+    parts: Sequence[Payload], part: np.ndarray, rows: np.ndarray, dtype: np.dtype
+) -> Payload:
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    pieces = []
+    for i, (number, row) in enumerate(zip(part.tolist(), rows.tolist(), strict=True), start=1):
+        bounds = parts[number].offsets
+        assert bounds is not None, "payloads of one signal: all ragged or none"
+        start, end = bounds[row], bounds[row + 1]
+        pieces.append(parts[number].values[start:end])
+        offsets[i] = end - start
+    values = np.concatenate(pieces) if pieces else np.empty(0, dtype)
+    return Payload(values, np.cumsum(offsets))
 
 
 def to_storage(values: Tensor, dtype: str) -> np.ndarray:

@@ -3,13 +3,14 @@
     shard-<random>.arrow   Arrow IPC, one record batch
         key    fixed_size_binary[16]      content key
         value  fixed_size_list<dtype>[w]  or large_list<dtype> where rows are ragged
-    schema metadata: format version, teacher, signal, xxh3 of the buffers
+    schema metadata: format version, teacher, signal, xxh3 of the content
 
 A shard is written under a temporary name and renamed when it is whole and on disk, so that no
 reader ever sees half of one. It is read by memory map; the checksum is verified the first time
-that a process takes values from it.
+that a process looks for a label in it.
 """
 
+import errno
 import os
 import uuid
 from dataclasses import dataclass
@@ -20,13 +21,19 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import xxhash
 
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, StoreFullError
+from raybrew.labels.location import Location
 from raybrew.labels.payload import Payload
 
-__all__ = ["FORMAT", "Shard", "open_shard", "write_shard"]
+__all__ = ["FORMAT", "DamagedShardError", "Shard", "open_shard", "read_origin", "write_shard"]
 
-FORMAT = "raybrew-labels-1"
+FORMAT = "raybrew-labels-2"
 KEY_BYTES = 16
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class DamagedShardError(LabelError):
+    """A file isn't the whole shard that its name and place say."""
 
 
 @dataclass
@@ -34,11 +41,11 @@ class Shard:
     """An open shard.
 
     Args:
-        path: its file.
+        path: its file on this machine.
         keys: uint64 (n, 2), read-only.
         payload: the values, read-only views of the memory map.
-        checksum: what the buffers should hash to.
-        verified: whether they were seen to.
+        checksum: what the content should hash to.
+        verified: whether it was seen to.
     """
 
     path: Path
@@ -48,27 +55,34 @@ class Shard:
     verified: bool = False
 
     def verify(self) -> None:
-        """Check the values against the checksum, once.
+        """Check the content against the checksum, once.
 
         Raises:
-            LabelError: they differ.
+            DamagedShardError: they differ.
 
         """
         if not self.verified:
             found = _checksum(self.keys, self.payload)
             if found != self.checksum:
-                raise LabelError(
+                raise DamagedShardError(
                     f"shard {self.path}: expected checksum {self.checksum}, got {found}"
                 )
             self.verified = True
 
 
 def write_shard(
-    folder: Path, keys: np.ndarray, payload: Payload, *, teacher: str, signal: str
-) -> Path:
-    """Write labels as a new shard of the folder.
+    location: Location,
+    folder: str,
+    keys: np.ndarray,
+    payload: Payload,
+    *,
+    teacher: str,
+    signal: str,
+) -> str:
+    """Write labels as a new shard of a folder.
 
     Args:
+        location: the store.
         folder: folder of the (teacher, signal), made if it isn't there.
         keys: uint64 (n, 2).
         payload: n rows.
@@ -76,29 +90,32 @@ def write_shard(
         signal: name of the signal.
 
     Returns:
-        The shard's path.
+        The shard's path in the store.
 
     Raises:
-        LabelError: it can't be written, e.g. the disk is full; nothing stays behind.
+        StoreFullError: there is no room for it; nothing stays behind.
+        LabelError: it can't be written; nothing stays behind.
 
     """
     checksum = _checksum(keys, payload)
     metadata = {"format": FORMAT, "teacher": teacher, "signal": signal, "checksum": checksum}
     table = _to_batch(keys, payload, metadata)
-    path = folder / f"shard-{uuid.uuid4().hex}.arrow"
-    temporary = path.with_suffix(".tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    path = f"{folder}/shard-{uuid.uuid4().hex}.arrow"
+
+    def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
             with ipc.new_file(file, table.schema) as writer:
                 writer.write_batch(table)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
+
+    try:
+        location.publish(path, write)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise LabelError(
-            f"label store {folder}: {len(keys)} labels could not be written: {error}"
+        kind = StoreFullError if error.errno in _FULL else LabelError
+        raise kind(
+            f"label store {location.root}: {len(keys)} labels could not be written to {folder}: "
+            f"{error}"
         ) from error
     return path
 
@@ -107,22 +124,60 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     """Map a shard into memory.
 
     Raises:
-        LabelError: it is damaged, or of another version, teacher or signal.
+        DamagedShardError: it is damaged, or of another version, teacher or signal.
+        FileNotFoundError: it is gone.
+        LabelError: this machine can't read it.
 
     """
+    keys, payload, metadata = _read(path)
+    expected = {"format": FORMAT, "teacher": teacher, "signal": signal}
+    found = {name: metadata.get(name) for name in expected}
+    if found != expected:
+        raise DamagedShardError(f"shard {path}: expected {expected}, got {found}")
+    return Shard(path, keys, payload, metadata.get("checksum", "none"))
+
+
+def read_origin(path: Path) -> tuple[str, str]:
+    """Return the teacher and the signal that a shard says it is of.
+
+    Raises:
+        DamagedShardError: it can't be read.
+    """
+    metadata = _read(path)[2]
+    return metadata.get("teacher", "unknown"), metadata.get("signal", "unknown")
+
+
+def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
     try:
         with pa.memory_map(str(path)) as source:
             reader = ipc.open_file(source)
             metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
+            if reader.num_record_batches != 1:
+                raise DamagedShardError(
+                    f"shard {path}: expected 1 record batch, got {reader.num_record_batches}"
+                )
             batch = reader.get_batch(0)
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise LabelError(f"shard {path}: not a whole Arrow file: {error}") from error
-    expected = {"format": FORMAT, "teacher": teacher, "signal": signal}
-    found = {name: metadata.get(name) for name in expected}
-    if found != expected:
-        raise LabelError(f"shard {path}: expected {expected}, got {found}")
-    keys, payload = _from_batch(batch)
-    return Shard(path, keys, payload, metadata["checksum"])
+        batch.validate()
+        _check_columns(path, batch.schema)
+        return *_from_batch(batch), metadata
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException, ValueError) as error:
+        # What Arrow itself finds wrong has no number of the operating system's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise LabelError(f"shard {path}: can't be read: {error}") from error
+        raise DamagedShardError(f"shard {path}: not a whole Arrow file: {error}") from error
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    types = [field.type for field in schema]
+    if (
+        schema.names != ["key", "value"]
+        or types[0] != pa.binary(KEY_BYTES)
+        or not (pa.types.is_fixed_size_list(types[1]) or pa.types.is_large_list(types[1]))
+        or not pa.types.is_primitive(types[1].value_type)
+    ):
+        raise DamagedShardError(f"shard {path}: expected keys and lists of numbers, got {schema}")
 
 
 def _to_batch(keys: np.ndarray, payload: Payload, metadata: dict[str, str]) -> pa.RecordBatch:
@@ -150,7 +205,11 @@ def _from_batch(batch: pa.RecordBatch) -> tuple[np.ndarray, Payload]:
 
 
 def _checksum(keys: np.ndarray, payload: Payload) -> str:
-    digest = xxhash.xxh3_128(np.ascontiguousarray(keys).view(np.uint8).data)
+    # How the bytes are to be read is part of the content.
+    ragged = payload.offsets is not None
+    form = f"{payload.values.dtype.str} {payload.values.shape} {ragged} {len(keys)}"
+    digest = xxhash.xxh3_128(form.encode())
+    digest.update(np.ascontiguousarray(keys).view(np.uint8).data)
     digest.update(np.ascontiguousarray(payload.values).view(np.uint8).data)
     if payload.offsets is not None:
         digest.update(np.ascontiguousarray(payload.offsets).view(np.uint8).data)

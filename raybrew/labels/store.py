@@ -1,22 +1,31 @@
 """The label store: what teachers have answered, for every epoch, worker, trial and run.
 
-    <store>/<teacher fingerprint>/<signal>/shard-*.arrow
+    <store>/<teacher fingerprint>/manifest.json
+                                  <signal>/shard-*.arrow
                                            *.damaged     set aside, recomputed
 
 `SignalStore` is one such folder. Any number of processes may read and write it at once: shards
 are immutable and have random names, so that nothing needs a lock. What is appended can be read
-by the same process at once, by others after `flush` and their `refresh`.
+by the same process at once, by others after `flush` and their `refresh`. Threads may share one.
 """
 
 import logging
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, StoreFullError
+from raybrew.labels.fresh import Fresh
 from raybrew.labels.index import KeyIndex
+from raybrew.labels.location import Location, checked_name
+from raybrew.labels.merging import merge_small
 from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.shards import Shard, open_shard, write_shard
+from raybrew.labels.remote import location_of
+from raybrew.labels.room import make_room
+from raybrew.labels.shards import DamagedShardError, Shard, open_shard, write_shard
+from raybrew.labels.spec import StoreSpec
 
 __all__ = ["FLUSH_BYTES", "LabelStore", "SignalStore"]
 
@@ -24,47 +33,65 @@ logger = logging.getLogger(__name__)
 
 FLUSH_BYTES = 32 << 20
 """Appended labels are written as a shard when they reach this size."""
+SHARD_OVERHEAD_BYTES = 2048
+"""What a file has besides its labels, at most."""
+_MAX_LISTINGS = 20
 
 
 class LabelStore:
-    """A folder of labels of any number of teachers and signals."""
+    """Labels of any number of teachers and signals.
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root).expanduser()
+    Args:
+        spec: where it is; a folder or URI alone stands for a store without bounds.
+        location: its files, if they are not where `spec` says.
+
+    Raises:
+        ConfigError: it can't be there.
+    """
+
+    def __init__(self, spec: StoreSpec | str | Path, location: Location | None = None):
+        self.spec = spec if isinstance(spec, StoreSpec) else StoreSpec(str(spec))
+        self.location = location or location_of(self.spec)
 
     def signal(self, teacher: str, signal: Signal) -> "SignalStore":
         """Open the labels of a teacher (its fingerprint) and a signal."""
-        return SignalStore(self.root / teacher / signal.name, teacher=teacher, signal=signal.name)
+        return SignalStore(self.location, self.spec, teacher=teacher, signal=signal.name)
 
 
 class SignalStore:
-    """The labels of one teacher and one signal."""
+    """The labels of one teacher and one signal.
 
-    def __init__(self, folder: Path, *, teacher: str, signal: str):
-        self.folder = folder
+    Attributes:
+        folder: where they lie in the store.
+    """
+
+    def __init__(self, location: Location, spec: StoreSpec, *, teacher: str, signal: str):
+        self.folder = f"{checked_name(teacher)}/{checked_name(signal)}"
+        self._location, self._spec = location, spec
         self._teacher, self._signal = teacher, signal
+        self._lock = threading.RLock()
         self._shards: dict[str, Shard] = {}
-        self._order: list[Shard] = []
-        self._index = KeyIndex([])
-        self._fresh = _Fresh()
+        self._refused: set[str] = set()
+        self._index_shards({})
+        self._fresh = Fresh()
+        self._kept_bytes = self._dropped = 0
+        self._listed_s = -float("inf")
         self.refresh()
 
     def __len__(self) -> int:
         """Labels that this process can see; one in two shards counts twice."""
         return len(self._index) + len(self._fresh)
 
+    @property
+    def unstored(self) -> int:
+        """Labels that there was no room for; of these the newest are still in memory."""
+        return self._dropped + (len(self._fresh) if self._kept_bytes else 0)
+
     def refresh(self) -> None:
-        """See what other processes have written since."""
-        names = {path.name for path in self.folder.glob("shard-*.arrow")}
-        if names == self._shards.keys():
-            return
-        for name in sorted(names - self._shards.keys()):
-            path = self.folder / name
-            try:
-                self._shards[name] = open_shard(path, teacher=self._teacher, signal=self._signal)
-            except LabelError as error:
-                self._set_aside(path, error)
-        self._reindex(names)
+        """See what other processes have written since, at most once in `Location.listing_s`."""
+        with self._lock:
+            if time.monotonic() - self._listed_s >= self._location.listing_s:
+                self._list()
 
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, Payload | None]:
         """Return the labels that are there.
@@ -77,112 +104,166 @@ class SignalStore:
             their order; None if none has.
 
         """
-        while True:
-            found, shard, row = self._index.find(keys)
-            try:
-                parts = self._gather(shard[found], row[found])
-                break
-            except _Damaged as damage:
-                self._set_aside(damage.shard.path, damage.error)
-                self._reindex(self._shards.keys() - {damage.shard.path.name})
-        fresh = self._fresh.find(keys, ~found) if len(self._fresh) else None
-        if fresh is None:
-            return found, parts
-        in_fresh, extra = fresh
-        both = extra if parts is None else Payload.concat([parts, extra])
-        order = np.argsort(np.concatenate([np.flatnonzero(found), np.flatnonzero(in_fresh)]))
-        return found | in_fresh, both.take(order)
+        with self._lock:
+            found, part, row = self._find(keys)
+            parts = self._payloads
+            if len(self._fresh):
+                fresh, fresh_part, fresh_row = self._fresh.find(keys)
+                fresh &= ~found
+                part[fresh], row[fresh] = fresh_part[fresh] + len(parts), fresh_row[fresh]
+                found, parts = found | fresh, parts + self._fresh.payloads
+            if found.all() and len(found):
+                return found, Payload.gather(parts, part, row)
+            if not found.any():
+                return found, None
+            return found, Payload.gather(parts, part[found], row[found])
 
     def contains(self, keys: np.ndarray) -> np.ndarray:
-        """Return whether each key, uint64 (n, 2), has a label, bool (n,)."""
-        found = self._index.find(keys)[0]
-        return found | self._fresh.contains(keys)
+        """Return whether each key, uint64 (n, 2), has a whole label, bool (n,)."""
+        with self._lock:
+            return self._find(keys)[0] | self._fresh.find(keys)[0]
 
     def append(self, keys: np.ndarray, payload: Payload) -> None:
         """Keep labels; they are on disk after `flush`, or once `FLUSH_BYTES` are waiting."""
-        self._fresh.add(keys, payload)
-        if self._fresh.nbytes >= FLUSH_BYTES:
-            self.flush()
+        with self._lock:
+            if len(keys):
+                self._fresh.add(keys, payload)
+            if self._fresh.nbytes >= FLUSH_BYTES + self._kept_bytes:
+                self.flush()
 
     def flush(self) -> None:
         """Write what was appended as a shard.
 
         Raises:
+            StoreFullError: there is no room and the store says `stop`.
             LabelError: it can't be written; the labels stay readable in this process.
 
         """
-        if not len(self._fresh):
-            return
-        keys, payload = self._fresh.all()
-        write_shard(self.folder, keys, payload, teacher=self._teacher, signal=self._signal)
-        self._fresh = _Fresh()
-        self.refresh()
-
-    def _gather(self, shard: np.ndarray, row: np.ndarray) -> Payload | None:
-        if not len(row):
-            return None
-        wanted = np.unique(shard)
-        for number in wanted:
+        with self._lock:
+            if not len(self._fresh):
+                return
             try:
-                self._order[number].verify()
-            except LabelError as error:
-                raise _Damaged(self._order[number], error) from error
-        if len(wanted) == 1:
-            return self._order[wanted[0]].payload.take(row)
-        places = [np.flatnonzero(shard == number) for number in wanted]
-        parts = [
-            self._order[number].payload.take(row[place])
-            for number, place in zip(wanted, places, strict=True)
-        ]
-        return Payload.concat(parts).take(np.argsort(np.concatenate(places)))
+                self._write()
+            except StoreFullError as error:
+                if self._spec.on_full == "stop":
+                    raise
+                self._go_on(error)
 
-    def _reindex(self, names: set[str]) -> None:
-        self._shards = {name: s for name, s in self._shards.items() if name in names}
-        self._order = list(self._shards.values())
-        self._index = KeyIndex([shard.keys for shard in self._order])
+    def _write(self) -> None:
+        keys, payload = self._fresh.all()
+        place, teacher, signal = (self._location, self.folder), self._teacher, self._signal
+        nbytes = self._fresh.nbytes + SHARD_OVERHEAD_BYTES
+        make_room(self._location, nbytes, self._spec.max_bytes, self._spec.since)
+        write_shard(*place, keys, payload, teacher=teacher, signal=signal)
+        self._fresh, self._kept_bytes = Fresh(), 0
+        try:
+            merge_small(*place, teacher=teacher, signal=signal)
+        except StoreFullError as error:
+            logger.warning("small shards were not merged: %s", error)
+        self._list()
 
-    def _set_aside(self, path: Path, error: LabelError) -> None:
-        logger.warning("%s; set aside as %s.damaged, its labels are recomputed", error, path.name)
-        # Another process may have been faster.
-        if path.exists():
-            path.rename(path.with_name(path.name + ".damaged"))
+    def _go_on(self, error: StoreFullError) -> None:
+        before = len(self._fresh)
+        self._fresh = self._fresh.last(FLUSH_BYTES)
+        self._kept_bytes = self._fresh.nbytes
+        self._dropped += before - len(self._fresh)
+        logger.error(
+            "%s; going on without storing, as labels.on_full says: %d labels of teacher %s are not "
+            "kept so far and will be computed again when they are needed again",
+            error,
+            self.unstored,
+            self._teacher,
+        )
 
+    def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Among the shards, those that are hit for the first time having been verified.
+        while True:
+            found, shard, row = self._index.find(keys)
+            if self._all_used:
+                return found, shard, row
+            hit = np.unique(shard[found])
+            if not self._use(hit[~self._used[hit]].tolist()):
+                return found, shard, row
 
-class _Damaged(Exception):
-    def __init__(self, shard: Shard, error: LabelError):
-        super().__init__(shard.path)
-        self.shard, self.error = shard, error
+    def _use(self, numbers: list[int]) -> bool:
+        """Verify shards; return whether one had to be replaced, so that all have new numbers."""
+        for number in numbers:
+            name = self._names[number]
+            try:
+                self._shards[name].verify()
+            except DamagedShardError as error:
+                del self._shards[name]
+                replaced = self._replace(name, error)
+                self._index_shards(self._shards | ({name: replaced} if replaced else {}))
+                return True
+            self._location.touch(self._path(name))
+            self._used[number] = True
+        self._all_used = bool(self._used.all())
+        return False
 
+    def _list(self) -> None:
+        for _ in range(_MAX_LISTINGS):
+            files = self._location.shards(self.folder)
+            names = {f.name for f in files if f.folder == self.folder} - self._refused
+            if names == self._shards.keys():
+                break
+            shards: dict[str, Shard] = {}
+            gone = False
+            for name in sorted(names):
+                try:
+                    shard = self._shards.get(name) or self._open(name)
+                except FileNotFoundError:
+                    gone = True
+                    continue
+                shards |= {name: shard} if shard else {}
+            self._index_shards(shards)
+            if not gone:
+                break
+        self._listed_s = time.monotonic()
 
-class _Fresh:
-    """Labels that were appended and are not on disk yet."""
+    def _open(self, name: str, *, verify: bool = False) -> Shard | None:
+        try:
+            path = self._location.fetch(self._path(name))
+            shard = open_shard(path, teacher=self._teacher, signal=self._signal)
+            if verify:
+                shard.verify()
+        except DamagedShardError as error:
+            return self._replace(name, error)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise LabelError(
+                f"label store {self._location.root}: {self._path(name)} can't be read: {error}"
+            ) from error
+        return shard
 
-    def __init__(self):
-        self._parts: list[tuple[np.ndarray, Payload]] = []
-        self._rows: dict[bytes, int] = {}
-        self.nbytes = 0
+    def _replace(self, name: str, error: DamagedShardError) -> Shard | None:
+        """Fetch a shard anew whose copy was damaged, or set it aside."""
+        path = self._path(name)
+        if name not in self._refused and self._location.forget(path):
+            self._refused.add(name)
+            try:
+                shard = self._open(name, verify=True)
+            except FileNotFoundError:
+                return None
+            if shard:
+                self._refused.discard(name)
+            return shard
+        logger.warning("%s; set aside as %s.damaged, its labels are recomputed", error, name)
+        self._refused.add(name)
+        try:
+            self._location.set_aside(path)
+        except OSError as reason:
+            logger.warning("shard %s: can't be renamed (%s); passed over", path, reason)
+        return None
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def _index_shards(self, shards: dict[str, Shard]) -> None:
+        self._shards = shards
+        self._names = list(shards)
+        self._payloads = [shard.payload for shard in shards.values()]
+        self._index = KeyIndex([shard.keys for shard in shards.values()])
+        self._used = np.array([shard.verified for shard in shards.values()], bool)
+        self._all_used = bool(self._used.all())
 
-    def add(self, keys: np.ndarray, payload: Payload) -> None:
-        start = sum(len(part) for part, _ in self._parts)
-        self._parts.append((keys, payload))
-        self._rows.update((key.tobytes(), start + i) for i, key in enumerate(keys))
-        self.nbytes += keys.nbytes + payload.nbytes
-
-    def contains(self, keys: np.ndarray) -> np.ndarray:
-        return np.fromiter((key.tobytes() in self._rows for key in keys), bool, len(keys))
-
-    def find(self, keys: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, Payload] | None:
-        found = among & self.contains(keys)
-        if not found.any():
-            return None
-        rows = np.array([self._rows[key.tobytes()] for key in keys[found]])
-        return found, self.all()[1].take(rows)
-
-    def all(self) -> tuple[np.ndarray, Payload]:
-        if len(self._parts) > 1:
-            keys = np.concatenate([keys for keys, _ in self._parts])
-            self._parts = [(keys, Payload.concat([payload for _, payload in self._parts]))]
-        return self._parts[0]
+    def _path(self, name: str) -> str:
+        return f"{self.folder}/{name}"

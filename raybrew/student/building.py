@@ -13,6 +13,7 @@ from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.labels.payload import Signal
 from raybrew.labels.source import Asker, LabelSource, TeacherLabels
+from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.losses.soft import KDLoss, register_kd_loss, registered_kd_losses
 from raybrew.matching.plan import TaskMatch
@@ -82,7 +83,7 @@ class RankPlan:
         distillation: the objective; None for the hard loss alone.
         training: steps, optimizer, seed.
         tracking: how often to report.
-        store: folder of the label store.
+        store: the label store.
         matches: of each task.
         kd_losses: what the user registered in the driver's process.
         window: steps of one request for labels.
@@ -96,7 +97,7 @@ class RankPlan:
     distillation: DistillationConfig | None
     training: TrainingConfig
     tracking: TrackingConfig
-    store: str
+    store: StoreSpec | str
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
     kd_losses: Mapping[str, KDLoss] = field(default_factory=registered_kd_losses)
     window: int = 8

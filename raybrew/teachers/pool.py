@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raybrew.errors import TeacherError
 from raybrew.labels.payload import Signal
+from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.client import PoolClient, home_of, outcome
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.teacher import TeacherSpec
@@ -73,7 +74,7 @@ class Filling:
 class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
-    def __init__(self, hostings: Sequence[Hosting], store: str):
+    def __init__(self, hostings: Sequence[Hosting], store: StoreSpec | str):
         self._hostings = {hosting.spec.name: hosting for hosting in hostings}
         bundles = [dict(h.resources) for h in hostings for _ in range(h.replicas)]
         self._group = _reserve(bundles)
@@ -186,7 +187,9 @@ def _reserve(bundles: list[dict[str, float]]) -> PlacementGroup:
     return group
 
 
-def _start(hosting: Hosting, store: str, group: PlacementGroup, index: int) -> ActorHandle:
+def _start(
+    hosting: Hosting, store: StoreSpec | str, group: PlacementGroup, index: int
+) -> ActorHandle:
     resources = dict(hosting.resources)
     grouped: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore
     actor = grouped(Replica)

@@ -20,6 +20,7 @@ import numpy as np
 from raybrew.data.encoding import EncodedSplit, EncodedView
 from raybrew.errors import LabelError
 from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 
@@ -58,7 +59,7 @@ class Replica:
         self,
         spec: TeacherSpec,
         signals: tuple[Signal, ...],
-        store: str,
+        store: StoreSpec | str,
         teacher: _Answers | None = None,
     ):
         self.spec, self._signals = spec, signals
@@ -119,8 +120,9 @@ class Replica:
             store.flush()
 
     def figures(self) -> dict[str, float]:
-        """Return `ReplicaFigures` as values."""
-        return asdict(self._figures)
+        """Return `ReplicaFigures` as values, and the labels that there was no room for."""
+        unstored = sum(store.unstored for store in self._stores.values())
+        return asdict(self._figures) | {"unstored": float(unstored)}
 
     def _compute_missing(self, view: EncodedView, signals: tuple[Signal, ...]) -> int:
         _, first = np.unique(view.keys, axis=0, return_index=True)

@@ -11,31 +11,8 @@ from raybrew.errors import LabelError
 from raybrew.labels import shards
 from raybrew.labels.index import KeyIndex
 from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.store import LabelStore, SignalStore
-
-
-def make_keys(*numbers: int) -> np.ndarray:
-    high = np.array(numbers, np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return np.stack([high, np.array(numbers, np.uint64)], axis=1)
-
-
-def logits(*numbers: float) -> Payload:
-    return Payload(np.array([[n, n + 0.5] for n in numbers], np.float32))
-
-
-def open_store(folder: Path, teacher: str = "t") -> SignalStore:
-    return LabelStore(folder).signal(teacher, Signal())
-
-
-def values(store: SignalStore, *numbers: int) -> list[float]:
-    found, payload = store.read(make_keys(*numbers))
-    assert found.all()
-    assert payload is not None
-    return payload.values[:, 0].tolist()
-
-
-def shard_files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("shard-*.arrow"))
+from raybrew.labels.store import LabelStore
+from tests.labels.stores import logits, make_keys, open_store, shard_files, values
 
 
 def test_labels_are_there_at_once_for_the_writer_and_after_flush_for_others(tmp_path):
@@ -110,7 +87,7 @@ def damage_empty(path: Path) -> None:
 
 
 def damage_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"raybrew-labels-1", b"raybrew-labels-0"))
+    path.write_bytes(path.read_bytes().replace(b"raybrew-labels-2", b"raybrew-labels-0"))
 
 
 @pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_empty, damage_version])

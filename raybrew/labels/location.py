@@ -1,0 +1,231 @@
+"""Where the files of a store lie: a folder of this machine, or any file system of pyarrow's.
+
+    Location ──┬── LocalLocation    mapped where they lie
+               └── RemoteLocation   (remote.py) read through a folder of this machine
+
+Paths are relative to the store, with `/` between their parts.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raybrew.errors import LabelError
+
+__all__ = ["DAMAGED", "LocalLocation", "Location", "StoredFile", "checked_name", "is_shard"]
+
+DAMAGED = ".damaged"
+TEMPORARY = ".tmp"
+LOCK = ".lock"
+MAX_LISTINGS = 20
+_SHARD = re.compile(r"shard-[0-9a-f]{32}\.arrow")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store.
+
+    Args:
+        path: relative to the store.
+        nbytes: its size.
+        used_s: when it was last written or, in a folder of this machine, first read by a
+            process; seconds since 1970.
+    """
+
+    path: str
+    nbytes: int
+    used_s: float
+
+    @property
+    def name(self) -> str:
+        """Its name alone."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """What it lies in."""
+        return self.path.rpartition("/")[0]
+
+
+def is_shard(name: str) -> bool:
+    """Return whether a file of this name is a shard: no other name of a store is ever opened."""
+    return _SHARD.fullmatch(name) is not None
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a folder of a store, if it can't lead out of it.
+
+    Raises:
+        LabelError: it could.
+    """
+    if not name or name.startswith(".") or set(name) & set("/\\\0") or len(name.encode()) > 255:
+        raise LabelError(
+            f"label store: expected a teacher or signal without a slash that doesn't start with a "
+            f"dot, of at most 255 bytes, got {name!r}"
+        )
+    return name
+
+
+class Location(ABC):
+    """The files of a store.
+
+    Args:
+        root: the store's folder or URI, for messages.
+
+    Attributes:
+        listing_s: a listing is good for so long, seconds.
+    """
+
+    listing_s = 0.0
+
+    def __init__(self, root: str):
+        self.root = root
+
+    def files(self, folder: str = "") -> list[StoredFile]:
+        """Return all files below a folder; none if it isn't there.
+
+        A listing isn't taken at one moment: it may miss a file that came and those that went for
+        it, so it is taken until two in a row agree.
+        """
+        seen = self._list(folder)
+        for _ in range(MAX_LISTINGS):
+            again = self._list(folder)
+            if {file.path for file in again} == {file.path for file in seen}:
+                break
+            seen = again
+        return seen
+
+    def shards(self, folder: str = "") -> list[StoredFile]:
+        """Return the shards below a folder."""
+        return [file for file in self.files(folder) if is_shard(file.name)]
+
+    @abstractmethod
+    def _list(self, folder: str) -> list[StoredFile]: ...
+
+    @abstractmethod
+    def fetch(self, path: str) -> Path:
+        """Return where this machine can map a file.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            OSError: it can't be read.
+        """
+
+    @abstractmethod
+    def forget(self, path: str) -> bool:
+        """Drop a copy of this machine's that may be damaged; False if there is only the file."""
+
+    @abstractmethod
+    def publish(self, path: str, write: Callable[[Path], None]) -> None:
+        """Have a file written elsewhere, and let it be seen once it is whole.
+
+        Raises:
+            OSError: it can't be written; nothing stays behind.
+        """
+
+    @abstractmethod
+    def set_aside(self, path: str) -> None:
+        """Rename a file to `.damaged`, if it is still there."""
+
+    @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a file, if it is still there."""
+
+    @abstractmethod
+    def touch(self, path: str, used_s: float | None = None) -> None:
+        """Note when a file was used, now if left out, where that can be noted."""
+
+    @abstractmethod
+    def exclusive(self, path: str) -> AbstractContextManager[bool]:
+        """Enter as the only one on this path, or with False where another one is in."""
+
+    @abstractmethod
+    def read_bytes(self, path: str) -> bytes:
+        """Return a small file's content.
+
+        Raises:
+            OSError: it is gone or can't be read.
+        """
+
+
+class LocalLocation(Location):
+    """A folder of this machine, or one that it has mounted."""
+
+    def __init__(self, base: Path):
+        super().__init__(str(base))
+        self.base = base
+
+    def _list(self, folder: str) -> list[StoredFile]:
+        found = []
+        for parent, _, names in os.walk(self.base / folder):
+            for name in names:
+                path = Path(parent, name)
+                with suppress(FileNotFoundError):  # gone since
+                    status = path.lstat()
+                    relative = path.relative_to(self.base).as_posix()
+                    found.append(StoredFile(relative, status.st_size, status.st_mtime))
+        return sorted(found, key=lambda file: file.path)
+
+    def fetch(self, path: str) -> Path:
+        """See `Location`."""
+        return self.base / path
+
+    def forget(self, path: str) -> bool:
+        """See `Location`."""
+        return False
+
+    def publish(self, path: str, write: Callable[[Path], None]) -> None:
+        """See `Location`."""
+        target = self.base / path
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(temporary)
+            temporary.rename(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def set_aside(self, path: str) -> None:
+        """See `Location`."""
+        target = self.base / path
+        with suppress(FileNotFoundError):  # another process was faster
+            target.rename(target.with_name(target.name + DAMAGED))
+
+    def remove(self, path: str) -> None:
+        """See `Location`."""
+        (self.base / path).unlink(missing_ok=True)
+
+    def touch(self, path: str, used_s: float | None = None) -> None:
+        """See `Location`."""
+        try:
+            os.utime(self.base / path, None if used_s is None else (used_s, used_s))
+        except OSError as error:
+            # Gone since; or a store that may only be read, which serves as well.
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+    @contextmanager
+    def exclusive(self, path: str) -> Iterator[bool]:
+        """See `Location`."""
+        target = self.base / (path + LOCK)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # held by another one, or a file system without locks
+                yield False
+                return
+            yield True
+
+    def read_bytes(self, path: str) -> bytes:
+        """See `Location`."""
+        return (self.base / path).read_bytes()

@@ -1,0 +1,192 @@
+"""A store behind a `pyarrow.fs` file system, read through a folder of this machine.
+
+    fetch ──► in the cache? ──► map it
+                 │ no
+                 ▼
+              whole file ──► cache, under a temporary name, then renamed
+
+    publish ──► written in the cache ──► uploaded ──► renamed in the cache
+
+An object store shows an object when it is whole, so it is put under its final name. Any other file
+system gets it under a temporary name, then moves it.
+"""
+
+import logging
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import xxhash
+
+from raybrew.errors import ConfigError, StoreFullError
+from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
+from raybrew.labels.room import make_room
+from raybrew.labels.spec import StoreSpec, is_uri
+
+__all__ = ["RemoteLocation", "location_of"]
+
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_CHUNK_BYTES = 1 << 22
+
+
+def location_of(spec: StoreSpec) -> Location:
+    """Return where a store's files lie.
+
+    Raises:
+        ConfigError: its name is a URI that no file system goes by.
+    """
+    if not is_uri(spec.root):
+        return LocalLocation(Path(spec.root).expanduser())
+    shown = _without_secrets(spec.root)
+    try:
+        filesystem, base = pafs.FileSystem.from_uri(spec.root)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"labels.store: expected a folder, or the URI of a bucket or share that can be reached "
+            f"(s3://, gs://, abfs://, hdfs://, file://), got {shown}: {error}"
+        ) from error
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return LocalLocation(Path(base))
+    return RemoteLocation(filesystem, base, shown, spec)
+
+
+class RemoteLocation(Location):
+    """Files of a `pyarrow.fs` file system.
+
+    Args:
+        filesystem: it.
+        base: path of the store in it.
+        root: the store's name, for messages and for its part of the cache.
+        spec: where the cache is and how large it may be.
+    """
+
+    listing_s = 5.0
+
+    def __init__(self, filesystem: pafs.FileSystem, base: str, root: str, spec: StoreSpec):
+        super().__init__(root)
+        self._filesystem, self._base, self._spec = filesystem, base.strip("/"), spec
+        if base.startswith("/"):
+            self._base = "/" + self._base
+        self.cache = LocalLocation(Path(spec.cache).expanduser())
+        self._part = xxhash.xxh3_128_hexdigest(root.encode())
+
+    def _list(self, folder: str) -> list[StoredFile]:
+        selector = pafs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        return sorted(
+            (
+                StoredFile(info.path.removeprefix(self._base + "/"), info.size, info.mtime_ns / 1e9)
+                for info in self._filesystem.get_file_info(selector)
+                if info.type == pafs.FileType.File
+            ),
+            key=lambda file: file.path,
+        )
+
+    def fetch(self, path: str) -> Path:
+        """See `Location`."""
+        target = self.cache.fetch(self._copy(path))
+        if not target.exists():
+            self.cache.publish(self._copy(path), lambda file: self._download(path, file))
+            self._trim()
+        return target
+
+    def forget(self, path: str) -> bool:
+        """See `Location`."""
+        self.cache.remove(self._copy(path))
+        return True
+
+    def publish(self, path: str, write: Callable[[Path], None]) -> None:
+        """See `Location`."""
+
+        def write_and_upload(temporary: Path) -> None:
+            write(temporary)
+            self._upload(temporary, path)
+
+        self.cache.publish(self._copy(path), write_and_upload)
+        self._trim()
+
+    def set_aside(self, path: str) -> None:
+        """See `Location`."""
+        self.cache.remove(self._copy(path))
+        with suppress(FileNotFoundError):
+            self._filesystem.move(self._path(path), self._path(path) + DAMAGED)
+
+    def remove(self, path: str) -> None:
+        """See `Location`."""
+        self.cache.remove(self._copy(path))
+        with suppress(FileNotFoundError):
+            self._filesystem.delete_file(self._path(path))
+
+    def touch(self, path: str, used_s: float | None = None) -> None:
+        """See `Location`; noted in the cache alone."""
+        self.cache.touch(self._copy(path), used_s)
+
+    @contextmanager
+    def exclusive(self, path: str) -> Iterator[bool]:
+        """See `Location`; among the processes of this machine."""
+        with self.cache.exclusive(self._copy(path)) as mine:
+            yield mine
+
+    def read_bytes(self, path: str) -> bytes:
+        """See `Location`."""
+        with self._filesystem.open_input_file(self._path(path)) as source:
+            return source.read()
+
+    def _path(self, path: str) -> str:
+        return f"{self._base}/{path}" if path else self._base
+
+    def _copy(self, path: str) -> str:
+        return f"{self._part}/{path}"
+
+    def _trim(self) -> None:
+        try:
+            make_room(self.cache, 0, self._spec.cache_max_bytes, self._spec.since)
+        except StoreFullError:
+            logger.warning(
+                "cache of labels %s: this run alone reads more than cache_max_bytes, %d bytes; it "
+                "is larger until the run is over",
+                self.cache.root,
+                self._spec.cache_max_bytes,
+            )
+
+    def _download(self, path: str, target: Path) -> None:
+        with (
+            self._filesystem.open_input_stream(self._path(path)) as source,
+            target.open("wb") as to,
+        ):
+            shutil.copyfileobj(source, to, _CHUNK_BYTES)
+
+    def _upload(self, source: Path, path: str) -> None:
+        target = self._path(path)
+        if any(kind in self._filesystem.type_name for kind in _OBJECT_STORES):
+            self._put(source, target)
+            return
+        temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY}"
+        self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
+        try:
+            self._put(source, temporary)
+            self._filesystem.move(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                self._filesystem.delete_file(temporary)
+            raise
+
+    def _put(self, source: Path, target: str) -> None:
+        # In one call: a stream that is closed halfway shows half a file.
+        content = pa.memory_map(str(source)).read_buffer()
+        with self._filesystem.open_output_stream(target) as to:
+            to.write(content)
+
+
+def _without_secrets(uri: str) -> str:
+    parts = urlsplit(uri)
+    # What stands before the @ is a password, but a container with abfs.
+    host = parts.netloc if parts.scheme == "abfs" else parts.netloc.rpartition("@")[2]
+    told = [(k, v) for k, v in parse_qsl(parts.query) if k == "endpoint_override"]
+    return urlunsplit((parts.scheme, host, parts.path, urlencode(told), ""))
