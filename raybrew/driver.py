@@ -56,7 +56,7 @@ def distill(
                 labelling.fill(pool, ("train", "eval"))
                 labelling.close(pool)
             plan = distill_plan(job, preparation)
-            fitted = run.fit(plan, {} if pool is None or ahead else pool.replicas)
+            fitted = run.fit(plan, None if pool is None or ahead else pool.address)
             if not ahead:
                 labelling.fill(pool, ("eval",))
                 labelling.close(pool)
@@ -76,4 +76,4 @@ def train(
             preparation = prepare_supervised(job, run.folder.data)
         run.start([], together=True)
         plan = supervised_plan(job, preparation)
-        return run.finish(run.fit(plan, {}), {}, {}, {})
+        return run.finish(run.fit(plan, None), {}, {}, {})

@@ -14,6 +14,7 @@ from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
 from raybrew.run import Run
+from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.pool import Filling, Hosting, TeacherPool
 
 __all__ = ["Labelling"]
@@ -50,7 +51,13 @@ class Labelling:
         with self._run.stage("start_teachers"):
             pool = TeacherPool(
                 [
-                    Hosting(t.spec, t.signals, t.teacher.replicas, dict(t.teacher.resources))
+                    Hosting(
+                        t.spec,
+                        t.signals,
+                        t.teacher.replicas,
+                        dict(t.teacher.resources),
+                        LossPolicy(t.teacher.on_loss, t.teacher.deadline_s, t.teacher.lost_after_s),
+                    )
                     for t in self._preparation.teachers
                 ],
                 self.store,
@@ -81,7 +88,7 @@ class Labelling:
             return
         pool.flush()
         for name, figures in pool.figures().items():
-            self.counts["forwards"] += figures["examples"]
+            self.counts["forwards"] += figures["forwards"]
             self._run.tracker.log({f"teacher/{name}/{k}": v for k, v in figures.items()}, step=0)
         pool.stop()
 
@@ -96,8 +103,8 @@ class Labelling:
             teacher=teacher.teacher.name,
             folder=task.folders[side],
             view_name=teacher.view,
-            keys=view.keys,
-            rows=rows[np.argsort(view.lengths[rows], kind="stable")],
+            view=view,
+            rows=rows,
             on_done=lambda count: self._run.bars.advance(bar, count),
         )
 

@@ -20,6 +20,7 @@ from raybrew.run_folder import RunFolder
 from raybrew.student.building import RankPlan
 from raybrew.student.checkpoint import STUDENT
 from raybrew.student.trainer import fit
+from raybrew.teachers.client import PoolAddress
 from raybrew.tracking import Tracker
 
 __all__ = ["Run", "RunResult"]
@@ -96,13 +97,13 @@ class Run:
             Tracker(self.folder.path, self._tracking, self._job.to_plain(), str(self._config.name))
         )
 
-    def fit(self, plan: RankPlan, replicas: Mapping[str, Any]) -> Result:
+    def fit(self, plan: RankPlan, teachers: PoolAddress | None) -> Result:
         """Train the student on Ray Train."""
         mailbox = start_mailbox()
         with self.stage("train"), Follower(mailbox, self._on_message):
             return fit(
                 plan,
-                replicas=replicas,
+                teachers=teachers,
                 mailbox=mailbox,
                 scaling_config=self._scaling,
                 run_config=self._config,

@@ -59,6 +59,22 @@ class Teacher(Section):
     batch_tokens: int = Field(
         default=4096, ge=16, description="Most tokens of one forward, padding included."
     )
+    on_loss: Literal["fail", "wait"] = Field(
+        default="fail",
+        description="What happens when no replica answers any longer, and Ray can't bring one "
+        "back: the run fails, or waits.",
+    )
+    deadline_s: float = Field(
+        default=600.0,
+        gt=0,
+        description="Longest forward in seconds; a replica that takes longer hangs, is ended and "
+        "started anew, and its requests go to another one.",
+    )
+    lost_after_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds without any replica after which the teacher counts as lost.",
+    )
     inputs: Literal["shared", "own"] = Field(
         default="shared",
         description="`shared`: reads the student's token ids. `own`: each example is encoded "

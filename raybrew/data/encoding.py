@@ -63,6 +63,19 @@ class EncodedView:
         types = None if self.token_type_ids is None else self.token_type_ids[source]
         return EncodedView(self.input_ids[source], types, offsets, self.keys[rows])
 
+    @staticmethod
+    def concat(views: "Sequence[EncodedView]") -> "EncodedView":
+        """Join examples of one tokenizer, in order."""
+        types = [view.token_type_ids for view in views if view.token_type_ids is not None]
+        offsets = np.zeros(sum(map(len, views)) + 1, np.int64)
+        np.cumsum(np.concatenate([view.lengths for view in views]), out=offsets[1:])
+        return EncodedView(
+            np.concatenate([view.input_ids for view in views]),
+            np.concatenate(types) if types else None,
+            offsets,
+            np.concatenate([view.keys for view in views]),
+        )
+
 
 @dataclass(frozen=True)
 class EncodedSplit:

@@ -9,7 +9,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from raybrew.mailbox import Message
 from raybrew.student.building import RankPlan, build_training
 from raybrew.student.loop import Saver
 from raybrew.student.world import World
-from raybrew.teachers.client import PoolClient
+from raybrew.teachers.client import PoolAddress, PoolClient
 
 __all__ = ["fit"]
 
@@ -33,7 +32,7 @@ __all__ = ["fit"]
 def fit(
     plan: RankPlan,
     *,
-    replicas: Mapping[str, Sequence[ActorHandle]],
+    teachers: PoolAddress | None,
     mailbox: ActorHandle,
     scaling_config: ScalingConfig,
     run_config: RunConfig,
@@ -42,7 +41,7 @@ def fit(
 
     Args:
         plan: what to do.
-        replicas: handles of the teachers; empty if the store has every label.
+        teachers: where they are; None if the store has every label.
         mailbox: where rank 0 reports to.
         scaling_config: Ray Train's own.
         run_config: Ray Train's own; where it keeps no checkpoints' number, the best and the last
@@ -57,7 +56,7 @@ def fit(
         _train_rank,
         train_loop_config={
             "plan": plan,
-            "replicas": dict(replicas),
+            "teachers": teachers,
             "mailbox": mailbox,
             "num_threads": plan.training.num_threads or max(1, int(cpus)),
         },
@@ -96,7 +95,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(config["num_threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    asker = PoolClient(config["replicas"]) if config["replicas"] else None
+    asker = None if config["teachers"] is None else PoolClient(config["teachers"])
     training = build_training(plan, world, asker)
     training.wrapped = prepare_model(training.module)
     checkpoint = ray.train.get_checkpoint()

@@ -1,12 +1,16 @@
-"""How a student's rank asks teachers: straight to the replica that is the key's home.
+"""How an asker (a rank, the driver) gets labels: the desk says from whom, replicas give them.
 
-    question ──► split by key ──► replica 0, 1, … ──► answers put back in order
+    question ──► desk: tickets ──► credits ──► replica ──► answers put back in order
+                      ▲                          │ lost
+                      └──────────────────────────┘
 
-A key always goes to the same replica, so that a label asked for twice at once, by two ranks say,
-is computed once. The rank owns the answers: they don't pass the driver and outlive the teacher.
+The asker owns the answers: they don't pass the driver and outlive the teacher. All waiting happens
+on an event loop beside the asker's thread.
 """
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,72 +22,273 @@ from ray.exceptions import RayActorError, RayTaskError
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.labels.payload import Payload, Signal
+from raybrew.teachers.background import Background
+from raybrew.teachers.credits import Credits
+from raybrew.teachers.policy import MAX_LOSSES
+from raybrew.teachers.replica import Answer
+from raybrew.teachers.router import Ticket
 
-__all__ = ["PoolClient", "home_of", "outcome"]
+__all__ = ["PoolAddress", "PoolClient", "outcome"]
+
+MAX_REQUESTS = 8
+MAX_BYTES = 256 << 20
+"""An asker's credit with one replica."""
+LOOK_S = 1.0
+"""How often the desk is asked after a replica that takes its time."""
+DESK_ATTEMPTS = 20
+
+Send = Callable[[ActorHandle, np.ndarray], Any]
 
 
-def home_of(keys: np.ndarray, num_replicas: int) -> np.ndarray:
-    """Return the replica, int64 (n,), that answers each key, uint64 (n, 2)."""
-    return (keys[:, 1] % np.uint64(num_replicas)).astype(np.int64)
+@dataclass(frozen=True)
+class PoolAddress:
+    """How to reach a pool; can be sent to any process of the cluster.
+
+    Args:
+        desk: the desk's actor.
+        replicas: by teacher, the handles of its replicas.
+        batch_tokens: by teacher, most tokens of a forward.
+    """
+
+    desk: ActorHandle
+    replicas: Mapping[str, Sequence[ActorHandle]]
+    batch_tokens: Mapping[str, int]
+
+
+def raised(teacher: str, error: Exception) -> Exception:
+    """Return what a failed call is to the caller: ours as it was raised, else a TeacherError."""
+    if isinstance(error, RayTaskError):
+        if isinstance(error.cause, RaybrewError):
+            return error.cause
+        return TeacherError(f"teacher {teacher!r} failed: {error.cause!r}")
+    return TeacherError(f"teacher {teacher!r}: a replica died and can't be restarted: {error}")
 
 
 def outcome(teacher: str, reference: ray.ObjectRef) -> Any:
-    """Wait for a replica's answer.
-
-    Raises:
-        RaybrewError: what the replica raised, as it raised it.
-        TeacherError: the replica is gone and Ray could not bring it back.
-    """
+    """Wait for a replica's answer; see `raised` for what it raises."""
     try:
         return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RaybrewError):
-            raise error.cause from None
-        raise TeacherError(f"teacher {teacher!r} failed: {error.cause!r}") from error
-    except RayActorError as error:
-        raise TeacherError(
-            f"teacher {teacher!r}: a replica died and could not be restarted: {error}"
-        ) from error
+    except (RayTaskError, RayActorError) as error:
+        raise raised(teacher, error) from error
 
 
-@dataclass
-class _Gathering:
-    teacher: str
-    places: list[np.ndarray]
-    references: list[Any]
+@dataclass(frozen=True)
+class _Waiting:
+    future: Future
 
     def result(self) -> dict[str, Payload]:
-        answers = [outcome(self.teacher, reference) for reference in self.references]
-        order = np.argsort(np.concatenate(self.places))
-        return {
-            name: Payload.concat([answer[name] for answer in answers]).take(order)
-            for name in answers[0]
-        }
+        return self.future.result()
 
 
 class PoolClient:
-    """Asks the replicas of a pool.
+    """Asks a pool; an `Asker`.
 
     Args:
-        replicas: by teacher, the handles of its replicas.
+        address: of the pool.
     """
 
-    def __init__(self, replicas: Mapping[str, Sequence[ActorHandle]]):
-        self._replicas = replicas
+    def __init__(self, address: PoolAddress):
+        self._address = address
+        self._background = Background("raybrew-client")
+        self._credits: dict[tuple[str, int], Credits] = {}
+        self._bytes_per_token: dict[str, float] = {}
+        self._returned = asyncio.Condition()
 
-    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> _Gathering:
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> _Waiting:
         """Start computing labels; see `raybrew.labels.source.Asker`."""
-        handles = self._replicas[teacher]
-        home = home_of(view.keys, len(handles))
-        places = [np.flatnonzero(home == number) for number in range(len(handles))]
-        asked = [(handles[n], place) for n, place in enumerate(places) if len(place)]
-        references: list[Any] = [
-            handle.ask.remote(view.take(place), signals) for handle, place in asked
-        ]
-        return _Gathering(teacher, [place for _, place in asked], references)
+        return _Waiting(self._background.start(self._ask(teacher, view, signals)))
+
+    def fill(
+        self, teacher: str, folder: str, view_name: str, view: EncodedView, rows: np.ndarray
+    ) -> Future:
+        """Start computing labels of rows of an encoded split into the store.
+
+        Args:
+            teacher: whose labels.
+            folder: the encoded split, where the replicas can read it.
+            view_name: its view that the teacher reads.
+            view: that view.
+            rows: int64 (n,), different contents; they are one forward if nobody has any of them.
+        """
+
+        def send(handle: ActorHandle, part: np.ndarray) -> Any:
+            return handle.fill.remote(folder, view_name, rows[part])
+
+        keys, lengths = view.keys[rows], view.lengths[rows]
+        work = self._obtain(teacher, keys, lengths, send, together=True)
+        return self._background.start(work)
 
     def flush(self) -> None:
-        """Have every replica write what it computed; return when it is on disk."""
-        for teacher, handles in self._replicas.items():
-            for reference in [handle.flush.remote() for handle in handles]:
-                outcome(teacher, reference)
+        """Have every replica write what it computed; return when it is on disk.
+
+        What a replica had not written when it was lost is missing then; who needs it asks again.
+        """
+        self._background.start(self._flush()).result()
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._background.close()
+
+    async def _ask(
+        self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]
+    ) -> dict[str, Payload]:
+        # Equal examples are asked for once.
+        _, first, again = np.unique(view.keys, axis=0, return_index=True, return_inverse=True)
+        asked = view.take(first)
+
+        def send(handle: ActorHandle, part: np.ndarray) -> Any:
+            return handle.ask.remote(asked.take(part), signals)
+
+        parts = await self._obtain(teacher, asked.keys, asked.lengths, send)
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))[again.reshape(-1)]
+        return {
+            name: Payload.concat([answer.payloads[name] for _, answer in parts]).take(order)
+            for name in (signal.name for signal in signals)
+        }
+
+    async def _obtain(
+        self,
+        teacher: str,
+        keys: np.ndarray,
+        tokens: np.ndarray,
+        send: Send,
+        together: bool = False,
+        losses: int = 0,
+    ) -> list[tuple[np.ndarray, Answer]]:
+        if losses > MAX_LOSSES:
+            raise TeacherError(
+                f"teacher {teacher!r}: {losses} replicas were lost one after another with the same "
+                f"{len(keys)} examples, the first has key {keys[0, 0]:016x}{keys[0, 1]:016x}; they "
+                "may need more memory than a replica has: lower batch_tokens"
+            )
+        tickets: list[Ticket] = await self._of_desk(
+            lambda desk: desk.assign.remote(
+                teacher, keys, tokens, self._most_tokens(teacher), together, losses > 0
+            )
+        )
+
+        async def one(ticket: Ticket) -> list[tuple[np.ndarray, Answer]]:
+            rows = ticket.rows
+            answer = await self._request(teacher, ticket, int(tokens[rows].sum()), send)
+            if answer is not None:
+                return [(rows, answer)]
+            parts = await self._obtain(
+                teacher,
+                keys[rows],
+                tokens[rows],
+                lambda handle, part: send(handle, rows[part]),
+                together,
+                losses + 1,
+            )
+            return [(rows[part], again) for part, again in parts]
+
+        return [part for parts in await _all(map(one, tickets)) for part in parts]
+
+    async def _request(
+        self, teacher: str, ticket: Ticket, tokens: int, send: Send
+    ) -> Answer | None:
+        # None: the replica was lost before it answered.
+        nbytes = int(tokens * self._bytes_per_token.get(teacher, 0.0))
+        credit = self._credits.setdefault(
+            (teacher, ticket.replica), Credits(MAX_REQUESTS, MAX_BYTES)
+        )
+        async with self._returned:
+            await self._returned.wait_for(lambda: credit.take(nbytes))
+        try:
+            handle = self._address.replicas[teacher][ticket.replica]
+            answer = await self._answer(teacher, ticket, send(handle, ticket.rows))
+        finally:
+            async with self._returned:
+                credit.give_back(nbytes)
+                self._returned.notify_all()
+        if answer is not None:
+            self._learn(teacher, answer, tokens)
+            self._address.desk.finished.remote(teacher, ticket, answer.computed)
+        return answer
+
+    async def _answer(
+        self, teacher: str, ticket: Ticket, reference: ray.ObjectRef
+    ) -> Answer | None:
+        life = (teacher, ticket.replica, ticket.epoch)
+        try:
+            return await self._result(life, reference)
+        except _Lost:
+            return None
+        except RayTaskError as error:
+            await self._of_desk(lambda desk: desk.refused.remote(teacher, ticket))
+            raise raised(teacher, error) from error
+
+    async def _result(self, life: tuple[str, int, int], reference: ray.ObjectRef) -> Any:
+        call = asyncio.ensure_future(_awaited(reference))
+        try:
+            while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:
+                # A call to a node that is gone may never return; the desk knows sooner.
+                if not await self._of_desk(lambda desk: desk.holds.remote(*life)):
+                    raise _Lost
+            return call.result()
+        except RayActorError as error:
+            await self._of_desk(lambda desk: desk.lost.remote(*life, "died"))
+            raise _Lost from error
+        finally:
+            call.cancel()
+
+    def _most_tokens(self, teacher: str) -> int:
+        # A question is cut into requests that a replica batches and credits can hold.
+        by_bytes = MAX_BYTES / 4 / max(self._bytes_per_token.get(teacher, 0.0), 1e-9)
+        return int(max(1, min(self._address.batch_tokens[teacher], by_bytes)))
+
+    def _learn(self, teacher: str, answer: Answer, tokens: int) -> None:
+        nbytes = sum(payload.nbytes for payload in answer.payloads.values())
+        known = self._bytes_per_token.get(teacher, 0.0)
+        self._bytes_per_token[teacher] = max(known, nbytes / max(1, tokens))
+
+    async def _flush(self) -> None:
+        for teacher, handles in self._address.replicas.items():
+            mark, epochs = await self._of_desk(lambda desk, t=teacher: desk.lives.remote(t))
+            await _all(
+                self._flush_one(teacher, number, epochs[number], mark)
+                for number in range(len(handles))
+            )
+
+    async def _flush_one(self, teacher: str, number: int, epoch: int, mark: int) -> None:
+        reference = self._address.replicas[teacher][number].flush.remote()
+        try:
+            await self._result((teacher, number, epoch), reference)
+        except _Lost:
+            return
+        except RayTaskError as error:
+            raise raised(teacher, error) from error
+        await self._of_desk(lambda desk: desk.written.remote(teacher, number, epoch, mark))
+
+    async def _of_desk(self, call: Callable[[ActorHandle], Any]) -> Any:
+        for attempt in range(DESK_ATTEMPTS):
+            try:
+                return await call(self._address.desk)
+            except RayTaskError as error:
+                if isinstance(error.cause, RaybrewError):
+                    raise error.cause from None
+                raise
+            except RayActorError as error:
+                if attempt == DESK_ATTEMPTS - 1:
+                    raise TeacherError(f"the teachers' desk can't be reached: {error}") from error
+                await asyncio.sleep(LOOK_S)
+
+
+class _Lost(Exception):
+    """A replica was lost before it answered."""
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
+
+
+async def _all(work: Iterable[Any]) -> list[Any]:
+    """Wait for all; if one fails, end the others first."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise

@@ -1,36 +1,42 @@
 """The teachers of a job as Ray actors: placed together, started, filled from, stopped.
 
-Each replica is a `Replica` in an actor of its own, on resources that are reserved in one
+Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in one
 placement group before any of them starts: either all of them fit, or none waits for the others.
+A `Desk` on the driver's node keeps their books.
 """
 
-import logging
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
+from raybrew.data.encoding import EncodedView
 from raybrew.errors import TeacherError
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.client import PoolClient, home_of, outcome
-from raybrew.teachers.replica import Replica
-from raybrew.teachers.teacher import TeacherSpec
+from raybrew.teachers.client import PoolAddress, PoolClient, outcome
+from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.host import ReplicaHost
+from raybrew.teachers.policy import LossPolicy
+from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 
 __all__ = ["Filling", "Hosting", "TeacherPool"]
 
-logger = logging.getLogger(__name__)
-
 PLACEMENT_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 600.0
-FILL_ROWS = 256
-"""Examples of one request when the store is filled; small enough for a lively progress bar."""
+FILL_AHEAD = 2
+"""Requests a replica has when the store is filled: it never stands still."""
+MANY = 100_000
+"""Calls that wait in an actor at once; who limits them is the askers' credits."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,14 @@ class Hosting:
         signals: what it will be asked for.
         replicas: actors.
         resources: Ray resources of each, `CPU` and `GPU` among them.
+        policy: what is decided when they fail.
     """
 
     spec: TeacherSpec
     signals: tuple[Signal, ...]
     replicas: int
     resources: dict[str, float]
+    policy: LossPolicy = field(default_factory=LossPolicy)
 
 
 @dataclass(frozen=True)
@@ -58,34 +66,39 @@ class Filling:
         teacher: whose labels.
         folder: the encoded split that holds the rows.
         view_name: its view that the teacher reads.
-        keys: keys of the whole split, uint64 (N, 2).
-        rows: rows to label, int64 (n,); neighbours are computed together, so best by length.
+        view: that view.
+        rows: rows to label, int64 (n,), of different content.
         on_done: called with the number of rows of each request that is done.
     """
 
     teacher: str
     folder: str
     view_name: str
-    keys: np.ndarray
+    view: EncodedView
     rows: np.ndarray
     on_done: Callable[[int], None]
+
+
+_Part = tuple[Filling, np.ndarray]
 
 
 class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
     def __init__(self, hostings: Sequence[Hosting], store: StoreSpec | str):
-        self._hostings = {hosting.spec.name: hosting for hosting in hostings}
         bundles = [dict(h.resources) for h in hostings for _ in range(h.replicas)]
         self._group = _reserve(bundles)
-        self.replicas: dict[str, list[ActorHandle]] = {}
+        replicas: dict[str, list[ActorHandle]] = {}
         index = 0
         for hosting in hostings:
             handles = []
             for _ in range(hosting.replicas):
                 handles.append(_start(hosting, store, self._group, index))
                 index += 1
-            self.replicas[hosting.spec.name] = handles
+            replicas[hosting.spec.name] = handles
+        budgets = {hosting.spec.name: hosting.spec.batch_tokens for hosting in hostings}
+        self.address = PoolAddress(_start_desk(hostings, replicas), replicas, budgets)
+        self._client = PoolClient(self.address)
 
     def __enter__(self) -> "TeacherPool":
         return self
@@ -99,77 +112,84 @@ class TeacherPool:
         Raises:
             TeacherError: one can't be loaded, or takes longer than `START_TIMEOUT_S`.
         """
-        for name, handles in self.replicas.items():
+        for name, handles in self.address.replicas.items():
             references: list[Any] = [handle.load.remote() for handle in handles]
             _, late = ray.wait(references, num_returns=len(references), timeout=START_TIMEOUT_S)
             if late:
                 raise TeacherError(f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s")
             for reference in references:
                 outcome(name, reference)
-
-    def client(self) -> PoolClient:
-        """Return what ranks ask through."""
-        return PoolClient(self.replicas)
+        ray.get(self.address.desk.begin.remote())
 
     def fill(self, fillings: Sequence[Filling]) -> None:
         """Compute labels into the store, every replica of every teacher at its full speed.
 
+        What was computed is on disk afterwards, also when this is interrupted or fails.
+
         Args:
-            fillings: what to compute; those of one teacher in this order.
+            fillings: what to compute.
 
         Raises:
             TeacherError: a teacher fails.
         """
-        waiting = self._requests(fillings)
-        running: dict[ray.ObjectRef, tuple[ActorHandle, Filling, int]] = {}
+        running: dict[Future, tuple[str, Filling, int]] = {}
+        waiting = {name: self._requests(name, fillings) for name in self.address.replicas}
+        try:
+            for name, handles in self.address.replicas.items():
+                for _ in range(FILL_AHEAD * len(handles)):
+                    self._request(waiting, running, name)
+            while running:
+                for done in wait(running, return_when=FIRST_COMPLETED).done:
+                    name, filling, count = running.pop(done)
+                    done.result()
+                    filling.on_done(count)
+                    self._request(waiting, running, name)
+        finally:
+            for future in running:
+                future.cancel()
+            self.flush()
 
-        def submit(handle: ActorHandle) -> None:
-            if waiting[handle]:
-                filling, part = waiting[handle].popleft()
-                reference = handle.fill.remote(filling.folder, filling.view_name, part)
-                running[reference] = (handle, filling, len(part))
-
-        for handle in list(waiting) * 2:  # two requests a replica: it never stands still
-            submit(handle)
-        while running:
-            (done, *_), _ = ray.wait(list(running), num_returns=1)
-            handle, filling, count = running.pop(done)
-            outcome(filling.teacher, done)
-            filling.on_done(count)
-            submit(handle)
-        self.flush()
-
-    def _requests(
-        self, fillings: Sequence[Filling]
-    ) -> dict[ActorHandle, deque[tuple[Filling, np.ndarray]]]:
-        waiting: dict[ActorHandle, deque[tuple[Filling, np.ndarray]]] = {}
+    def _requests(self, teacher: str, fillings: Sequence[Filling]) -> Iterator[_Part]:
         for filling in fillings:
-            handles = self.replicas[filling.teacher]
-            home = home_of(filling.keys[filling.rows], len(handles))
-            for number, handle in enumerate(handles):
-                mine = filling.rows[home == number]
-                parts = [mine[i : i + FILL_ROWS] for i in range(0, len(mine), FILL_ROWS)]
-                waiting.setdefault(handle, deque()).extend((filling, part) for part in parts)
-        return waiting
+            if filling.teacher == teacher:
+                lengths = filling.view.lengths[filling.rows]
+                # Each is one forward: neighbours by length, as many as the budget holds.
+                for chunk in chunks_by_tokens(lengths, self.address.batch_tokens[teacher]):
+                    yield filling, filling.rows[chunk]
+
+    def _request(
+        self,
+        waiting: dict[str, Iterator[_Part]],
+        running: dict[Future, tuple[str, Filling, int]],
+        teacher: str,
+    ) -> None:
+        filling, rows = next(waiting[teacher], (None, None))
+        if filling is not None and rows is not None:
+            future = self._client.fill(
+                teacher, filling.folder, filling.view_name, filling.view, rows
+            )
+            running[future] = (teacher, filling, len(rows))
 
     def flush(self) -> None:
         """Have every replica write what it computed."""
-        self.client().flush()
+        self._client.flush()
 
     def figures(self) -> dict[str, dict[str, float]]:
-        """Return, by teacher, the sums of its replicas' `ReplicaFigures`."""
-        sums: dict[str, dict[str, float]] = {}
-        for name, handles in self.replicas.items():
-            each: list[Any] = [
-                outcome(name, h.figures.options(concurrency_group="control").remote())
-                for h in handles
-            ]
-            sums[name] = {key: sum(one[key] for one in each) for key in each[0]}
-        return sums
+        """Return figures by teacher; see `Desk.figures`."""
+        desk: Any = self.address.desk
+        return outcome("desk", desk.figures.remote())
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """Return what was survived since the last call; see `Desk.take_events`."""
+        desk: Any = self.address.desk
+        return outcome("desk", desk.take_events.remote())
 
     def stop(self) -> None:
         """End every replica and give the resources back."""
-        for handles in self.replicas.values():
+        self._client.close()
+        # The desk first: it would take what ends for a loss.
+        ray.kill(self.address.desk)
+        for handles in self.address.replicas.values():
             for handle in handles:
                 ray.kill(handle)
         remove_placement_group(self._group)
@@ -191,18 +211,40 @@ def _start(
     hosting: Hosting, store: StoreSpec | str, group: PlacementGroup, index: int
 ) -> ActorHandle:
     resources = dict(hosting.resources)
-    grouped: Any = ray.remote(concurrency_groups={"control": 1})  # pyright: ignore
-    actor = grouped(Replica)
+    grouped: Any = ray.remote(concurrency_groups={"control": 16})  # pyright: ignore
+    return (
+        grouped(ReplicaHost)
+        .options(
+            num_cpus=resources.pop("CPU", 0),
+            num_gpus=resources.pop("GPU", 0),
+            resources=resources,
+            max_concurrency=MANY,
+            # A lost call comes back to its asker, who goes elsewhere: nothing is replayed.
+            max_restarts=hosting.policy.max_restarts,
+            max_task_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=index
+            ),
+        )
+        .remote(hosting.spec, hosting.signals, store)
+    )
+
+
+def _start_desk(hostings: Sequence[Hosting], replicas: dict[str, list[ActorHandle]]) -> ActorHandle:
+    members = {
+        hosting.spec.name: Member(
+            replicas[hosting.spec.name], hosting.policy, hosting.spec.batch_tokens
+        )
+        for hosting in hostings
+    }
+    here = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(Desk)
     return actor.options(
-        num_cpus=resources.pop("CPU", 0),
-        num_gpus=resources.pop("GPU", 0),
-        resources=resources,
-        max_restarts=3,
-        max_task_retries=3,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(
-            group, placement_group_bundle_index=index
-        ),
-    ).remote(hosting.spec, hosting.signals, store)
+        num_cpus=0,
+        max_concurrency=MANY,
+        max_restarts=-1,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+    ).remote(members)
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -1,16 +1,17 @@
 """One replica of a teacher: answers from the store where it can, and runs the teacher otherwise.
 
-    question ──► keys known? ──► store
+    questions ──► keys known? ──► store
                     │ no
                     ▼
-                 teacher ──► append to the store ──► answer
+                  sorted by length ──► forwards ──► append to the store ──► answers
 
 The replica writes what it computes, so that whoever asks next, in whatever process, finds it.
-All questions with one key go to one replica (see `client`), which takes them one after another:
-that makes two askers of one label cost one forward, without a lock.
+Who holds which key is the `router`'s to say: a key that two askers want at once comes to one
+replica, which takes its questions one after another. That makes them cost one forward.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,15 +19,31 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedSplit, EncodedView
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, RaybrewError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, chunks_by_tokens
 
-__all__ = ["Replica", "ReplicaFigures"]
+__all__ = ["Answer", "Replica", "ReplicaFigures"]
 
 _MAX_ATTEMPTS = 3
+FLUSH_S = 10.0
+"""Labels are on disk after so many seconds at work: no more is lost with a replica."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A replica's answer to a question of n examples.
+
+    Args:
+        payloads: by signal name, n rows in the order of the question; empty if nothing but the
+            filling of the store was asked for.
+        computed: which rows cost a forward, bool (n,).
+    """
+
+    payloads: dict[str, Payload]
+    computed: np.ndarray
 
 
 @dataclass
@@ -36,14 +53,18 @@ class ReplicaFigures:
     Args:
         examples: forwards of single examples.
         hits: labels that were asked for and already known.
+        batches: forwards.
         tokens: real tokens that went through the teacher.
+        padded_tokens: the same with padding.
         compute_s: time in the teacher, seconds.
         payload_bytes: bytes of labels that were computed.
     """
 
     examples: int = 0
     hits: int = 0
+    batches: int = 0
     tokens: int = 0
+    padded_tokens: int = 0
     compute_s: float = 0.0
     payload_bytes: int = 0
 
@@ -53,7 +74,7 @@ class _Answers(Protocol):
 
 
 class Replica:
-    """Hosts a teacher. A plain class; `pool` wraps it in an actor."""
+    """Hosts a teacher. A plain class for one thread; `host` puts it behind a queue."""
 
     def __init__(
         self,
@@ -68,80 +89,131 @@ class Replica:
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
         self._figures = ReplicaFigures()
         self._splits: dict[str, EncodedSplit] = {}
+        self._forward_since: float | None = None
+        self._flushed = time.monotonic()
 
     def load(self) -> None:
         """Load the model now rather than at the first label that has to be computed."""
         self._loaded()
 
-    def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
+    def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         """Return the labels of n examples, computing those that nobody has computed before.
 
         Args:
             view: the examples.
             signals: what is asked for, among the signals that the replica serves.
 
-        Returns:
-            By signal name, n rows in the order of `view`.
-
         Raises:
             TeacherError: the teacher gave an answer that can't be used.
             LabelError: labels vanish from the store as fast as they are written.
         """
+        computed = np.zeros(len(view), bool)
         for _ in range(_MAX_ATTEMPTS):
-            self._compute_missing(view, signals)
+            computed |= self._compute_missing(view, signals)
             answers = {s.name: self._stores[s.name].read(view.keys) for s in signals}
             # A shard that is found damaged now is set aside; its labels are missing then.
             if all(found.all() for found, _ in answers.values()):
-                return {n: payload for n, (_, payload) in answers.items() if payload is not None}
+                payloads = {n: p for n, (_, p) in answers.items() if p is not None}
+                self._flush_now_and_then()
+                return Answer(payloads, computed)
         raise LabelError(
             f"teacher {self.spec.name!r}: its labels vanished {_MAX_ATTEMPTS} times between being "
             "written and read; is something else deleting files in the store?"
         )
 
-    def fill(self, folder: str, view_name: str, rows: np.ndarray) -> int:
+    def ask_together(
+        self, views: Sequence[EncodedView], signals: tuple[Signal, ...]
+    ) -> list[Answer | RaybrewError]:
+        """Answer several questions with common forwards.
+
+        Returns:
+            For each its answer, or the error that it alone ends in.
+        """
+        if len(views) > 1:
+            try:
+                whole = self.ask(EncodedView.concat(views), signals)
+            except RaybrewError:
+                # Whose fault it is shows when each stands alone; what was computed is known now.
+                return [self._tried(view, signals) for view in views]
+            ends = np.cumsum([len(view) for view in views])
+            return [
+                _rows(whole, end - len(view), end) for view, end in zip(views, ends, strict=True)
+            ]
+        return [self._tried(view, signals) for view in views]
+
+    def fill(self, folder: str, view_name: str, rows: np.ndarray) -> Answer:
         """Compute labels into the store without returning them.
 
         Args:
             folder: an encoded split, where this replica can read it.
             view_name: which of its views the teacher reads.
             rows: its rows, int64 (n,).
-
-        Returns:
-            Examples that had to be computed.
         """
         if folder not in self._splits:
             self._splits[folder] = EncodedSplit.load(Path(folder))
         view = self._splits[folder].views[view_name].take(rows)
-        return self._compute_missing(view, self._signals)
+        computed = self._compute_missing(view, self._signals)
+        self._flush_now_and_then()
+        return Answer({}, computed)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
         for store in self._stores.values():
             store.flush()
+        self._flushed = time.monotonic()
 
     def figures(self) -> dict[str, float]:
-        """Return `ReplicaFigures` as values, and the labels that there was no room for."""
+        """Return `ReplicaFigures` as values, and the labels that there was no room for.
+
+        May be called from another thread.
+        """
         unstored = sum(store.unstored for store in self._stores.values())
         return asdict(self._figures) | {"unstored": float(unstored)}
 
-    def _compute_missing(self, view: EncodedView, signals: tuple[Signal, ...]) -> int:
+    def forward_s(self) -> float:
+        """Return for how long the forward under way has run, 0 if there is none."""
+        since = self._forward_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _tried(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer | RaybrewError:
+        try:
+            return self.ask(view, signals)
+        except RaybrewError as error:
+            return error
+
+    def _compute_missing(self, view: EncodedView, signals: tuple[Signal, ...]) -> np.ndarray:
         _, first = np.unique(view.keys, axis=0, return_index=True)
         missing = np.zeros(len(view), bool)
         missing[first] = ~self._known(view.keys[first], signals)
         self._figures.hits += int(len(view) - missing.sum())
         rows = np.flatnonzero(missing)
-        if not len(rows):
-            return 0
-        asked = view.take(rows)
-        teacher = self._loaded()
-        start = time.perf_counter()
-        answers = teacher.answer(asked, signals)
-        self._figures.compute_s += time.perf_counter() - start
-        self._figures.examples += len(asked)
-        self._figures.tokens += int(asked.lengths.sum())
+        if len(rows):
+            self._loaded()
+            for chunk in chunks_by_tokens(view.lengths[rows], self.spec.batch_tokens):
+                self._forward(view.take(rows[chunk]), signals)
+        return missing
+
+    def _forward(self, asked: EncodedView, signals: tuple[Signal, ...]) -> None:
+        start = self._forward_since = time.monotonic()
+        try:
+            answers = self._loaded().answer(asked, signals)
+        finally:
+            self._forward_since = None
+        self._count(asked, time.monotonic() - start)
         for signal in signals:
             self._keep(self._stores[signal.name], asked.keys, answers[signal.name])
-        return len(asked)
+
+    def _count(self, asked: EncodedView, seconds: float) -> None:
+        figures = self._figures
+        figures.compute_s += seconds
+        figures.batches += 1
+        figures.examples += len(asked)
+        figures.tokens += int(asked.lengths.sum())
+        figures.padded_tokens += len(asked) * int(asked.lengths.max())
+
+    def _flush_now_and_then(self) -> None:
+        if time.monotonic() - self._flushed > FLUSH_S:
+            self.flush()
 
     def _loaded(self) -> _Answers:
         if self._teacher is None:
@@ -163,3 +235,8 @@ class Replica:
         for store in stores:
             store.refresh()
         return np.logical_and.reduce([store.contains(keys) for store in stores])
+
+
+def _rows(answer: Answer, start: int, stop: int) -> Answer:
+    payloads = {name: payload.slice(start, stop) for name, payload in answer.payloads.items()}
+    return Answer(payloads, answer.computed[start:stop])

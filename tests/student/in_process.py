@@ -32,7 +32,7 @@ class LocalPool:
         }
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Answered:
-        return Answered(self.replicas[teacher].ask(view, signals))
+        return Answered(self.replicas[teacher].ask(view, signals).payloads)
 
     def flush(self) -> None:
         for replica in self.replicas.values():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedSplit, EncodedView, encode
+from raybrew.errors import TeacherError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
-from raybrew.teachers.client import home_of
-from raybrew.teachers.replica import Replica
+from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 from tests.made import make_data, make_tokenizer
 
@@ -40,7 +40,7 @@ def test_each_content_is_computed_once_however_often_it_is_asked_for(tmp_path):
     teacher = Counting()
     replica = replica_of(tmp_path, teacher)
     for rows in ([3, 1, 3, 0], [1, 5], [5, 5, 4]):
-        got = replica.ask(VIEW.take(np.array(rows)), SIGNALS)
+        got = replica.ask(VIEW.take(np.array(rows)), SIGNALS).payloads
         for signal in SIGNALS:
             np.testing.assert_array_equal(got[signal.name].values, expected(rows))
     assert len(teacher.keys) == len(set(teacher.keys)) == 5
@@ -81,7 +81,7 @@ def test_a_shard_damaged_between_two_questions_is_computed_again(tmp_path):
         value = expected([0]).astype(np.float32 if "float32" in str(shard) else np.float16)
         data[data.index(value.tobytes())] ^= 1
         shard.write_bytes(data)
-    got = reader.ask(VIEW, SIGNALS)
+    got = reader.ask(VIEW, SIGNALS).payloads
     np.testing.assert_array_equal(got[SIGNALS[0].name].values, expected(np.arange(12)))
     assert len(teacher.keys) >= 12
     assert len(list(tmp_path.rglob("*.damaged"))) == 2
@@ -91,8 +91,10 @@ def test_filling_computes_what_is_missing_of_a_split(tmp_path):
     EncodedSplit({"student": VIEW}, np.zeros(12, np.int64)).save(tmp_path / "split")
     teacher = Counting()
     replica = replica_of(tmp_path / "store", teacher)
-    assert replica.fill(str(tmp_path / "split"), "student", np.arange(8)) == 8
-    assert replica.fill(str(tmp_path / "split"), "student", np.arange(12)) == 4
+    assert replica.fill(str(tmp_path / "split"), "student", np.arange(8)).computed.all()
+    later = replica.fill(str(tmp_path / "split"), "student", np.arange(12))
+    assert later.computed.tolist() == [False] * 8 + [True] * 4
+    assert later.payloads == {}
     assert len(teacher.keys) == 12
 
 
@@ -107,8 +109,47 @@ def test_chunks_hold_each_example_once_and_keep_to_the_budget(budget):
     assert list(chunks_by_tokens(np.empty(0, np.int64), budget)) == []
 
 
-def test_a_key_has_one_home_and_homes_share_the_keys():
-    keys = np.random.default_rng(0).integers(0, 2**63, (4000, 2)).astype(np.uint64)
-    home = home_of(keys, 4)
-    assert (home == home_of(keys[::-1], 4)[::-1]).all()
-    assert np.bincount(home, minlength=4).min() > 900
+class Picky(Counting):
+    """Refuses questions with one example."""
+
+    def __init__(self, refused: bytes):
+        super().__init__()
+        self.refused = refused
+
+    def answer(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
+        if any(key.tobytes() == self.refused for key in view.keys):
+            raise TeacherError("no")
+        return super().answer(view, signals)
+
+
+def test_questions_that_are_answered_together_are_answered_as_if_alone(tmp_path):
+    teacher = Counting()
+    replica = replica_of(tmp_path, teacher)
+    rows = ([0, 1, 2], [2, 3], [], [5, 0])
+    answers = replica.ask_together([VIEW.take(np.array(r, int)) for r in rows], SIGNALS)
+    for each, answer in zip(rows, answers, strict=True):
+        assert isinstance(answer, Answer)
+        for signal in SIGNALS:
+            if each:
+                np.testing.assert_array_equal(answer.payloads[signal.name].values, expected(each))
+    computed = [answer.computed.tolist() for answer in answers if isinstance(answer, Answer)]
+    assert computed == [[True] * 3, [False, True], [], [True, False]]
+    assert len(teacher.keys) == 5
+    assert replica.figures()["batches"] == 1
+
+
+def test_one_questions_error_is_not_the_others(tmp_path):
+    teacher = Picky(VIEW.keys[3].tobytes())
+    replica = replica_of(tmp_path, teacher)
+    good, bad = replica.ask_together([VIEW.take(np.arange(3)), VIEW.take(np.arange(2, 5))], SIGNALS)
+    assert isinstance(good, Answer)
+    assert isinstance(bad, TeacherError)
+    np.testing.assert_array_equal(good.payloads[SIGNALS[0].name].values, expected([0, 1, 2]))
+
+
+def test_what_has_been_computed_for_a_while_is_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("raybrew.teachers.replica.FLUSH_S", 0.0)
+    replica_of(tmp_path, Counting()).ask(VIEW, SIGNALS)
+    other = Counting()
+    replica_of(tmp_path, other).ask(VIEW, SIGNALS)
+    assert not other.keys

@@ -1,0 +1,257 @@
+"""The pool's front desk, an actor: who answers what, who is alive, and what has happened so far.
+
+    asker ──keys──► Desk ──tickets──► asker ──examples──► replica ──labels──► asker
+                     │ watches the replicas: health, forwards that hang, new lives
+
+Only keys and counts pass it. What it decides is in `router` and `policy`; here is what does it.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorDiedError, RayActorError, RayError
+
+from raybrew.errors import TeacherError
+from raybrew.teachers.policy import LossPolicy, Verdict
+from raybrew.teachers.router import Router, Ticket
+
+__all__ = ["Desk", "Member", "TeacherGone"]
+
+POLL_S = 0.5
+ANSWER_S = 5.0
+"""A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
+SAY_AGAIN_S = 30.0
+
+
+class TeacherGone(TeacherError):
+    """Nobody hosts the teacher any longer, and the run goes on without it."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A teacher of the pool.
+
+    Args:
+        replicas: handles of the actors that host it.
+        policy: what is decided when they fail.
+        batch_tokens: most tokens of a forward.
+    """
+
+    replicas: Sequence[ActorHandle]
+    policy: LossPolicy
+    batch_tokens: int
+
+
+@dataclass
+class _Life:
+    """What was last seen of one life of a replica."""
+
+    seen_s: float
+    figures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Watched:
+    member: Member
+    router: Router
+    lives: list[dict[str, _Life]]
+    gone: list[bool]
+    seen_s: list[float]
+    down_since: float | None = None
+    said_s: float = 0.0
+
+
+class Desk:
+    """Keeps the books of a pool. `pool` wraps it in an actor."""
+
+    def __init__(self, members: Mapping[str, Member]):
+        now = time.monotonic()
+        self._watched = {
+            name: _Watched(
+                member,
+                Router(len(member.replicas), slack_tokens=2 * member.batch_tokens),
+                [{} for _ in member.replicas],
+                [False] * len(member.replicas),
+                [now] * len(member.replicas),
+            )
+            for name, member in members.items()
+        }
+        self._tasks: list[asyncio.Task] = []
+        self._events: list[dict[str, str | float]] = []
+
+    async def begin(self) -> None:
+        """Begin to watch; called when the teachers are loaded, and by itself in a new life."""
+        if not self._tasks:
+            self._tasks = [
+                asyncio.create_task(self._watch(name, number))
+                for name, watched in self._watched.items()
+                for number in range(len(watched.member.replicas))
+            ]
+
+    async def assign(
+        self,
+        teacher: str,
+        keys: np.ndarray,
+        tokens: np.ndarray,
+        most_tokens: int,
+        together: bool,
+        again: bool,
+    ) -> list[Ticket]:
+        """Hand a question out, when there is a replica; see `Router.assign`.
+
+        Raises:
+            TeacherGone: nobody hosts the teacher any longer, its policy is `drop`.
+            TeacherError: the same with policy `fail`.
+        """
+        await self.begin()
+        watched = self._watched[teacher]
+        while True:
+            tickets = watched.router.assign(
+                keys, tokens, most_tokens=most_tokens, together=together, again=again
+            )
+            if tickets is not None:
+                return tickets
+            self._decide(teacher, watched)
+            await asyncio.sleep(POLL_S / 2)
+
+    async def finished(self, teacher: str, ticket: Ticket, computed: np.ndarray) -> None:
+        """Note an answer; see `Router.finished`."""
+        self._watched[teacher].router.finished(ticket, computed)
+
+    async def refused(self, teacher: str, ticket: Ticket) -> None:
+        """Note an error; see `Router.refused`."""
+        self._watched[teacher].router.refused(ticket)
+
+    async def lost(self, teacher: str, replica: int, epoch: int, why: str) -> None:
+        """Note that a replica could not be reached in that life of it."""
+        self._note_loss(teacher, replica, epoch, why)
+
+    async def holds(self, teacher: str, replica: int, epoch: int) -> bool:
+        """Return whether a replica is still in that life, so that its answer may come."""
+        return self._watched[teacher].router.epoch(replica) == epoch
+
+    async def lives(self, teacher: str) -> tuple[int, list[int]]:
+        """Return a mark (see `Router.mark`) and which life each replica is in."""
+        router = self._watched[teacher].router
+        count = len(self._watched[teacher].member.replicas)
+        return router.mark(), [router.epoch(number) for number in range(count)]
+
+    async def written(self, teacher: str, replica: int, epoch: int, mark: int) -> None:
+        """Note that a replica has written; see `Router.written`."""
+        self._watched[teacher].router.written(replica, epoch, mark)
+
+    async def take_events(self) -> list[dict[str, str | float]]:
+        """Return what was survived since the last call: `time`, `kind`, `teacher`, `message`."""
+        taken, self._events = self._events, []
+        return taken
+
+    async def figures(self) -> dict[str, dict[str, float]]:
+        """Return, by teacher, what its replicas did in all their lives; asks those that are up."""
+        checks = [
+            self._check(name, number)
+            for name, watched in self._watched.items()
+            for number in range(len(watched.member.replicas))
+            if watched.router.is_up(number)
+        ]
+        await asyncio.gather(*checks)
+        return {name: self._figures_of(watched) for name, watched in self._watched.items()}
+
+    def _figures_of(self, watched: _Watched) -> dict[str, float]:
+        lives = [life.figures for by_life in watched.lives for life in by_life.values()]
+        names = ("hits", "batches", "tokens", "padded_tokens", "compute_s", "payload_bytes")
+        sums = {name: float(sum(each.get(name, 0) for each in lives)) for name in names}
+        full = sums["batches"] * watched.member.batch_tokens
+        seconds = sums["compute_s"]
+        counts = {name: float(count) for name, count in asdict(watched.router.counts).items()}
+        lanes = range(len(watched.member.replicas))
+        return {
+            **counts,
+            **sums,
+            "batch_fill": sums["tokens"] / full if full else 0.0,
+            "tokens_per_s": sums["tokens"] / seconds if seconds else 0.0,
+            "queue_age_s": max((each.get("queue_age_s", 0.0) for each in lives), default=0.0),
+            "queued_tokens": float(sum(watched.router.queued_tokens(n) for n in lanes)),
+        }
+
+    def _decide(self, teacher: str, watched: _Watched) -> None:
+        now = time.monotonic()
+        down_s = now - (watched.down_since if watched.down_since is not None else now)
+        verdict = watched.member.policy.verdict(down_s, gone=all(watched.gone))
+        if verdict is Verdict.WAIT:
+            if now - watched.said_s > SAY_AGAIN_S:
+                watched.said_s = now
+                self._say("waiting", teacher, f"no replica answers; waiting, {down_s:.0f} s so far")
+            return
+        how = "Ray gave all its replicas up" if all(watched.gone) else f"for {down_s:.0f} s"
+        message = (
+            f"teacher {teacher!r}: no replica of {len(watched.gone)} answers ({how}); the labels "
+            "that it gave are in the store, so that a new run goes on from them. Look for why it "
+            "died (memory?) in Ray's logs, or set on_loss to wait or drop"
+        )
+        raise (TeacherGone if verdict is Verdict.DROP else TeacherError)(message)
+
+    async def _watch(self, teacher: str, number: int) -> None:
+        watched = self._watched[teacher]
+        while not watched.gone[number]:
+            await self._check(teacher, number)
+            await asyncio.sleep(POLL_S)
+
+    async def _check(self, teacher: str, number: int) -> None:
+        watched = self._watched[teacher]
+        handle, policy = watched.member.replicas[number], watched.member.policy
+        epoch = watched.router.epoch(number)
+        call: Any = handle.health.options(concurrency_group="control")
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                health: dict[str, Any] = await call.remote()
+        except TimeoutError:
+            silent_s = time.monotonic() - watched.seen_s[number]
+            if watched.router.is_up(number) and policy.is_dumb(silent_s):
+                self._end(teacher, number, epoch, f"said nothing for {silent_s:.0f} s")
+            return
+        except RayActorError as error:
+            watched.gone[number] = isinstance(error, ActorDiedError)
+            self._note_loss(teacher, number, epoch, "died")
+            return
+        except RayError as error:
+            self._note_loss(teacher, number, epoch, repr(error))
+            return
+        self._note_health(teacher, number, epoch, health)
+
+    def _note_health(self, teacher: str, number: int, epoch: int, health: dict[str, Any]) -> None:
+        watched = self._watched[teacher]
+        watched.seen_s[number] = time.monotonic()
+        life, lives = health.pop("life"), watched.lives[number]
+        if lives and life not in lives and watched.router.is_up(number):
+            # It died and came back between two looks.
+            self._note_loss(teacher, number, epoch, "died")
+        lives.setdefault(life, _Life(time.monotonic())).figures = health
+        if not watched.router.is_up(number):
+            watched.router.back(number)
+            watched.down_since = None
+            self._say("back", teacher, f"replica {number} is back")
+        forward_s = float(health["forward_s"])
+        if watched.member.policy.hangs(forward_s):
+            self._end(teacher, number, watched.router.epoch(number), f"hung for {forward_s:.1f} s")
+
+    def _end(self, teacher: str, number: int, epoch: int, why: str) -> None:
+        ray.kill(self._watched[teacher].member.replicas[number], no_restart=False)
+        self._note_loss(teacher, number, epoch, f"{why} and was ended")
+
+    def _note_loss(self, teacher: str, number: int, epoch: int, why: str) -> None:
+        watched = self._watched[teacher]
+        if not watched.router.lost(number, epoch):
+            return
+        if not any(watched.router.is_up(n) for n in range(len(watched.gone))):
+            watched.down_since = time.monotonic()
+        self._say("loss", teacher, f"replica {number} {why}; what it was asked goes to another one")
+
+    def _say(self, kind: str, teacher: str, message: str) -> None:
+        event: dict[str, str | float] = {"time": time.time(), "kind": f"teacher_{kind}"}
+        self._events.append(event | {"teacher": teacher, "message": message})

@@ -1,0 +1,66 @@
+"""A replica behind a queue: what `pool` wraps in an actor. No Ray here.
+
+Its methods are coroutines, so that many questions wait at once and figures are given during a
+forward: the work is the compute thread's (see `gatherer`), the event loop only waits for it.
+"""
+
+import asyncio
+import uuid
+
+import numpy as np
+
+from raybrew.data.encoding import EncodedView
+from raybrew.labels.payload import Signal
+from raybrew.teachers.gatherer import Gatherer
+from raybrew.teachers.replica import Answer, Replica
+from raybrew.teachers.teacher import TeacherSpec
+
+__all__ = ["ReplicaHost"]
+
+GATHER_S = 0.003
+"""How long a small question waits for more to share its forward with."""
+GATHER_BATCHES = 4
+"""Token budgets that are gathered: sorting more examples by length leaves less padding."""
+
+
+class ReplicaHost:
+    """Hosts one replica of a teacher."""
+
+    def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: str):
+        self._replica = Replica(spec, signals, store)
+        self._gatherer = Gatherer(
+            self._replica.ask_together, tokens=GATHER_BATCHES * spec.batch_tokens, wait_s=GATHER_S
+        )
+        self._life = uuid.uuid4().hex
+
+    async def load(self) -> None:
+        """Load the model."""
+        await asyncio.wrap_future(self._gatherer.run(self._replica.load))
+
+    async def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
+        """See `Replica.ask`; questions that come together are answered together."""
+        return await asyncio.wrap_future(self._gatherer.ask(view, signals))
+
+    async def fill(self, folder: str, view_name: str, rows: np.ndarray) -> Answer:
+        """See `Replica.fill`."""
+        return await asyncio.wrap_future(
+            self._gatherer.run(lambda: self._replica.fill(folder, view_name, rows))
+        )
+
+    async def flush(self) -> None:
+        """Write what is not on disk yet, before anything else that waits."""
+        await asyncio.wrap_future(self._gatherer.run(self._replica.flush, first=True))
+
+    async def health(self) -> dict[str, float | str]:
+        """Return figures, and what tells a replica that works from one that hangs.
+
+        Returns:
+            `ReplicaFigures`, `forward_s` and `queue_age_s`, seconds, and `life`, which differs
+            after a restart.
+        """
+        return {
+            **self._replica.figures(),
+            "forward_s": self._replica.forward_s(),
+            "queue_age_s": self._gatherer.queue_age_s(),
+            "life": self._life,
+        }

@@ -1,0 +1,68 @@
+"""What is decided about a replica that is late, and about a teacher that nobody hosts. Pure.
+
+a forward takes longer than `deadline_s`, or the process says nothing ──► kill, Ray restarts it
+no replica answers, for `lost_after_s` or for good ──► fail | wait | drop
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+__all__ = ["LossPolicy", "OnLoss", "Verdict"]
+
+OnLoss = Literal["fail", "wait", "drop"]
+
+SILENCE_S = 30.0
+"""What a process may take to answer a health check beyond the longest forward."""
+MAX_RESTARTS = 3
+MAX_LOSSES = 4
+"""Replicas that one request may lose before the request itself is suspected."""
+
+
+class Verdict(Enum):
+    """What becomes of questions to a teacher without a replica."""
+
+    WAIT = "wait"
+    FAIL = "fail"
+    DROP = "drop"
+
+
+@dataclass(frozen=True)
+class LossPolicy:
+    """How long one waits for a teacher, and what comes then.
+
+    Args:
+        on_loss: what happens when it is gone: the run fails, waits for it, or goes on without it.
+        deadline_s: longest forward, seconds; one that takes longer hangs.
+        lost_after_s: time without any replica after which the teacher counts as gone, seconds.
+    """
+
+    on_loss: OnLoss = "fail"
+    deadline_s: float = 600.0
+    lost_after_s: float = 120.0
+
+    @property
+    def max_restarts(self) -> int:
+        """How often Ray restarts a replica; -1: always."""
+        return -1 if self.on_loss == "wait" else MAX_RESTARTS
+
+    def hangs(self, forward_s: float) -> bool:
+        """Return whether a forward that has taken so long is to be ended."""
+        return forward_s > self.deadline_s
+
+    def is_dumb(self, silent_s: float) -> bool:
+        """Return whether a process that was silent for so long is to be ended."""
+        return silent_s > self.deadline_s + SILENCE_S
+
+    def verdict(self, down_s: float, *, gone: bool) -> Verdict:
+        """Decide on questions while no replica is up.
+
+        Args:
+            down_s: for how long.
+            gone: whether Ray has given all of them up.
+        """
+        if gone and self.on_loss == "wait":
+            return Verdict.FAIL  # nobody will ever bring it back
+        if self.on_loss == "wait" or not (gone or down_s > self.lost_after_s):
+            return Verdict.WAIT
+        return Verdict.DROP if self.on_loss == "drop" else Verdict.FAIL

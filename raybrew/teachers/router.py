@@ -1,0 +1,234 @@
+"""Which replica of a teacher answers which key: bookkeeping without Ray, clock or threads.
+
+    keys ──► somebody has it, or is at it ──► that replica
+         └─► new ──► its home replica, unless another one has much less to do ──► remembered
+
+A key is remembered from the moment that it is handed out until its label is on disk, where every
+asker finds it. That makes a label asked for twice at once cost one forward, however the requests
+are spread. What a lost replica had is forgotten, and counted when it is computed again.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Router", "RouterCounts", "Ticket", "home_of"]
+
+
+def home_of(keys: np.ndarray, num_replicas: int) -> np.ndarray:
+    """Return the home replica, int64 (n,), of each key, uint64 (n, 2)."""
+    return (keys[:, 1] % np.uint64(num_replicas)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A part of a question, handed to a replica.
+
+    Args:
+        number: of the ticket.
+        replica: who answers.
+        epoch: which life of the replica: it has another one after each loss.
+        rows: positions in the question, int64 (n,).
+    """
+
+    number: int
+    replica: int
+    epoch: int
+    rows: np.ndarray
+
+
+@dataclass
+class RouterCounts:
+    """What became of the questions, in examples.
+
+    Args:
+        forwards: computed and reported.
+        retried: asked again, because the replica that had them was lost.
+        recomputed: of `forwards`, those whose first label was lost before it was on disk.
+        losses: replicas lost.
+    """
+
+    forwards: int = 0
+    retried: int = 0
+    recomputed: int = 0
+    losses: int = 0
+
+
+@dataclass
+class _Open:
+    keys: list[int]
+    tokens: int
+
+
+@dataclass
+class _Lane:
+    up: bool = True
+    epoch: int = 0
+    queued_tokens: int = 0
+    open: dict[int, _Open] = field(default_factory=dict)
+    # Answered, but perhaps not on disk: (number of the answer, keys).
+    unwritten: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+class Router:
+    """Hands the keys of one teacher to its replicas.
+
+    Args:
+        num_replicas: how many there are.
+        slack_tokens: a new key leaves its home when the home has so many queued tokens more than
+            the replica with the fewest.
+    """
+
+    def __init__(self, num_replicas: int, slack_tokens: int):
+        self._lanes = [_Lane() for _ in range(num_replicas)]
+        self._slack = slack_tokens
+        self._holder: dict[int, int] = {}
+        self._orphans: set[int] = set()
+        self._numbers = 0
+        self.counts = RouterCounts()
+
+    def assign(
+        self,
+        keys: np.ndarray,
+        tokens: np.ndarray,
+        *,
+        most_tokens: int,
+        together: bool = False,
+        again: bool = False,
+    ) -> list[Ticket] | None:
+        """Hand a question out.
+
+        Args:
+            keys: uint64 (n, 2), all different.
+            tokens: length of each example, (n,).
+            most_tokens: new keys are handed out in parts of at most so many tokens.
+            together: new keys are one part, as they were put together to be one forward.
+            again: the question was handed out before, to a replica that is lost.
+
+        Returns:
+            Tickets that hold each row once; None if no replica is up.
+        """
+        if not any(lane.up for lane in self._lanes):
+            return None
+        self.counts.retried += len(keys) if again else 0
+        names = keys[:, 1].tolist()
+        holder = np.array([self._holder.get(name, -1) for name in names], np.int64)
+        fresh = np.flatnonzero(holder < 0)
+        parts = [(int(n), np.flatnonzero(holder == n)) for n in np.unique(holder[holder >= 0])]
+        tickets = [self._hand_out(n, rows, names, tokens) for n, rows in parts]
+        home = home_of(keys, len(self._lanes))
+        if together:
+            home[fresh] = home[fresh[:1]] if len(fresh) else home[fresh]
+            most_tokens = int(tokens.sum()) + 1
+        for number in range(len(self._lanes)):
+            for rows in _split(fresh[home[fresh] == number], tokens, most_tokens):
+                tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
+        return tickets
+
+    def finished(self, ticket: Ticket, computed: np.ndarray) -> None:
+        """Note an answer.
+
+        Args:
+            ticket: the part that was answered.
+            computed: which of its rows cost a forward, bool (n,); the others were known.
+        """
+        lane = self._lanes[ticket.replica]
+        part = lane.open.pop(ticket.number, None)
+        if part is None:  # the replica was thought lost, and its answer came all the same
+            self.counts.forwards += int(computed.sum())
+            return
+        lane.queued_tokens -= part.tokens
+        self.counts.forwards += int(computed.sum())
+        made = {name for name, new in zip(part.keys, computed.tolist(), strict=True) if new}
+        self.counts.recomputed += len(made & self._orphans)
+        self._orphans -= made
+        lane.unwritten.append((self.mark(), part.keys))
+
+    def refused(self, ticket: Ticket) -> None:
+        """Note that a part was answered with an error; nobody holds its labels."""
+        part = self._lanes[ticket.replica].open.pop(ticket.number, None)
+        if part is not None:
+            self._lanes[ticket.replica].queued_tokens -= part.tokens
+            self._forget(part.keys)
+
+    def lost(self, replica: int, epoch: int) -> bool:
+        """Note that a replica is gone with all that it had not written.
+
+        Args:
+            replica: which.
+            epoch: the life that ended; an old one is no news.
+
+        Returns:
+            Whether it is news.
+        """
+        lane = self._lanes[replica]
+        if epoch != lane.epoch:
+            return False
+        for part in lane.open.values():
+            self._forget(part.keys)
+        for _, names in lane.unwritten:
+            self._forget(names)
+            self._orphans.update(names)
+        self._lanes[replica] = _Lane(up=False, epoch=epoch + 1)
+        self.counts.losses += 1
+        return True
+
+    def back(self, replica: int) -> None:
+        """Note that a replica answers again."""
+        self._lanes[replica].up = True
+
+    def mark(self) -> int:
+        """Return a number that is higher than those of all answers so far."""
+        self._numbers += 1
+        return self._numbers
+
+    def written(self, replica: int, epoch: int, mark: int) -> None:
+        """Note that what a replica had answered before `mark` is on disk."""
+        lane = self._lanes[replica]
+        if epoch == lane.epoch:
+            for number, names in lane.unwritten:
+                if number < mark:
+                    self._forget(names)
+            lane.unwritten = [each for each in lane.unwritten if each[0] >= mark]
+
+    def is_up(self, replica: int) -> bool:
+        """Return whether a replica takes questions."""
+        return self._lanes[replica].up
+
+    def epoch(self, replica: int) -> int:
+        """Return which life a replica is in."""
+        return self._lanes[replica].epoch
+
+    def queued_tokens(self, replica: int) -> int:
+        """Return the tokens that a replica has been handed and has not answered."""
+        return self._lanes[replica].queued_tokens
+
+    def _choose(self, home: int) -> int:
+        up = [number for number, lane in enumerate(self._lanes) if lane.up]
+        least = min(up, key=self.queued_tokens)
+        near = self.queued_tokens(home) <= self.queued_tokens(least) + self._slack
+        return home if self.is_up(home) and near else least
+
+    def _hand_out(
+        self, replica: int, rows: np.ndarray, names: list[int], tokens: np.ndarray
+    ) -> Ticket:
+        lane = self._lanes[replica]
+        mine = [names[row] for row in rows]
+        part = _Open(mine, int(tokens[rows].sum()))
+        ticket = Ticket(self.mark(), replica, lane.epoch, rows)
+        lane.open[ticket.number] = part
+        lane.queued_tokens += part.tokens
+        self._holder.update(dict.fromkeys(mine, replica))
+        return ticket
+
+    def _forget(self, names: list[int]) -> None:
+        for name in names:
+            self._holder.pop(name, None)
+
+
+def _split(rows: np.ndarray, tokens: np.ndarray, most_tokens: int) -> list[np.ndarray]:
+    if not len(rows):
+        return []
+    # Cut where the running sum enters the next multiple; a part is at most one row beyond it.
+    part = (np.cumsum(tokens[rows]) - tokens[rows]) // max(1, most_tokens)
+    return np.split(rows, np.flatnonzero(np.diff(part)) + 1)
