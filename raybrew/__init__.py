@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         TrainingConfig,
         TrainJob,
     )
-    from raybrew.driver import RunResult, distill, train
+    from raybrew.driver import LabelResult, RunResult, distill, label, train
     from raybrew.errors import (
         CheckpointError,
         ConfigError,
@@ -33,6 +33,7 @@ __all__ = [
     "DistillationConfig",
     "LabelConfig",
     "LabelError",
+    "LabelResult",
     "RaybrewError",
     "RunResult",
     "Student",
@@ -43,10 +44,17 @@ __all__ = [
     "TrainJob",
     "TrainingConfig",
     "distill",
+    "label",
     "train",
 ]
 
-_HOMES = {"distill": "driver", "train": "driver", "RunResult": "driver"}
+_HOMES = {
+    "distill": "driver",
+    "label": "driver",
+    "train": "driver",
+    "LabelResult": "driver",
+    "RunResult": "driver",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: `raybrew distill | train-teacher JOB.yaml [--set a.b=c]`.
+"""The command line: `raybrew distill | label | train-teacher JOB.yaml [--set a.b=c]`.
 
 A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130.
 """
@@ -39,6 +39,15 @@ def distill(job: JobPath, set_: Overrides = None) -> None:
     from raybrew.driver import distill as run
 
     _run(run, DistillJob, job, set_)
+
+
+@app.command()
+def label(job: JobPath, set_: Overrides = None) -> None:
+    """Fill the store with the labels that the job needs, then free the teachers."""
+    with _told():
+        from raybrew.commands.label import label as run
+
+        run(job, set_ or [])
 
 
 @app.command("train-teacher")

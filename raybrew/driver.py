@@ -1,20 +1,24 @@
-"""What the driver does: `distill` and `train`, from a job to a student's folder.
+"""What the driver does: `distill` and `train`, from a job to a student's folder, and `label`.
 
 prepare ──► Ray, resources checked ──► teachers ──► [labels ahead] ──► Ray Train ──► student
 │                                                                       │
 └─ errors before any model is loaded                   teachers judged ─┴─► report
 """
 
+from collections.abc import Mapping
+from dataclasses import asdict
+
 from ray.train import RunConfig, ScalingConfig
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.judging import judge_teachers
-from raybrew.labelling import Labelling
+from raybrew.labelling import Labelling, LabelResult
 from raybrew.planning import distill_plan, supervised_plan
-from raybrew.preparation import prepare, prepare_supervised
+from raybrew.preparation import Preparation, prepare, prepare_supervised
+from raybrew.report import render_labels
 from raybrew.run import Run, RunResult
 
-__all__ = ["RunResult", "distill", "train"]
+__all__ = ["LabelResult", "RunResult", "distill", "label", "train"]
 
 
 def distill(
@@ -41,14 +45,7 @@ def distill(
     with Run(job, "distill", scaling_config, run_config) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        run.start(
-            [
-                (teacher.teacher.name, teacher.teacher.resources)
-                for teacher in preparation.teachers
-                for _ in range(teacher.teacher.replicas)
-            ],
-            together=job.labels.when == "along",
-        )
+        run.start(_replicas(preparation), together=job.labels.when == "along")
         labelling = Labelling(job, preparation, run)
         with labelling.pool() as pool:
             ahead = job.labels.when == "ahead"
@@ -64,6 +61,41 @@ def distill(
         return run.finish(fitted, teachers, ensembles, labelling.counts)
 
 
+def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResult:
+    """Fill the store with every label that distilling the job needs; then free the teachers.
+
+    What is there already is not computed again: a second call goes on where one was stopped.
+
+    Args:
+        job: what to label; its student and objective say what is needed of the teachers.
+        run_config: name and folder of the run; `runs/label-<time>` if left out.
+
+    Returns:
+        Counts and figures of the teachers.
+
+    Raises:
+        RaybrewError: as `distill`.
+    """
+    with Run(job, "label", None, run_config) as run:
+        with run.stage("prepare"):
+            preparation = prepare(job, run.folder.data)
+        run.start(_replicas(preparation), together=False)
+        labelling = Labelling(job, preparation, run)
+        with labelling.pool() as pool:
+            labelling.fill(pool, ("train", "eval"))
+            labelling.close(pool)
+        result = LabelResult(
+            folder=str(run.folder.path),
+            store=job.labels.store,
+            labels=labelling.counts,
+            teachers=labelling.teachers,
+            times=run.times,
+        )
+        run.folder.write_json("report.json", asdict(result))
+        run.folder.write("report.txt", render_labels(asdict(result)))
+        return result
+
+
 def train(
     job: TrainJob,
     *,
@@ -77,3 +109,11 @@ def train(
         run.start([], together=True)
         plan = supervised_plan(job, preparation)
         return run.finish(run.fit(plan, None), {}, {}, {})
+
+
+def _replicas(preparation: Preparation) -> list[tuple[str, Mapping[str, float]]]:
+    return [
+        (teacher.teacher.name, teacher.teacher.resources)
+        for teacher in preparation.teachers
+        for _ in range(teacher.teacher.replicas)
+    ]

@@ -6,10 +6,12 @@ store ──► missing rows of each (teacher, split) ──► pool ──► s
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 
 from raybrew.config import DistillJob
+from raybrew.errors import LabelError
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
@@ -17,9 +19,32 @@ from raybrew.run import Run
 from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.pool import Filling, Hosting, TeacherPool
 
-__all__ = ["Labelling"]
+__all__ = ["LabelResult", "Labelling"]
 
 logger = logging.getLogger(__name__)
+
+_ROUNDS = 5
+"""Times that the store is filled until nothing is missing: a lost replica leaves gaps."""
+_COUNTS = ("forwards", "retried", "recomputed", "losses")
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """What filling the store leaves behind.
+
+    Args:
+        folder: the run's folder.
+        store: where the labels are.
+        labels: counts in (teacher, example), see `Labelling.counts`.
+        teachers: by teacher, its counts and figures.
+        times: seconds of each stage.
+    """
+
+    folder: str
+    store: str
+    labels: dict[str, float]
+    teachers: dict[str, dict[str, float]]
+    times: dict[str, float]
 
 
 class Labelling:
@@ -27,19 +52,26 @@ class Labelling:
 
     Attributes:
         store: where they are kept.
-        counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`.
+        counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`, and of
+            those `recomputed` since a replica was lost with them; `retried` requests to lost
+            replicas; `losses` of replicas.
+        teachers: by teacher, the same, and its figures (see `Desk.figures`).
     """
 
     def __init__(self, job: DistillJob, preparation: Preparation, run: Run):
         self._job, self._preparation, self._run = job, preparation, run
         self.store = StoreSpec.of(job.labels)
         self._labels = LabelStore(self.store)
-        self.counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
+        self.counts: dict[str, float] = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
+        self.teachers: dict[str, dict[str, float]] = {}
         for teacher in preparation.teachers:
+            mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
             for side in preparation.tasks[teacher.task].folders:
                 missing, unique = self._missing(teacher, side)
-                self.counts["needed"] += unique
-                self.counts["in_store"] += unique - len(missing)
+                mine["needed"] += unique
+                mine["in_store"] += unique - len(missing)
+            for name in ("needed", "in_store"):
+                self.counts[name] += mine[name]
 
     @contextmanager
     def pool(self) -> Iterator[TeacherPool | None]:
@@ -70,27 +102,53 @@ class Labelling:
             pool.stop()
 
     def fill(self, pool: TeacherPool | None, sides: tuple[str, ...]) -> None:
-        """Compute what is missing of these splits."""
+        """Compute what is missing of these splits.
+
+        Raises:
+            LabelError: labels are missing however often they are computed.
+        """
         if pool is None:
             return
         with self._run.stage("label"):
-            fillings = [
-                self._filling(teacher, side)
-                for teacher in self._preparation.teachers
-                for side in sides
-                if side in self._preparation.tasks[teacher.task].folders
-            ]
-            pool.fill([filling for filling in fillings if len(filling.rows)])
+            for _ in range(_ROUNDS):
+                fillings = self._fillings(sides)
+                if not fillings:
+                    return
+                pool.fill(fillings)
+                self.note(pool)
+        missing = sum(len(filling.rows) for filling in self._fillings(sides))
+        if missing:
+            raise LabelError(
+                f"label store {self._job.labels.store}: {missing} labels are missing after they "
+                f"were computed {_ROUNDS} times; is something else deleting files in the store?"
+            )
+
+    def note(self, pool: TeacherPool) -> None:
+        """Record the teachers' figures so far, and what was survived since the last call."""
+        for event in pool.take_events():
+            logger.warning("survived: %s (%s): %s", event["fault"], event["who"], event["what"])
+        for name, figures in pool.figures().items():
+            self.teachers[name] |= figures
+            values = {f"teacher/{name}/{key}": value for key, value in figures.items()}
+            self._run.tracker.log(values, step=self._run.step)
+        for name in _COUNTS:
+            self.counts[name] = sum(each[name] for each in self.teachers.values())
 
     def close(self, pool: TeacherPool | None) -> None:
         """Take the figures of the teachers and give their resources back."""
-        if pool is None:
-            return
-        pool.flush()
-        for name, figures in pool.figures().items():
-            self.counts["forwards"] += figures["forwards"]
-            self._run.tracker.log({f"teacher/{name}/{k}": v for k, v in figures.items()}, step=0)
-        pool.stop()
+        if pool is not None:
+            pool.flush()
+            self.note(pool)
+            pool.stop()
+
+    def _fillings(self, sides: tuple[str, ...]) -> list[Filling]:
+        fillings = [
+            self._filling(teacher, side)
+            for teacher in self._preparation.teachers
+            for side in sides
+            if side in self._preparation.tasks[teacher.task].folders
+        ]
+        return [filling for filling in fillings if len(filling.rows)]
 
     def _filling(self, teacher: PreparedTeacher, side: str) -> Filling:
         rows, _ = self._missing(teacher, side)

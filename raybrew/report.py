@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["render_report", "render_table"]
+__all__ = ["render_labels", "render_report", "render_table"]
 
 
 def render_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
@@ -41,6 +41,36 @@ def render_report(result: Mapping[str, Any]) -> str:
     rows = [[name, f"{value:.1f}"] for name, value in result["times"].items()]
     parts.append(render_table("Time", ["stage", "s"], rows))
     parts.append(f"Run: {result['folder']}\nStudent: {result['student']}\n")
+    return "\n".join(parts)
+
+
+def render_labels(result: Mapping[str, Any]) -> str:
+    """Return what filling the store came to as tables.
+
+    Args:
+        result: the fields of `LabelResult`.
+    """
+    columns = ["needed", "in_store", "forwards", "recomputed", "batches"]
+    rows = [
+        [
+            name,
+            *(f"{each.get(column, 0):.0f}" for column in columns),
+            f"{each.get('batch_fill', 0):.2f}",
+            f"{each.get('tokens_per_s', 0):.0f}",
+            f"{each.get('payload_bytes', 0) / 1e6:.2f}",
+        ]
+        for name, each in result["teachers"].items()
+    ]
+    figures = ["batch fill", "tokens/s", "MB"]
+    parts = [
+        render_table("Labels (teacher, example)", ["teacher", *columns, *figures], rows),
+        render_table(
+            "Time",
+            ["stage", "s"],
+            [[name, f"{each:.1f}"] for name, each in result["times"].items()],
+        ),
+        f"Store: {result['store']}\nRun: {result['folder']}\n",
+    ]
     return "\n".join(parts)
 
 

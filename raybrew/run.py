@@ -68,6 +68,7 @@ class Run:
         self._stack = ExitStack()
         self._tracking: TrackingConfig = job.tracking
         self.times: dict[str, float] = {}
+        self.step = 0
         self._begin = time.perf_counter()
 
     def __enter__(self) -> "Run":
@@ -154,6 +155,7 @@ class Run:
                 self.bars.start("evaluating", message["total"], "examples")
                 self.bars.move_to("evaluating", message["done"])
             case "values":
+                self.step = message["step"]
                 self.tracker.log(message["values"], step=message["step"])
                 self._note(message["values"])
 

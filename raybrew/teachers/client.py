@@ -203,7 +203,8 @@ class PoolClient:
                 self._returned.notify_all()
         if answer is not None:
             self._learn(teacher, answer, tokens)
-            self._address.desk.finished.remote(teacher, ticket, answer.computed)
+            computed = answer.computed
+            await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, computed))
         return answer
 
     async def _answer(

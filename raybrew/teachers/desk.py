@@ -26,7 +26,6 @@ __all__ = ["Desk", "Member", "TeacherGone"]
 POLL_S = 0.5
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
-SAY_AGAIN_S = 30.0
 
 
 class TeacherGone(TeacherError):
@@ -49,22 +48,15 @@ class Member:
 
 
 @dataclass
-class _Life:
-    """What was last seen of one life of a replica."""
-
-    seen_s: float
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass
 class _Watched:
     member: Member
     router: Router
-    lives: list[dict[str, _Life]]
+    # By replica, by life of it: what it last said of itself.
+    lives: list[dict[str, dict[str, float]]]
     gone: list[bool]
     seen_s: list[float]
     down_since: float | None = None
-    said_s: float = 0.0
+    ended: set[str] = field(default_factory=set)
 
 
 class Desk:
@@ -83,7 +75,7 @@ class Desk:
             for name, member in members.items()
         }
         self._tasks: list[asyncio.Task] = []
-        self._events: list[dict[str, str | float]] = []
+        self._events: list[dict[str, Any]] = []
 
     async def begin(self) -> None:
         """Begin to watch; called when the teachers are loaded, and by itself in a new life."""
@@ -146,8 +138,8 @@ class Desk:
         """Note that a replica has written; see `Router.written`."""
         self._watched[teacher].router.written(replica, epoch, mark)
 
-    async def take_events(self) -> list[dict[str, str | float]]:
-        """Return what was survived since the last call: `time`, `kind`, `teacher`, `message`."""
+    async def take_events(self) -> list[dict[str, Any]]:
+        """Return what was survived since the last call: `fault`, `who`, `what`, `lost_s`."""
         taken, self._events = self._events, []
         return taken
 
@@ -163,9 +155,10 @@ class Desk:
         return {name: self._figures_of(watched) for name, watched in self._watched.items()}
 
     def _figures_of(self, watched: _Watched) -> dict[str, float]:
-        lives = [life.figures for by_life in watched.lives for life in by_life.values()]
+        lives = [said for by_life in watched.lives for said in by_life.values()]
+        now = [list(by_life.values())[-1] for by_life in watched.lives if by_life]
         names = ("hits", "batches", "tokens", "padded_tokens", "compute_s", "payload_bytes")
-        sums = {name: float(sum(each.get(name, 0) for each in lives)) for name in names}
+        sums = {name: float(sum(each[name] for each in lives)) for name in names}
         full = sums["batches"] * watched.member.batch_tokens
         seconds = sums["compute_s"]
         counts = {name: float(count) for name, count in asdict(watched.router.counts).items()}
@@ -175,7 +168,7 @@ class Desk:
             **sums,
             "batch_fill": sums["tokens"] / full if full else 0.0,
             "tokens_per_s": sums["tokens"] / seconds if seconds else 0.0,
-            "queue_age_s": max((each.get("queue_age_s", 0.0) for each in lives), default=0.0),
+            "queue_age_s": max((each["queue_age_s"] for each in now), default=0.0),
             "queued_tokens": float(sum(watched.router.queued_tokens(n) for n in lanes)),
         }
 
@@ -184,9 +177,6 @@ class Desk:
         down_s = now - (watched.down_since if watched.down_since is not None else now)
         verdict = watched.member.policy.verdict(down_s, gone=all(watched.gone))
         if verdict is Verdict.WAIT:
-            if now - watched.said_s > SAY_AGAIN_S:
-                watched.said_s = now
-                self._say("waiting", teacher, f"no replica answers; waiting, {down_s:.0f} s so far")
             return
         how = "Ray gave all its replicas up" if all(watched.gone) else f"for {down_s:.0f} s"
         message = (
@@ -216,29 +206,41 @@ class Desk:
                 self._end(teacher, number, epoch, f"said nothing for {silent_s:.0f} s")
             return
         except RayActorError as error:
-            watched.gone[number] = isinstance(error, ActorDiedError)
             self._note_loss(teacher, number, epoch, "died")
+            if isinstance(error, ActorDiedError) and not watched.gone[number]:
+                watched.gone[number] = True
+                self._say("replica gone", teacher, number, "Ray gave it up")
             return
         except RayError as error:
             self._note_loss(teacher, number, epoch, repr(error))
             return
-        self._note_health(teacher, number, epoch, health)
+        if epoch == watched.router.epoch(number):  # no word of the life before
+            self._note_health(teacher, number, epoch, health)
 
     def _note_health(self, teacher: str, number: int, epoch: int, health: dict[str, Any]) -> None:
         watched = self._watched[teacher]
         watched.seen_s[number] = time.monotonic()
         life, lives = health.pop("life"), watched.lives[number]
+        if life in watched.ended:
+            return
         if lives and life not in lives and watched.router.is_up(number):
             # It died and came back between two looks.
             self._note_loss(teacher, number, epoch, "died")
-        lives.setdefault(life, _Life(time.monotonic())).figures = health
+        lives[life] = health
         if not watched.router.is_up(number):
-            watched.router.back(number)
-            watched.down_since = None
-            self._say("back", teacher, f"replica {number} is back")
+            self._note_return(teacher, number)
         forward_s = float(health["forward_s"])
         if watched.member.policy.hangs(forward_s):
+            watched.ended.add(life)
             self._end(teacher, number, watched.router.epoch(number), f"hung for {forward_s:.1f} s")
+
+    def _note_return(self, teacher: str, number: int) -> None:
+        watched = self._watched[teacher]
+        watched.router.back(number)
+        if watched.down_since is not None:
+            lost_s = round(time.monotonic() - watched.down_since, 2)
+            watched.down_since = None
+            self._say("teacher down", teacher, number, "waited until it was back", lost_s)
 
     def _end(self, teacher: str, number: int, epoch: int, why: str) -> None:
         ray.kill(self._watched[teacher].member.replicas[number], no_restart=False)
@@ -248,10 +250,13 @@ class Desk:
         watched = self._watched[teacher]
         if not watched.router.lost(number, epoch):
             return
+        what = f"{why}; its requests go to a replica that answers"
+        self._say("replica lost", teacher, number, what)
         if not any(watched.router.is_up(n) for n in range(len(watched.gone))):
             watched.down_since = time.monotonic()
-        self._say("loss", teacher, f"replica {number} {why}; what it was asked goes to another one")
 
-    def _say(self, kind: str, teacher: str, message: str) -> None:
-        event: dict[str, str | float] = {"time": time.time(), "kind": f"teacher_{kind}"}
-        self._events.append(event | {"teacher": teacher, "message": message})
+    def _say(
+        self, fault: str, teacher: str, number: int, what: str, lost_s: float | None = None
+    ) -> None:
+        who = f"teacher {teacher!r}, replica {number}"
+        self._events.append({"fault": fault, "who": who, "what": what, "lost_s": lost_s})

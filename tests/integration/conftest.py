@@ -10,10 +10,13 @@ import ray
 from ray.train import RunConfig
 
 from tests.made import make_model
+from tests.teachers import faulty
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    # What Ray's processes inherit: where faults of tests are planned (see tests.teachers.faulty).
+    os.environ[faulty.ENVIRONMENT] = str(tmp_path_factory.mktemp("faults"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     # More CPUs than the machine has: placement is what is tested, not speed.

@@ -1,0 +1,163 @@
+"""A pool on a real Ray: who computes what, how often, and what is known while it computes."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from raybrew.data.encoding import EncodedSplit, EncodedView, encode
+from raybrew.labels.fingerprint import model_fingerprint
+from raybrew.labels.payload import Signal
+from raybrew.labels.store import LabelStore
+from raybrew.teachers.client import PoolClient
+from raybrew.teachers.pool import Filling, Hosting, TeacherPool
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from tests.made import make_data, make_tokenizer
+from tests.teachers import faulty
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+SIGNALS = (Signal(),)
+BATCH_TOKENS = 64
+
+
+@pytest.fixture(scope="module")
+def view() -> EncodedView:
+    view = encode(make_tokenizer(), make_data(200)["text"][:], None, 32)[0]
+    _, first = np.unique(view.keys, axis=0, return_index=True)
+    return view.take(np.sort(first))
+
+
+@pytest.fixture(scope="module")
+def spec(models, cluster) -> TeacherSpec:
+    return TeacherSpec(
+        name="a",
+        model=models["a"],
+        fingerprint=model_fingerprint(models["a"], dtype="float32", adaptor="faulty"),
+        kind="sequence-classification",
+        dtype="float32",
+        batch_tokens=BATCH_TOKENS,
+        pad_token_id=0,
+        num_threads=1,
+        adaptor="tests.teachers.faulty:faulty",
+    )
+
+
+@pytest.fixture(scope="module")
+def expected(spec, view) -> np.ndarray:
+    return ModelTeacher(spec).answer(view, SIGNALS)[SIGNALS[0].name].values
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="module")
+def pool(spec, store) -> Iterator[TeacherPool]:
+    """Two replicas for all tests here; each test asks for rows of its own."""
+    faulty.clear()
+    with TeacherPool([Hosting(spec, SIGNALS, 2, {"CPU": 0.5})], str(store)) as pool:
+        pool.wait()
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def faults() -> Iterator[None]:
+    faulty.clear()
+    yield
+    faulty.clear()
+
+
+def computed(counts_before: dict[str, float], pool: TeacherPool) -> float:
+    return pool.figures()["a"]["forwards"] - counts_before["forwards"]
+
+
+def test_what_two_askers_want_at_once_is_computed_once(pool, view, expected):
+    before = pool.figures()["a"]
+    faulty.plan("sleep", "0.05")
+    clients = [PoolClient(pool.address) for _ in range(3)]
+    rows = [np.arange(0, 60), np.arange(30, 70)[::-1], np.repeat(np.arange(20, 40), 2)]
+    asked = [c.ask("a", view.take(r), SIGNALS) for c, r in zip(clients, rows, strict=True)]
+    for answer, mine in zip(asked, rows, strict=True):
+        got = answer.result()[SIGNALS[0].name].values
+        np.testing.assert_array_equal(got, expected[mine])
+    for client in clients:
+        client.close()
+    assert computed(before, pool) == 70
+    assert sum(map(sum, faulty.forwards().values())) == 70
+    assert len(faulty.forwards()) == 2
+    figures = pool.figures()["a"]
+    assert figures["retried"] == figures["recomputed"] == figures["losses"] == 0
+    assert figures["queued_tokens"] == 0
+    assert 0.3 < figures["batch_fill"] <= 1.0
+    assert figures["payload_bytes"] == figures["forwards"] * 3 * 4
+    assert figures["tokens_per_s"] > 0
+
+
+def test_health_is_told_during_a_forward(pool, view):
+    client = PoolClient(pool.address)
+    faulty.plan("sleep", "3")
+    asked = client.ask("a", view.take(np.array([70, 71])), SIGNALS)
+    while not faulty.forwards():
+        time.sleep(0.02)
+    took = []
+    for _ in range(5):
+        start = time.monotonic()
+        handles: list[Any] = list(pool.address.replicas["a"])
+        calls = [h.health.options(concurrency_group="control").remote() for h in handles]
+        forwards_s = [health["forward_s"] for health in ray.get(calls)]
+        took.append(time.monotonic() - start)
+        assert max(forwards_s) > 0
+    assert np.median(took) < 0.1
+    asked.result()
+    client.close()
+
+
+def test_a_slow_replica_does_less_and_nothing_is_done_twice(pool, view, expected, tmp_path):
+    before = pool.figures()["a"]
+    faulty.plan("sleep", "0.1")
+    faulty.plan("slow", "1")
+    rows = np.arange(80, len(view))
+    EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(tmp_path / "split")
+    done: list[int] = []
+    start = time.monotonic()
+    pool.fill([Filling("a", str(tmp_path / "split"), "student", view, rows, done.append)])
+    took = time.monotonic() - start
+    assert sum(done) == computed(before, pool) == len(rows)
+    by_replica = sorted(map(len, faulty.forwards().values()))
+    # The slow one alone would have half of them.
+    assert by_replica[0] * 3 < by_replica[1]
+    assert took < 0.7 * sum(by_replica) / 2  # what halves would take, at 1 s a forward
+    client = PoolClient(pool.address)
+    got = client.ask("a", view.take(rows), SIGNALS).result()[SIGNALS[0].name].values
+    client.close()
+    np.testing.assert_array_equal(got, expected[rows])
+    assert computed(before, pool) == len(rows)
+
+
+def test_more_than_an_askers_credit_waits_its_turn(pool, view, expected, monkeypatch):
+    monkeypatch.setattr("raybrew.teachers.client.MAX_REQUESTS", 1)
+    faulty.plan("sleep", "0.05")
+    client = PoolClient(pool.address)
+    rows = np.arange(70, 80)
+    asked = [client.ask("a", view.take(rows[i : i + 1]), SIGNALS) for i in range(10)]
+    for row, answer in zip(rows, asked, strict=True):
+        got = answer.result()[SIGNALS[0].name].values
+        np.testing.assert_array_equal(got, expected[row : row + 1])
+    client.close()
+    # One request at a time of this client: nothing was there to be gathered.
+    assert all(n == 1 for each in faulty.forwards().values() for n in each)
+
+
+def test_flushed_labels_are_found_by_everybody(pool, spec, view, store):
+    client = PoolClient(pool.address)
+    client.ask("a", view.take(np.arange(0, 70)), SIGNALS).result()
+    client.flush()
+    client.close()
+    on_disk = LabelStore(store).signal(spec.fingerprint, SIGNALS[0])
+    assert on_disk.contains(view.keys[:70]).all()
