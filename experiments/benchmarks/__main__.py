@@ -33,6 +33,7 @@ BENCHMARKS = {
     for name in (
         # Modules of this folder with `records() -> list[Record]`, in the order of the table.
         "objective_overhead",
+        "pool_throughput",
     )
 }
 

@@ -151,7 +151,10 @@ class Replica:
         """
         if folder not in self._splits:
             self._splits[folder] = EncodedSplit.load(Path(folder))
-        view = self._splits[folder].views[view_name].take(rows)
+        return self.fill_view(self._splits[folder].views[view_name].take(rows))
+
+    def fill_view(self, view: EncodedView) -> Answer:
+        """Compute labels of these examples into the store without returning them."""
         computed = self._compute_missing(view, self._signals)
         self._flush_now_and_then()
         return Answer({}, computed)

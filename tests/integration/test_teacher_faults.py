@@ -4,8 +4,11 @@ The teacher's answers are rounded (see `tests.teachers.faulty`), so that a label
 whatever forward it was computed in, and the students' weights can be compared bit for bit.
 """
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -136,3 +139,17 @@ def test_a_teacher_whose_replicas_always_die_fails_the_run_and_is_named(models, 
         faulty.plan(f"kill-{number:02}")
     with pytest.raises(rb.TeacherError, match=r"'a'.*(no replica|replicas were lost)"):
         run(models, tmp_path, replicas=1)
+
+
+@pytest.mark.long
+def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
+    command = [sys.executable, "-m", "tests.integration.node_of_teachers"]
+    # A cluster of its own, in a process of its own: this one is connected to another Ray.
+    done = subprocess.run(
+        [*command, str(tmp_path), models["a"]], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = rb.RunResult(**json.loads(done.stdout.splitlines()[-1]))
+    assert_same(result, undisturbed)
+    assert result.labels["losses"] == 2
+    assert any(event["fault"] == "teacher down" for event in result.survived)

@@ -1,0 +1,84 @@
+"""Teachers in the asker's process: the same answers, each label once, shares that are disjoint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.store import LabelStore
+from raybrew.teachers.local import Askers, LocalAsker
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from tests.made import make_data, make_model, make_tokenizer
+
+SIGNALS = (Signal(),)
+VIEW = encode(make_tokenizer(), make_data(40, twice=8)["text"][:], None, 32)[0]
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> TeacherSpec:
+    model = make_model(tmp_path_factory.mktemp("models") / "a", 0)
+    return TeacherSpec("a", model, "f", "sequence-classification", "float32", 128, 0, 7)
+
+
+@pytest.fixture(scope="module")
+def expected(spec) -> np.ndarray:
+    return ModelTeacher(spec).answer(VIEW, SIGNALS)[SIGNALS[0].name].values
+
+
+def asker_of(spec: TeacherSpec, store: Path) -> LocalAsker:
+    return LocalAsker([(spec, SIGNALS)], str(store), num_threads=1)
+
+
+def test_each_label_is_computed_once(spec, expected, tmp_path):
+    asker = asker_of(spec, tmp_path)
+    first = asker.ask("a", VIEW.take(np.arange(30)), SIGNALS)
+    second = asker.ask("a", VIEW, SIGNALS)
+    for answer, rows in ((first, 30), (second, 40)):
+        got = answer.result()[SIGNALS[0].name].values
+        np.testing.assert_allclose(got, expected[:rows], atol=1e-6)
+    assert asker.forwards() == 32
+    asker.flush()
+    asker.close()
+    again = asker_of(spec, tmp_path)
+    again.ask("a", VIEW, SIGNALS).result()
+    assert again.forwards() == 0
+    again.close()
+
+
+def test_shares_of_ranks_are_disjoint_and_together_all_there_is(spec, tmp_path):
+    ranks = [asker_of(spec, tmp_path) for _ in range(3)]
+    for rank, asker in enumerate(ranks):
+        asker.fill_share("a", VIEW, rank, 3)
+    assert min(asker.forwards() for asker in ranks) > 0
+    assert sum(asker.forwards() for asker in ranks) == 32
+    assert LabelStore(tmp_path).signal("f", SIGNALS[0]).contains(VIEW.keys).all()
+    for asker in ranks:
+        asker.close()
+
+
+class Named:
+    def __init__(self):
+        self.asked: list[str] = []
+        self.flushed = 0
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> "Named":
+        self.asked.append(teacher)
+        return self
+
+    def result(self) -> dict[str, Payload]:
+        return {}
+
+    def flush(self) -> None:
+        self.flushed += 1
+
+
+def test_each_teacher_has_its_own_asker_and_each_is_flushed_once():
+    far, near = Named(), Named()
+    askers = Askers({"a": far, "b": near, "c": far})
+    for teacher in "abc":
+        askers.ask(teacher, VIEW, SIGNALS)
+    askers.flush()
+    assert (far.asked, near.asked) == (["a", "c"], ["b"])
+    assert far.flushed == near.flushed == 1
