@@ -19,21 +19,16 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 from ray.train import RunConfig, ScalingConfig
-from ray.util.state import list_actors
 
 import raybrew as rb
 from tests.made import make_job
 from tests.teachers import faulty
 
 
-def node_of(pid: int) -> str:
-    return next(actor.node_id for actor in list_actors() if actor.pid == pid)
-
-
 def kill_node(cluster: Cluster, nodes: list[Any]) -> None:
     while len(faulty.forwards()) < 2:
         time.sleep(0.05)
-    at_work = node_of(min(faulty.forwards()))
+    (at_work,) = set(faulty.nodes().values())
     (node,) = [node for node in nodes if node.node_id == at_work]
     (faulty.folder() / "sleep").unlink()
     cluster.remove_node(node, allow_graceful=False)

@@ -7,7 +7,8 @@ The folder is RAYBREW_TEST_FAULTS, which replicas inherit. In it, made by tests:
     sleep    seconds that each forward takes
     slow     seconds that each forward of the first replica that found it takes
 
-and by the adaptor: `forwards-<pid>`, a line with the number of examples for each forward begun.
+and by the adaptor: `forwards-<pid>`, a line with the number of examples for each forward begun, and
+`node-<pid>`, the Ray node that it runs on.
 """
 
 import os
@@ -15,6 +16,7 @@ import signal
 import time
 from pathlib import Path
 
+import ray
 import torch
 
 ENVIRONMENT = "RAYBREW_TEST_FAULTS"
@@ -41,8 +43,18 @@ def forwards() -> dict[int, list[int]]:
     }
 
 
+def nodes() -> dict[int, str]:
+    """Return the Ray node of each process."""
+    return {
+        int(path.name.removeprefix("node-")): path.read_text() for path in folder().glob("node-*")
+    }
+
+
 def faulty(batch, outputs):
     examples = len(batch["input_ids"])
+    if ray.is_initialized():
+        node = folder() / f"node-{os.getpid()}"
+        node.write_text(ray.get_runtime_context().get_node_id())
     with (folder() / f"forwards-{os.getpid()}").open("a") as file:
         file.write(f"{examples}\n")
     if _took("kill"):
