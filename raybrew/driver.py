@@ -45,8 +45,9 @@ def distill(
     with Run(job, "distill", scaling_config, run_config) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        run.start(_replicas(preparation), together=job.labels.when == "along")
-        labelling = Labelling(job, preparation, run)
+        replicas = _replicas(preparation, in_workers=True)
+        run.start(replicas, together=job.labels.when == "along")
+        labelling = Labelling(job, preparation, run, in_workers=True)
         with labelling.pool() as pool:
             ahead = job.labels.when == "ahead"
             if ahead:
@@ -57,6 +58,7 @@ def distill(
             if not ahead:
                 labelling.fill(pool, ("eval",))
                 labelling.close(pool)
+            labelling.note_workers(fitted.return_value or {})
         teachers, ensembles = judge_teachers(job, preparation)
         return run.finish(fitted, teachers, ensembles, labelling.counts)
 
@@ -79,7 +81,7 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
     with Run(job, "label", None, run_config) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        run.start(_replicas(preparation), together=False)
+        run.start(_replicas(preparation, in_workers=False), together=False)
         labelling = Labelling(job, preparation, run)
         with labelling.pool() as pool:
             labelling.fill(pool, ("train", "eval"))
@@ -111,9 +113,12 @@ def train(
         return run.finish(run.fit(plan, None), {}, {}, {})
 
 
-def _replicas(preparation: Preparation) -> list[tuple[str, Mapping[str, float]]]:
+def _replicas(
+    preparation: Preparation, *, in_workers: bool
+) -> list[tuple[str, Mapping[str, float]]]:
     return [
         (teacher.teacher.name, teacher.teacher.resources)
         for teacher in preparation.teachers
+        if not in_workers or teacher.teacher.placement == "pool"
         for _ in range(teacher.teacher.replicas)
     ]

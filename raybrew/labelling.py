@@ -50,6 +50,13 @@ class LabelResult:
 class Labelling:
     """A run's labels.
 
+    Args:
+        job: whose labels.
+        preparation: its data and teachers.
+        run: that needs them.
+        in_workers: whether teachers with `placement: worker` are the student's workers' business;
+            else the pool hosts them too.
+
     Attributes:
         store: where they are kept.
         counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`, and of
@@ -58,7 +65,14 @@ class Labelling:
         teachers: by teacher, the same, and its figures (see `Desk.figures`).
     """
 
-    def __init__(self, job: DistillJob, preparation: Preparation, run: Run):
+    def __init__(
+        self, job: DistillJob, preparation: Preparation, run: Run, *, in_workers: bool = False
+    ):
+        self._hosted = [
+            teacher
+            for teacher in preparation.teachers
+            if not in_workers or teacher.teacher.placement == "pool"
+        ]
         self._job, self._preparation, self._run = job, preparation, run
         self.store = StoreSpec.of(job.labels)
         self._labels = LabelStore(self.store)
@@ -76,8 +90,9 @@ class Labelling:
     @contextmanager
     def pool(self) -> Iterator[TeacherPool | None]:
         """Start the teachers, if any label is missing at all."""
-        if self.counts["needed"] == self.counts["in_store"]:
-            logger.info("every label is in the store: no teacher is started")
+        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
+        if all(mine["needed"] == mine["in_store"] for mine in hosted):
+            logger.info("no label of the pool's teachers is missing: none is started")
             yield None
             return
         with self._run.stage("start_teachers"):
@@ -90,7 +105,7 @@ class Labelling:
                         dict(t.teacher.resources),
                         LossPolicy(t.teacher.on_loss, t.teacher.deadline_s, t.teacher.lost_after_s),
                     )
-                    for t in self._preparation.teachers
+                    for t in self._hosted
                 ],
                 self.store,
             )
@@ -131,8 +146,13 @@ class Labelling:
             self.teachers[name] |= figures
             values = {f"teacher/{name}/{key}": value for key, value in figures.items()}
             self._run.tracker.log(values, step=self._run.step)
+        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
         for name in _COUNTS:
-            self.counts[name] = sum(each[name] for each in self.teachers.values())
+            self.counts[name] = sum(each[name] for each in hosted)
+
+    def note_workers(self, metrics: dict[str, float]) -> None:
+        """Take what the workers' own teachers did out of their metrics."""
+        self.counts["forwards"] += metrics.pop("labels/forwards_in_workers", 0.0)
 
     def close(self, pool: TeacherPool | None) -> None:
         """Take the figures of the teachers and give their resources back."""
@@ -144,7 +164,7 @@ class Labelling:
     def _fillings(self, sides: tuple[str, ...]) -> list[Filling]:
         fillings = [
             self._filling(teacher, side)
-            for teacher in self._preparation.teachers
+            for teacher in self._hosted
             for side in sides
             if side in self._preparation.tasks[teacher.task].folders
         ]

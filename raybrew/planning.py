@@ -20,6 +20,7 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
                 fingerprint=teacher.spec.fingerprint,
                 view=teacher.view,
                 signals=teacher.signals,
+                hosted=teacher.spec if teacher.teacher.placement == "worker" else None,
             )
             for teacher in preparation.teachers
         ),
@@ -32,6 +33,7 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
         matches=preparation.matches,
         window=job.labels.window,
         max_windows=job.labels.max_windows,
+        labels_ahead=job.labels.when == "ahead",
     )
 
 

@@ -50,6 +50,11 @@ class Teacher(Section):
     weight: float = Field(
         default=1.0, ge=0, description="Share in the mixture of its task's teachers."
     )
+    placement: Literal["pool", "worker"] = Field(
+        default="pool",
+        description="`pool`: Ray actors of its own host it. `worker`: each student worker hosts it "
+        "in its process, so that nothing is carried, e.g. on one GPU.",
+    )
     replicas: int = Field(default=1, ge=1, le=1024, description="Ray actors that host it.")
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=lambda: {"CPU": 1.0},
@@ -83,6 +88,17 @@ class Teacher(Section):
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )
+
+    @model_validator(mode="after")
+    def _hosting(self) -> "Teacher":
+        of_pool = {"replicas", "resources", "on_loss", "deadline_s", "lost_after_s"}
+        idle = sorted(of_pool & self.model_fields_set)
+        if self.placement == "worker" and idle:
+            raise ValueError(
+                f"placement: worker lives in the student's workers, with their resources: expected "
+                f"it without {', '.join(idle)}"
+            )
+        return self
 
 
 class Student(Section):

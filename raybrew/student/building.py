@@ -25,6 +25,7 @@ from raybrew.student.loop import StudentTraining
 from raybrew.student.module import StudentModule
 from raybrew.student.optimization import build_optimizer, build_scheduler, optimizer_class
 from raybrew.student.world import World
+from raybrew.teachers.teacher import TeacherSpec
 
 __all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "build_training"]
 
@@ -61,6 +62,7 @@ class TeacherPlan:
         fingerprint: where its labels are.
         view: the encoded view that it reads.
         signals: what is asked of it.
+        hosted: what to load, if the rank hosts it itself.
     """
 
     name: str
@@ -69,6 +71,7 @@ class TeacherPlan:
     fingerprint: str
     view: str
     signals: tuple[Signal, ...]
+    hosted: TeacherSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class RankPlan:
         kd_losses: what the user registered in the driver's process.
         window: steps of one request for labels.
         max_windows: requests in flight.
+        labels_ahead: whether teachers that ranks host compute all labels before the first step.
     """
 
     tasks: tuple[TaskPlan, ...]
@@ -102,6 +106,7 @@ class RankPlan:
     kd_losses: Mapping[str, KDLoss] = field(default_factory=registered_kd_losses)
     window: int = 8
     max_windows: int = 2
+    labels_ahead: bool = False
 
 
 def build_training(plan: RankPlan, world: World, asker: Asker | None) -> StudentTraining:

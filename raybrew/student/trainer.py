@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from raybrew.errors import RaybrewError
 from raybrew.mailbox import Message
 from raybrew.student.building import RankPlan, build_training
+from raybrew.student.hosting import asker_of, fill_shares, host_teachers
 from raybrew.student.loop import Saver
 from raybrew.student.world import World
 from raybrew.teachers.client import PoolAddress, PoolClient
@@ -95,8 +96,11 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(config["num_threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
-    asker = None if config["teachers"] is None else PoolClient(config["teachers"])
-    training = build_training(plan, world, asker)
+    pool = None if config["teachers"] is None else PoolClient(config["teachers"])
+    local = host_teachers(plan, config["num_threads"])
+    training = build_training(plan, world, asker_of(plan, local, pool))
+    if local is not None:
+        fill_shares(plan, training.tasks, local, world)
     training.wrapped = prepare_model(training.module)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:

@@ -81,6 +81,11 @@ class LocalAsker:
         """Return how many examples were computed."""
         return sum(int(replica.figures()["examples"]) for replica in self._replicas.values())
 
+    def unload(self) -> None:
+        """Let the models go; one that is asked again is loaded again."""
+        for replica in self._replicas.values():
+            self._thread.submit(replica.unload).result()
+
     def close(self) -> None:
         """End the thread and let the models go."""
         self._thread.shutdown(cancel_futures=True)

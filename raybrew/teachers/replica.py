@@ -96,6 +96,10 @@ class Replica:
         """Load the model now rather than at the first label that has to be computed."""
         self._loaded()
 
+    def unload(self) -> None:
+        """Let the model go until it is needed again."""
+        self._teacher = None
+
     def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         """Return the labels of n examples, computing those that nobody has computed before.
 

@@ -146,6 +146,24 @@ def test_replicas_share_the_work_without_doing_any_twice(models, tmp_path):
     assert result.labels["forwards"] == result.labels["needed"] == UNIQUE
 
 
+@pytest.mark.parametrize(("workers", "when"), [(1, "along"), (2, "along"), (1, "ahead")])
+def test_a_teacher_in_the_worker_gives_the_labels_that_a_pool_gives(
+    models, tmp_path, workers, when
+):
+    inside = rb.Teacher(name="a", task="sum", model=models["a"], placement="worker")
+    outside = rb.Teacher(name="b", task="sum", model=models["b"], resources={"CPU": 0.25})
+    labels = rb.LabelConfig(store=str(tmp_path / "near"), window=3, when=when)
+    job = make_job(models, tmp_path, teachers=[inside, outside], labels=labels)
+    near = run(job, tmp_path / "1", workers)
+    assert near.labels["forwards"] == near.labels["needed"] == 2 * UNIQUE
+    if when == "ahead":
+        assert near.labels["misses"] == 0
+    # Another run finds them where it looks for those of a pool.
+    again = run(make_job(models, tmp_path, labels=labels), tmp_path / "2", workers)
+    assert again.labels["forwards"] == 0
+    assert again.teachers == near.teachers
+
+
 def test_supervised_training_learns(tmp_path, models):
     job = rb.TrainJob(
         tasks=[

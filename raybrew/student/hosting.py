@@ -1,0 +1,58 @@
+"""The teachers that a rank hosts itself (`placement: worker`), beside those of the pool. No Ray.
+
+plan ──► LocalAsker ──► before the first step: this rank's share of the labels, on disk
+└──► Askers (with the pool's) ──► LabelSource
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from raybrew.labels.source import Asker
+from raybrew.student.batches import StudentTask
+from raybrew.student.building import RankPlan
+from raybrew.student.world import World
+from raybrew.teachers.local import Askers, LocalAsker
+
+__all__ = ["asker_of", "fill_shares", "host_teachers"]
+
+
+def host_teachers(plan: RankPlan, num_threads: int) -> LocalAsker | None:
+    """Return the teachers that this rank hosts; they are loaded at their first label.
+
+    Args:
+        plan: of the rank.
+        num_threads: PyTorch threads of the rank.
+    """
+    mine = [(t.hosted, t.signals) for t in plan.teachers if t.hosted is not None]
+    return LocalAsker(mine, plan.store, num_threads) if mine else None
+
+
+def asker_of(plan: RankPlan, local: LocalAsker | None, pool: Asker | None) -> Asker | None:
+    """Return who computes the labels of all teachers; None if the store has everything."""
+    if local is None:
+        return pool
+    askers = {t.name: pool if t.hosted is None else local for t in plan.teachers}
+    return Askers({name: asker for name, asker in askers.items() if asker is not None})
+
+
+def fill_shares(
+    plan: RankPlan, tasks: Sequence[StudentTask], local: LocalAsker, world: World
+) -> None:
+    """Compute what can't wait until it is asked for; every rank calls it, and all are done then.
+
+    Evaluation rows are never asked for by a step. Ranks don't ask each other, so with several of
+    them all labels are computed before the first step, each rank its share.
+    """
+    for teacher in plan.teachers:
+        if teacher.hosted is None:
+            continue
+        task = tasks[teacher.task]
+        needed = [task.train] if plan.labels_ahead or world.size > 1 else []
+        for split in [*needed, task.eval]:
+            if split is not None:
+                local.fill_share(teacher.name, split.views[teacher.view], world.rank, world.size)
+    if plan.labels_ahead or world.size > 1:
+        local.unload()
+    # Nobody goes on before all shares are on disk.
+    world.total(torch.zeros(1, device=world.device))
