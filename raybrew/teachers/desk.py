@@ -24,6 +24,8 @@ from raybrew.teachers.router import Router, Ticket
 __all__ = ["Desk", "Member", "TeacherGone"]
 
 POLL_S = 0.5
+_OF_NOW = ("forward_s", "queue_age_s", "examples")
+"""What health tells that is no sum, and what the router counts itself."""
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
 
@@ -157,10 +159,10 @@ class Desk:
     def _figures_of(self, watched: _Watched) -> dict[str, float]:
         lives = [said for by_life in watched.lives for said in by_life.values()]
         now = [list(by_life.values())[-1] for by_life in watched.lives if by_life]
-        names = ("hits", "batches", "tokens", "padded_tokens", "compute_s", "payload_bytes")
+        names = [name for each in lives[:1] for name in each if name not in _OF_NOW]
         sums = {name: float(sum(each[name] for each in lives)) for name in names}
-        full = sums["batches"] * watched.member.batch_tokens
-        seconds = sums["compute_s"]
+        full = sums.get("batches", 0.0) * watched.member.batch_tokens
+        seconds = sums.get("compute_s", 0.0)
         counts = {name: float(count) for name, count in asdict(watched.router.counts).items()}
         lanes = range(len(watched.member.replicas))
         return {

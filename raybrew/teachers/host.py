@@ -11,6 +11,7 @@ import numpy as np
 
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Signal
+from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.gatherer import Gatherer
 from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.teacher import TeacherSpec
@@ -26,7 +27,7 @@ GATHER_BATCHES = 4
 class ReplicaHost:
     """Hosts one replica of a teacher."""
 
-    def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: str):
+    def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
         self._replica = Replica(spec, signals, store)
         self._gatherer = Gatherer(
             self._replica.ask_together, tokens=GATHER_BATCHES * spec.batch_tokens, wait_s=GATHER_S

@@ -16,6 +16,7 @@ import numpy as np
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import Asker, Pending
+from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.router import home_of
 from raybrew.teachers.teacher import TeacherSpec
@@ -43,7 +44,7 @@ class LocalAsker:
     def __init__(
         self,
         teachers: Sequence[tuple[TeacherSpec, tuple[Signal, ...]]],
-        store: str,
+        store: StoreSpec | str,
         num_threads: int,
     ):
         self._replicas = {
