@@ -9,7 +9,9 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raybrew.data.encoding import encode
-from raybrew.evaluation import predict_logits
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.kinds import KINDS
 from raybrew.models.adaptors import sequence_classification
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
@@ -44,21 +46,20 @@ def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     texts: list[str] = test["text"][:]
     view, _ = encode(tokenizer, texts, None, max_length)
-    logits = predict_logits(
-        model,
-        sequence_classification,
-        view,
-        np.arange(len(texts)),
+    split = EncodedSplit({STUDENT_VIEW: view}, np.array(test["label"]))
+    logits = predict(
+        ModelOnDevice(model, sequence_classification, tokenizer.pad_token_id, torch.device("cpu")),
+        KINDS["sequence-classification"],
+        split,
+        np.arange(len(split)),
         batch_size=64,
-        pad_token_id=tokenizer.pad_token_id,
-        device=torch.device("cpu"),
-    )
+    ).values
     sentences = [
         dict(tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt"))
         for text in texts[:LATENCY_SENTENCES]
     ]
     return Judged(
-        correct=logits.argmax(dim=-1).numpy() == np.array(test["label"]),
+        correct=logits.argmax(axis=-1) == split.labels,
         parameters=count_parameters(model),
         megabytes=size_mb(model),
         latency_ms=latency_ms(model, sentences)[0],

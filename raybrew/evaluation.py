@@ -1,93 +1,111 @@
-"""What a model's predictions are worth, by torchmetrics."""
+"""A model's predictions on the examples of a split, and what they are worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedView
+from raybrew.data.collate import collate, collate_labels
+from raybrew.data.split import EncodedSplit
+from raybrew.kinds import Kind
+from raybrew.labels.payload import Payload
 from raybrew.models.adaptors import Adaptor, view_of
+from raybrew.objective.rows import RowIndex
 
-__all__ = ["MAIN_METRIC", "classification_metrics", "predict_logits"]
-
-MAIN_METRIC: Mapping[str, str] = {"sequence-classification": "accuracy"}
-"""The metric of each kind of task by which checkpoints are ranked."""
+__all__ = ["ModelOnDevice", "payload_of_rows", "predict"]
 
 
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return accuracy, macro F1 and Matthews' correlation.
+@dataclass(frozen=True)
+class ModelOnDevice:
+    """A model that can be asked.
 
     Args:
-        logits: (N, C), any scale: only their order counts.
-        labels: int64 (N,); rows with a negative label are left out.
-
-    Returns:
-        `accuracy`, `f1_macro`, `matthews`, and `examples` that were counted; no metric where
-        there is no label.
+        model: it is put into evaluation mode, and back into the mode it was in.
+        adaptor: reads its outputs.
+        pad_token_id: fills shorter examples up.
+        device: where it is.
     """
-    # Takes over a second to import, which a process that only trains need not spend.
-    from torchmetrics.functional.classification import (
-        multiclass_accuracy,
-        multiclass_f1_score,
-        multiclass_matthews_corrcoef,
-    )
 
-    kept = labels >= 0
-    logits, labels = logits[kept], labels[kept]
-    figures = {"examples": float(len(labels))}
-    if not len(labels):
-        return figures
-    classes = logits.shape[-1]
-    predicted = logits.argmax(dim=-1)
-    return figures | {
-        "accuracy": float(multiclass_accuracy(predicted, labels, classes, average="micro")),
-        "f1_macro": float(multiclass_f1_score(predicted, labels, classes, average="macro")),
-        "matthews": float(multiclass_matthews_corrcoef(predicted, labels, classes)),
-    }
+    model: nn.Module
+    adaptor: Adaptor
+    pad_token_id: int
+    device: torch.device
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: nn.Module,
-    adaptor: Adaptor,
-    view: EncodedView,
+def predict(
+    asked: ModelOnDevice,
+    kind: Kind,
+    split: EncodedSplit,
     rows: np.ndarray,
     *,
     batch_size: int,
-    pad_token_id: int,
-    device: torch.device,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Return the model's logits for these rows, in their order.
+) -> Payload:
+    """Return what the metrics need of the model's answers to these rows, in their order.
 
     Args:
-        model: put into evaluation mode, and back into the mode it was in.
-        adaptor: reads its outputs.
-        view: the examples.
+        asked: the model.
+        kind: of the task.
+        split: the examples, as the model reads them in the student's view.
         rows: int64 (n,).
         batch_size: examples of a forward; they are sorted by length first.
-        pad_token_id: fills shorter examples up.
-        device: where the model is.
         on_progress: called with the rows that are done and all of them.
 
     Returns:
-        float32 (n, C) on the CPU.
+        n rows of `Kind.predict`.
     """
     if not len(rows):
         # Models of transformers refuse a batch of none: one example, of which nothing is kept.
-        one = {"batch_size": 1, "pad_token_id": pad_token_id, "device": device}
-        return predict_logits(model, adaptor, view, np.zeros(1, np.int64), **one)[:0]
-    training = model.training
-    model.eval()
-    order = np.argsort(view.lengths[rows], kind="stable")
+        one = predict(asked, kind, split, np.zeros(1, np.int64), batch_size=1)
+        return one.take(np.empty(0, np.int64))
+    training = asked.model.training
+    asked.model.eval()
+    order = np.argsort(split.student.lengths[rows], kind="stable")
     parts = []
     for start in range(0, len(rows), batch_size):
-        batch = collate(view, rows[order[start : start + batch_size]], pad_token_id)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        parts.append(view_of(adaptor, batch, model(**batch)).logits[0].float().cpu())
+        parts.append(_predict_batch(asked, kind, split, rows[order[start : start + batch_size]]))
         if on_progress is not None:
             on_progress(min(start + batch_size, len(rows)), len(rows))
-    model.train(training)
-    return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+    asked.model.train(training)
+    return Payload.concat(parts).take(np.argsort(order))
+
+
+def _predict_batch(
+    asked: ModelOnDevice, kind: Kind, split: EncodedSplit, rows: np.ndarray
+) -> Payload:
+    inputs = collate(split.student, rows, asked.pad_token_id)
+    labels = collate_labels(split, rows, inputs["input_ids"].shape[1])
+    inputs = {name: tensor.to(asked.device) for name, tensor in inputs.items()}
+    labels = labels.to(asked.device)
+    view = view_of(asked.adaptor, {**inputs, "labels": labels}, asked.model(**inputs))
+    each = view.labels or kind.labels_of(labels)
+    index = RowIndex.of(kind.layout, each[0], inputs["attention_mask"])
+    logits = [index.of_logits(one).float() for one in view.logits]
+    return payload_of_rows(kind, index, logits, [index.of_labels(one) for one in each])
+
+
+def payload_of_rows(
+    kind: Kind, index: RowIndex, logits: Sequence[Tensor], labels: Sequence[Tensor]
+) -> Payload:
+    """Return predictions from rows of logits, one row an example.
+
+    Args:
+        kind: of the task.
+        index: whose rows they are.
+        logits: of each output, (R, C).
+        labels: of each output, (R, …).
+    """
+    predicted = kind.predict(logits, labels)
+    if index.mask is not None:  # (b, L, outputs)
+        lengths = index.mask.sum(dim=1)
+        predicted = predicted[index.mask]
+    elif index.token is not None:
+        lengths = torch.bincount(index.example, minlength=index.num_examples)
+    else:
+        return Payload(predicted.cpu().numpy())
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths.cpu().numpy() * predicted.shape[-1], out=offsets[1:])
+    return Payload(predicted.reshape(-1).cpu().numpy(), offsets)

@@ -1,24 +1,31 @@
 """What the teachers are worth on evaluation rows, from labels that are in the store."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from raybrew.config import DistillJob
+from raybrew.data.collate import collate_labels, collate_tokens
+from raybrew.data.split import EncodedSplit
 from raybrew.errors import LabelError
-from raybrew.evaluation import classification_metrics
-from raybrew.labels.payload import from_storage
+from raybrew.evaluation import payload_of_rows
+from raybrew.kinds import Kind, kind_of
+from raybrew.labels.payload import Payload
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.labels.top_k import unpack_top_k
+from raybrew.labels.tensors import tensors_of
 from raybrew.losses.soft import TopK
 from raybrew.objective import Objective
-from raybrew.preparation import Preparation, PreparedTeacher
-from raybrew.student.batches import STUDENT_VIEW
+from raybrew.objective.rows import RowIndex
+from raybrew.preparation import Preparation, PreparedTask, PreparedTeacher
 
 __all__ = ["judge_teachers"]
 
 Metrics = dict[str, dict[str, float]]
+
+_BATCH = 64
 
 
 def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, Metrics]:
@@ -35,24 +42,94 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
     for number, task in enumerate(preparation.tasks):
         if task.eval is None:
             continue
-        labels = torch.from_numpy(np.array(task.eval.labels))
         mine = [teacher for teacher in preparation.teachers if teacher.task == number]
-        logits = {
-            t.teacher.name: _logits(job, t, task.eval.views[t.view].keys, len(task.label_names))
-            for t in mine
-        }
-        for name, each in logits.items():
-            teachers[name] = classification_metrics(each, labels)
-        objective = Objective(job.distillation, {t.teacher.name: t.teacher.weight for t in mine})
-        keys = torch.from_numpy(task.eval.views[STUDENT_VIEW].keys[:, 0].astype(np.int64))
-        routes = None if task.eval.routes is None else torch.from_numpy(task.eval.routes.copy())
-        stacked = torch.stack(list(logits.values()))
-        mixed = objective.target(stacked, labels, row_keys=keys, route=routes)
-        ensembles[task.task.name] = classification_metrics(mixed, labels)
+        judge = _Judge(job, task, task.eval, mine)
+        predictions = judge.predictions()
+        for teacher, predicted in zip(mine, predictions, strict=False):
+            teachers[teacher.teacher.name] = judge.metrics(predicted)
+        ensembles[task.task.name] = judge.metrics(predictions[-1])
     return teachers, ensembles
 
 
-def _logits(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray, classes: int) -> Tensor:
+class _Judge:
+    """The evaluation rows of a task and its teachers' stored answers to them."""
+
+    def __init__(
+        self,
+        job: DistillJob,
+        task: PreparedTask,
+        split: EncodedSplit,
+        teachers: Sequence[PreparedTeacher],
+    ):
+        self._task, self._split, self._teachers = task, split, teachers
+        self._kind: Kind = kind_of(task.task.kind)
+        self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
+        self._signal = teachers[0].signals[0]
+        weights = {t.teacher.name: t.teacher.weight for t in teachers}
+        self._objective = Objective(job.distillation, weights, kind=self._kind)
+
+    def predictions(self) -> list[Payload]:
+        """Return what each teacher predicts, and last what their mixture does."""
+        parts = [
+            self._of_batch(np.arange(start, min(start + _BATCH, len(self._split))))
+            for start in range(0, len(self._split), _BATCH)
+        ]
+        return [Payload.concat(each) for each in zip(*parts, strict=True)]
+
+    def metrics(self, predicted: Payload) -> dict[str, float]:
+        """Say what predictions are worth, as far as what was kept of the logits allows."""
+        figures = self._kind.metrics(
+            predicted, self._split, np.arange(len(self._split)), self._task.label_names
+        )
+        hidden = () if self._signal.top_k is None else self._kind.dense_metrics
+        return {name: value for name, value in figures.items() if name not in hidden}
+
+    def _of_batch(self, rows: np.ndarray) -> list[Payload]:
+        lengths = self._split.student.lengths[rows]
+        length = int(lengths.max())
+        labels = self._kind.labels_of(collate_labels(self._split, rows, length))
+        mask = torch.from_numpy(np.arange(length) < lengths[:, None])
+        index = RowIndex.of(self._kind.layout, labels[0], mask)
+        taken = [index.of_labels(each) for each in labels]
+        widths = self._kind.widths(self._task.num_labels)
+        by_output = [self._logits(index, rows, length, widths, n) for n in range(len(widths))]
+        keys = torch.from_numpy(self._split.student.keys[rows, 0].astype(np.int64))
+        routes = self._split.routes
+        mixed = [
+            self._objective.target(
+                each,
+                labels=taken[output],
+                row_keys=index.of_examples(keys),
+                route=None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
+            )
+            for output, each in enumerate(by_output)
+        ]
+        answers = [[each[k] for each in by_output] for k in range(len(self._teachers))]
+        return [payload_of_rows(self._kind, index, one, taken) for one in [*answers, mixed]]
+
+    def _logits(
+        self, index: RowIndex, rows: np.ndarray, length: int, widths: Sequence[int], output: int
+    ) -> Tensor:
+        """Return the logits of one output of each teacher, (K, R, C)."""
+        found = []
+        for teacher, payload in zip(self._teachers, self._answers, strict=True):
+            soft = tensors_of(payload.take(rows), self._signal)
+            aligned = self._split.alignments.get(teacher.view)
+            alignment = (
+                None if aligned is None else collate_tokens(self._split, aligned, rows, length, -1)
+            )
+            one = index.of_soft(soft, widths, output, alignment)
+            logits = one.logits
+            if isinstance(logits, TopK):
+                logits = _filled_up(logits, widths[output])
+            if one.available is not None:
+                # Where a teacher has nothing to say, no class is better than another.
+                logits = logits.masked_fill(~one.available[:, None], 0.0)
+            found.append(logits)
+        return torch.stack(found)
+
+
+def _stored(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray) -> Payload:
     signal = teacher.signals[0]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.spec.fingerprint, signal)
     found, payload = store.read(keys)
@@ -61,9 +138,7 @@ def _logits(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray, classes
             f"teacher {teacher.teacher.name!r}: {int((~found).sum())} labels of evaluation rows "
             f"are missing from {job.labels.store}; were files of the store deleted?"
         )
-    if signal.top_k is None:
-        return from_storage(payload.values, signal.dtype).float()
-    return _filled_up(unpack_top_k(payload.values, signal), classes)
+    return payload
 
 
 def _filled_up(top_k: TopK, classes: int) -> Tensor:

@@ -6,9 +6,23 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.encoding import encode
-from raybrew.evaluation import classification_metrics, predict_logits
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.kinds import KINDS
+from raybrew.kinds.sequence_classification import classification_metrics
 from raybrew.models.adaptors import sequence_classification
 from tests.made import make_data, make_model, make_tokenizer
+
+KIND = KINDS["sequence-classification"]
+
+
+def asked(model) -> ModelOnDevice:
+    return ModelOnDevice(model, sequence_classification, 0, torch.device("cpu"))
+
+
+def split_of(texts: list[str]) -> EncodedSplit:
+    view, _ = encode(make_tokenizer(), texts, None, 32)
+    return EncodedSplit({STUDENT_VIEW: view}, np.zeros(len(texts), np.int64))
 
 
 def test_metrics_by_hand():
@@ -32,38 +46,28 @@ def test_without_labels_there_is_no_metric():
 def test_predictions_are_those_of_the_model_in_the_order_of_the_rows(tmp_path, batch_size):
     model = AutoModelForSequenceClassification.from_pretrained(make_model(tmp_path, 0))
     tokenizer, texts = make_tokenizer(), make_data(20)["text"][:]
-    view, _ = encode(tokenizer, texts, None, 32)
     rows = np.array([5, 3, 19, 0, 3])
     seen: list[tuple[int, int]] = []
     model.train()
-    found = predict_logits(
-        model,
-        sequence_classification,
-        view,
+    found = predict(
+        asked(model),
+        KIND,
+        split_of(texts),
         rows,
         batch_size=batch_size,
-        pad_token_id=0,
-        device=torch.device("cpu"),
         on_progress=lambda done, total: seen.append((done, total)),
-    )
+    ).values
     assert model.training
     model.eval()
     for place, row in enumerate(rows):
         alone = model(**tokenizer(texts[row], return_tensors="pt")).logits[0]
-        torch.testing.assert_close(found[place], alone.detach(), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.from_numpy(found[place]), alone.detach(), atol=1e-5, rtol=1e-5
+        )
     assert seen[-1] == (5, 5)
 
 
 def test_no_rows_give_no_predictions(tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(make_model(tmp_path, 0))
-    view, _ = encode(make_tokenizer(), ["w1"], None, 32)
-    found = predict_logits(
-        model,
-        sequence_classification,
-        view,
-        np.empty(0, np.int64),
-        batch_size=4,
-        pad_token_id=0,
-        device=torch.device("cpu"),
-    )
-    assert found.shape == (0, 3)
+    found = predict(asked(model), KIND, split_of(["w1"]), np.empty(0, np.int64), batch_size=4)
+    assert found.values.shape == (0, 3)

@@ -20,8 +20,10 @@ class DistillationConfig(Section):
     temperature_scheduler_options: Options = Field(
         default_factory=dict, description="Options of the temperature scheduler."
     )
-    kd_loss: str = Field(
-        default="ce", description="Loss on the logits: a name, or `package.module:name`."
+    kd_loss: str | None = Field(
+        default=None,
+        description="Loss on the logits: a name, or `package.module:name`; that of the task's kind "
+        "if left out, `ce` for classes.",
     )
     kd_loss_options: Options = Field(default_factory=dict, description="Options of the loss.")
     scale_t2: bool = Field(default=False, description="Multiply the loss on the logits by T².")

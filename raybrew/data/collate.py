@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 
 from raybrew.data.encoding import EncodedView
+from raybrew.data.spans import spans
+from raybrew.data.split import IGNORED, EncodedSplit
 
-__all__ = ["collate"]
+__all__ = ["collate", "collate_labels", "collate_tokens"]
 
 
 def collate(
@@ -39,3 +41,30 @@ def collate(
         types[mask] = taken.token_type_ids
         batch["token_type_ids"] = torch.from_numpy(types)
     return batch
+
+
+def collate_labels(split: EncodedSplit, rows: np.ndarray, length: int) -> Tensor:
+    """Put the labels of examples into one batch.
+
+    Args:
+        split: the examples.
+        rows: which, int64 (b,).
+        length: tokens that the batch's inputs are padded to.
+
+    Returns:
+        (b, …), or int64 (b, length) where there is a label for each token.
+    """
+    if not split.per_token:
+        return torch.from_numpy(split.labels[rows])
+    return collate_tokens(split, split.labels, rows, length, IGNORED)
+
+
+def collate_tokens(
+    split: EncodedSplit, values: np.ndarray, rows: np.ndarray, length: int, fill: int
+) -> Tensor:
+    """Pad what there is for each of the student's tokens, int64 (b, length, …)."""
+    source, offsets = spans(split.student.offsets, rows)
+    mask = np.arange(length) < np.diff(offsets)[:, None]
+    padded = np.full((*mask.shape, *values.shape[1:]), fill, np.int64)
+    padded[mask] = values[source]
+    return torch.from_numpy(padded)

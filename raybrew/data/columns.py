@@ -1,4 +1,4 @@
-"""From a data set's columns to texts and class numbers, each row checked."""
+"""A data set's columns: there or not, texts or not, each row checked."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,69 +6,47 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import Dataset
 
 from raybrew.config import Task
 from raybrew.errors import DataError
 
-__all__ = ["Rows", "read_labels", "read_routes", "read_rows"]
-
-NO_LABEL = -1
+__all__ = ["Rows", "read_column", "read_routes", "read_rows", "read_texts", "read_words"]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The texts of a split.
+    """The rows of a split as a kind of task reads them.
 
     Args:
-        texts: N texts.
-        pairs: N second texts; None for single ones.
+        texts: of each row: a text, or the list of its words.
+        pairs: second texts; None for single ones.
+        labels: what is to be learnt of each row, in the form of the kind of task.
     """
 
-    texts: list[str]
-    pairs: list[str] | None
+    texts: Sequence[Any]
+    pairs: Sequence[str] | None = None
+    labels: Any = None
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
 
-def read_rows(task: Task, dataset: Dataset, what: str) -> Rows:
+def read_rows(task: Task, dataset: Dataset, what: str, labels: Any = None) -> Rows:
     """Read the task's text columns.
 
     Args:
         task: names them.
         dataset: the split.
         what: the job's field of it, for messages.
+        labels: of its rows.
 
     Raises:
         DataError: a column is missing, or a row of it holds no text.
     """
-    texts = _texts(dataset, task.text, what)
-    pairs = None if task.text_pair is None else _texts(dataset, task.text_pair, what)
-    return Rows(texts, pairs)
-
-
-def read_labels(
-    task: Task, train: Dataset, evaluation: Dataset | None
-) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
-    """Read the task's label column of both splits as class numbers.
-
-    The classes are `task.label_names`, else those of a ClassLabel column, else the distinct
-    strings of the training rows in order, else 0 … the largest training label. A negative number
-    or null means that the row has no label.
-
-    Returns:
-        The classes' names, and int64 (N,) for either split; -1 where there is no label.
-
-    Raises:
-        DataError: the column is missing, a label is outside of the classes or none at all, or
-            there are fewer than two classes.
-    """
-    what = f"tasks[{task.name}]"
-    column = _column(train, task.label, f"{what}.train")
-    names = _classes(task, train, column, what)
-    train_labels = _numbers(column, names, f"{what}.train", task.label)
-    if evaluation is None:
-        return names, train_labels, None
-    other = _column(evaluation, task.label, f"{what}.eval")
-    return names, train_labels, _numbers(other, names, f"{what}.eval", task.label)
+    texts = read_texts(dataset, task.text, what)
+    pairs = None if task.text_pair is None else read_texts(dataset, task.text_pair, what)
+    return Rows(texts, pairs, labels)
 
 
 def read_routes(
@@ -91,7 +69,7 @@ def read_routes(
     if task.teacher_column is None or not teachers:
         return None
     index = {name: number for number, name in enumerate(teachers)}
-    values = _column(dataset, task.teacher_column, what)
+    values = read_column(dataset, task.teacher_column, what)
     for row, value in enumerate(values):
         if value not in index:
             raise DataError(
@@ -101,7 +79,12 @@ def read_routes(
     return np.array([index[value] for value in values], np.int64)
 
 
-def _column(dataset: Dataset, name: str, what: str) -> list[Any]:
+def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
+    """Return a column's values.
+
+    Raises:
+        DataError: it is missing; names the nearest ones.
+    """
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, 3, 0.4)
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
@@ -111,54 +94,29 @@ def _column(dataset: Dataset, name: str, what: str) -> list[Any]:
     return dataset[name][:]
 
 
-def _texts(dataset: Dataset, name: str, what: str) -> list[str]:
-    values = _column(dataset, name, what)
+def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:
+    """Return a column of texts.
+
+    Raises:
+        DataError: it is missing, or a row holds no text.
+    """
+    values = read_column(dataset, name, what)
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DataError(f"{what}: row {row}: expected text in {name!r}, got {value!r}")
     return values
 
 
-def _classes(task: Task, train: Dataset, column: Sequence[Any], what: str) -> tuple[str, ...]:
-    if task.label_names is not None:
-        return tuple(task.label_names)
-    feature = train.features[task.label]
-    if isinstance(feature, ClassLabel) and feature.names:
-        names = tuple(feature.names)
-    elif any(isinstance(value, str) for value in column):
-        names = tuple(sorted({value for value in column if isinstance(value, str)}))
-    else:
-        numbers = [value for value in column if _is_class_number(value)]
-        names = tuple(map(str, range(max(numbers, default=-1) + 1)))
-    if len(names) < 2:
-        raise DataError(
-            f"{what}.train: expected two classes or more in {task.label!r}, got "
-            f"{', '.join(names) or 'none'}; set {what}.label_names if there are others"
-        )
-    return names
+def read_words(dataset: Dataset, name: str, what: str) -> list[list[str]]:
+    """Return a column of lists of words.
 
-
-def _numbers(column: Sequence[Any], names: Sequence[str], what: str, label: str) -> np.ndarray:
-    index = {name: number for number, name in enumerate(names)}
-    numbers = np.empty(len(column), np.int64)
-    for row, value in enumerate(column):
-        if value is None or (_is_class_number(value) and value < 0):
-            numbers[row] = NO_LABEL
-        elif _is_class_number(value) and value < len(names):
-            numbers[row] = value
-        elif isinstance(value, str) and value in index:
-            numbers[row] = index[value]
-        else:
+    Raises:
+        DataError: it is missing, or a row holds no list of texts.
+    """
+    values = read_column(dataset, name, what)
+    for row, value in enumerate(values):
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
             raise DataError(
-                f"{what}: row {row}: expected a label of the {len(names)} classes "
-                f"{_shown(names)} in {label!r}, got {value!r}"
+                f"{what}: row {row}: expected a list of words in {name!r}, got {value!r}"
             )
-    return numbers
-
-
-def _is_class_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" … ({len(names)})" if len(names) > 8 else "")
+    return values

@@ -12,7 +12,7 @@ from torch import Tensor
 from raybrew.labels.payload import DTYPES, Payload, Signal, from_storage, to_storage
 from raybrew.losses.soft import TopK
 
-__all__ = ["pack_top_k", "unpack_top_k"]
+__all__ = ["pack_top_k", "top_k_width", "unpack_top_k"]
 
 
 def pack_top_k(logits: Tensor, signal: Signal) -> Payload:
@@ -36,6 +36,13 @@ def pack_top_k(logits: Tensor, signal: Signal) -> Payload:
         torch.stack(sums, dim=-1).cpu().numpy().view(storage),
     ]
     return Payload(np.concatenate(parts, axis=1))
+
+
+def top_k_width(signal: Signal) -> int:
+    """Return the entries of a row of `pack_top_k`."""
+    assert signal.top_k is not None
+    per_word = 4 // DTYPES[signal.dtype][1].itemsize
+    return signal.top_k + per_word * (signal.top_k + len(signal.temperatures))
 
 
 def unpack_top_k(values: np.ndarray, signal: Signal) -> TopK:

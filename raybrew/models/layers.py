@@ -10,6 +10,7 @@ list will do: BERT, RoBERTa, DistilBERT, Electra, GPT-style decoders.
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,16 +20,16 @@ from raybrew.config import Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import (
     describe_names,
-    load_classifier,
-    random_classifier,
+    load_model,
+    random_model,
     read_config,
 )
 
 __all__ = [
-    "classifier_from_layers",
     "layer_lists",
     "layer_stack",
     "layers_config",
+    "model_from_layers",
     "weight_origins",
 ]
 
@@ -133,10 +134,14 @@ def weight_origins(
     return origins
 
 
-def classifier_from_layers(
-    config: PreTrainedConfig, teacher: Teacher, layers: Sequence[int], what: str
+def model_from_layers(
+    model_class: Any,
+    config: PreTrainedConfig,
+    teacher: Teacher,
+    layers: Sequence[int],
+    what: str,
 ) -> PreTrainedModel:
-    """Build the classifier of `config` and copy what it takes from the teacher.
+    """Build the model of `config` and copy what it takes from the teacher.
 
     The rest (a head in another size) is drawn from the CPU's global generator.
 
@@ -144,8 +149,8 @@ def classifier_from_layers(
         ConfigError: The teacher's weights can't be read, are incomplete or don't fit.
     """
     field = f"teachers[{teacher.name}].model"
-    source, info = load_classifier(teacher.model, field, read_config(teacher.model, field))
-    model = random_classifier(config)
+    source, info = load_model(model_class, teacher.model, field, read_config(teacher.model, field))
+    model = random_model(model_class, config)
     origins = weight_origins(model, source, layers, teacher_name=teacher.name, what=what)
     unread = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     body = f"{model.base_model_prefix}."

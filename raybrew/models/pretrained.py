@@ -1,4 +1,4 @@
-"""Reading what transformers saved: configurations, tokenizers, classifiers, without its chatter.
+"""Reading what transformers saved: configurations, tokenizers, models, without its chatter.
 
 Each reader takes `what`, the field of the job that asked for the path, and turns every way in
 which a path can be wrong into one `ConfigError` that names this field.
@@ -21,7 +21,6 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -35,11 +34,11 @@ __all__ = [
     "BUILD_ERRORS",
     "describe_names",
     "first_line",
-    "load_classifier",
-    "meta_classifier",
+    "load_model",
+    "meta_model",
     "own_generator",
     "quiet_transformers",
-    "random_classifier",
+    "random_model",
     "read_config",
     "read_tokenizer",
 ]
@@ -120,13 +119,19 @@ def read_tokenizer(path: str, what: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_classifier(
-    path: str, what: str, config: PreTrainedConfig
+def load_model(
+    model_class: Any, path: str, what: str, config: PreTrainedConfig
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load weights in float32 into the sequence classifier that `config` describes.
+    """Load weights in float32 into the model that `config` describes.
 
     Weights that the folder lacks, or has in another size, are initialised from the CPU's global
     generator.
+
+    Args:
+        model_class: transformers' class for models with the head of a kind of task.
+        path: Folder that `save_pretrained` wrote, or a hub id.
+        what: Field of the job that gave the path, for messages.
+        config: Of the model.
 
     Returns:
         The model and transformers' loading info (`missing_keys`, `mismatched_keys`, …).
@@ -136,7 +141,7 @@ def load_classifier(
     """
     source = _locate(path, what, WEIGHT_FILES, "weights (model.safetensors)")
     model, info = _read(
-        AutoModelForSequenceClassification,
+        model_class,
         source,
         what,
         "weights",
@@ -153,20 +158,20 @@ def load_classifier(
     return model, info
 
 
-def random_classifier(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build the sequence classifier in float32 with random weights."""
+def random_model(model_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build the model in float32 with random weights."""
     with quiet_transformers():
-        return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        return model_class.from_config(config, dtype=torch.float32)
 
 
-def meta_classifier(config: PreTrainedConfig, what: str) -> PreTrainedModel:
+def meta_model(model_class: Any, config: PreTrainedConfig, what: str) -> PreTrainedModel:
     """Build the model without memory for its weights, to see names and shapes."""
     try:
         with torch.device("meta"), own_generator(0):
-            return random_classifier(config)
+            return random_model(model_class, config)
     except BUILD_ERRORS as error:
         raise ConfigError(
-            f"{what}: expected a configuration that makes a sequence classifier, "
+            f"{what}: expected a configuration that makes a {_noun(model_class)}, "
             f"got: {first_line(error)}"
         ) from error
 
@@ -192,6 +197,12 @@ def first_line(error: Exception) -> str:
     line = lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[1].strip()}"
     line = line if len(line) <= 300 else line[:297] + "…"
     return line if len(line) > 20 else f"{type(error).__name__}: {line}"
+
+
+def _noun(model_class: Any) -> str:
+    """Say what an auto class makes: AutoModelForTokenClassification, a model for it."""
+    words = re.findall(r"[A-Z][a-z]+", model_class.__name__.removeprefix("AutoModelFor"))
+    return f"model for {' '.join(words).lower()}"
 
 
 def _read(auto: Any, source: str, what: str, noun: str, **options: Any) -> Any:

@@ -20,32 +20,35 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
+from raybrew.kinds import KINDS, Kind
 from raybrew.models.freezing import freeze
 from raybrew.models.layers import (
-    classifier_from_layers,
     layer_lists,
     layers_config,
+    model_from_layers,
     weight_origins,
 )
 from raybrew.models.pretrained import (
     BUILD_ERRORS,
     describe_names,
     first_line,
-    load_classifier,
-    meta_classifier,
+    load_model,
+    meta_model,
     own_generator,
-    random_classifier,
+    random_model,
     read_config,
     read_tokenizer,
 )
 
 __all__ = ["build_student", "freeze", "read_config", "read_tokenizer", "student_config"]
 
+DEFAULT_KIND = KINDS["sequence-classification"]
+
 _log = logging.getLogger(__name__)
 
 # Keys of a configuration that the task decides, or that would make it another model.
 _FIXED_KEYS = {
-    "architectures": "the student is a sequence classifier",
+    "architectures": "the task's kind decides",
     "dtype": "the student's weights are float32; see training.precision",
     "id2label": "the task's label_names decide",
     "label2id": "the task's label_names decide",
@@ -63,6 +66,7 @@ def student_config(
     label_names: Sequence[str] | None,
     teachers: Mapping[str, Teacher],
     what: str = "student",
+    kind: Kind = DEFAULT_KIND,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Work out the student's configuration and tokenizer, and check all that needs no weights.
 
@@ -72,6 +76,7 @@ def student_config(
         label_names: Their names in the order of the logits; LABEL_0, … if None.
         teachers: The job's teachers by name, in the job's order; empty without teachers.
         what: Name of the section in the job, for messages.
+        kind: Of the task; its head is the student's.
 
     Returns:
         The configuration with the task's labels, and the tokenizer.
@@ -82,7 +87,7 @@ def student_config(
     teachers = _with_layer_source(student, teachers)
     tokenizer = _tokenizer(student, teachers, what)
     config = _base_config(student, teachers, what)
-    _set_labels(config, num_labels, label_names, what)
+    _set_labels(config, num_labels, label_names, kind, what)
     if tokenizer.pad_token_id is None:
         raise ConfigError(
             f"{what}: expected a tokenizer with a padding token, got one without; set its "
@@ -95,11 +100,11 @@ def student_config(
             f"{what}: expected a model that knows all {len(tokenizer)} tokens of its tokenizer, "
             f"got vocab_size {vocab_size}; see {what}.tokenizer_from"
         )
-    model = meta_classifier(config, what)
+    model = meta_model(kind.model_class, config, what)
     if student.layers_from is not None:
         name, layers = student.layers_from
         field = f"teachers[{name}].model"
-        teacher = meta_classifier(read_config(teachers[name].model, field), field)
+        teacher = meta_model(kind.model_class, read_config(teachers[name].model, field), field)
         weight_origins(model, teacher, layers, teacher_name=name, what=what)
     freeze(model, student.freeze, f"{what}.freeze")
     return config, tokenizer
@@ -113,6 +118,7 @@ def build_student(
     seed: int,
     teachers: Mapping[str, Teacher],
     what: str = "student",
+    kind: Kind = DEFAULT_KIND,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Build the student: float32, on the CPU, in training mode, frozen as the job says.
 
@@ -123,6 +129,7 @@ def build_student(
         seed: Seeds whatever weights are random; the same seed gives the same bits.
         teachers: The job's teachers by name, in the job's order; empty without teachers.
         what: Name of the section in the job, for messages.
+        kind: Of the task; its head is the student's.
 
     Returns:
         The model and its tokenizer.
@@ -132,16 +139,21 @@ def build_student(
     """
     teachers = _with_layer_source(student, teachers)
     config, tokenizer = student_config(
-        student, num_labels=num_labels, label_names=label_names, teachers=teachers, what=what
+        student,
+        num_labels=num_labels,
+        label_names=label_names,
+        teachers=teachers,
+        what=what,
+        kind=kind,
     )
     with own_generator(seed):
         if student.layers_from is not None:
             name, layers = student.layers_from
-            model = classifier_from_layers(config, teachers[name], layers, what)
+            model = model_from_layers(kind.model_class, config, teachers[name], layers, what)
         elif student.model is not None:
-            model = _from_weights(student.model, config, what)
+            model = _from_weights(kind, student.model, config, what)
         else:
-            model = random_classifier(config)
+            model = random_model(kind.model_class, config)
     freeze(model, student.freeze, f"{what}.freeze")
     return model.train(), tokenizer
 
@@ -213,21 +225,27 @@ def _changed(config: PreTrainedConfig, changes: Mapping[str, Any], what: str) ->
 
 
 def _set_labels(
-    config: PreTrainedConfig, num_labels: int, label_names: Sequence[str] | None, what: str
+    config: PreTrainedConfig,
+    num_labels: int,
+    label_names: Sequence[str] | None,
+    kind: Kind,
+    what: str,
 ) -> None:
+    config.dtype = torch.float32
+    if not kind.has_labels:
+        return
     names = list(label_names or (f"LABEL_{index}" for index in range(num_labels)))
     if len(names) != num_labels:
         raise ConfigError(f"{what}: expected {num_labels} label names, got {len(names)}")
     config.num_labels = num_labels
     config.id2label = dict(enumerate(names))
     config.label2id = {name: index for index, name in enumerate(names)}
-    config.problem_type = "single_label_classification"
-    config.dtype = torch.float32
+    config.problem_type = kind.problem_type
 
 
-def _from_weights(path: str, config: PreTrainedConfig, what: str) -> PreTrainedModel:
+def _from_weights(kind: Kind, path: str, config: PreTrainedConfig, what: str) -> PreTrainedModel:
     field = f"{what}.model"
-    model, info = load_classifier(path, field, config)
+    model, info = load_model(kind.model_class, path, field, config)
     body = f"{model.base_model_prefix}."
     for name, got, expected in sorted(info["mismatched_keys"]):
         if name.startswith(body):

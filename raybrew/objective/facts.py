@@ -18,16 +18,18 @@ class BatchFacts:
     """What the denominators depend on, of a global batch.
 
     Args:
-        labels: int64 (B,); negative = none.
+        labels: (B, …), or flat over the tokens of the batch, as the kind of task counts them.
         lengths: real tokens of each example as the student reads it, int64 (B,); needed for
             matches alone.
         parts: positions in the batch of the rows of each forward pass, over all ranks and
             micro-batches; one pass if left out.
+        unreached: rows of logits for which no teacher has an answer.
     """
 
     labels: np.ndarray
     lengths: np.ndarray | None = None
     parts: tuple[np.ndarray, ...] | None = None
+    unreached: int = 0
 
     def lengths_of_parts(self) -> list[np.ndarray]:
         """Return the lengths of the rows of each forward pass."""

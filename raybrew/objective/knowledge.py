@@ -7,17 +7,32 @@ from torch import Tensor
 
 from raybrew.config import DistillationConfig
 from raybrew.errors import ConfigError
+from raybrew.kinds import KINDS, Kind
 from raybrew.labels.payload import Signal
-from raybrew.labels.tensors import SoftLabel
 from raybrew.losses.mixture import combine, make_mixture, teacher_weights
 from raybrew.losses.schedules import make_temperature_scheduler
 from raybrew.losses.shift import probability_shift
 from raybrew.losses.soft import TopK, make_kd_loss
 from raybrew.objective.facts import Position
+from raybrew.objective.rows import SoftRows
 
 __all__ = ["KnowledgeTerm"]
 
 _NOT_SHIFT_INVARIANT = ("mse", "bce")
+_ONE_CLASS = (
+    "ce",
+    "kl",
+    "reverse_kl",
+    "jsd",
+    "skew_kl",
+    "skew_reverse_kl",
+    "adaptive_kl",
+    "tvd",
+    "dkd",
+    "dist",
+    "logit_std",
+)
+"""Losses on a softmax over the classes."""
 
 
 class KnowledgeTerm:
@@ -28,6 +43,7 @@ class KnowledgeTerm:
         teachers: weight of each of the task's teachers.
         logits: the signal that carries them.
         sum_over_ranks: adds a tensor up over ranks.
+        kind: of the task.
 
     Raises:
         ConfigError: a name or an option that doesn't exist, or a combination that can't be.
@@ -39,16 +55,21 @@ class KnowledgeTerm:
         teachers: Mapping[str, float],
         logits: Signal,
         sum_over_ranks: Callable[[Tensor], Tensor] | None,
+        kind: Kind = KINDS["sequence-classification"],
     ):
-        self._config, self._signal = config, logits
+        self._config, self._signal, self._kind = config, logits, kind
+        self._loss_name = config.kd_loss or kind.kd_loss
+        self._base = config.temperature if kind.softened else 1.0
         self._teachers, self._static = tuple(teachers), list(teachers.values())
         self._sum_over_ranks = sum_over_ranks
-        self._loss = make_kd_loss(config.kd_loss, config.kd_loss_options, scale_t2=config.scale_t2)
+        self._loss = make_kd_loss(self._loss_name, config.kd_loss_options, scale_t2=config.scale_t2)
         self._mixture = make_mixture(config.mixture, config.mixture_options)
         self._temperature = make_temperature_scheduler(
             config.temperature_scheduler, config.temperature_scheduler_options
         )
         self._check_mixture()
+        if not kind.exclusive:
+            self._check_not_exclusive()
         if logits.top_k is not None:
             self._check_top_k()
 
@@ -57,7 +78,7 @@ class KnowledgeTerm:
         """Settings of this term, and whether each needs a true label in each row."""
         return {
             "probability_shift": self._config.probability_shift,
-            f"kd_loss {self._config.kd_loss}": self._loss.needs_labels,
+            f"kd_loss {self._loss_name}": self._loss.needs_labels,
             f"mixture {self._config.mixture}": self._mixture.needs_labels,
         }
 
@@ -69,26 +90,29 @@ class KnowledgeTerm:
     def rows(
         self,
         student_logits: Tensor,
-        soft: Sequence[SoftLabel],
+        soft: Sequence[SoftRows],
         labels: Tensor,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
     ) -> Tensor:
-        """Return the loss of each row, (b,).
+        """Return the loss of each row, (R,).
 
         Args:
-            student_logits: (b, C), raw.
-            soft: logits of each teacher, in the order of the weights.
-            labels: int64 (b,).
+            student_logits: (R, C), raw.
+            soft: what each teacher said, in the order of the weights.
+            labels: (R, …).
             position: where in the run this is.
-            row_keys: int64 (b,), for a random pick.
-            route: int64 (b,), index of each row's teacher.
+            row_keys: int64 (R,), for a random pick.
+            route: int64 (R,), index of each row's teacher.
         """
+        available = _available(soft)
         if self._signal.top_k is not None:
-            return self._top_k_rows(student_logits, soft, labels, position, row_keys, route)
-        logits = torch.stack([_dense(one) for one in soft]).float()
-        weights = self._row_weights(logits, labels, position, row_keys, route)
+            return self._top_k_rows(
+                student_logits, soft, labels, position, row_keys, route, available
+            )
+        logits = torch.stack([_dense(one) for one in soft])
+        weights = self._row_weights(logits, labels, position, row_keys, route, available)
         if self._mixture.sums_losses:
             logits = torch.stack([self._shifted(one, labels) for one in logits])
             each = [
@@ -101,7 +125,7 @@ class KnowledgeTerm:
             return torch.stack(each).sum(dim=0)
         # The scheduler may look at the target, and the mean of probabilities at the temperature:
         # the schedule sees the target at the base temperature.
-        base = self._config.temperature
+        base = self._base
         target = self._shifted(combine(self._mixture, logits, weights, base), labels)
         temperature = self._row_temperature(student_logits, target)
         if temperature is not base:
@@ -116,34 +140,35 @@ class KnowledgeTerm:
         row_keys: Tensor | None,
         route: Tensor | None,
     ) -> Tensor:
-        """Mix dense logits of the teachers, (K, b, C), at the configured temperature."""
+        """Mix dense logits of the teachers, (K, R, C), at the configured temperature."""
         weights = self._row_weights(teacher_logits, labels, position, row_keys, route)
         if self._mixture.sums_losses:
             # No one target is trained on; the mean of the logits stands for the ensemble.
             shares = weights / weights.sum(dim=0)
             return (shares.unsqueeze(-1) * teacher_logits).sum(dim=0)
-        return combine(self._mixture, teacher_logits, weights, self._config.temperature)
+        return combine(self._mixture, teacher_logits, weights, self._base)
 
     def _top_k_rows(
         self,
         student_logits: Tensor,
-        soft: Sequence[SoftLabel],
+        soft: Sequence[SoftRows],
         labels: Tensor,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
+        available: Tensor | None,
     ) -> Tensor:
         """Weigh each teacher's own loss; where one teacher is picked, that is the mixture's."""
-        tops = [one for one in soft if isinstance(one, TopK)]
+        tops = [one.logits for one in soft if isinstance(one.logits, TopK)]
         if not len(student_logits):
             return student_logits.sum(dim=-1) * 0.0
         values = torch.stack([one.values for one in tops])
         weights = (
             values.new_ones(values.shape[:2])
             if len(tops) == 1
-            else self._row_weights(values, labels, position, row_keys, route)
+            else self._row_weights(values, labels, position, row_keys, route, available)
         )
-        temperature = self._config.temperature
+        temperature = self._base
         each = [
             share * self._loss(student_logits, one, temperature, labels)
             for share, one in zip(weights, tops, strict=True)
@@ -161,28 +186,45 @@ class KnowledgeTerm:
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
+        available: Tensor | None = None,
     ) -> Tensor:
         return teacher_weights(
             self._mixture,
             teacher_logits,
             self._static,
-            labels,
+            labels if self._kind.exclusive else None,
             route=route,
             row_keys=row_keys,
             epoch=position.epoch,
+            available=available,
         )
 
     def _row_temperature(self, student_logits: Tensor, target: Tensor) -> float | Tensor:
         return self._temperature(
-            student_logits, target, self._config.temperature, sum_over_ranks=self._sum_over_ranks
+            student_logits, target, self._base, sum_over_ranks=self._sum_over_ranks
         )
 
     def _check_mixture(self) -> None:
-        name, loss = self._config.mixture, self._config.kd_loss
+        name, loss = self._config.mixture, self._loss_name
         if self._mixture.combination == "mean_probs" and loss in _NOT_SHIFT_INVARIANT:
             raise ConfigError(
                 f"distillation.mixture: expected mean_logits or sum_losses with kd_loss {loss!r}, "
                 f"got {name!r}, whose mean of probabilities says nothing of the size of the logits"
+            )
+
+    def _check_not_exclusive(self) -> None:
+        kind, config = self._kind.name, self._config
+        wrong = []
+        if self._loss_name in _ONE_CLASS or self._loss.needs_labels:
+            wrong.append(f"kd_loss {self._loss_name!r} (leave it out for {self._kind.kd_loss})")
+        if self._mixture.needs_labels or self._mixture.weighting == "softmax":
+            wrong.append(f"mixture {config.mixture!r} (take mean_logits or sum_losses)")
+        if config.probability_shift:
+            wrong.append("probability_shift")
+        if wrong:
+            raise ConfigError(
+                f"distillation: expected what suits {kind}, whose rows have no one true class, got "
+                + "; ".join(wrong)
             )
 
     def _check_top_k(self) -> None:
@@ -190,7 +232,7 @@ class KnowledgeTerm:
         wrong = []
         if not self._loss.loss.top_k:
             wrong.append(
-                f"kd_loss {config.kd_loss!r} has no form over the largest logits: take ce, kl, "
+                f"kd_loss {self._loss_name!r} has no form over the largest logits: take ce, kl, "
                 "reverse_kl, jsd, skew_kl, skew_reverse_kl or tvd"
             )
         if config.temperature_scheduler != "constant":
@@ -208,6 +250,22 @@ class KnowledgeTerm:
             raise ConfigError(f"labels.top_k: {'; '.join(wrong)}; or leave top_k out")
 
 
-def _dense(label: SoftLabel) -> Tensor:
-    assert isinstance(label, Tensor), "logits are rows of one width"
-    return label
+def _dense(rows: SoftRows) -> Tensor:
+    assert isinstance(rows.logits, Tensor), "logits are rows of one width"
+    return rows.logits
+
+
+def _available(soft: Sequence[SoftRows]) -> Tensor | None:
+    if all(one.available is None for one in soft):
+        return None
+    each = [
+        _shape_of(one).new_ones(len(_shape_of(one)), dtype=torch.bool)
+        if one.available is None
+        else one.available
+        for one in soft
+    ]
+    return torch.stack(each)
+
+
+def _shape_of(rows: SoftRows) -> Tensor:
+    return rows.logits.values if isinstance(rows.logits, TopK) else rows.logits

@@ -7,13 +7,14 @@ from torch import Tensor
 
 from raybrew.config import DistillationConfig
 from raybrew.errors import ConfigError
+from raybrew.kinds import KINDS, Kind
 from raybrew.labels.payload import Signal
-from raybrew.labels.tensors import SoftLabel
-from raybrew.losses.hard import cross_entropy
+from raybrew.losses.hard import make_hard_loss
 from raybrew.losses.schedules import make_weight_schedule
 from raybrew.matching.plan import TaskMatch
 from raybrew.matching.student_side import MatchTerm
 from raybrew.models.adaptors import View
+from raybrew.objective.answers import answered_rows, index_of
 from raybrew.objective.facts import BatchFacts, Position, SoftLabels
 from raybrew.objective.knowledge import KnowledgeTerm
 
@@ -30,6 +31,7 @@ class Objective:
             (temperature schedulers); None where there is one rank.
         matches: of the task.
         logits: the signal that carries the teachers' logits.
+        kind: of the task.
 
     Raises:
         ConfigError: a name or an option that doesn't exist, or no term at all.
@@ -42,11 +44,13 @@ class Objective:
         sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
         matches: Sequence[TaskMatch] = (),
         logits: Signal | None = None,
+        kind: Kind = KINDS["sequence-classification"],
     ):
-        self._teachers = tuple(teachers)
+        self._teachers, self._kind = tuple(teachers), kind
         self._logits = logits or Signal()
+        self._hard = make_hard_loss(kind.hard_loss)
         c = config or DistillationConfig(kd_loss_weight=0.0, hard_label_weight=1.0)
-        self._knowledge = KnowledgeTerm(c, teachers, self._logits, sum_over_ranks)
+        self._knowledge = KnowledgeTerm(c, teachers, self._logits, sum_over_ranks, kind)
         self._matches = {m.term: MatchTerm(m) for m in matches if m.spec.weight}
         self._schedules = {
             "kd": make_weight_schedule(
@@ -86,7 +90,8 @@ class Objective:
 
     def denominators(self, facts: BatchFacts) -> dict[str, float]:
         """Return what each term's numerators over the whole global batch are divided by."""
-        counts = {"kd": float(len(facts.labels)), "hard": float((facts.labels >= 0).sum())}
+        rows, labelled = self._kind.counts(facts.labels)
+        counts = {"kd": float(rows - facts.unreached), "hard": float(labelled)}
         found = {name: counts[name] for name in self._weights if name in counts}
         if self._matches:
             parts = facts.lengths_of_parts()
@@ -101,28 +106,37 @@ class Objective:
         row_keys: Tensor | None = None,
         route: Tensor | None = None,
         features: Mapping[str, Sequence[Tensor]] | None = None,
+        alignment: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return each term's sum over these rows.
 
         Args:
-            student: its logits, (b, C), labels, (b,), and mask of real tokens.
+            student: its logits, labels, and mask of real tokens.
             soft: what the teachers said.
             position: where in the run this is.
             row_keys: int64 (b,), tells examples apart for a random pick of teachers.
             route: int64 (b,), index of each row's teacher.
             features: by match term, the student's features, projected.
+            alignment: by teacher with tokens of its own, int64 (b, L), -1 = none of them answers.
 
         Returns:
             By term, a scalar with a graph, also where no row counts.
         """
         sums: dict[str, Tensor] = {}
         if "kd" in self._weights:
-            labels, logits = student.labels[0], student.logits[0]
-            answers = [self._logits_of(soft, name, logits) for name in self._teachers]
-            rows = self._knowledge.rows(logits, answers, labels, position, row_keys, route)
-            sums["kd"] = rows.sum()
+            outputs = answered_rows(
+                self._kind.layout,
+                student,
+                {name: soft[name][self._logits.name] for name in self._teachers if name in soft},
+                self._teachers,
+                row_keys,
+                route,
+                alignment or {},
+            )
+            each = [self._knowledge.rows(**vars(rows), position=position).sum() for rows in outputs]
+            sums["kd"] = torch.stack(each).sum()
         if "hard" in self._weights:
-            sums["hard"] = _hard(student)
+            sums["hard"] = self._hard_sum(student)
         for name, term in self._matches.items():
             assert features is not None, "matches compare the student's features"
             label = soft.get(term.match.teacher, {}).get(term.match.signal.name)
@@ -184,19 +198,21 @@ class Objective:
         losses["loss"] = sum(weights[name] * losses[name] for name in self._weights)
         return losses
 
-    def _logits_of(self, soft: SoftLabels, teacher: str, student_logits: Tensor) -> SoftLabel:
-        if not len(student_logits):
-            return student_logits.detach()
-        return soft[teacher][self._logits.name]
+    def _hard_sum(self, student: View) -> Tensor:
+        if student.losses:
+            # The adaptor's are means over the labelled rows of this pass.
+            return torch.stack([loss.mean() for loss in student.losses]).sum() * _labelled(student)
+        index = index_of(self._kind.layout, student)
+        each = [
+            self._hard(index.of_logits(logits), index.of_labels(labels)).sum()
+            for logits, labels in zip(student.logits, student.labels, strict=True)
+        ]
+        return torch.stack(each).sum()
 
 
-def _hard(student: View) -> Tensor:
-    labels = student.labels[0]
-    if student.losses:
-        # The adaptor's are means over the labelled rows of this pass.
-        count = (labels >= 0).sum()
-        return torch.stack([loss.mean() for loss in student.losses]).sum() * count
-    return cross_entropy(student.logits[0], labels).sum()
+def _labelled(student: View) -> Tensor:
+    """Count the labels of a pass: negative ones and NaN say that there is none."""
+    return torch.stack([(labels >= 0).sum() for labels in student.labels]).sum()
 
 
 def _divisor(count: float) -> float:

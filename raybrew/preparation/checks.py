@@ -32,9 +32,8 @@ def check_labels(objective: Objective, table: Table) -> None:
             f"tasks[{table.task.name}].teacher_column to name the column with each row's teacher, "
             "got none"
         )
-    missing = int((table.train_labels < 0).sum())
     # Unlabelled rows are fine for all that can do without a label, row by row.
-    if objective.needs_labels and missing == len(table.train_labels):
+    if objective.needs_labels and not table.kind.num_labelled(table.train):
         raise ConfigError(
             f"distillation: {', '.join(objective.needs_labels)} needs labels, but no row of "
             f"tasks[{table.task.name}].train has one"
@@ -62,11 +61,13 @@ def check_student(
     (table,) = tables
     config, tokenizer = student_config(
         student,
-        num_labels=len(table.label_names),
+        num_labels=table.kind.num_labels(table.label_names),
         label_names=table.label_names,
         teachers=hosts,
         what=what,
+        kind=table.kind,
     )
+    _check_tokenizer(what, tokenizer, table)
     _check_length(what, config, table.task)
     return config, tokenizer
 
@@ -75,32 +76,55 @@ def check_teacher(
     teacher: Teacher,
     model: TeacherModel,
     table: Table,
+    student: PreTrainedConfig,
     student_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Refuse a teacher of other classes, another vocabulary, or too few positions."""
     what = f"teachers[{teacher.name}]"
-    classes = table.label_names
-    found = model.config.num_labels
-    if found != len(classes):
-        raise ConfigError(
-            f"{what}.model: expected {len(classes)} labels as task {table.task.name!r} has "
-            f"({', '.join(classes)}), got a model with {found}"
-        )
-    given: Mapping[int, str] = model.config.id2label or {}  # type: ignore[assignment]
-    names = tuple(given.get(i, f"LABEL_{i}") for i in range(len(classes)))
-    made_up = all(name.startswith("LABEL_") for name in names)
-    if not made_up and sorted(names) == sorted(classes) and names != classes:
-        raise ConfigError(
-            f"{what}.model: expected the labels in the task's order ({', '.join(classes)}), got "
-            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the teacher's order"
-        )
+    _check_outputs(f"{what}.model", model.config, table, student)
     if teacher.inputs == "shared" and not same_vocabulary(model.tokenizer, student_tokenizer):
         raise ConfigError(
             f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
             f"student's ({len(student_tokenizer)} entries), so it can't read the student's token "
             "ids; set `inputs: own` to encode each example for it by its own tokenizer"
         )
+    if teacher.inputs == "own":
+        _check_tokenizer(what, model.tokenizer, table)
     _check_length(what, model.config, table.task)
+
+
+def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table) -> None:
+    if table.kind.needs_offsets and not tokenizer.is_fast:
+        raise ConfigError(
+            f"{what}: expected a fast tokenizer, which says what each token is of the text, as "
+            f"{table.task.kind} needs, got {type(tokenizer).__name__}"
+        )
+
+
+def _check_outputs(
+    what: str, config: PreTrainedConfig, table: Table, student: PreTrainedConfig
+) -> None:
+    """Refuse a model whose logits aren't those of the task."""
+    kind, classes = table.kind, table.label_names
+    expected, found = kind.num_labels(classes, student), kind.num_labels(_names(config), config)
+    if found != expected:
+        named = f" ({', '.join(classes)})" if classes else ""
+        raise ConfigError(
+            f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
+            f"model with {found}"
+        )
+    names = _names(config)
+    made_up = all(name.startswith("LABEL_") for name in names)
+    if kind.has_labels and not made_up and sorted(names) == sorted(classes) and names != classes:
+        raise ConfigError(
+            f"{what}: expected the labels in the task's order ({', '.join(classes)}), got "
+            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the teacher's order"
+        )
+
+
+def _names(config: PreTrainedConfig) -> tuple[str, ...]:
+    given: Mapping[int, str] = config.id2label or {}  # type: ignore[assignment]
+    return tuple(given.get(i, f"LABEL_{i}") for i in range(config.num_labels or 0))
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task) -> None:

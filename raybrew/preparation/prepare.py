@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from raybrew.config import DistillJob, Teacher, TrainJob
+from raybrew.config import DistillJob, Task, Teacher, TrainJob
+from raybrew.data.split import STUDENT_VIEW
+from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
 from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
 from raybrew.matching.reader import needs_attention
@@ -21,7 +23,6 @@ from raybrew.preparation.checks import (
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
 from raybrew.preparation.tables import Table, encode_table, read_table
-from raybrew.student.batches import STUDENT_VIEW
 from raybrew.student.module import check_projections
 from raybrew.student.optimization import check_optimization, optimizer_class
 from raybrew.teachers.teacher import TeacherSpec
@@ -43,8 +44,10 @@ def prepare(job: DistillJob, folder: Path) -> Preparation:
     tables = read_tables(job)
     fitting = fit_together(job, tables, Readings())
     encoded = tuple(
-        encode_table(table, tokenizers, folder)
-        for table, tokenizers in zip(tables, fitting.tokenizers, strict=True)
+        encode_table(table, tokenizers, folder, num_labels)
+        for table, tokenizers, num_labels in zip(
+            tables, fitting.tokenizers, fitting.num_labels, strict=True
+        )
     )
     return Preparation(encoded, fitting.teachers, fitting.matches)
 
@@ -53,10 +56,20 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     """Read, check and encode all that supervised training needs; see `prepare`."""
     check_optimization(job.training)
     tables = [read_table(task) for task in job.tasks]
-    _, tokenizer = check_student(job.model, tables, {}, what="model")
+    config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
         adaptor_of(task.kind, job.model.adaptor, task.adaptor)
-    return Preparation(tuple(encode_table(t, {STUDENT_VIEW: tokenizer}, folder) for t in tables))
+    return Preparation(
+        tuple(
+            encode_table(
+                table,
+                {STUDENT_VIEW: tokenizer},
+                folder,
+                table.kind.num_labels(table.label_names, config),
+            )
+            for table in tables
+        )
+    )
 
 
 def read_tables(job: DistillJob) -> list[Table]:
@@ -73,7 +86,7 @@ def read_tables(job: DistillJob) -> list[Table]:
 def check_names(job: DistillJob) -> None:
     """Refuse names and options that don't exist, before anything is read."""
     for task in job.tasks:
-        _objective(job, task.name, _logits_signal(job, None))
+        _objective(job, task, _logits_signal(job, None))
     _check_adaptors(job)
     check_optimization(job.training)
 
@@ -91,15 +104,16 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     """
     check_names(job)
     for task, table in zip(job.tasks, tables, strict=True):
-        check_labels(_objective(job, task.name, _logits_signal(job, None)), table)
+        check_labels(_objective(job, task, _logits_signal(job, None)), table)
     models = {teacher.name: readings.teacher(teacher) for teacher in job.teachers}
     by_task = {table.task.name: table for table in tables}
     config, tokenizer = readings.student(job, tables)
     for teacher in job.teachers:
-        check_teacher(teacher, models[teacher.name], by_task[teacher.task], tokenizer)
+        check_teacher(teacher, models[teacher.name], by_task[teacher.task], config, tokenizer)
     matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
+    sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
-        _objective(job, task.name, _logits_signal(job, len(by_task[task.name].label_names)), each)
+        _objective(job, task, _logits_signal(job, sizes[task.name]), each)
         check_projections(each, optimizer_class(job.training))
     names = [task.name for task in job.tasks]
     return Fitting(
@@ -114,19 +128,27 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
         ),
         teachers=tuple(
             _prepared(
-                job, t, models[t.name], by_task[t.task], names.index(t.task), matches, readings
+                job,
+                t,
+                models[t.name],
+                by_task[t.task],
+                names.index(t.task),
+                matches,
+                _logits_signal(job, sizes[t.task]),
+                readings,
             )
             for t in job.teachers
         ),
         matches=matches,
+        num_labels=tuple(sizes.values()),
     )
 
 
 def _objective(
-    job: DistillJob, task: str, logits: Signal, matches: Sequence[TaskMatch] = ()
+    job: DistillJob, task: Task, logits: Signal, matches: Sequence[TaskMatch] = ()
 ) -> Objective:
-    weights = {teacher.name: teacher.weight for teacher in job.teachers_of(task)}
-    return Objective(job.distillation, weights, None, matches, logits)
+    weights = {teacher.name: teacher.weight for teacher in job.teachers_of(task.name)}
+    return Objective(job.distillation, weights, None, matches, logits, kind_of(task.kind))
 
 
 def _logits_signal(job: DistillJob, classes: int | None) -> Signal:
@@ -179,10 +201,10 @@ def _prepared(
     table: Table,
     task: int,
     matches: Sequence[Sequence[TaskMatch]],
+    logits: Signal,
     readings: Readings,
 ) -> PreparedTeacher:
     mine = [match for match in matches[task] if match.teacher == teacher.name]
-    logits = _logits_signal(job, len(table.label_names))
     # Two matches of one statistic ask for one signal.
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
     folder = readings.folder(teacher)
@@ -199,7 +221,7 @@ def _prepared(
         kind=kind,
         dtype=teacher.dtype,
         batch_tokens=teacher.batch_tokens,
-        pad_token_id=int(str(model.tokenizer.pad_token_id or 0)),
+        pad_token_id=_padding(model.tokenizer),
         num_threads=max(1, int(teacher.resources.get("CPU", 1))),
         adaptor=adaptor,
         attention=needs_attention([match.spec for match in mine]),
@@ -211,3 +233,11 @@ def _prepared(
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,
     )
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return what fills examples up; where a tokenizer has nothing for it, what ends a text."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(str(token))
+    return 0

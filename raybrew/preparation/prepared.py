@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from raybrew.config import Task, Teacher
-from raybrew.data.encoding import EncodedSplit
+from raybrew.data.split import EncodedSplit
 from raybrew.labels.payload import Signal
 from raybrew.matching.plan import TaskMatch
 from raybrew.teachers.teacher import TeacherSpec
@@ -24,7 +24,7 @@ class PreparedTask:
         train: encoded training split.
         eval: encoded evaluation split.
         folders: where they are saved, by `train` and `eval`.
-        truncated: examples that were cut at `max_length`.
+        num_labels: logits of a row.
     """
 
     task: Task
@@ -32,7 +32,7 @@ class PreparedTask:
     train: EncodedSplit
     eval: EncodedSplit | None
     folders: Mapping[str, str]
-    truncated: int
+    num_labels: int
 
     def split(self, name: str) -> EncodedSplit:
         """Return `train` or `eval`."""
@@ -68,11 +68,13 @@ class Fitting:
         tokenizers: of each task, by name of the view.
         teachers: of the job.
         matches: of each task.
+        num_labels: of each task, logits of a row.
     """
 
     tokenizers: tuple[Mapping[str, PreTrainedTokenizerBase], ...]
     teachers: tuple[PreparedTeacher, ...]
     matches: tuple[tuple[TaskMatch, ...], ...]
+    num_labels: tuple[int, ...]
 
 
 @dataclass(frozen=True)

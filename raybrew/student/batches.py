@@ -1,14 +1,15 @@
 """What a rank's forward passes read: its rows, collated, with what the teachers said of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedSplit
+from raybrew.data.collate import collate, collate_labels, collate_tokens
 from raybrew.data.sampler import micro_batches, rank_rows
+from raybrew.data.spans import spans
+from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.tensors import tensors_of
 from raybrew.models.adaptors import ADAPTORS, Adaptor
@@ -17,9 +18,6 @@ from raybrew.student.step import MicroBatch
 from raybrew.student.world import World
 
 __all__ = ["STUDENT_VIEW", "StudentTask", "batch_facts", "micro_batches_of"]
-
-STUDENT_VIEW = "student"
-"""Name of the encoded view that the student reads."""
 
 PADDING_COUNTS = ("mmd", "nst", "attention_ce", "attention_ce_mean")
 """Match losses that keep TextBrewer's dependence on the padded length."""
@@ -38,6 +36,8 @@ class StudentTask:
         eval: what to evaluate on.
         signals: by teacher, what is asked of it.
         adaptor: what the student's outputs mean; that of the kind if None.
+        label_names: classes, in the order of the logits.
+        views: by teacher, the encoded view that it reads; the student's for those left out.
     """
 
     name: str
@@ -46,12 +46,20 @@ class StudentTask:
     eval: EncodedSplit | None
     signals: Mapping[str, Sequence[Signal]]
     adaptor: Adaptor | None = None
+    label_names: tuple[str, ...] = ()
+    views: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def padding_counts(self) -> bool:
         """Whether a match's value depends on how far a batch is padded."""
         recipes = [signal.recipe for asked in self.signals.values() for signal in asked]
         return any(getattr(recipe, "loss", None) in PADDING_COUNTS for recipe in recipes)
+
+    @property
+    def alignments(self) -> dict[str, np.ndarray]:
+        """By teacher that reads tokens of its own, which of them answers for each of ours."""
+        known = self.train.alignments
+        return {name: known[view] for name, view in self.views.items() if view in known}
 
     @property
     def reads(self) -> Adaptor:
@@ -74,8 +82,10 @@ def batch_facts(task: StudentTask, rows: np.ndarray, world_size: int, passes: in
         for rank in range(world_size)
         for part in micro_batches(rank_rows(positions, rank, world_size), passes)
     ]
-    lengths = task.train.views[STUDENT_VIEW].lengths
-    return BatchFacts(task.train.labels[rows], lengths[rows], tuple(parts))
+    lengths = task.train.student.lengths
+    return BatchFacts(
+        task.train.labels_of(rows), lengths[rows], tuple(parts), unreached=_unreached(task, rows)
+    )
 
 
 def micro_batches_of(
@@ -103,16 +113,32 @@ def micro_batches_of(
     pad_to = int(view.lengths[rows].max(initial=0)) if task.padding_counts else None
     start = 0
     for part in micro_batches(mine, passes):
+        inputs = collate(view, part, pad_token_id, pad_to)
         stop = start + len(part)
+        length = inputs["input_ids"].shape[1]
         routes = task.train.routes
         yield MicroBatch(
-            inputs=collate(view, part, pad_token_id, pad_to),
-            labels=torch.from_numpy(task.train.labels[part]),
+            inputs=inputs,
+            labels=collate_labels(task.train, part, length),
             soft=_soft_labels(task, answers, start, stop) if len(part) else {},
             row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)),
             route=None if routes is None else torch.from_numpy(routes[part]),
+            alignment={
+                teacher: collate_tokens(task.train, aligned, part, length, -1)
+                for teacher, aligned in task.alignments.items()
+            },
         )
         start = stop
+
+
+def _unreached(task: StudentTask, rows: np.ndarray) -> int:
+    """Count the tokens of the task in a batch for which no teacher has an answer."""
+    alignments = task.alignments
+    if not task.train.per_token or len(alignments) < len(task.signals):
+        return 0
+    source, _ = spans(task.train.student.offsets, rows)
+    reached = np.logical_or.reduce([aligned[source] >= 0 for aligned in alignments.values()])
+    return int(((task.train.labels[source] != IGNORED) & ~reached).sum())
 
 
 def _soft_labels(task: StudentTask, answers: Answers, start: int, stop: int) -> SoftLabels:

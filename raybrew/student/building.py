@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
-from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence, rank_rows
+from raybrew.data.split import EncodedSplit
+from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
 from raybrew.labels.source import Asker, LabelSource, TeacherLabels
 from raybrew.labels.spec import StoreSpec
@@ -117,17 +118,19 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
     head = plan.tasks[0]
     model, tokenizer = build_student(
         plan.student,
-        num_labels=len(head.label_names),
+        num_labels=kind_of(head.kind).num_labels(head.label_names),
         label_names=head.label_names,
         seed=plan.training.seed,
         teachers=plan.hosts,
         what="student" if plan.teachers else "model",
+        kind=kind_of(head.kind),
     )
     matches = plan.matches or ((),) * len(tasks)
     adaptors = [task.reads for task in tasks]
-    module = StudentModule(model, adaptors, matches, plan.training.seed).to(world.device)
+    kinds = [kind_of(task.kind) for task in tasks]
+    module = StudentModule(model, adaptors, matches, plan.training.seed, kinds).to(world.device)
     sequence = BatchSequence(
-        [len(task.train.labels) for task in tasks], plan.training.batch_size, plan.training.seed
+        [len(task.train) for task in tasks], plan.training.batch_size, plan.training.seed
     )
     num_steps = plan.training.num_steps or (
         sequence.steps_per_epoch * (plan.training.num_epochs or 0)
@@ -163,6 +166,8 @@ def _load_task(plan: RankPlan, number: int) -> StudentTask:
         eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
         signals={t.name: t.signals for t in plan.teachers if t.task == number},
         adaptor=adaptor_of(task.kind, plan.student.adaptor, task.adaptor),
+        label_names=task.label_names,
+        views={t.name: t.view for t in plan.teachers if t.task == number},
     )
 
 
@@ -175,6 +180,7 @@ def _objective(plan: RankPlan, task: int, matches: Sequence[TaskMatch], world: W
         matches,
         # The first signal of a teacher is its logits.
         mine[0].signals[0] if mine else None,
+        kind_of(plan.tasks[task].kind),
     )
 
 

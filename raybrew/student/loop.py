@@ -20,19 +20,21 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import TrackingConfig, TrainingConfig
-from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence, rank_rows
-from raybrew.evaluation import MAIN_METRIC, classification_metrics, predict_logits
+from raybrew.data.split import EncodedSplit
+from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.kinds import kind_of
+from raybrew.labels.payload import Payload
 from raybrew.labels.source import LabelSource
 from raybrew.objective import Objective
-from raybrew.student.batches import STUDENT_VIEW, StudentTask
+from raybrew.student.batches import StudentTask
 from raybrew.student.checkpoint import load_checkpoint, save_checkpoint
 from raybrew.student.module import StudentModule
 from raybrew.student.ready import ReadyStep, StepMaker
 from raybrew.student.step import StudentStep
 from raybrew.student.world import World
 
-__all__ = ["STUDENT_VIEW", "Hooks", "StudentTask", "StudentTraining"]
+__all__ = ["Hooks", "StudentTask", "StudentTraining"]
 
 
 class Hooks(Protocol):
@@ -178,7 +180,8 @@ class StudentTraining:
                 continue
             metrics = self._evaluate_task(task, task.eval, hooks)
             values |= {f"eval/{task.name}/{name}": value for name, value in metrics.items()}
-            scores.append(metrics.get(MAIN_METRIC[task.kind], float("nan")))
+            main = kind_of(task.kind).main_metric(task.label_names)
+            scores.append(metrics.get(main, float("nan")))
         if scores:
             values["eval/score"] = float(np.mean(scores))
         self._last |= values
@@ -247,21 +250,20 @@ class StudentTraining:
     def _evaluate_task(
         self, task: StudentTask, split: EncodedSplit, hooks: Hooks
     ) -> dict[str, float]:
-        rows = rank_rows(np.arange(len(split.labels)), self.world.rank, self.world.size)
-        logits = predict_logits(
-            self.model,
-            task.reads,
-            split.views[STUDENT_VIEW],
+        kind = kind_of(task.kind)
+        rows = rank_rows(np.arange(len(split)), self.world.rank, self.world.size)
+        predicted = predict(
+            ModelOnDevice(self.model, task.reads, self._pad, self.world.device),
+            kind,
+            split,
             rows,
             batch_size=self.config.eval_batch_size,
-            pad_token_id=self._pad,
-            device=self.world.device,
             on_progress=hooks.evaluating if self.world.rank == 0 else None,
         )
-        parts = self.world.gather((rows, logits))
+        parts = self.world.gather((rows, predicted))
         order = np.concatenate([part for part, _ in parts])
-        labels = torch.from_numpy(split.labels[order])
-        return classification_metrics(torch.cat([part for _, part in parts]), labels)
+        together = Payload.concat([part for _, part in parts])
+        return kind.metrics(together, split, order, task.label_names)
 
     @property
     def model(self) -> PreTrainedModel:

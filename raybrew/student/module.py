@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybrew.data.split import IGNORED
 from raybrew.errors import ConfigError
+from raybrew.kinds import KINDS, Kind
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.matching.plan import TaskMatch
 from raybrew.matching.reader import FeatureReader, needs_attention, use_eager_attention
@@ -51,6 +53,7 @@ class StudentModule(nn.Module):
         adaptors: one a task.
         matches: one list a task.
         seed: of the projections' weights, which are the same on every rank.
+        kinds: one a task; sequence classification if left out.
     """
 
     def __init__(
@@ -59,9 +62,11 @@ class StudentModule(nn.Module):
         adaptors: Sequence[Adaptor],
         matches: Sequence[Sequence[TaskMatch]],
         seed: int,
+        kinds: Sequence[Kind] | None = None,
     ):
         super().__init__()
         self.model = model
+        self._kinds = kinds or [KINDS["sequence-classification"]] * len(adaptors)
         self._matches = tuple(tuple(each) for each in matches)
         flat = [match for each in self._matches for match in each]
         if needs_attention([match.spec for match in flat]):
@@ -80,7 +85,7 @@ class StudentModule(nn.Module):
 
         Args:
             inputs: arguments of the model.
-            labels: int64 (b,), negative = none.
+            labels: (b, …) or (b, L), as the kind of task has them.
             task: which.
         """
         if not len(labels):
@@ -89,13 +94,15 @@ class StudentModule(nn.Module):
                 name: each.new_full((1, *each.shape[1:]), int(name == "attention_mask"))
                 for name, each in inputs.items()
             }
-            answer = self.forward(stand_in, labels.new_full((1,), -1), task)
+            answer = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
             features = {name: tuple(f[:0] for f in fs) for name, fs in answer.features.items()}
             return StudentAnswer(answer.view.none_of_it(), features)
         reader = self._readers[task]
         outputs: Any = self.model(**inputs, **reader.flags)
         reading = reader.read({**inputs, "labels": labels}, outputs)
-        view = reading.view if reading.view.labels else replace(reading.view, labels=(labels,))
+        view = reading.view
+        if not view.labels:
+            view = replace(view, labels=self._kinds[task].labels_of(labels))
         features = {
             match.term: self._projected(match, each)
             for match, each in zip(self._matches[task], reading.features, strict=True)

@@ -8,7 +8,7 @@ The denominators are known before the forward pass: they are counts over the who
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,10 +30,12 @@ class MicroBatch:
 
     Args:
         inputs: arguments of the model, each (b, L).
-        labels: int64 (b,), negative = none.
+        labels: (b, …) or (b, L), as the kind of task has them.
         soft: what the teachers said.
         row_keys: int64 (b,), half of each example's content key.
         route: int64 (b,), index of each row's teacher; None where the data doesn't name it.
+        alignment: by teacher that reads tokens of its own, int64 (b, L): which of them answers
+            for each of the student's, -1 for none.
     """
 
     inputs: Mapping[str, Tensor]
@@ -41,6 +43,7 @@ class MicroBatch:
     soft: SoftLabels
     row_keys: Tensor
     route: Tensor | None = None
+    alignment: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class StudentStep:
@@ -109,7 +112,13 @@ class StudentStep:
         with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
             answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, self._task)
         numerators = self._objective.numerators(
-            answer.view, batch.soft, position, batch.row_keys, batch.route, answer.features
+            answer.view,
+            batch.soft,
+            position,
+            batch.row_keys,
+            batch.route,
+            answer.features,
+            batch.alignment,
         )
         if not answer.view.logits:
             return numerators

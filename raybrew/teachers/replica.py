@@ -18,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from raybrew.data.encoding import EncodedSplit, EncodedView
+from raybrew.data.encoding import EncodedView
+from raybrew.data.split import EncodedSplit
 from raybrew.errors import LabelError, RaybrewError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import ConfigError, TeacherError
-from raybrew.labels.payload import DTYPES, Payload, Signal, to_storage
-from raybrew.labels.top_k import pack_top_k
+from raybrew.errors import ConfigError, LabelError, TeacherError
+from raybrew.kinds import Layout, kind_of
+from raybrew.labels.logits import pack_logits
+from raybrew.labels.payload import DTYPES, Payload, Signal
 from raybrew.matching.reader import FeatureReader, use_eager_attention
 from raybrew.matching.teacher_side import first_unusable_row, pack_features
 from raybrew.models.adaptors import Adaptor, View, adaptor_of
-from raybrew.models.pretrained import load_classifier, read_config
+from raybrew.models.pretrained import load_model, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
 
@@ -83,6 +84,7 @@ class ModelTeacher:
         self.spec = spec
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._adaptor = adaptor_of(spec.kind, spec.adaptor)
+        self._layout: Layout = kind_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}
 
@@ -123,12 +125,9 @@ class ModelTeacher:
                 payload = pack_features(signal, features[signal], answer.view.inputs_mask)
                 self._check(view, rows, signal, payload)
             else:
-                logits = self._logits(signal, answer.view)
-                payload = Payload(to_storage(logits, signal.dtype))
+                payload, whole = self._logits(signal, answer.view, batch["attention_mask"])
                 # Before the choice of the largest, which would hide what isn't a number.
-                self._check(view, rows, signal, payload)
-                if signal.top_k is not None:
-                    payload = pack_top_k(logits, signal)
+                self._check(view, rows, signal, whole)
             payloads.append(payload)
         return payloads
 
@@ -143,14 +142,11 @@ class ModelTeacher:
                 raise TeacherError(f"teacher {self.spec.name!r}: {error}") from error
         return self._readers[matched]
 
-    def _logits(self, signal: Signal, view: View) -> Tensor:
-        found = [tuple(each.shape) for each in view.logits]
-        if signal.statistic != "logits" or len(found) != 1 or len(found[0]) != 2:
-            raise TeacherError(
-                f"teacher {self.spec.name!r}: expected an adaptor that gives {signal.statistic} "
-                f"(examples, classes), got {', '.join(map(str, found)) or 'none'}"
-            )
-        return view.logits[0].float()
+    def _logits(self, signal: Signal, view: View, mask: Tensor) -> tuple[Payload, Payload]:
+        try:
+            return pack_logits(view.logits, mask, self._layout, signal)
+        except LabelError as error:
+            raise TeacherError(f"teacher {self.spec.name!r}: {error}") from error
 
     def _check(self, view: EncodedView, rows: np.ndarray, signal: Signal, payload: Payload) -> None:
         bad = first_unusable_row(payload, signal)
@@ -173,14 +169,17 @@ def _load(spec: TeacherSpec) -> nn.Module:
     what = f"teachers[{spec.name}].model"
     try:
         # A copy in memory: the weights of a teacher at work don't change with its files.
-        model, info = load_classifier(spec.model, what, read_config(spec.model, what))
+        config = read_config(spec.model, what)
+        # Where a model looks for its last real token, padding has to look like padding.
+        config.pad_token_id = spec.pad_token_id
+        model, info = load_model(kind_of(spec.kind).model_class, spec.model, what, config)
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if lacking:
         raise TeacherError(
-            f"teacher {spec.name!r}: expected a fine-tuned classifier at {spec.model}, got weights "
-            f"without {', '.join(lacking)}"
+            f"teacher {spec.name!r}: expected a fine-tuned model for {spec.kind} at {spec.model}, "
+            f"got weights without {', '.join(lacking)}"
         )
     if spec.attention:
         use_eager_attention(model)

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedSplit, EncodedView, content_keys, encode, same_vocabulary
+from raybrew.data.encoding import EncodedView, content_keys, encode, same_vocabulary
+from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
 from tests.made import WORDS, make_tokenizer
 
@@ -104,7 +105,7 @@ def test_a_damaged_split_is_an_error_that_says_what_to_do(tmp_path, damage):
     elif damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes().replace(b"raybrew-encoded-1", b"raybrew-encoded-0"))
+        path.write_bytes(path.read_bytes().replace(b"raybrew-encoded-2", b"raybrew-encoded-0"))
     with pytest.raises(DataError, match=r"view-student.*delete the folder"):
         EncodedSplit.load(tmp_path)
 

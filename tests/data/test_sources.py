@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from raybrew.config import Task
-from raybrew.data.columns import read_labels, read_rows
+from raybrew.data.classes import read_labels
+from raybrew.data.columns import read_rows
 from raybrew.data.sources import load_source
 from raybrew.errors import DataError
 

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
-from raybrew.models.pretrained import meta_classifier
+from raybrew.models.pretrained import meta_model
 from raybrew.models.students import (
     freeze,
 )
@@ -17,7 +18,7 @@ def teachers(tmp_path: Path) -> dict[str, Teacher]:
 
 
 def test_freeze_stops_at_whole_numbers():
-    model = meta_classifier(bert(num_hidden_layers=11), "x")
+    model = meta_model(AutoModelForSequenceClassification, bert(num_hidden_layers=11), "x")
     freeze(model, ["layer.1"])
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert frozen
@@ -32,7 +33,7 @@ def test_build_freezes_and_counts(teachers):
 
 
 def test_freeze_of_nothing_names_the_nearest_and_changes_nothing():
-    model = meta_classifier(bert(), "x")
+    model = meta_model(AutoModelForSequenceClassification, bert(), "x")
     with pytest.raises(ConfigError, match=r"student\.freeze.*'embedings'.*'embeddings'"):
         freeze(model, ["classifier", "embedings"], "student.freeze")
     assert all(p.requires_grad for p in model.parameters())
@@ -40,7 +41,7 @@ def test_freeze_of_nothing_names_the_nearest_and_changes_nothing():
 
 @pytest.mark.parametrize("patterns", [["bert", "classifier"], [""]])
 def test_freeze_of_everything_is_refused(patterns):
-    model = meta_classifier(bert(), "x")
+    model = meta_model(AutoModelForSequenceClassification, bert(), "x")
     with pytest.raises(ConfigError):
         freeze(model, patterns)
     assert all(p.requires_grad for p in model.parameters())

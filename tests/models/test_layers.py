@@ -7,7 +7,7 @@ import torch
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.layers import layer_stack
-from raybrew.models.pretrained import meta_classifier
+from raybrew.models.pretrained import meta_model
 from tests.models.checkpoints import (
     SIZES,
     bert,
@@ -127,8 +127,8 @@ def test_a_teacher_whose_layers_have_no_weights_is_refused(teachers):
 
 
 def test_layer_stack_of_a_model_that_shares_its_layers_is_refused():
-    from transformers import AlbertConfig
+    from transformers import AlbertConfig, AutoModelForSequenceClassification
 
     config = AlbertConfig(**SIZES, embedding_size=8, num_hidden_layers=4)
     with pytest.raises(ConfigError, match="one stack of layers, got 'albert'"):
-        layer_stack(meta_classifier(config, "x"))
+        layer_stack(meta_model(AutoModelForSequenceClassification, config, "x"))

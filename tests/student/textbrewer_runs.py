@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedSplit
-from raybrew.student.loop import STUDENT_VIEW
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

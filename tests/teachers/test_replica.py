@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from raybrew.data.encoding import EncodedSplit, EncodedView, encode
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.split import EncodedSplit
 from raybrew.errors import TeacherError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore

@@ -1,0 +1,110 @@
+"""Classes of labels: their names, and the number of each label among them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset
+
+from raybrew.config import Task
+from raybrew.data.columns import read_column
+from raybrew.data.split import UNLABELLED
+from raybrew.errors import DataError
+
+__all__ = ["class_names", "class_numbers", "read_labels"]
+
+
+def read_labels(
+    task: Task, train: Dataset, evaluation: Dataset | None
+) -> tuple[tuple[str, ...], np.ndarray, np.ndarray | None]:
+    """Read the task's label column of both splits as class numbers.
+
+    The classes are those of `class_names`. A negative number or null means that the row has no
+    label.
+
+    Returns:
+        The classes' names, and int64 (N,) for either split; -1 where there is no label.
+
+    Raises:
+        DataError: the column is missing, a label is outside of the classes or none at all, or
+            there are fewer than two classes.
+    """
+    what = f"tasks[{task.name}]"
+    column = read_column(train, task.label, f"{what}.train")
+    names = class_names(task, column, train.features[task.label], what)
+    train_labels = class_numbers(column, names, f"{what}.train", task.label)
+    if evaluation is None:
+        return names, train_labels, None
+    other = read_column(evaluation, task.label, f"{what}.eval")
+    return names, train_labels, class_numbers(other, names, f"{what}.eval", task.label)
+
+
+def class_names(task: Task, values: Iterable[Any], feature: Any, what: str) -> tuple[str, ...]:
+    """Work out the classes of a task.
+
+    Args:
+        task: may name them.
+        values: single training labels; passed over once.
+        feature: what the data set says of a single label.
+        what: the job's task, for messages.
+
+    Returns:
+        `task.label_names`, else those of a ClassLabel column, else the distinct strings in order,
+        else 0 … the largest label.
+
+    Raises:
+        DataError: there are fewer than two classes.
+    """
+    if task.label_names is not None:
+        return tuple(task.label_names)
+    column = list(values)
+    if isinstance(feature, ClassLabel) and feature.names:
+        names = tuple(feature.names)
+    elif any(isinstance(value, str) for value in column):
+        names = tuple(sorted({value for value in column if isinstance(value, str)}))
+    else:
+        numbers = [value for value in column if _is_class_number(value)]
+        names = tuple(map(str, range(max(numbers, default=-1) + 1)))
+    if len(names) < 2:
+        raise DataError(
+            f"{what}.train: expected two classes or more in {task.label!r}, got "
+            f"{', '.join(names) or 'none'}; set {what}.label_names if there are others"
+        )
+    return names
+
+
+def class_numbers(column: Sequence[Any], names: Sequence[str], what: str, label: str) -> np.ndarray:
+    """Return a column of labels as class numbers, int64 (N,), -1 where there is none.
+
+    Args:
+        column: class numbers, names, or null; a negative number says that there is no label.
+        names: the classes.
+        what: the job's field of the split, for messages.
+        label: name of the column.
+
+    Raises:
+        DataError: a label is outside of the classes; names its row.
+    """
+    index = {name: number for number, name in enumerate(names)}
+    numbers = np.empty(len(column), np.int64)
+    for row, value in enumerate(column):
+        if value is None or (_is_class_number(value) and value < 0):
+            numbers[row] = UNLABELLED
+        elif _is_class_number(value) and value < len(names):
+            numbers[row] = value
+        elif isinstance(value, str) and value in index:
+            numbers[row] = index[value]
+        else:
+            raise DataError(
+                f"{what}: row {row}: expected a label of the {len(names)} classes "
+                f"{_shown(names)} in {label!r}, got {value!r}"
+            )
+    return numbers
+
+
+def _is_class_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (f" … ({len(names)})" if len(names) > 8 else "")

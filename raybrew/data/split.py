@@ -1,0 +1,198 @@
+"""A split as processes map it into memory: views of its examples, their labels, what judges need.
+
+    views + labels ──save──► <folder>/split.arrow        labels, alignments, counts
+                             <folder>/view-<name>.arrow  ids, type ids, offsets, keys
+                             <folder>/reference.arrow    rows of the data, for metrics
+
+An example is what a model reads at once: a row of the data, or a window of a long one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+
+from raybrew.data.encoding import EncodedView
+from raybrew.data.spans import spans
+from raybrew.errors import DataError
+
+__all__ = ["IGNORED", "STUDENT_VIEW", "UNLABELLED", "EncodedSplit"]
+
+STUDENT_VIEW = "student"
+"""Name of the encoded view that the student reads."""
+
+IGNORED = -100
+"""Label of a token that is no position of the task: padding, a special token, half a word."""
+
+UNLABELLED = -1
+"""Class label of an example, or of a position, whose true class isn't known."""
+
+_FORMAT = "raybrew-encoded-2"
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The examples of one split: a view for each tokenizer that reads them, and their labels.
+
+    Args:
+        views: by name; the student's is among them.
+        labels: (N, …), whatever the kind of task has for each example; with `per_token` flat, one
+            for each token of the student's view.
+        routes: int64 (N,), index of the teacher that each example is routed to; None where the
+            data doesn't name it.
+        per_token: whether there is a label for each token.
+        source: int64 (N,), row of the data that each example comes from; None if they are the same.
+        alignments: by view, int32, flat over the student's tokens: the token of the other view that
+            says the same, -1 where none does; (tokens, outputs) where outputs differ in it.
+        tokens: further arrays, flat over the student's tokens.
+        reference: rows of the data for metrics that look at more than labels.
+        counts: what was cut, lost or masked on the way here.
+    """
+
+    views: Mapping[str, EncodedView]
+    labels: np.ndarray
+    routes: np.ndarray | None = None
+    per_token: bool = False
+    source: np.ndarray | None = None
+    alignments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
+    reference: pa.Table | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.views.values())))
+
+    @property
+    def student(self) -> EncodedView:
+        """What the student reads."""
+        return self.views[STUDENT_VIEW]
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """Return the labels of some examples: (n, …), or flat over their tokens."""
+        if not self.per_token:
+            return self.labels[rows]
+        return self.labels[spans(self.student.offsets, rows)[0]]
+
+    def save(self, folder: Path) -> None:
+        """Write the split; each file is there whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, view in self.views.items():
+            arrays = {"input_ids": view.input_ids, "offsets": view.offsets, "keys": view.keys}
+            if view.token_type_ids is not None:
+                arrays["token_type_ids"] = view.token_type_ids
+            _write(folder / f"view-{name}.arrow", arrays)
+        if self.reference is not None:
+            _replace(folder / "reference.arrow", self.reference)
+        # Written last: a folder with it is complete.
+        columns = {"labels": self.labels}
+        columns |= {f"align-{name}": array for name, array in self.alignments.items()}
+        columns |= {f"token-{name}": array for name, array in self.tokens.items()}
+        if self.routes is not None:
+            columns["routes"] = self.routes
+        if self.source is not None:
+            columns["source"] = self.source
+        facts = {
+            "views": list(self.views),
+            "per_token": self.per_token,
+            "reference": self.reference is not None,
+            "counts": dict(self.counts),
+        }
+        _write(folder / "split.arrow", columns, facts)
+
+    @staticmethod
+    def load(folder: Path) -> "EncodedSplit":
+        """Map a split into memory; its arrays are read-only.
+
+        Raises:
+            DataError: a file is missing, damaged, or of another version.
+        """
+        arrays, facts = _read(folder / "split.arrow")
+        views = {}
+        for name in facts["views"]:
+            columns, _ = _read(folder / f"view-{name}.arrow")
+            views[name] = EncodedView(
+                input_ids=columns["input_ids"],
+                token_type_ids=columns.get("token_type_ids"),
+                offsets=columns["offsets"],
+                keys=columns["keys"],
+            )
+        return EncodedSplit(
+            views=views,
+            labels=arrays["labels"],
+            routes=arrays.get("routes"),
+            per_token=facts["per_token"],
+            source=arrays.get("source"),
+            alignments=_prefixed(arrays, "align-"),
+            tokens=_prefixed(arrays, "token-"),
+            reference=_open(folder / "reference.arrow") if facts["reference"] else None,
+            counts=facts["counts"],
+        )
+
+
+def _prefixed(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+
+def _write(
+    path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any] | None = None
+) -> None:
+    # Columns differ in length: each is one row that holds a list.
+    columns = [
+        pa.LargeListArray.from_arrays(
+            [0, array.size], pa.array(np.ascontiguousarray(array).ravel())
+        )
+        for array in arrays.values()
+    ]
+    metadata = {
+        "format": _FORMAT,
+        "shapes": json.dumps({name: array.shape for name, array in arrays.items()}),
+        "facts": json.dumps(facts or {}),
+    }
+    schema = pa.schema(
+        [(name, column.type) for name, column in zip(arrays, columns, strict=True)],
+        metadata=dict(metadata),
+    )
+    _replace(path, pa.Table.from_arrays(columns, schema=schema))
+
+
+def _replace(path: Path, table: pa.Table) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
+        temporary.rename(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: encoded examples can't be written: {error}") from error
+
+
+def _open(path: Path) -> pa.Table:
+    try:
+        with pa.memory_map(str(path)) as source:
+            return ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{path}: expected encoded examples, got {error}; delete the folder and run again"
+        ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    table = _open(path)
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if metadata.get("format") != _FORMAT:
+        raise DataError(
+            f"{path}: expected format {_FORMAT}, got {metadata.get('format')}; delete the folder "
+            "and run again"
+        )
+    shapes = json.loads(metadata["shapes"])
+    arrays = {
+        name: column.chunk(0).values.to_numpy(zero_copy_only=True).reshape(shapes[name])
+        for name, column in zip(table.schema.names, table.columns, strict=True)
+    }
+    return arrays, json.loads(metadata["facts"])

@@ -1,0 +1,23 @@
+"""Kinds of task: one small file each says everything that sets it apart from the others.
+
+    rows of the data ──read──► Rows ──encode──► EncodedSplit ──► batches ──► model_class ──► adaptor
+                                                                                               │
+      metrics ◄──metrics── predictions ◄──predict── rows of logits ◄──layout (objective/rows)──┘
+                                                        └──► hard_loss, kd_loss
+
+The engine around them knows layouts (one row of logits an example, a token, or a set of positions)
+and no kind.
+"""
+
+from raybrew.kinds.kind import Kind, Layout
+from raybrew.kinds.sequence_classification import SequenceClassification
+
+__all__ = ["KINDS", "Kind", "Layout", "kind_of"]
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (SequenceClassification(),)}
+"""By the name that `Task.kind` has for it."""
+
+
+def kind_of(name: str) -> Kind:
+    """Return a kind of task by its name, a key of `KINDS`."""
+    return KINDS[name]

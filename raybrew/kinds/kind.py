@@ -1,0 +1,138 @@
+"""What the engine asks of a kind of task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from raybrew.config import Task
+from raybrew.data.columns import Rows
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.labels.payload import Payload
+
+__all__ = ["Kind", "Layout"]
+
+Layout = Literal["example", "token", "position"]
+"""Where a model's logits are: (b, C), a row of classes for each example; (b, L, C), one for each
+token; or (b, L), where the tokens themselves are the classes."""
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class Kind(ABC):
+    """A kind of task. Instances hold no state.
+
+    Attributes:
+        name: as `Task.kind` has it.
+        model_class: transformers' class of models with the head of this kind.
+        layout: of the logits.
+        hard_loss: loss on true labels, a key of `HARD_LOSSES`.
+        kd_loss: loss on the teachers' logits where the job names none.
+        exclusive: whether one class of each row is the true one, which mixtures and losses that
+            look at the true class need.
+        softened: whether a temperature divides the outputs; regression has nothing to soften.
+        has_labels: whether a model's configuration names the task's labels.
+        problem_type: transformers' word for it in a model's configuration.
+        needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
+        dense_metrics: metrics that can't be told from the largest logits alone.
+    """
+
+    name: ClassVar[str]
+    model_class: ClassVar[Any]
+    layout: ClassVar[Layout] = "example"
+    hard_loss: ClassVar[str] = "cross_entropy"
+    kd_loss: ClassVar[str] = "ce"
+    exclusive: ClassVar[bool] = True
+    softened: ClassVar[bool] = True
+    has_labels: ClassVar[bool] = True
+    problem_type: ClassVar[ProblemType | None] = None
+    needs_offsets: ClassVar[bool] = False
+    dense_metrics: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def read(
+        self, task: Task, train: Dataset, evaluation: Dataset | None
+    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+        """Read and check the task's columns.
+
+        Returns:
+            Names of the classes in the order of the logits, and the rows of either split.
+
+        Raises:
+            DataError: a column or a row isn't what the kind of task needs; names them.
+        """
+
+    def encode(
+        self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    ) -> EncodedSplit:
+        """Encode rows for each tokenizer, by name of its view.
+
+        The form here is one example a row, with a label of its own.
+        """
+        views: dict[str, EncodedView] = {}
+        cut = 0
+        for name, tokenizer in tokenizers.items():
+            views[name], truncated = encode(tokenizer, rows.texts, rows.pairs, task.max_length)
+            cut += truncated if name == STUDENT_VIEW else 0
+        return EncodedSplit(views, rows.labels, counts={"truncated": cut})
+
+    def num_labels(self, names: Sequence[str], config: PreTrainedConfig | None = None) -> int:
+        """Return how many logits a row has, of a model where that depends on it."""
+        return len(names)
+
+    def widths(self, num_labels: int) -> tuple[int, ...]:
+        """Return the numbers of each of a row's outputs; 1 each where tokens are classes."""
+        return (num_labels,)
+
+    def num_labelled(self, rows: Rows) -> int:
+        """Return how many rows of the data have a label."""
+        return int((rows.labels >= 0).sum())
+
+    def counts(self, labels: np.ndarray) -> tuple[int, int]:
+        """Return how many rows of logits count, and how many of them have a label.
+
+        Args:
+            labels: of `EncodedSplit.labels_of`.
+        """
+        return len(labels), int((labels >= 0).sum())
+
+    def labels_of(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return the labels of each logits tensor from those of a batch."""
+        return (labels,)
+
+    def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """Keep of rows of logits what the metrics need.
+
+        Args:
+            logits: of each output, float32 (R, C).
+            labels: of each output, (R, …).
+
+        Returns:
+            (R, width).
+        """
+        return logits[0]
+
+    @abstractmethod
+    def metrics(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Say what predictions are worth.
+
+        Args:
+            predicted: of `predict`, a row for each example.
+            split: labels, and what else it takes to judge.
+            rows: of the split that were predicted, int64 (n,).
+            names: of the classes.
+
+        Returns:
+            Figures by name, and `examples` that were counted; no metric where nothing is labelled.
+        """
+
+    @abstractmethod
+    def main_metric(self, names: Sequence[str]) -> str:
+        """Return the metric by which checkpoints are ranked, the larger the better."""
