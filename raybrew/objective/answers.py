@@ -46,7 +46,7 @@ def index_of(layout: Layout, student: View) -> RowIndex:
             "adaptor: expected `logits` for the losses on logits and labels, got none; give them, "
             "or `losses` with kd_loss_weight 0"
         )
-    given = student.logits_mask[0]
+    given = student.logits_mask[0] if student.logits_mask else None
     mask = student.inputs_mask if given is None else given
     index = RowIndex.of(layout, student.labels[0], mask)
     if index.token is not None and given is not None:
