@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import ray
 
-from raybrew.data.encoding import EncodedSplit, EncodedView, encode
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.split import EncodedSplit
 from raybrew.labels.fingerprint import model_fingerprint
 from raybrew.labels.payload import Signal
 from raybrew.labels.store import LabelStore
