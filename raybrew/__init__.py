@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         LabelError,
         RaybrewError,
         TeacherError,
+        TrainingError,
     )
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "TrackingConfig",
     "TrainJob",
     "TrainingConfig",
+    "TrainingError",
     "distill",
     "label",
     "train",

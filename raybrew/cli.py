@@ -1,6 +1,6 @@
 """The command line: `raybrew distill | label | train-teacher JOB.yaml [--set a.b=c]`.
 
-A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130.
+A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 """
 
 import os
@@ -13,10 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from raybrew.errors import RaybrewError
+from raybrew.interrupts import Terminated
 
 __all__ = ["app", "main"]
 
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 
 app = typer.Typer(
     help="Label once, brew many: knowledge distillation on Ray.",
@@ -31,14 +32,19 @@ Overrides = Annotated[
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field, e.g. training.seed=1."),
 ]
 
+Resume = Annotated[
+    bool,
+    typer.Option("--resume", help="Go on with the run of this name (run.name) that was stopped."),
+]
+
 
 @app.command()
-def distill(job: JobPath, set_: Overrides = None) -> None:
+def distill(job: JobPath, set_: Overrides = None, resume: Resume = False) -> None:
     """Distil the job's teachers into its student."""
     from raybrew.config import DistillJob
     from raybrew.driver import distill as run
 
-    _run(run, DistillJob, job, set_)
+    _run(run, DistillJob, job, set_, resume)
 
 
 @app.command()
@@ -51,12 +57,12 @@ def label(job: JobPath, set_: Overrides = None) -> None:
 
 
 @app.command("train-teacher")
-def train_teacher(job: JobPath, set_: Overrides = None) -> None:
+def train_teacher(job: JobPath, set_: Overrides = None, resume: Resume = False) -> None:
     """Train one model on labels alone."""
     from raybrew.config import TrainJob
     from raybrew.driver import train as run
 
-    _run(run, TrainJob, job, set_)
+    _run(run, TrainJob, job, set_, resume)
 
 
 def main() -> None:
@@ -75,11 +81,13 @@ def _told() -> Iterator[None]:
         print(f"raybrew: {error}", file=sys.stderr)
         raise typer.Exit(USAGE_ERROR) from error
     except KeyboardInterrupt as error:
-        print("raybrew: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from error
+        terminated = isinstance(error, Terminated)
+        word = "terminated" if terminated else "interrupted"
+        print(f"raybrew: {word}; a run goes on with --resume", file=sys.stderr)
+        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
 
 
-def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None) -> None:
+def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None, resume: bool) -> None:
     from raybrew.cluster import run_config_from, scaling_config_from
     from raybrew.jobfile import load_job
 
@@ -89,5 +97,6 @@ def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None) -> None:
             file.job,
             scaling_config=scaling_config_from(file.scaling),
             run_config=run_config_from(file.run),
+            resume=resume,
         )
         print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")

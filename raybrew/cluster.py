@@ -14,9 +14,18 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
 
-__all__ = ["check_resources", "ray_session", "run_config_from", "scaling_config_from"]
+__all__ = [
+    "MAX_FAILURES",
+    "check_resources",
+    "ray_session",
+    "run_config_from",
+    "scaling_config_from",
+]
 
 Resources = Mapping[str, float]
+
+MAX_FAILURES = 3
+"""So often training starts again after ranks failed, where the job doesn't say."""
 
 
 @contextlib.contextmanager
@@ -35,6 +44,7 @@ def ray_session() -> Iterator[None]:
         logging_level=logging.ERROR,
         log_to_driver=False,
         include_dashboard=False,
+        dashboard_host="127.0.0.1",
         namespace="raybrew",
     )
     try:
@@ -116,6 +126,7 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
     """
     if not values:
         return None
+    values = {"failure_config": {"max_failures": MAX_FAILURES}, **values}
     plain = {"storage_path": str(Path("runs").absolute()), **values}
     nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
     for name, kind in nested.items():

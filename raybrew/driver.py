@@ -26,6 +26,7 @@ def distill(
     *,
     scaling_config: ScalingConfig | None = None,
     run_config: RunConfig | None = None,
+    resume: bool = False,
 ) -> RunResult:
     """Distil the job's teachers into its student.
 
@@ -33,6 +34,7 @@ def distill(
         job: what to do.
         scaling_config: the student's workers, Ray Train's own; one worker if left out.
         run_config: name and folder of the run, Ray Train's own; `runs/<job>-<time>` if left out.
+        resume: go on with the run in that folder, after a stop of any kind.
 
     Returns:
         Where the student is, and what it is worth.
@@ -42,7 +44,7 @@ def distill(
         DataError: the data isn't what the job says.
         TeacherError: a teacher can't be loaded, is gone, or answers NaN.
     """
-    with Run(job, "distill", scaling_config, run_config) as run:
+    with Run(job, "distill", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
         replicas = _replicas(preparation, in_workers=True)
@@ -103,9 +105,10 @@ def train(
     *,
     scaling_config: ScalingConfig | None = None,
     run_config: RunConfig | None = None,
+    resume: bool = False,
 ) -> RunResult:
     """Train one model on labels alone: how teachers are made. See `distill`."""
-    with Run(job, "train", scaling_config, run_config) as run:
+    with Run(job, "train", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
             preparation = prepare_supervised(job, run.folder.data)
         run.start([], together=True)

@@ -12,6 +12,7 @@ __all__ = [
     "RaybrewError",
     "StoreFullError",
     "TeacherError",
+    "TrainingError",
 ]
 
 
@@ -37,6 +38,10 @@ class LabelError(RaybrewError):
 
 class StoreFullError(LabelError):
     """There is no room for a label: the disk is full, or the store has its greatest size."""
+
+
+class TrainingError(RaybrewError):
+    """Training can't go on, e.g. because its loss is not a number."""
 
 
 class CheckpointError(RaybrewError):

@@ -12,6 +12,7 @@ import numpy as np
 
 from raybrew.config import DistillJob
 from raybrew.errors import LabelError
+from raybrew.events import Event
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
@@ -141,7 +142,7 @@ class Labelling:
     def note(self, pool: TeacherPool) -> None:
         """Record the teachers' figures so far, and what was survived since the last call."""
         for event in pool.take_events():
-            logger.warning("survived: %s (%s): %s", event["fault"], event["who"], event["what"])
+            self._run.survived(Event(**event))
         for name, figures in pool.figures().items():
             self.teachers[name] |= figures
             values = {f"teacher/{name}/{key}": value for key, value in figures.items()}

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 __all__ = ["Follower", "Message", "start_mailbox"]
 
@@ -37,9 +38,12 @@ class _Mailbox:
 
 
 def start_mailbox() -> ActorHandle:
-    """Start a mailbox; it costs no CPU."""
+    """Start a mailbox beside the driver, so that it dies with no other node; it costs no CPU."""
     actor: Any = ray.remote(_Mailbox)
-    return actor.options(num_cpus=0).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return actor.options(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+    ).remote()
 
 
 class Follower:
@@ -77,7 +81,8 @@ class Follower:
             try:
                 messages: list[Message] = ray.get(self._mailbox.take.remote())
             except RayError as error:
-                logger.warning("the run's messages can't be followed any longer: %s", error)
-                return
+                # It starts again; what it held is lost: bars and figures of a moment.
+                logger.warning("the run's messages were lost: %s", error)
+                continue
             for message in messages:
                 self._on_message(message)

@@ -3,15 +3,17 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ray.train import Result, RunConfig, ScalingConfig
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 
-from raybrew.cluster import check_resources, ray_session
+from raybrew.cluster import MAX_FAILURES, check_resources, ray_session
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
+from raybrew.events import Event, EventLog, Recovery
+from raybrew.interrupts import sigterm_as_interrupt
 from raybrew.jobfile import dump_yaml
 from raybrew.mailbox import Follower, Message, start_mailbox
 from raybrew.progress import Bars
@@ -19,6 +21,7 @@ from raybrew.report import render_report
 from raybrew.run_folder import RunFolder
 from raybrew.student.building import RankPlan
 from raybrew.student.checkpoint import STUDENT
+from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.trainer import fit
 from raybrew.teachers.client import PoolAddress
 from raybrew.tracking import Tracker
@@ -39,6 +42,8 @@ class RunResult:
         labels: label counts, in (teacher, example): `needed`, `in_store` before the run,
             `forwards` of the teachers, `hits` and `misses` of the student's workers.
         times: seconds of each stage.
+        survived: faults on the way, see `raybrew.events`.
+        best: the checkpoint with the highest `eval/score`; None without evaluation.
     """
 
     folder: str
@@ -48,6 +53,8 @@ class RunResult:
     ensembles: dict[str, dict[str, float]]
     labels: dict[str, float]
     times: dict[str, float]
+    survived: list[dict[str, Any]] = field(default_factory=list)
+    best: str | None = None
 
 
 class Run:
@@ -59,12 +66,21 @@ class Run:
         what: str,
         scaling_config: ScalingConfig | None,
         run_config: RunConfig | None,
+        resume: bool = False,
     ):
         self._job = job
         self._scaling = scaling_config or ScalingConfig()
         name = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
-        self._config = run_config or RunConfig(name=name, storage_path=str(Path("runs").absolute()))
+        self._config = run_config or RunConfig(
+            name=name,
+            storage_path=str(Path("runs").absolute()),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        )
         self.folder = RunFolder(str(self._config.storage_path), str(self._config.name))
+        self.checkpoints = Checkpoints(self.folder.checkpoints)
+        self.events = EventLog(self.folder.path)
+        self._recovery = Recovery()
+        self._resume = resume
         self._stack = ExitStack()
         self._tracking: TrackingConfig = job.tracking
         self.times: dict[str, float] = {}
@@ -72,12 +88,15 @@ class Run:
         self._begin = time.perf_counter()
 
     def __enter__(self) -> "Run":
-        self.folder.create()
+        self.folder.create(self._job, resume=self._resume)
         self.bars = self._stack.enter_context(Bars(self._tracking.progress))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        try:
+            self._stack.__exit__(*error)
+        finally:
+            self.checkpoints.clean()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -92,6 +111,8 @@ class Run:
         """Bring Ray up and open the tracker; from here on the run leaves traces."""
         with self.stage("start_ray"):
             self._stack.enter_context(ray_session())
+        # After Ray, which has a handler of its own that ends the process at once.
+        self._stack.enter_context(sigterm_as_interrupt())
         check_resources(teachers, self._scaling, together=together)
         self.folder.write("job.yaml", dump_yaml(self._job))
         self.tracker = self._stack.enter_context(
@@ -108,6 +129,7 @@ class Run:
                 mailbox=mailbox,
                 scaling_config=self._scaling,
                 run_config=self._config,
+                checkpoints=self.folder.checkpoints,
             )
 
     def finish(
@@ -119,9 +141,9 @@ class Run:
     ) -> RunResult:
         """Export the student, write the report."""
         metrics: dict[str, float] = fitted.return_value or {}
-        assert fitted.checkpoint is not None, "the loop ends with a checkpoint"
-        with fitted.checkpoint.as_directory() as folder:
-            self.folder.export_student(Path(folder) / STUDENT)
+        last, best = self.checkpoints.newest(), self.checkpoints.best()
+        assert last is not None, "the loop ends with a checkpoint"
+        self.folder.export_student(last / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
         self.times["total"] = time.perf_counter() - self._begin
         result = RunResult(
@@ -132,6 +154,8 @@ class Run:
             ensembles=ensembles,
             labels=labels | counted,
             times=self.times,
+            survived=self.events.all(),
+            best=None if best is None else str(best),
         )
         self.folder.write_json("report.json", asdict(result))
         self.folder.write("report.txt", render_report(asdict(result)))
@@ -144,12 +168,24 @@ class Run:
         )
         return result
 
+    def survived(self, event: Event) -> None:
+        """Record a fault that the run goes on after."""
+        self.events.add(event)
+
     def _on_message(self, message: Message) -> None:
+        now = time.monotonic()
         match message["kind"]:
+            case "event":
+                self.survived(Event(**message["event"]))
+            case "fault":
+                self._recovery.fault(message)
             case "start":
+                for event in self._recovery.began(message["step"], message["workers"], now):
+                    self.survived(event)
                 self.bars.start("training", message["num_steps"], "steps")
                 self.bars.move_to("training", message["step"])
             case "progress":
+                self._recovery.progress(message["step"], now)
                 self.bars.move_to("training", message["step"])
             case "evaluating":
                 self.bars.start("evaluating", message["total"], "examples")

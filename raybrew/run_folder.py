@@ -5,7 +5,8 @@ metrics.jsonl    losses and evaluations
 report.json      figures of the run      report.txt  the same as tables
 student/         the student, as transformers loads it
 data/            encoded examples
-checkpoint_*/    Ray Train's
+checkpoints/     the newest, and the best; see student/checkpoints
+events.jsonl     what the run survived
 """
 
 import json
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
+from raybrew.resuming import load_yaml, same_run
 
 __all__ = ["RunFolder"]
 
@@ -42,15 +45,34 @@ class RunFolder:
         """Folder of the student."""
         return self.path / "student"
 
-    def create(self) -> None:
-        """Make the folder.
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self, job: DistillJob | TrainJob, *, resume: bool = False) -> None:
+        """Make the folder, or take up the run that it holds.
+
+        Args:
+            job: what the run does.
+            resume: whether to go on with a run that was stopped.
 
         Raises:
-            ConfigError: it holds a run already, or can't be made.
+            ConfigError: it holds a run already, or none to resume, or that of another job, or
+                it can't be made.
         """
-        if (self.path / "job.yaml").exists():
+        saved = self.path / "job.yaml"
+        if resume and not self.path.is_dir():
             raise ConfigError(
-                f"run.name: {self.path} holds a run already; choose another name, or delete it"
+                f"run.name: expected a run to resume in {self.path}, got no such folder; name the "
+                "run that was stopped (run.name, run.storage_path), or leave --resume out"
+            )
+        if resume and saved.exists():
+            same_run(load_yaml(saved), job)
+        if not resume and saved.exists():
+            raise ConfigError(
+                f"run.name: {self.path} holds a run already; go on with it (--resume), choose "
+                "another name, or delete it"
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)

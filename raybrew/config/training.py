@@ -49,6 +49,20 @@ class TrainingConfig(Section):
         description="Batches that are made ready, with their labels, while the student computes; "
         "0 makes each when its step comes.",
     )
+    checkpoint_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps between checkpoints; at each evaluation if neither this nor "
+        "`checkpoint_every_minutes` is set. The last step and the best evaluation always have one.",
+    )
+    checkpoint_every_minutes: float | None = Field(
+        default=None, gt=0, description="Minutes between checkpoints, besides `checkpoint_every`."
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="What a gradient that is not finite does: `stop` ends the run with an error, "
+        "`skip` leaves the step out, on all workers alike.",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
     )

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -64,7 +65,8 @@ BUILD_ERRORS = (
     ImportError,
 )
 """What transformers raises on values of a configuration that make no model."""
-_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS)
+# The last is PyTorch's, of weights in a pickle that hold more than weights.
+_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError)
 
 
 @contextmanager

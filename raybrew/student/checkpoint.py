@@ -3,12 +3,17 @@
     student/               the model as transformers loads it, with its tokenizer
     projections.safetensors  what brings its features to the teachers' sizes, where matches do
     optimizer.safetensors  the optimizer's tensors
-    state.json             step, optimizer settings, schedule, best score
+    state.json             step, optimizer settings, schedule, last figures, best score
+
+    training ──► Snapshot (copies, in memory) ──► write ──► folder ──► load_checkpoint ──► training
 
 Dropout needs no generator state: each step seeds it with (seed, step, rank).
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
 
-__all__ = ["STUDENT", "load_checkpoint", "save_checkpoint"]
+__all__ = ["STUDENT", "Progress", "Snapshot", "load_checkpoint", "read_score", "snapshot"]
 
 STUDENT = "student"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
@@ -30,46 +35,111 @@ _PROJECTIONS = "projections.safetensors"
 _FORMAT = "raybrew-checkpoint-1"
 
 
-def save_checkpoint(
-    folder: Path,
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, besides its tensors.
+
+    Args:
+        step: steps that were taken.
+        figures: last losses and evaluation.
+        score: of an evaluation at this very step; None if there was none.
+        best_score: highest score so far; None before the first evaluation.
+        best_step: when it was reached.
+        skipped: steps that were left out, as their gradient was not finite.
+        skipped_in_a_row: how many of them came one after another, the last time.
+        last_skipped: the last of them.
+    """
+
+    step: int
+    figures: Mapping[str, float] = field(default_factory=dict)
+    score: float | None = None
+    best_score: float | None = None
+    best_step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    last_skipped: int = 0
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The best evaluation so far, as figures; none before the first."""
+        if self.best_score is None:
+            return {}
+        return {"best/score": self.best_score, "best/step": float(self.best_step)}
+
+    def scored(self, step: int, score: float | None) -> "Progress":
+        """Return the progress after a step whose evaluation, if any, had this score."""
+        now = replace(self, score=score)
+        if score is None or not isfinite(score):
+            return now
+        if self.best_score is not None and score <= self.best_score:
+            return now
+        return replace(now, best_score=score, best_step=step)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint in memory: later steps don't change it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    weights: dict[str, Tensor]
+    projections: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    record: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps that were taken."""
+        return int(self.record["progress"]["step"])
+
+    def write(self, folder: Path) -> None:
+        """Write the checkpoint into an empty folder."""
+        self.model.save_pretrained(folder / STUDENT, state_dict=self.weights)
+        self.tokenizer.save_pretrained(str(folder / STUDENT))
+        if self.projections:
+            save_file(self.projections, folder / _PROJECTIONS)
+        save_file(self.optimizer, folder / _OPTIMIZER)
+        (folder / _STATE).write_text(json.dumps(self.record, indent=1))
+
+
+def snapshot(
     *,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: Optimizer,
     scheduler: LRScheduler,
-    step: int,
+    progress: Progress,
     projections: nn.Module | None = None,
-) -> None:
-    """Write a checkpoint into an empty folder.
+) -> Snapshot:
+    """Copy what a checkpoint holds.
 
     Args:
-        folder: where.
         model: the bare model, not its DDP wrapper.
         tokenizer: saved beside it.
         optimizer: its tensors and settings.
         scheduler: its position.
-        step: steps that were taken.
+        progress: how far the run is.
         projections: of the student's matches.
     """
-    model.save_pretrained(folder / STUDENT)
-    tokenizer.save_pretrained(str(folder / STUDENT))
-    projected = {} if projections is None else projections.state_dict()
-    if projected:
-        save_file({k: v.contiguous() for k, v in projected.items()}, folder / _PROJECTIONS)
     state = optimizer.state_dict()
     tensors, scalars = {}, {}
     for index, values in state["state"].items():
         for name, value in values.items():
             target = tensors if isinstance(value, Tensor) else scalars
             target[f"{index}.{name}"] = value
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / _OPTIMIZER)
-    record = {
-        "format": _FORMAT,
-        "step": step,
-        "optimizer": {"scalars": scalars, "param_groups": state["param_groups"]},
-        "scheduler": _plain(scheduler.state_dict()),
-    }
-    (folder / _STATE).write_text(json.dumps(record, indent=1))
+    return Snapshot(
+        model=model,
+        tokenizer=tokenizer,
+        weights=_copied(model.state_dict()),
+        projections={} if projections is None else _copied(projections.state_dict()),
+        optimizer=_copied(tensors),
+        record={
+            "format": _FORMAT,
+            "progress": asdict(progress),
+            "optimizer": {"scalars": scalars, "param_groups": state["param_groups"]},
+            "scheduler": _plain(scheduler.state_dict()),
+        },
+    )
 
 
 def load_checkpoint(
@@ -79,11 +149,11 @@ def load_checkpoint(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     projections: nn.Module | None = None,
-) -> int:
+) -> Progress:
     """Bring model, projections, optimizer and schedule to where the checkpoint left them.
 
     Returns:
-        Steps that were taken.
+        How far the run was.
 
     Raises:
         CheckpointError: a file is missing, damaged, or of another version or model.
@@ -106,9 +176,23 @@ def load_checkpoint(
         _load_projections(folder, projections)
         optimizer.load_state_dict(_optimizer_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return Progress(**record["progress"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:
+        # What torch and transformers raise at tensors of another shape, or state of another form.
         raise CheckpointError(f"checkpoint {folder}: can't be read back: {error!r}") from error
-    return int(record["step"])
+
+
+def read_score(folder: Path) -> float | None:
+    """Return the score of the evaluation at a checkpoint's step, if it had one."""
+    return json.loads((folder / _STATE).read_text())["progress"]["score"]
 
 
 def _load_projections(folder: Path, projections: nn.Module | None) -> None:
@@ -132,6 +216,18 @@ def _optimizer_state(record: dict[str, Any], tensors: dict[str, Tensor]) -> dict
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     return {"state": state, "param_groups": record["param_groups"]}
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Tied tensors are one copy, as transformers looks for them by where they are in memory.
+    copies: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    result = {}
+    for name, value in state.items():
+        place = (value.data_ptr(), tuple(value.shape))
+        if not value.numel() or place not in copies:
+            copies[place] = value.detach().to("cpu", copy=True).contiguous()
+        result[name] = copies[place]
+    return result
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:

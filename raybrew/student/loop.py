@@ -1,16 +1,15 @@
 """The training loop of the student, on one rank: plain PyTorch, no Ray.
 
     sequence, labels ──► batches, made ready ahead ──► step ──► every few steps: losses
-                                                        └─────► now and then: evaluation, checkpoint
+                                                        └─────► now and then: evaluation, snapshot
 
 What happens outside of training (reports, bars, files) is behind `Hooks`.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,45 +27,16 @@ from raybrew.labels.payload import Payload
 from raybrew.labels.source import LabelSource
 from raybrew.objective import Objective
 from raybrew.student.batches import StudentTask
-from raybrew.student.checkpoint import load_checkpoint, save_checkpoint
+from raybrew.student.cadence import Cadence
+from raybrew.student.checkpoint import Progress, Snapshot, load_checkpoint, snapshot
+from raybrew.student.hooks import Hooks, Saver
 from raybrew.student.module import StudentModule
+from raybrew.student.nan_policy import leave_out
 from raybrew.student.ready import ReadyStep, StepMaker
 from raybrew.student.step import StudentStep
 from raybrew.student.world import World
 
-__all__ = ["Hooks", "StudentTask", "StudentTraining"]
-
-
-class Hooks(Protocol):
-    """What the loop tells the world."""
-
-    def begin(self, step: int, num_steps: int) -> None:
-        """Training starts, or goes on, after `step` steps; on rank 0 only."""
-        ...
-
-    def losses(self, step: int, values: dict[str, float]) -> None:
-        """Losses of a global batch; on rank 0 only."""
-        ...
-
-    def progress(self, step: int) -> None:
-        """`step` steps are done; on rank 0 only."""
-        ...
-
-    def evaluating(self, done: int, total: int) -> None:
-        """`done` examples of an evaluation are done; on rank 0 only."""
-        ...
-
-    def evaluated(self, step: int, values: dict[str, float], save: "Saver") -> None:
-        """An evaluation is done; every rank calls it equally often."""
-        ...
-
-
-class Saver(Protocol):
-    """Writes the checkpoint of this moment."""
-
-    def __call__(self, folder: Path) -> None:
-        """Write into an empty folder."""
-        ...
+__all__ = ["Hooks", "Saver", "StudentTask", "StudentTraining"]
 
 
 @dataclass
@@ -112,16 +82,20 @@ class StudentTraining:
     _steps: list[StudentStep] = field(default_factory=list)
     _maker: StepMaker | None = None
     _begun: tuple[float, int] = (0.0, 0)
+    _cadence: Cadence = field(init=False)
+    _progress: Progress = field(default_factory=lambda: Progress(0))
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint."""
-        self.step = load_checkpoint(
+        self._progress = load_checkpoint(
             folder,
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             projections=self.module.projections,
         )
+        self.step = self._progress.step
+        self._last = dict(self._progress.figures)
 
     def run(self, hooks: Hooks) -> dict[str, float]:
         """Train to the end.
@@ -138,6 +112,9 @@ class StudentTraining:
         """Get ready to train, or to go on training."""
         self._steps = self._build_steps()
         self._maker = self._build_maker()
+        self._cadence = Cadence(
+            self.config.checkpoint_every, self.config.checkpoint_every_minutes, self.world
+        )
         self.wrapped.train()
         self._begun = (time.perf_counter(), self.step)
         if self.world.rank == 0:
@@ -146,16 +123,23 @@ class StudentTraining:
     def advance(self, hooks: Hooks) -> None:
         """Train up to the next evaluation, and evaluate."""
         assert self._maker is not None, "`begin` comes first"
-        with self._maker.ahead(range(self.step, self._round_end())) as ahead:
+        end = self._round_end()
+        with self._maker.ahead(range(self.step, end)) as ahead:
             for ready in ahead:
                 self.waited_s += ahead.waited_s
                 self._train_step(ready, hooks)
-        hooks.evaluated(self.step, self.evaluate(hooks), self.save)
+                if self.step < end:
+                    self._save_if_due(hooks)
+        values = self.evaluate(hooks)
+        hooks.evaluated(self.step, values, self.save)
+        self._save_if_due(hooks, evaluation=values)
 
     def _train_step(self, ready: ReadyStep, hooks: Hooks) -> None:
         torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
         sums = self._steps[ready.task](ready.arrive(), ready.denominators, ready.position)
         self.step += 1
+        if self._steps[ready.task].skipped:
+            self._left_out(self._figures(ready, sums), hooks)
         if self._report_due():
             figures = self._figures(ready, sums)
             self._last |= figures
@@ -189,15 +173,38 @@ class StudentTraining:
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint of this moment into an empty folder."""
-        save_checkpoint(
-            folder,
+        self.snapshot().write(folder)
+
+    def snapshot(self) -> Snapshot:
+        """Copy all that the checkpoint of this moment holds."""
+        return snapshot(
             model=self.model,
             tokenizer=self.tokenizer,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            step=self.step,
+            progress=replace(self._progress, step=self.step, figures=dict(self._last)),
             projections=self.module.projections,
         )
+
+    def _save_if_due(self, hooks: Hooks, evaluation: Mapping[str, float] | None = None) -> None:
+        score = None if evaluation is None else evaluation.get("eval/score")
+        self._progress = self._progress.scored(self.step, score)
+        self._last |= self._progress.best
+        # Every rank asks on the same steps: both are collectives.
+        asked = self._report_due() and hooks.save_asked()
+        due = self._cadence.due(self.step)
+        if evaluation is not None:
+            best = self._progress.best_step == self.step
+            due = due or best or not self._cadence.is_set or self.step == self.num_steps
+        if (asked or due) and self.world.rank == 0:
+            hooks.checkpoint(self.snapshot())
+
+    def _left_out(self, figures: Mapping[str, float], hooks: Hooks) -> None:
+        losses = {name: value for name, value in figures.items() if name.endswith("/loss")}
+        self._progress, event = leave_out(self._progress, self.step, self.config.on_nan, losses)
+        self._last["train/skipped_steps"] = float(self._progress.skipped)
+        if self.world.rank == 0:
+            hooks.survived(event)
 
     def _build_steps(self) -> list[StudentStep]:
         return [

@@ -6,6 +6,7 @@
 The denominators are known before the forward pass: they are counts over the whole global batch.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ class StudentStep:
         self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
         self._max_grad_norm, self._precision = max_grad_norm, precision
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.skipped = False
+        """Whether the last step was left out, because its gradient was not finite."""
 
     def __call__(
         self,
@@ -133,8 +136,18 @@ class StudentStep:
         return nullcontext()
 
     def _update(self) -> None:
-        if self._max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        self._optimizer.step()
-        self._scheduler.step()
+        # The gradient is the same on every rank, and so is what is done about it.
+        self.skipped = not bool(self._gradient_norm().isfinite())
+        if not self.skipped:
+            self._optimizer.step()
+        with warnings.catch_warnings():
+            # PyTorch takes a first step that was left out for the two calls in the wrong order.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradient_norm(self) -> Tensor:
+        if self._max_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)

@@ -1,14 +1,18 @@
 """The student on Ray Train: what each worker builds and runs, and the `TorchTrainer` around it.
 
 driver: RankPlan ──► TorchTrainer ──► on each worker: load, build, DDP, StudentTraining.run
-                                                         │ losses, progress  ──► mailbox
-                                                         └ evaluation, checkpoint ──► Ray Train
+   ▲                                                     │ losses, progress  ──► mailbox
+   └ again, when its controller dies                     ├ evaluation ──► Ray Train
+                                                         └ checkpoint ──► run folder
+
+Checkpoints are found by looking into the run's folder: Ray Train loses the last report of a rank
+that is killed.
 """
 
 import signal
-import tempfile
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +20,27 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.train import Checkpoint, CheckpointConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.exceptions import RayActorError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
-from raybrew.errors import RaybrewError
+from raybrew.errors import RaybrewError, TrainingError
+from raybrew.events import Event, event_message
 from raybrew.mailbox import Message
 from raybrew.student.building import RankPlan, build_training
+from raybrew.student.checkpoint import Snapshot
+from raybrew.student.checkpoint_writer import CheckpointWriter
+from raybrew.student.checkpoints import Checkpoints
+from raybrew.student.faults import FaultWatch, fault_message
 from raybrew.student.hosting import asker_of, fill_shares, host_teachers
-from raybrew.student.loop import Saver
+from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
 from raybrew.teachers.client import PoolAddress, PoolClient
 
 __all__ = ["fit"]
+
+CONTROLLER_DEATHS = 3
+"""So often in a row, without a new checkpoint, training starts again after its controller died."""
 
 
 def fit(
@@ -37,22 +50,24 @@ def fit(
     mailbox: ActorHandle,
     scaling_config: ScalingConfig,
     run_config: RunConfig,
+    checkpoints: Path,
 ) -> ray.train.Result:
-    """Train the student.
+    """Train the student, from the newest checkpoint if there is one.
 
     Args:
         plan: what to do.
         teachers: where they are; None if the store has every label.
         mailbox: where rank 0 reports to.
         scaling_config: Ray Train's own.
-        run_config: Ray Train's own; where it keeps no checkpoints' number, the best and the last
-            are kept.
+        run_config: Ray Train's own.
+        checkpoints: folder that every node sees; they are written there.
 
     Returns:
-        Ray Train's result; its checkpoint is the last one.
+        Ray Train's result.
     """
     resources: Any = scaling_config.resources_per_worker or {}
     cpus = resources.get("CPU", 1)
+    keep = run_config.checkpoint_config.num_to_keep if run_config.checkpoint_config else None
     trainer = TorchTrainer(
         _train_rank,
         train_loop_config={
@@ -60,14 +75,35 @@ def fit(
             "teachers": teachers,
             "mailbox": mailbox,
             "num_threads": plan.training.num_threads or max(1, int(cpus)),
+            "checkpoints": Checkpoints(checkpoints, keep or 2),
         },
         scaling_config=scaling_config,
-        run_config=_keep_best_and_last(run_config),
+        run_config=replace(
+            run_config, callbacks=[*(run_config.callbacks or []), FaultWatch(mailbox)]
+        ),
     )
-    return _fit(trainer)
+    return _fit(trainer, mailbox, Checkpoints(checkpoints))
 
 
-def _fit(trainer: TorchTrainer) -> ray.train.Result:
+def _fit(trainer: TorchTrainer, mailbox: ActorHandle, checkpoints: Checkpoints) -> ray.train.Result:
+    deaths, before = 0, checkpoints.paths()
+    while True:
+        try:
+            return _fit_once(trainer)
+        except RayActorError as death:
+            # Its workers die with it. A new controller goes on where the old one was.
+            now = checkpoints.paths()
+            deaths, before = (deaths + 1 if now == before else 1), now
+            if deaths > CONTROLLER_DEATHS:
+                raise TrainingError(
+                    f"training: Ray Train's controller died {deaths} times in a row without a new "
+                    f"checkpoint: {death}. See Ray's logs; then go on with --resume"
+                ) from death
+            what = str(death).splitlines()[0]
+            ray.get(mailbox.put.remote(fault_message("controller died", "Ray Train", what)))
+
+
+def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit()
@@ -84,7 +120,7 @@ def _fit(trainer: TorchTrainer) -> ray.train.Result:
 def _cause(error: TrainingFailedError) -> Exception:
     # Ours, as it was raised on the rank: its message is all that a user needs.
     failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
+    for failure in [*failures.values(), getattr(error, "controller_failure", None)]:
         raised = getattr(failure, "_base_exc", failure)
         if isinstance(raised, RaybrewError):
             return raised
@@ -102,11 +138,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
     training.wrapped = prepare_model(training.module)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            training.resume(Path(folder))
-    values = training.run(_RayHooks(config["mailbox"], world))
+    _resume(training, config["checkpoints"], world, config["mailbox"])
+    with CheckpointWriter(config["checkpoints"]) as writer:
+        values = training.run(_RayHooks(config["mailbox"], world, writer))
     if training.labels is not None:
         figures = training.labels.figures
         counted = torch.tensor([figures.hits, figures.misses], dtype=torch.float64)
@@ -115,13 +149,33 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     return values
 
 
+def _resume(
+    training: StudentTraining, checkpoints: Checkpoints, world: World, mailbox: ActorHandle
+) -> None:
+    # Rank 0 chooses: all ranks go on from the same one, whatever they see.
+    newest: Path | None = None
+    if world.rank == 0:
+        checkpoints.clean()
+        newest = checkpoints.newest(lambda said: _tell_damage(mailbox, said))
+    newest = world.gather(newest)[0]
+    if newest is not None:
+        training.resume(newest)
+
+
+def _tell_damage(mailbox: ActorHandle, said: str) -> None:
+    ray.get(mailbox.put.remote(event_message(Event("checkpoint damaged", "the student", said))))
+
+
 class _RayHooks:
-    def __init__(self, mailbox: ActorHandle, world: World):
-        self._mailbox, self._world = mailbox, world
+    def __init__(self, mailbox: ActorHandle, world: World, writer: CheckpointWriter):
+        self._mailbox, self._world, self._writer = mailbox, world, writer
         self._told = 0.0
+        self._saved_for: Any = None
 
     def begin(self, step: int, num_steps: int) -> None:
-        self._put({"kind": "start", "step": step, "num_steps": num_steps})
+        self._put(
+            {"kind": "start", "step": step, "num_steps": num_steps, "workers": self._world.size}
+        )
 
     def losses(self, step: int, values: dict[str, float]) -> None:
         self._put({"kind": "values", "step": step, "values": values})
@@ -136,23 +190,30 @@ class _RayHooks:
         self._put({"kind": "evaluating", "done": done, "total": total})
 
     def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
-        # `report` is a barrier: every rank calls it, rank 0 alone brings files.
-        reported = {"step": step, **values}
-        if self._world.rank > 0:
-            ray.train.report(reported)
-            return
-        with tempfile.TemporaryDirectory(prefix="raybrew-") as folder:
-            save(Path(folder))
-            ray.train.report(reported, checkpoint=Checkpoint.from_directory(folder))
-        # Waited for, so that nothing of a run that ends here is lost.
-        ray.get(self._put({"kind": "progress", "step": step}))
-        ray.get(self._put({"kind": "values", "step": step, "values": values}))
+        # `report` is a barrier: every rank calls it.
+        ray.train.report({"step": step, **values})
+        if self._world.rank == 0:
+            # Waited for, so that nothing of a run that ends here is lost.
+            ray.get(self._put({"kind": "progress", "step": step}))
+            ray.get(self._put({"kind": "values", "step": step, "values": values}))
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        self._writer.submit(snapshot)
+
+    def save_asked(self) -> bool:
+        # A barrier too. A node is about to be taken away: what was not saved by then is lost.
+        info = ray.train.get_preemption_info()
+        if info is None or info == self._saved_for:
+            return False
+        self._saved_for = info
+        if self._world.rank == 0:
+            nodes, ranks = len(info.preempted_node_ids), info.preempted_ranks
+            what = f"{nodes} nodes, with ranks {ranks}, are being taken away; saved at once"
+            self.survived(Event("preemption", "the student", what))
+        return True
+
+    def survived(self, event: Event) -> None:
+        self._put(event_message(event))
 
     def _put(self, message: Message) -> ray.ObjectRef:
         return self._mailbox.put.remote(message)
-
-
-def _keep_best_and_last(run_config: RunConfig) -> RunConfig:
-    if run_config.checkpoint_config and run_config.checkpoint_config.num_to_keep is None:
-        run_config.checkpoint_config = CheckpointConfig(num_to_keep=2)
-    return run_config

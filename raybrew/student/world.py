@@ -31,6 +31,14 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def of_rank_0(self, value: float) -> float:
+        """Return rank 0's value on every rank; a collective."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float32, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's value, in the order of the ranks; a collective."""
         if self.size == 1:

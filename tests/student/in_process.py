@@ -6,10 +6,12 @@ from pathlib import Path
 
 import raybrew as rb
 from raybrew.data.encoding import EncodedView
+from raybrew.events import Event
 from raybrew.labels.payload import Payload, Signal
 from raybrew.planning import distill_plan
 from raybrew.preparation import Preparation, prepare
 from raybrew.student.building import build_training
+from raybrew.student.checkpoint import Snapshot
 from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
 from raybrew.teachers.replica import Replica
@@ -44,6 +46,7 @@ class Recorder:
     """Hooks that keep the losses of every step."""
 
     values: list[dict[str, float]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
     def begin(self, step: int, num_steps: int) -> None: ...
 
@@ -55,6 +58,14 @@ class Recorder:
     def evaluating(self, done: int, total: int) -> None: ...
 
     def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None: ...
+
+    def checkpoint(self, snapshot: Snapshot) -> None: ...
+
+    def save_asked(self) -> bool:
+        return False
+
+    def survived(self, event: Event) -> None:
+        self.events.append(event)
 
     def term(self, task: str, term: str = "loss") -> list[float]:
         name = f"train/{task}/{term}"

@@ -141,3 +141,63 @@ def test_a_damaged_checkpoint_is_an_error(models, store, tmp_path, damage, messa
     again, _ = fresh(models, store, tmp_path / "2")
     with pytest.raises(rb.CheckpointError, match=message):
         again.resume(folder)
+
+
+@pytest.mark.usefixtures("warm")
+def test_best_so_far_and_figures_outlive_a_stop(models, store, tmp_path):
+    whole, _ = fresh(models, store, tmp_path / "1", evaluate_every=2)
+    figures = whole.run(Recorder())
+    first, _ = fresh(models, store, tmp_path / "2", evaluate_every=2)
+    first.run(_Stop(first, 5, tmp_path / "checkpoint"))
+    second, _ = fresh(models, store, tmp_path / "3", evaluate_every=2)
+    second.resume(tmp_path / "checkpoint")
+    again = second.run(Recorder())
+    timeless = [name for name in figures if not name.startswith("time/")]
+    assert "best/score" in timeless
+    assert "eval/sum/accuracy" in timeless
+    assert {name: again[name] for name in timeless} == {name: figures[name] for name in timeless}
+
+
+class _Keeper(Recorder):
+    """Keeps the steps of the snapshots."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps: list[int] = []
+
+    def checkpoint(self, snapshot) -> None:
+        self.steps.append(snapshot.step)
+
+
+@pytest.mark.usefixtures("warm")
+def test_when_checkpoints_are_due(models, store, tmp_path):
+    keeper = _Keeper()
+    fresh(models, store, tmp_path / "1", evaluate_every=4)[0].run(keeper)
+    assert keeper.steps == [4, 8, 9]
+    keeper = _Keeper()
+    training, _ = fresh(models, store, tmp_path / "2", evaluate_every=4, checkpoint_every=3)
+    figures = training.run(keeper)
+    # By steps, at the best evaluation, at the end.
+    assert {3, 6, 9} <= set(keeper.steps) <= {3, 6, 9, 4, 8}
+    assert int(figures["best/step"]) in keeper.steps
+
+
+def nan_job(models, store, **training) -> rb.DistillJob:
+    adaptor = "tests.integration.slow_adaptors:nan_at_a_word"
+    return job(models, store, **training).model_copy(
+        update={"student": rb.Student(config=STUDENT_CONFIG, adaptor=adaptor)}
+    )
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_gradient_that_is_not_finite_is_left_out_or_ends_the_run(models, store, tmp_path):
+    training, _ = build(nan_job(models, store, on_nan="skip"), tmp_path / "1")
+    recorder = Recorder()
+    figures = training.run(recorder)
+    assert len(recorder.events) == figures["train/skipped_steps"]
+    assert 0 < figures["train/skipped_steps"] < STEPS
+    assert all(torch.isfinite(value).all() for value in training.model.state_dict().values())
+    assert training.scheduler.state_dict()["last_epoch"] == STEPS
+    training, _ = build(nan_job(models, store), tmp_path / "2")
+    with pytest.raises(rb.TrainingError, match=r"step \d+: expected a finite gradient.*loss nan"):
+        training.run(Recorder())

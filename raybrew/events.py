@@ -1,0 +1,115 @@
+"""What a run survived: faults of the cluster, what was done about them, and what they cost.
+
+    events.jsonl   {"time": …, "fault": "rank died", "who": "rank 1", "what": "…",
+                    "lost_s": 6.1, "lost_steps": 3}
+
+One JSON object a line, written as it happens, so that it is there whatever comes next. Who sees a
+fault makes an `Event`: on the driver `Run.survived` takes it, from an actor or a rank it travels
+through the mailbox as `event_message`.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Event", "EventLog", "Recovery", "event_message"]
+
+logger = logging.getLogger(__name__)
+
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that a run survived.
+
+    Args:
+        fault: its kind, a few words, such as `rank died`.
+        who: what it befell, such as `rank 1` or `teacher 'a', replica 0`.
+        what: what happened, and what was done.
+        lost_s: time that it cost, seconds; None where nobody waited.
+        lost_steps: optimizer steps that were taken again.
+    """
+
+    fault: str
+    who: str
+    what: str
+    lost_s: float | None = None
+    lost_steps: int = 0
+
+
+def event_message(event: Event) -> dict[str, Any]:
+    """Return an event as a message for the mailbox."""
+    return {"kind": "event", "event": asdict(event)}
+
+
+class EventLog:
+    """Appends events to the run's `events.jsonl`, and warns of each."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / EVENTS
+
+    def add(self, event: Event) -> None:
+        """Record an event."""
+        logger.warning("survived: %s (%s): %s", event.fault, event.who, event.what)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), **asdict(event)}) + "\n")
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return what the run survived so far, also before it was resumed."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        # A killed driver may have torn its last line.
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+class Recovery:
+    """Makes events of faults that training starts again after: what was lost is known only then.
+
+    Times are seconds of any one clock.
+    """
+
+    def __init__(self):
+        self._faults: list[tuple[str, str, str]] = []
+        self._last: tuple[int, float] | None = None
+        self._workers = 0
+
+    def progress(self, step: int, now: float) -> None:
+        """Take note of how far training is."""
+        self._last = (step, now)
+
+    def fault(self, message: Mapping[str, Any]) -> None:
+        """Take note of a fault: `fault`, `who`, `what`."""
+        self._faults.append((message["fault"], message["who"], message["what"]))
+
+    def began(self, step: int, workers: int, now: float) -> list[Event]:
+        """Return the events that a start of training after `step` steps ends."""
+        before, self._workers = self._workers, workers
+        faults, self._faults = self._faults, []
+        if self._last is None:
+            self._last = (step, now)
+            return [Event(*fault) for fault in faults]
+        done, at = self._last
+        self._last = (step, now)
+        if not faults and before:
+            faults = [("workers changed", "the student", f"{before} workers before")]
+        again = f"; went on after step {step} with {_count(workers, 'worker')}"
+        return [
+            Event(
+                fault,
+                who,
+                what + again,
+                lost_s=round(now - at, 2) if number == 0 else 0.0,
+                lost_steps=max(0, done - step) if number == 0 else 0,
+            )
+            for number, (fault, who, what) in enumerate(faults)
+        ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

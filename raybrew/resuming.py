@@ -1,0 +1,65 @@
+"""Whether a job may go on with a run that was stopped: the student must come out the same."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raybrew.config import DistillJob, TrainJob
+from raybrew.errors import ConfigError
+from raybrew.job_yaml import parse_yaml
+
+__all__ = ["load_yaml", "same_run"]
+
+_FREE = re.compile(
+    r"tracking\..*"
+    r"|labels\.(store|when|window|max_windows)"
+    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens)"
+    r"|training\.(num_threads|eval_batch_size|prefetch|checkpoint_every|checkpoint_every_minutes|on_nan)"
+)
+"""Fields that may change: they say where and how fast, not what the student learns."""
+
+
+def load_yaml(path: Path) -> Mapping[str, Any]:
+    """Read the job that a run was started with."""
+    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected the job of a run, got {type(values).__name__}")
+    return values
+
+
+def same_run(saved: Mapping[str, Any], job: DistillJob | TrainJob) -> None:
+    """Refuse to resume a run with a job whose student would be another.
+
+    Args:
+        saved: the job that the run was started with.
+        job: the job to go on with.
+
+    Raises:
+        ConfigError: names each field that differs, with both values.
+    """
+    before, now = dict(_leaves(saved)), dict(_leaves(job.to_plain()))
+    changed = [
+        f"{path}: the run has {before.get(path)!r}, the job {now.get(path)!r}"
+        for path in sorted({*before, *now})
+        if before.get(path) != now.get(path) and not _FREE.fullmatch(path)
+    ]
+    if changed:
+        raise ConfigError(
+            "--resume: expected the job that the run was started with, got\n"
+            + "\n".join(changed)
+            + "\nGo on with the job.yaml of the run's folder, or start a run of another name"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of everything that is no mapping and no list."""
+    if isinstance(value, Mapping):
+        parts: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    else:
+        yield path, value
+        return
+    for key, each in parts:
+        yield from _leaves(each, f"{path}.{key}" if path else str(key))

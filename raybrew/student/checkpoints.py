@@ -1,0 +1,188 @@
+"""The checkpoints of a run: written whole or not at all, found by looking, checked before use.
+
+    <run>/checkpoints/step-00000120/     see `checkpoint`
+                          checksums.json of every file in it: written last
+                      step-00000080.damaged   set aside
+                      .tmp-*                  being written
+
+A folder gets its name only when all of it is on disk. So whoever dies, and whatever Ray was told
+of it, the newest folder whose checksums hold is where the run goes on.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import xxhash
+
+from raybrew.errors import CheckpointError
+from raybrew.student.checkpoint import read_score
+
+__all__ = ["Checkpoints"]
+
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    Args:
+        folder: made with the first of them.
+        keep: so many of the newest stay, and the best; two, so that there is one before a
+            damaged one.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self._keep = folder, keep
+
+    def write(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint, then delete those that need not stay.
+
+        Args:
+            step: steps that were taken.
+            write: fills an empty folder.
+
+        Raises:
+            CheckpointError: it can't be written, e.g. the disk is full; nothing of it stays.
+        """
+        temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
+        try:
+            temporary.mkdir(parents=True)
+            write(temporary)
+            sums = {name: _checksum(temporary / name) for name in _files(temporary)}
+            (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+            _sync(temporary)
+            target = self.folder / f"step-{step:08d}"
+            # Written once already, before the run fell back to an earlier one.
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint of step {step}: {self.folder} can't be written: {error}; make room, "
+                "then go on with --resume"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._prune()
+        return target
+
+    def newest(self, on_damage: Callable[[str], None] = logger.warning) -> Path | None:
+        """Return the newest checkpoint that is whole; damaged ones are set aside.
+
+        Args:
+            on_damage: told of each, in words.
+
+        Raises:
+            CheckpointError: there are checkpoints, but every one of them is damaged.
+        """
+        damaged = []
+        for path in reversed(self.paths()):
+            mistake = _mistake(path)
+            if mistake is None:
+                return path
+            damaged.append(mistake)
+            aside = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            on_damage(f"checkpoint {mistake}; set aside as {aside.name}, the one before is taken")
+        if damaged:
+            raise CheckpointError(
+                f"{self.folder}: expected a whole checkpoint, got only damaged ones: "
+                f"{'; '.join(damaged)}. Delete the folder to begin anew"
+            )
+        return None
+
+    def best(self) -> Path | None:
+        """Return the checkpoint with the highest score; None if none has a score."""
+        scored = [(_score(path), path) for path in self.paths()]
+        known = [(score, path) for score, path in scored if score is not None and score == score]
+        if not known:
+            return None
+        # Of equals the earliest: a run's best is what nothing later beats.
+        return max(known, key=lambda each: (each[0], -_step(each[1])))[1]
+
+    def paths(self) -> list[Path]:
+        """Return all checkpoints, the oldest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
+
+    def clean(self) -> None:
+        """Delete what killed processes left half written."""
+        for path in self.folder.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        paths = self.paths()
+        keep = {*paths[-self._keep :], self.best()}
+        for path in paths:
+            if path not in keep:
+                # Its name goes first: half a checkpoint never has one.
+                doomed = path.with_name(f".tmp-{uuid.uuid4().hex}")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _mistake(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files; None if they are as they were written."""
+    try:
+        sums = dict(json.loads((path / CHECKSUMS).read_text()))
+        found = {name: _checksum(path / name) for name in _files(path) if name != CHECKSUMS}
+        read_score(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{path} can't be read: {error!r}"
+    if sums == found:
+        return None
+    wrong = sorted(name for name in {*sums, *found} if sums.get(name) != found.get(name))
+    return f"{path} is damaged: {', '.join(wrong)} differ from what was written"
+
+
+def _score(path: Path) -> float | None:
+    # A damaged one is for `newest` to find and to say.
+    try:
+        return read_score(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for name in _files(folder):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

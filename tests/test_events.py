@@ -1,0 +1,53 @@
+"""The log of what a run survived."""
+
+import json
+import logging
+
+from raybrew.events import Event, EventLog, Recovery, event_message
+
+
+def test_events_are_a_line_each_and_a_warning_and_outlive_a_torn_line(tmp_path, caplog):
+    log = EventLog(tmp_path)
+    assert log.all() == []
+    event = Event("replica died", "teacher 'a', replica 0", "asked its sister", 1.5)
+    with caplog.at_level(logging.WARNING):
+        log.add(event)
+    assert "replica died" in caplog.text
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "fau')
+    (found,) = EventLog(tmp_path).all()
+    assert {k: found[k] for k in ("fault", "who", "lost_s", "lost_steps")} == {
+        "fault": "replica died",
+        "who": "teacher 'a', replica 0",
+        "lost_s": 1.5,
+        "lost_steps": 0,
+    }
+    assert Event(**json.loads(json.dumps(event_message(event)["event"]))) == event
+
+
+def fault(who: str) -> dict[str, str]:
+    return {"fault": "rank died", "who": who, "what": "killed"}
+
+
+def test_the_cost_of_a_fault_is_known_when_training_goes_on():
+    recovery = Recovery()
+    assert recovery.began(0, 2, 0.0) == []
+    recovery.progress(17, 50.0)
+    recovery.fault(fault("rank 1"))
+    recovery.fault(fault("rank 0"))
+    first, second = recovery.began(10, 2, 58.0)
+    assert (first.lost_s, first.lost_steps) == (8.0, 7)
+    assert (second.lost_s, second.lost_steps) == (0.0, 0)
+    assert "after step 10 with 2 workers" in first.what
+    recovery.progress(12, 60.0)
+    (resized,) = recovery.began(12, 1, 66.0)
+    assert resized.fault == "workers changed"
+    assert "2 workers before; went on after step 12 with 1 worker" in resized.what
+    assert (resized.lost_s, resized.lost_steps) == (6.0, 0)
+
+
+def test_a_fault_before_the_first_step_is_an_event_too():
+    recovery = Recovery()
+    recovery.fault(fault("rank 0"))
+    (event,) = recovery.began(0, 1, 3.0)
+    assert event.fault == "rank died"

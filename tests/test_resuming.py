@@ -1,0 +1,72 @@
+"""Which jobs may go on with a run that was stopped."""
+
+import pytest
+
+import raybrew as rb
+from raybrew.jobfile import dump_yaml
+from raybrew.resuming import load_yaml, same_run
+from raybrew.run_folder import RunFolder
+from tests.made import make_job
+
+
+def saved(job, tmp_path):
+    (tmp_path / "job.yaml").write_text(dump_yaml(job))
+    return load_yaml(tmp_path / "job.yaml")
+
+
+def test_the_job_itself_and_changes_of_speed_and_place_may_go_on(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    before = saved(job, tmp_path)
+    same_run(before, job)
+    teacher = job.teachers[0].model_copy(update={"replicas": 4, "resources": {"GPU": 0.5}})
+    training = job.training.model_copy(update={"checkpoint_every": 5, "num_threads": 3})
+    changed = make_job(
+        {"a": "x/a"},
+        tmp_path / "elsewhere",
+        teachers=[teacher],
+        training=training,
+        tracking=rb.TrackingConfig(log_every=3),
+    )
+    same_run(before, changed)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("training", {"learning_rate": 0.5}, r"training\.learning_rate: the run has 0\.001.*0\.5"),
+        ("training", {"num_epochs": 3}, r"training\.num_epochs: the run has 2, the job 3"),
+        ("distillation", {"temperature": 4.0}, r"distillation\.temperature.*2\.0.*4\.0"),
+        ("labels", {"dtype": "float16"}, r"labels\.dtype"),
+    ],
+)
+def test_another_student_may_not(tmp_path, section, change, message):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    other = getattr(job, section).model_copy(update=change)
+    changed = make_job({"a": "x/a"}, tmp_path / "store", **{section: other})
+    with pytest.raises(rb.ConfigError, match=message):
+        same_run(saved(job, tmp_path), changed)
+
+
+def test_other_data_and_other_teachers_may_not(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    before = saved(job, tmp_path)
+    with pytest.raises(rb.ConfigError, match=r"teachers\.1\.name: the run has None, the job 'b'"):
+        same_run(before, make_job({"a": "x/a", "b": "x/b"}, tmp_path / "store"))
+    task = job.tasks[0]
+    other = task.model_copy(update={"train": task.train.select(range(50))})
+    with pytest.raises(rb.ConfigError, match=r"tasks\.0\.train"):
+        same_run(before, make_job({"a": "x/a"}, tmp_path / "store", tasks=[other]))
+
+
+def test_a_folder_is_taken_up_only_when_there_is_one(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    folder = RunFolder(str(tmp_path), "run")
+    with pytest.raises(rb.ConfigError, match="expected a run to resume"):
+        folder.create(job, resume=True)
+    folder.create(job)
+    # Stopped before it wrote its job: nothing is lost by beginning.
+    folder.create(job, resume=True)
+    (folder.path / "job.yaml").write_text(dump_yaml(job))
+    folder.create(job, resume=True)
+    with pytest.raises(rb.ConfigError, match=r"holds a run already.*--resume"):
+        folder.create(job)
