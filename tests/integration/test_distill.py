@@ -1,6 +1,7 @@
 """Whole runs on a real Ray: what they leave behind, what they count, what doesn't change them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -146,22 +147,30 @@ def test_replicas_share_the_work_without_doing_any_twice(models, tmp_path):
     assert result.labels["forwards"] == result.labels["needed"] == UNIQUE
 
 
-@pytest.mark.parametrize(("workers", "when"), [(1, "along"), (2, "along"), (1, "ahead")])
-def test_a_teacher_in_the_worker_gives_the_labels_that_a_pool_gives(
-    models, tmp_path, workers, when
-):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_teacher_in_the_workers_computes_each_label_once(models, tmp_path, workers):
     inside = rb.Teacher(name="a", task="sum", model=models["a"], placement="worker")
     outside = rb.Teacher(name="b", task="sum", model=models["b"], resources={"CPU": 0.25})
-    labels = rb.LabelConfig(store=str(tmp_path / "near"), window=3, when=when)
-    job = make_job(models, tmp_path, teachers=[inside, outside], labels=labels)
-    near = run(job, tmp_path / "1", workers)
-    assert near.labels["forwards"] == near.labels["needed"] == 2 * UNIQUE
-    if when == "ahead":
-        assert near.labels["misses"] == 0
-    # Another run finds them where it looks for those of a pool.
-    again = run(make_job(models, tmp_path, labels=labels), tmp_path / "2", workers)
+    job = make_job(models, tmp_path / "store", teachers=[inside, outside])
+    result = run(job, tmp_path, workers)
+    assert result.labels["forwards"] == result.labels["needed"] == 2 * UNIQUE
+    assert set(result.teachers) == {"a", "b"}
+
+
+def test_labels_that_were_filled_before_need_no_teacher(models, tmp_path):
+    job = make_job(models, tmp_path / "store")
+    config = RunConfig(name="label", storage_path=str(tmp_path))
+    filled = rb.label(job, run_config=config)
+    assert filled.labels["forwards"] == filled.labels["needed"] == 2 * UNIQUE
+    assert filled.teachers["a"]["tokens_per_s"] > 0
+    report = Path(filled.folder, "report.txt").read_text()
+    assert re.search(rf"a +│ +{UNIQUE} │ +0 │ +{UNIQUE} │", report)
+    logged = [json.loads(x) for x in Path(filled.folder, "metrics.jsonl").read_text().splitlines()]
+    assert any(line.get("teacher/b/payload_bytes") == UNIQUE * 12 for line in logged)
+    again = rb.label(job, run_config=RunConfig(name="again", storage_path=str(tmp_path)))
+    assert again.labels["in_store"] == 2 * UNIQUE
     assert again.labels["forwards"] == 0
-    assert again.teachers == near.teachers
+    assert "start_teachers" not in again.times
 
 
 def test_supervised_training_learns(tmp_path, models):

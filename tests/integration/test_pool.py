@@ -11,6 +11,7 @@ import ray
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.split import EncodedSplit
+from raybrew.errors import TeacherError
 from raybrew.labels.fingerprint import model_fingerprint
 from raybrew.labels.payload import Signal
 from raybrew.labels.store import LabelStore
@@ -162,3 +163,45 @@ def test_flushed_labels_are_found_by_everybody(pool, spec, view, store):
     client.close()
     on_disk = LabelStore(store).signal(spec.fingerprint, SIGNALS[0])
     assert on_disk.contains(view.keys[:70]).all()
+
+
+def test_what_was_computed_before_an_interrupt_is_not_computed_again(
+    pool, spec, view, store, tmp_path
+):
+    others = encode(make_tokenizer(), make_data(80, seed=3)["text"][:], None, 32)[0]
+    _, first = np.unique(others.keys, axis=0, return_index=True)
+    fresh = others.take(np.sort(first))
+    rows = np.flatnonzero(
+        ~LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys)
+    )
+    EncodedSplit({"student": fresh}, np.zeros(len(fresh), np.int64)).save(tmp_path / "split")
+    before = pool.figures()["a"]
+    done: list[int] = []
+
+    def interrupt(count: int) -> None:
+        done.append(count)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    def filling(rows: np.ndarray, on_done) -> Filling:
+        return Filling("a", str(tmp_path / "split"), "student", fresh, rows, on_done)
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.fill([filling(rows, interrupt)])
+    kept = LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys[rows])
+    assert sum(done) <= kept.sum() < len(rows)
+    pool.fill([filling(rows[~kept], done.append)])
+    assert computed(before, pool) == len(rows)
+
+
+def test_a_teacher_whose_replicas_always_die_is_named(spec, view, tmp_path):
+    for number in range(40):
+        faulty.plan(f"kill-{number:02}")
+    with TeacherPool([Hosting(spec, SIGNALS, 1, {"CPU": 0.5})], str(tmp_path)) as dying:
+        dying.wait()
+        client = PoolClient(dying.address)
+        asked = client.ask("a", view.take(np.arange(3)), SIGNALS)
+        with pytest.raises(TeacherError, match=r"'a'.*(no replica|replicas were lost)"):
+            asked.result()
+        client.close()
+        assert [event["fault"] for event in dying.take_events()].count("replica lost") >= 4

@@ -1,0 +1,133 @@
+"""Teachers that die, hang or lag during a run: the same student, exact counts, a line in the log.
+
+The teacher's answers are rounded (see `tests.teachers.faulty`), so that a label has the same bits
+whatever forward it was computed in, and the students' weights can be compared bit for bit.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from ray.train import RunConfig, ScalingConfig
+from safetensors.torch import load_file
+
+import raybrew as rb
+from tests.made import make_job
+from tests.teachers import faulty
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+UNIQUE = 84 + 30  # rows of make_job's data that differ
+
+
+@pytest.fixture(autouse=True)
+def faults(cluster) -> Iterator[None]:
+    faulty.clear()
+    yield
+    faulty.clear()
+
+
+def run(models, folder: Path, replicas: int = 2, **teacher) -> rb.RunResult:
+    host = {"replicas": replicas, "resources": {"CPU": 0.5}, "batch_tokens": 64, **teacher}
+    adaptor = "tests.teachers.faulty:faulty"
+    job = make_job(
+        models,
+        folder / "store",
+        teachers=[rb.Teacher(name="a", task="sum", model=models["a"], adaptor=adaptor, **host)],
+    )
+    return rb.distill(
+        job,
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="run", storage_path=str(folder)),
+    )
+
+
+def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.student, "model.safetensors"))
+
+
+def survived(caplog: pytest.LogCaptureFixture) -> list[str]:
+    messages = [record.getMessage() for record in caplog.records]
+    return [message for message in messages if message.startswith("survived: ")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models, cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
+    faulty.clear()
+    result = run(models, tmp_path_factory.mktemp("undisturbed"))
+    assert result.labels["forwards"] == result.labels["needed"] == UNIQUE
+    assert result.labels["losses"] == 0
+    return weights(result)
+
+
+def assert_same(result: rb.RunResult, expected: dict[str, torch.Tensor]) -> None:
+    found = weights(result)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
+    labels = result.labels
+    # Every label once, but for those that died with a replica before they were on disk.
+    assert labels["forwards"] == labels["needed"] + labels["recomputed"]
+    assert labels["needed"] == UNIQUE
+
+
+def test_a_replica_killed_in_a_forward_and_one_that_hangs(models, tmp_path, undisturbed, caplog):
+    faulty.plan("kill-1")
+    faulty.plan("hang-1")
+    start = time.monotonic()
+    result = run(models, tmp_path, deadline_s=3)
+    assert time.monotonic() - start < 600  # and not the hour that the hanging one sleeps
+    assert_same(result, undisturbed)
+    assert result.labels["losses"] == 2
+    assert result.labels["retried"] >= 2
+    # Begun: all that was reported, and what the killed and the hanging forward had in hand.
+    begun = sum(map(sum, faulty.forwards().values()))
+    assert result.labels["forwards"] < begun <= result.labels["forwards"] + 2 * UNIQUE
+    lost = [line for line in survived(caplog) if "replica lost (teacher 'a', replica" in line]
+    assert len(lost) == 2
+    assert any("died" in line for line in lost)
+    assert any("hung for" in line for line in lost)
+
+
+def test_all_replicas_killed_at_once_and_one_ten_times_slower(
+    models, tmp_path, undisturbed, caplog
+):
+    faulty.plan("sleep", "0.1")
+    faulty.plan("slow", "1")
+
+    def kill_both() -> None:
+        while len(faulty.forwards()) < 2:
+            time.sleep(0.02)
+        for pid in faulty.forwards():
+            os.kill(pid, signal.SIGKILL)
+        faulty.plan("slow", "1")  # one of those that come after them is slow again
+
+    killer = threading.Thread(target=kill_both)
+    killer.start()
+    result = run(models, tmp_path)
+    killer.join()
+    assert_same(result, undisturbed)
+    assert result.labels["losses"] == 2
+    assert any("teacher down (teacher 'a'" in line for line in survived(caplog))
+
+
+@pytest.mark.long
+def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
+    command = [sys.executable, "-m", "tests.integration.node_of_teachers"]
+    # A cluster of its own, in a process of its own: this one is connected to another Ray.
+    done = subprocess.run(
+        [*command, str(tmp_path), models["a"]], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = rb.RunResult(**json.loads(done.stdout.splitlines()[-1]))
+    assert_same(result, undisturbed)
+    assert result.labels["losses"] == 2
+    assert "survived: teacher down (teacher 'a'" in done.stderr
