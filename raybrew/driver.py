@@ -55,13 +55,13 @@ def distill(
             if ahead:
                 labelling.fill(pool, ("train", "eval"))
                 labelling.close(pool)
-            plan = distill_plan(job, preparation)
+            plan = distill_plan(job, labelling.kept())
             fitted = run.fit(plan, None if pool is None or ahead else pool.address)
             if not ahead:
                 labelling.fill(pool, ("eval",))
                 labelling.close(pool)
             labelling.note_workers(fitted.return_value or {})
-        teachers, ensembles = judge_teachers(job, preparation)
+        teachers, ensembles = judge_teachers(job, labelling.kept())
         return run.finish(fitted, teachers, ensembles, labelling.counts)
 
 

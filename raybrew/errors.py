@@ -12,6 +12,7 @@ __all__ = [
     "RaybrewError",
     "StoreFullError",
     "TeacherError",
+    "TeacherGone",
     "TrainingError",
 ]
 
@@ -30,6 +31,10 @@ class DataError(RaybrewError, ValueError):
 
 class TeacherError(RaybrewError):
     """A teacher can't be loaded, is gone, or gave an answer that can't be used."""
+
+
+class TeacherGone(TeacherError):
+    """Nobody hosts a teacher any longer, and by its `on_loss: drop` the run goes on without it."""
 
 
 class LabelError(RaybrewError):

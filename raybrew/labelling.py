@@ -6,7 +6,7 @@ store ──► missing rows of each (teacher, split) ──► pool ──► s
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Labelling:
             those `recomputed` since a replica was lost with them; `retried` requests to lost
             replicas; `losses` of replicas.
         teachers: by teacher, the same, and its figures (see `Desk.figures`).
+        dropped: teachers that nobody hosts any longer and that the run goes on without.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Labelling:
         self._labels = LabelStore(self.store)
         self.counts: dict[str, float] = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
         self.teachers: dict[str, dict[str, float]] = {}
+        self.dropped: set[str] = set()
         for teacher in preparation.teachers:
             mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
             for side in preparation.tasks[teacher.task].folders:
@@ -130,7 +132,7 @@ class Labelling:
                 fillings = self._fillings(sides)
                 if not fillings:
                     return
-                pool.fill(fillings)
+                self.dropped |= pool.fill(fillings)
                 self.note(pool)
         missing = sum(len(filling.rows) for filling in self._fillings(sides))
         if missing:
@@ -151,6 +153,11 @@ class Labelling:
         for name in _COUNTS:
             self.counts[name] = sum(each[name] for each in hosted)
 
+    def kept(self) -> Preparation:
+        """Return the preparation without the teachers that were dropped."""
+        teachers = [t for t in self._preparation.teachers if t.teacher.name not in self.dropped]
+        return replace(self._preparation, teachers=tuple(teachers))
+
     def note_workers(self, metrics: dict[str, float]) -> None:
         """Take what the workers' own teachers did out of their metrics."""
         self.counts["forwards"] += metrics.pop("labels/forwards_in_workers", 0.0)
@@ -166,6 +173,7 @@ class Labelling:
         fillings = [
             self._filling(teacher, side)
             for teacher in self._hosted
+            if teacher.teacher.name not in self.dropped
             for side in sides
             if side in self._preparation.tasks[teacher.task].folders
         ]

@@ -62,6 +62,14 @@ def raybrew(*arguments: str) -> int:
 WRONG = {
     "unknown key": ({"--": "distillation.temprature=3"}, r"temprature.*temperature"),
     "value out of range": ({"--": "distillation.temperature=-1"}, r"distillation\.temperature.*-1"),
+    "drop without another teacher": (
+        {"--": "teachers.a.on_loss=drop"},
+        r"teacher 'a': on_loss: drop needs another teacher of task 'sum'",
+    ),
+    "a worker's teacher with a pool's resources": (
+        {"--": "teachers.a.placement=worker"},
+        r"teachers\[0\].*placement: worker.*without resources",
+    ),
     "unknown loss": ({"--": "distillation.kd_loss=kll"}, r"kll.*kl"),
     "unknown optimizer": (
         {"--": "training.optimizer=AdamWW"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import raybrew as rb
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.payload import Signal
 from raybrew.labels.tensors import tensors_of
 from raybrew.labels.top_k import pack_top_k
@@ -309,3 +309,21 @@ def test_matches_have_weights_and_names():
     objective = Objective(rb.DistillationConfig(), {"a": 1.0}, matches=[match])
     assert objective.terms == ("kd", "match/hidden_hidden_mse_1_1")
     assert objective.weights(Position())["match/hidden_hidden_mse_1_1"] == 0.25
+
+
+@pytest.mark.parametrize("mixture", ["mean_logits", "mean_probs", "sum_losses", "min_ce"])
+def test_without_a_dropped_teacher_the_mixture_is_that_of_the_others(mixture):
+    config = rb.DistillationConfig(temperature=2, mixture=mixture)
+    weights = {"a": 1.0, "b": 2.0, "c": 3.0}
+    answers = soft(**{name: drawn(6, CLASSES, seed=n) for n, name in enumerate(weights)})
+    left = {name: answer for name, answer in answers.items() if name != "b"}
+    student = view(drawn(6, CLASSES, seed=9))
+    dropped = value(Objective(config, weights), student, left, FACTS)
+    others = {name: weight for name, weight in weights.items() if name != "b"}
+    alone = value(Objective(config, others), student, left, FACTS)
+    # Losses that are added up keep their sum of weights.
+    scale = sum(weights.values()) / sum(others.values()) if mixture == "sum_losses" else 1.0
+    assert dropped == pytest.approx(alone * scale)
+    assert dropped != pytest.approx(value(Objective(config, weights), student, answers, FACTS))
+    with pytest.raises(TeacherError, match="a, b, c: all of them were dropped"):
+        value(Objective(config, weights), student, {}, FACTS)

@@ -66,6 +66,14 @@ class DistillJob(_Job):
                     f"teacher {teacher.name!r}: expected a task of this job "
                     f"({', '.join(tasks)}), got {teacher.task!r}"
                 )
+            others = [
+                t for t in self.teachers_of(teacher.task) if t.weight > 0 and t is not teacher
+            ]
+            if teacher.on_loss == "drop" and not others:
+                raise ValueError(
+                    f"teacher {teacher.name!r}: on_loss: drop needs another teacher of task "
+                    f"{teacher.task!r} with a weight above 0 to go on with, got none"
+                )
         for task in tasks:
             if not any(t.task == task and t.weight > 0 for t in self.teachers):
                 raise ValueError(

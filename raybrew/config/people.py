@@ -64,10 +64,10 @@ class Teacher(Section):
     batch_tokens: int = Field(
         default=4096, ge=16, description="Most tokens of one forward, padding included."
     )
-    on_loss: Literal["fail", "wait"] = Field(
+    on_loss: Literal["fail", "wait", "drop"] = Field(
         default="fail",
         description="What happens when no replica answers any longer, and Ray can't bring one "
-        "back: the run fails, or waits.",
+        "back: the run fails, waits, or goes on with the task's other teachers alone.",
     )
     deadline_s: float = Field(
         default=600.0,

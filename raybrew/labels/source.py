@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, TeacherGone
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import SignalStore
 
@@ -69,10 +69,12 @@ class SourceFigures:
     Args:
         hits: found in the store.
         misses: asked of a replica.
+        dropped: of those, not to be had of a teacher that was dropped.
     """
 
     hits: int = 0
     misses: int = 0
+    dropped: int = 0
 
 
 @dataclass
@@ -121,7 +123,9 @@ class LabelSource:
             step: steps must come in rising order.
 
         Returns:
-            By teacher of the step's task, by signal name: a row for each of the rank's rows.
+            By teacher of the step's task, by signal name: a row for each of the rank's rows. A
+            teacher is left out where labels of its window can't be had any longer, and its loss
+            is to be gone on after (`on_loss: drop`).
 
         Raises:
             LabelError: a label is neither in the store nor can anybody compute it.
@@ -182,7 +186,11 @@ class LabelSource:
     def _await(self, window: _Window) -> dict[int, dict[str, Answer]]:
         ready: dict[int, dict[str, Answer]] = {}
         for name, part in window.parts.items():
-            answer = _merge(part)
+            try:
+                answer = _merge(part)
+            except TeacherGone:
+                self.figures.dropped += int((~part.found[: sum(part.counts)]).sum())
+                continue
             start = 0
             for step, count in zip(part.steps, part.counts, strict=True):
                 rows = slice(start, start + count)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, TeacherError
 from raybrew.kinds import Layout
 from raybrew.labels.tensors import SoftLabel
 from raybrew.losses.soft import TopK
@@ -68,7 +68,7 @@ def answered_rows(
     Args:
         layout: of the logits.
         student: its view of b examples.
-        soft: by teacher; may be empty where there are no examples.
+        soft: by teacher; one that was dropped is left out. Empty where there are no examples.
         teachers: in the order of their weights.
         row_keys: int64 (b,).
         route: int64 (b,).
@@ -81,6 +81,7 @@ def answered_rows(
     Raises:
         ConfigError: the adaptor gives no logits, or masks logits that have a label.
         LabelError: labels of another size than the student's logits.
+        TeacherError: every teacher was dropped.
     """
     index = index_of(layout, student)
     keys = None if row_keys is None else index.of_examples(row_keys)
@@ -90,9 +91,12 @@ def answered_rows(
     for output, logits in enumerate(student.logits):
         rows = index.of_logits(logits)
         if len(logits):
-            answers = [
-                index.of_soft(soft[name], widths, output, alignment.get(name)) for name in teachers
-            ]
+            said = {
+                name: index.of_soft(soft[name], widths, output, alignment.get(name))
+                for name in teachers
+                if name in soft
+            }
+            answers = _with_stand_ins(said, teachers)
         else:
             # A rank without examples: it has no labels, and needs none.
             answers = [SoftRows(rows.detach()) for _ in teachers]
@@ -101,6 +105,19 @@ def answered_rows(
             found = _common_positions(found) if index.mask is not None else _reached(found)
         outputs.append(found)
     return outputs
+
+
+def _with_stand_ins(said: Mapping[str, SoftRows], teachers: Sequence[str]) -> list[SoftRows]:
+    """Let another teacher's words stand, with no weight, for those of one that was dropped."""
+    if not said:
+        raise TeacherError(
+            f"teachers {', '.join(teachers)}: all of them were dropped, which leaves nobody to "
+            "learn from; a new run goes on from the labels that are in the store"
+        )
+    other = next(iter(said.values()))
+    rows = other.logits.values if isinstance(other.logits, TopK) else other.logits
+    nobody = SoftRows(other.logits, rows.new_zeros(len(rows), dtype=torch.bool))
+    return [said.get(name, nobody) for name in teachers]
 
 
 def _check_mask(index: RowIndex, mask: Tensor) -> None:
@@ -119,7 +136,10 @@ def _common_positions(found: AnsweredRows) -> AnsweredRows:
     return replace(
         found,
         student_logits=found.student_logits.masked_fill(unknown, -torch.inf),
-        soft=[SoftRows(each.masked_fill(unknown, -torch.inf)) for each in dense],
+        soft=[
+            SoftRows(each.masked_fill(unknown, -torch.inf), one.available)
+            for each, one in zip(dense, found.soft, strict=True)
+        ],
     )
 
 

@@ -112,7 +112,7 @@ class Objective:
 
         Args:
             student: its logits, labels, and mask of real tokens.
-            soft: what the teachers said.
+            soft: what the teachers said; one that was dropped is left out.
             position: where in the run this is.
             row_keys: int64 (b,), tells examples apart for a random pick of teachers.
             route: int64 (b,), index of each row's teacher.

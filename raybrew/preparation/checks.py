@@ -1,19 +1,27 @@
 """Whether student, teachers, data and objective fit each other; nothing here loads weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from raybrew.config import Student, Task, Teacher
+from raybrew.config import DistillJob, Student, Task, Teacher
 from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
+from raybrew.matching.plan import TaskMatch
 from raybrew.models.pretrained import read_config, read_tokenizer
 from raybrew.models.students import student_config
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
 
-__all__ = ["TeacherModel", "check_labels", "check_student", "check_teacher", "read_teacher"]
+__all__ = [
+    "TeacherModel",
+    "check_droppable",
+    "check_labels",
+    "check_student",
+    "check_teacher",
+    "read_teacher",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,22 @@ def check_labels(objective: Objective, table: Table) -> None:
             f"distillation: {', '.join(objective.needs_labels)} needs labels, but no row of "
             f"tasks[{table.task.name}].train has one"
         )
+
+
+def check_droppable(job: DistillJob, matches: Sequence[TaskMatch], needs_route: bool) -> None:
+    """Refuse `on_loss: drop` where nothing can stand in for the teacher."""
+    distillation = job.distillation
+    for name in (teacher.name for teacher in job.teachers if teacher.on_loss == "drop"):
+        reasons = []
+        if any(match.teacher == name for match in matches):
+            reasons.append("a match compares the student's layers with this teacher's")
+        if needs_route:
+            reasons.append(f"mixture {distillation.mixture!r} routes rows to it")
+        if reasons:
+            raise ConfigError(
+                f"teachers[{name}].on_loss: expected fail or wait, got drop: "
+                f"{' and '.join(reasons)}, and no other teacher can stand in for it"
+            )
 
 
 def read_teacher(teacher: Teacher) -> TeacherModel:

@@ -16,6 +16,7 @@ from raybrew.models.adaptors import adaptor_of
 from raybrew.objective import Objective
 from raybrew.preparation.checks import (
     TeacherModel,
+    check_droppable,
     check_labels,
     check_student,
     check_teacher,
@@ -113,7 +114,8 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
     sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
-        _objective(job, task, _logits_signal(job, sizes[task.name]), each)
+        objective = _objective(job, task, _logits_signal(job, sizes[task.name]), each)
+        check_droppable(job, each, objective.needs_route)
         check_projections(each, optimizer_class(job.training))
     names = [task.name for task in job.tasks]
     return Fitting(

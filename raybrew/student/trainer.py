@@ -143,9 +143,10 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
         values = training.run(_RayHooks(config["mailbox"], world, writer))
     if training.labels is not None:
         figures = training.labels.figures
-        counted = torch.tensor([figures.hits, figures.misses], dtype=torch.float64)
-        hits, misses = world.total(counted).tolist()
-        values |= {"labels/hits": hits, "labels/misses": misses}
+        here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]
+        names = ("hits", "misses", "dropped", "forwards_in_workers")
+        total = world.total(torch.tensor(here, dtype=torch.float64)).tolist()
+        values |= {f"labels/{name}": count for name, count in zip(names, total, strict=True)}
     return values
 
 

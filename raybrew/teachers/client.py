@@ -155,7 +155,7 @@ class PoolClient:
         together: bool = False,
         losses: int = 0,
     ) -> list[tuple[np.ndarray, Answer]]:
-        if losses > MAX_LOSSES:
+        if losses > MAX_LOSSES * len(self._address.replicas[teacher]):
             raise TeacherError(
                 f"teacher {teacher!r}: {losses} replicas were lost one after another with the same "
                 f"{len(keys)} examples, the first has key {keys[0, 0]:016x}{keys[0, 1]:016x}; they "

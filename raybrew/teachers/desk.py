@@ -17,21 +17,17 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
-from raybrew.errors import TeacherError
+from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers.policy import LossPolicy, Verdict
 from raybrew.teachers.router import Router, Ticket
 
-__all__ = ["Desk", "Member", "TeacherGone"]
+__all__ = ["Desk", "Member"]
 
 POLL_S = 0.5
 _OF_NOW = ("forward_s", "queue_age_s", "examples")
 """What health tells that is no sum, and what the router counts itself."""
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
-
-
-class TeacherGone(TeacherError):
-    """Nobody hosts the teacher any longer, and the run goes on without it."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ class _Watched:
     seen_s: list[float]
     down_since: float | None = None
     ended: set[str] = field(default_factory=set)
+    dropped: bool = False
 
 
 class Desk:
@@ -186,7 +183,12 @@ class Desk:
             "that it gave are in the store, so that a new run goes on from them. Look for why it "
             "died (memory?) in Ray's logs, or set on_loss to wait or drop"
         )
-        raise (TeacherGone if verdict is Verdict.DROP else TeacherError)(message)
+        if verdict is Verdict.FAIL:
+            raise TeacherError(message)
+        if not watched.dropped:
+            watched.dropped = True
+            self._say("teacher dropped", teacher, None, "the others teach without it from now on")
+        raise TeacherGone(message)
 
     async def _watch(self, teacher: str, number: int) -> None:
         watched = self._watched[teacher]
@@ -258,7 +260,12 @@ class Desk:
             watched.down_since = time.monotonic()
 
     def _say(
-        self, fault: str, teacher: str, number: int, what: str, lost_s: float | None = None
+        self,
+        fault: str,
+        teacher: str,
+        number: int | None,
+        what: str,
+        lost_s: float | None = None,
     ) -> None:
-        who = f"teacher {teacher!r}, replica {number}"
+        who = f"teacher {teacher!r}" + ("" if number is None else f", replica {number}")
         self._events.append({"fault": fault, "who": who, "what": what, "lost_s": lost_s})

@@ -16,7 +16,7 @@ SILENCE_S = 30.0
 """What a process may take to answer a health check beyond the longest forward."""
 MAX_RESTARTS = 3
 MAX_LOSSES = 4
-"""Replicas that one request may lose before the request itself is suspected."""
+"""Losses of one request, for each replica of its teacher, after which it is suspected itself."""
 
 
 class Verdict(Enum):

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import (
 )
 
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import TeacherError
+from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.client import PoolAddress, PoolClient, outcome
@@ -121,7 +121,7 @@ class TeacherPool:
                 outcome(name, reference)
         ray.get(self.address.desk.begin.remote())
 
-    def fill(self, fillings: Sequence[Filling]) -> None:
+    def fill(self, fillings: Sequence[Filling]) -> set[str]:
         """Compute labels into the store, every replica of every teacher at its full speed.
 
         What was computed is on disk afterwards, also when this is interrupted or fails.
@@ -129,9 +129,13 @@ class TeacherPool:
         Args:
             fillings: what to compute.
 
+        Returns:
+            The teachers that were dropped.
+
         Raises:
             TeacherError: a teacher fails.
         """
+        dropped: set[str] = set()
         running: dict[Future, tuple[str, Filling, int]] = {}
         waiting = {name: self._requests(name, fillings) for name in self.address.replicas}
         try:
@@ -141,13 +145,19 @@ class TeacherPool:
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     name, filling, count = running.pop(done)
-                    done.result()
+                    try:
+                        done.result()
+                    except TeacherGone:
+                        dropped.add(name)
+                        waiting[name] = iter(())
+                        continue
                     filling.on_done(count)
                     self._request(waiting, running, name)
         finally:
             for future in running:
                 future.cancel()
             self.flush()
+        return dropped
 
     def _requests(self, teacher: str, fillings: Sequence[Filling]) -> Iterator[_Part]:
         for filling in fillings:

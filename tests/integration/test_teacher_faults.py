@@ -68,11 +68,14 @@ def undisturbed(models, cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
     return weights(result)
 
 
-def assert_same(result: rb.RunResult, expected: dict[str, torch.Tensor]) -> None:
-    found = weights(result)
+def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+def assert_same(result: rb.RunResult, expected: dict[str, torch.Tensor]) -> None:
+    assert_equal(weights(result), expected)
     labels = result.labels
     # Every label once, but for those that died with a replica before they were on disk.
     assert labels["forwards"] == labels["needed"] + labels["recomputed"]
@@ -131,3 +134,30 @@ def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
     assert_same(result, undisturbed)
     assert result.labels["losses"] == 2
     assert "survived: teacher down (teacher 'a'" in done.stderr
+
+
+def test_a_teacher_that_is_gone_for_good_is_dropped_and_the_others_go_on(models, tmp_path, caplog):
+    for number in range(40):
+        faulty.plan(f"kill-{number:02}")
+    host = {"resources": {"CPU": 0.5}, "adaptor": "tests.teachers.faulty:faulty"}
+    teachers = [
+        rb.Teacher(name="a", task="sum", model=models["a"], on_loss="drop", **host),
+        rb.Teacher(name="b", task="sum", model=models["b"], resources={"CPU": 0.5}),
+    ]
+    result = rb.distill(
+        make_job(models, tmp_path / "store", teachers=teachers),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="run", storage_path=str(tmp_path)),
+    )
+    # Nothing of `a` was ever had: the run is that of `b` alone.
+    assert result.labels["dropped"] == 2 * 90
+    assert result.labels["forwards"] == UNIQUE
+    assert set(result.teachers) == {"b"}
+    assert result.ensembles["sum"] == pytest.approx(result.teachers["b"])
+    assert any("teacher dropped (teacher 'a'" in line for line in survived(caplog))
+    alone = rb.distill(
+        make_job({"b": models["b"]}, tmp_path / "store"),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="alone", storage_path=str(tmp_path)),
+    )
+    assert_equal(weights(result), weights(alone))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, TeacherGone
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import LabelSource, TeacherLabels
 from raybrew.labels.store import LabelStore
@@ -126,3 +126,30 @@ def test_a_label_that_nobody_can_give_is_an_error(tmp_path):
 
     with pytest.raises(LabelError, match=r"teacher '.'.*labels are missing from the store"):
         serve_all()
+
+
+class Mortal(Teacher):
+    """Answers for `b` a number of times, and is gone."""
+
+    def __init__(self, answers: int):
+        super().__init__()
+        self.left = answers
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> "Answer":
+        if teacher != "b":
+            return super().ask(teacher, view, signals)
+        self.left -= 1
+        return Answer(self, view) if self.left >= 0 else Gone(self, view)
+
+
+class Gone(Answer):
+    def result(self) -> dict[str, Payload]:
+        raise TeacherGone("teacher 'b' is gone")
+
+
+def test_a_teacher_that_is_gone_is_left_out_of_the_steps_that_need_it(tmp_path):
+    source = source_of(tmp_path, Mortal(2), window=2)
+    answered = [set(source.get(step)) for step in range(14)]
+    # Task 1 is every other step; `b` answers for two windows of two steps.
+    assert answered == [{"a"}, {"b", "c"}] * 2 + [{"a"}, {"c"}] * 5
+    assert source.figures.dropped == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
