@@ -156,13 +156,13 @@ class Router:
 
         Args:
             replica: which.
-            epoch: the life that ended; an old one is no news.
+            epoch: the life that ended; an old one is no news, nor is one that is down.
 
         Returns:
             Whether it is news.
         """
         lane = self._lanes[replica]
-        if epoch != lane.epoch:
+        if epoch != lane.epoch or not lane.up:
             return False
         for part in lane.open.values():
             self._forget(part.keys)

@@ -91,6 +91,7 @@ def test_a_lost_replica_is_forgotten_with_all_it_had():
     router.finished(done, np.ones(len(done.rows), bool))
     assert router.lost(done.replica, 0)
     assert not router.lost(done.replica, 0)
+    assert not router.lost(done.replica, router.epoch(done.replica))
     assert not router.is_up(done.replica)
     # What it had answered is asked of its sister, and counted as computed twice.
     (second,) = assign(router, rows[done.rows])
