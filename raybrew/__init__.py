@@ -8,6 +8,7 @@ if TYPE_CHECKING:
         DistillationConfig,
         DistillJob,
         LabelConfig,
+        MatchPreset,
         Student,
         Task,
         Teacher,
@@ -25,16 +26,22 @@ if TYPE_CHECKING:
         TeacherError,
         TrainingError,
     )
+    from raybrew.losses.match_spec import MatchSpec
+    from raybrew.models.custom_match import CustomMatch
+    from raybrew.models.parameters import display_parameters
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "CustomMatch",
     "DataError",
     "DistillJob",
     "DistillationConfig",
     "LabelConfig",
     "LabelError",
     "LabelResult",
+    "MatchPreset",
+    "MatchSpec",
     "RaybrewError",
     "RunResult",
     "Student",
@@ -45,17 +52,21 @@ __all__ = [
     "TrainJob",
     "TrainingConfig",
     "TrainingError",
+    "display_parameters",
     "distill",
     "label",
     "train",
 ]
 
 _HOMES = {
+    "CustomMatch": "models.custom_match",
+    "display_parameters": "models.parameters",
     "distill": "driver",
     "label": "driver",
-    "train": "driver",
     "LabelResult": "driver",
+    "MatchSpec": "losses.match_spec",
     "RunResult": "driver",
+    "train": "driver",
 }
 
 

@@ -43,6 +43,13 @@ class TaskMatch:
     teacher_sizes: FeatureSizes
     student_sizes: FeatureSizes
 
+    @property
+    def padding_counts(self) -> bool:
+        """Whether its value depends on how far a batch is padded."""
+        # A custom match's loss is the user's: it may average over padding.
+        spec = self.spec
+        return isinstance(spec, CustomMatch) or spec.build_loss().padding_counts
+
 
 @dataclass(frozen=True)
 class TeacherFacts:

@@ -72,7 +72,19 @@ class FeatureReader:
         captured: dict[tuple[str, int], Tensor] = {}
         for index, capture in self._captures:
             captured |= {(name, index): tensor for name, tensor in capture.take().items()}
+        self._check_mask(batch, view)
         return Reading(view, tuple(self._features(m, view, captured) for m in self._matches))
+
+    def _check_mask(self, batch: Mapping[str, Any], view: View) -> None:
+        """Refuse features of which nobody says what is padding: they change with the batch."""
+        mask = batch.get("attention_mask")
+        if not self._matches or view.inputs_mask is not None or mask is None:
+            return
+        if not bool(mask.all()):
+            raise ConfigError(
+                f"{self._matches[0].label}: the {self._side}'s adaptor gives no `inputs_mask`, and "
+                'the batch is padded: have it give batch["attention_mask"] under that key.'
+            )
 
     def _layers(self, match: MatchSpec) -> tuple[int, ...]:
         return match.teacher_layers if self._side == "teacher" else match.student_layers

@@ -12,15 +12,13 @@ from raybrew.data.spans import spans
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.tensors import tensors_of
+from raybrew.matching.plan import TaskMatch
 from raybrew.models.adaptors import ADAPTORS, Adaptor
 from raybrew.objective import BatchFacts, SoftLabels
 from raybrew.student.step import MicroBatch
 from raybrew.student.world import World
 
 __all__ = ["STUDENT_VIEW", "StudentTask", "batch_facts", "micro_batches_of"]
-
-PADDING_COUNTS = ("mmd", "nst", "attention_ce", "attention_ce_mean")
-"""Match losses that keep TextBrewer's dependence on the padded length."""
 
 Answers = Mapping[str, Mapping[str, Payload]]
 
@@ -38,6 +36,7 @@ class StudentTask:
         adaptor: what the student's outputs mean; that of the kind if None.
         label_names: classes, in the order of the logits.
         views: by teacher, the encoded view that it reads; the student's for those left out.
+        matches: what is compared of its models' insides.
     """
 
     name: str
@@ -48,12 +47,13 @@ class StudentTask:
     adaptor: Adaptor | None = None
     label_names: tuple[str, ...] = ()
     views: Mapping[str, str] = field(default_factory=dict)
+    matches: Sequence[TaskMatch] = ()
 
     @property
     def padding_counts(self) -> bool:
         """Whether a match's value depends on how far a batch is padded."""
-        recipes = [signal.recipe for asked in self.signals.values() for signal in asked]
-        return any(getattr(recipe, "loss", None) in PADDING_COUNTS for recipe in recipes)
+        # Not of the signals: matches of one statistic share one, with the first one's loss.
+        return any(match.padding_counts for match in self.matches)
 
     @property
     def alignments(self) -> dict[str, np.ndarray]:

@@ -168,6 +168,7 @@ def _load_task(plan: RankPlan, number: int) -> StudentTask:
         adaptor=adaptor_of(task.kind, plan.student.adaptor, task.adaptor),
         label_names=task.label_names,
         views={t.name: t.view for t in plan.teachers if t.task == number},
+        matches=plan.matches[number] if plan.matches else (),
     )
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import raybrew as rb
 from raybrew.models.parameters import (
     count_parameters,
     display_parameters,
@@ -72,6 +73,11 @@ def test_the_table_has_counts_shares_and_mb():
     assert lines[4].split() == ["head", "(shared)", "0", "0.0", "%", "0.00"]
     assert len({len(line) for line in lines}) == 1
     assert "1,000,000" in display_parameters(nn.Linear(1000, 1000, bias=False))
+
+
+def test_a_driver_script_has_it_too():
+    assert rb.display_parameters is display_parameters
+    assert all(getattr(rb, name) is not None for name in rb.__all__)
 
 
 def test_a_model_without_parameters_has_an_empty_table():

@@ -10,3 +10,7 @@ def last_layer_first(batch, outputs):
 
 def no_attention(batch, outputs):
     return {"logits": outputs.logits, "inputs_mask": batch["attention_mask"]}
+
+
+def without_mask(batch, outputs):
+    return {"logits": outputs.logits, "hidden": outputs.hidden_states}

@@ -94,6 +94,7 @@ def attention_ce(keys: Keys = "all") -> MatchLoss:
         count=head_queries,
         needs_same_heads=True,
         restore=fill_padded_keys,
+        padding_counts=keys == "all",
     )
 
 
@@ -116,6 +117,7 @@ def attention_ce_mean(keys: Keys = "all") -> MatchLoss:
         compare=partial(_cross_entropy_of_means, keys=keys),
         count=tokens,
         restore=fill_padded_keys,
+        padding_counts=keys == "all",
     )
 
 

@@ -56,6 +56,7 @@ class MatchLoss:
         relation_heads: heads of the statistic where they aren't the model's own.
         restore: what padding has to hold after `unpack`, where that isn't zero.
         projection_per_layer: whether each layer of the student gets a projection of its own.
+        padding_counts: whether its value depends on how far a batch is padded.
     """
 
     name: str
@@ -71,6 +72,7 @@ class MatchLoss:
     relation_heads: int | None = None
     restore: Callable[[Tensor, Keep], Tensor] = _as_stored
     projection_per_layer: bool = False
+    padding_counts: bool = False
 
     def teacher_statistic(self, teacher: Features, mask: Mask) -> Float[Tensor, "batch ..."]:
         """Reduce the teacher's features to what the loss needs of them.

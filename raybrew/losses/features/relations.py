@@ -64,6 +64,7 @@ def mmd(divisor: Divisor = "length") -> MatchLoss:
         statistic=partial(_shipped_token_gram, divisor=divisor),
         compare=partial(_token_gram_error, divisor=divisor),
         count=pairs,
+        padding_counts=divisor == "length",
     )
 
 

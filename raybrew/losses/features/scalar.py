@@ -47,6 +47,8 @@ def from_function(name: str, function: ScalarLoss, feature: Feature = "hidden") 
         statistic=_whole_feature,
         compare=partial(_spread, function=function),
         count=examples,
+        # What the function does with padding is its own affair.
+        padding_counts=True,
     )
 
 
