@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TeacherError,
         TrainingError,
     )
+    from raybrew.extensions import register
     from raybrew.losses.match_spec import MatchSpec
     from raybrew.models.custom_match import CustomMatch
     from raybrew.models.parameters import display_parameters
@@ -55,6 +56,7 @@ __all__ = [
     "display_parameters",
     "distill",
     "label",
+    "register",
     "train",
 ]
 
@@ -65,6 +67,7 @@ _HOMES = {
     "label": "driver",
     "LabelResult": "driver",
     "MatchSpec": "losses.match_spec",
+    "register": "extensions",
     "RunResult": "driver",
     "train": "driver",
 }

@@ -1,10 +1,11 @@
 """What a match is, as written in a config: TextBrewer's spelling, and a teacher's name."""
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from raybrew.losses.features import Feature, MatchLoss, match_loss
+from raybrew.losses.projection_kinds import projection_builder
 
 __all__ = ["Layers", "MatchSpec", "ProjectionSpec"]
 
@@ -17,11 +18,16 @@ def _with_options(value: Any) -> Any:
     return (*value, {}) if isinstance(value, list | tuple) and len(value) == 3 else value
 
 
+def _known(kind: str) -> str:
+    projection_builder(kind)
+    return kind
+
+
 ProjectionSpec: TypeAlias = Annotated[
-    tuple[Literal["linear", "relu", "tanh"], PositiveInt, PositiveInt, dict[str, Any]],
+    tuple[Annotated[str, AfterValidator(_known)], PositiveInt, PositiveInt, dict[str, Any]],
     BeforeValidator(_with_options),
 ]
-"""Kind, size of the student's vectors, size of the teacher's, options for the optimizer."""
+"""Kind (linear, relu, tanh, or the user's), student's size, teacher's, optimizer's options."""
 
 
 class MatchSpec(BaseModel):

@@ -6,7 +6,7 @@ generate_matches("hidden_mse", 12, 3, 384, 768)  ==  PRESETS["L3n_hidden_mse"]
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -59,7 +59,7 @@ def generate_matches(
     first_attention: int = 1,
     teacher: str | None = None,
     weight: float = 1.0,
-    projection: Literal["linear", "relu", "tanh"] = "linear",
+    projection: str = "linear",
     projection_options: Mapping[str, Any] | None = None,
 ) -> list[MatchSpec]:
     """Match the student's layers with teacher layers spread evenly over its depth.

@@ -1,186 +1,13 @@
-"""What changes while a student trains: the temperature of each row, the weight of each term.
-
-temperature scheduler (logits of a batch, base T)  ──► T, or T of each row
-weight schedule       (progress in [0, 1])         ──► factor on the configured weight
-"""
+"""Weight schedules: a factor on a term's configured weight, from the progress of the run."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
 from raybrew.errors import ConfigError
-from raybrew.losses.soft.log_space import promoted
-from raybrew.losses.soft.options import Limits, OptionValue, checked_options, unknown_name
+from raybrew.losses.soft.options import Limits, OptionValue, checked_options, named
 
-__all__ = [
-    "TEMPERATURE_SCHEDULERS",
-    "WEIGHT_SCHEDULES",
-    "TemperatureScheduler",
-    "WeightSchedule",
-    "make_temperature_scheduler",
-    "make_weight_schedule",
-]
-
-# Takes (Σ w, count) of this process and gives the sums over all of them.
-SumOverRanks = Callable[[Tensor], Tensor]
-
-
-def constant_temperature(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "..."],
-    temperature: float | int,
-    mask: Bool[Tensor, "*rows"] | None,
-    sum_over_ranks: SumOverRanks | None,
-) -> float | int:
-    """T for every row."""
-    return temperature
-
-
-def flsw(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: float | int,
-    mask: Bool[Tensor, "*rows"] | None,
-    sum_over_ranks: SumOverRanks | None,
-    *,
-    beta: float | int,
-    gamma: float | int,
-    eps: float | int = 1e-4,
-    min_temperature: float | int = 1e-2,
-) -> Float[Tensor, "*rows"]:
-    """T + (mean w − w) β with w = (1 − cos(s, t))^γ: focal, sharper where the student is off.
-
-    ε is added to each norm; classes at −inf count as 0.
-
-    Reference:
-        Wen et al. 2019, arXiv:1911.07471.
-    """
-    dtype = promoted(student_logits, teacher_logits)
-    student = _direction(student_logits.to(dtype), eps)
-    teacher = _direction(teacher_logits.to(dtype), eps)
-    # Rounding may put a cosine above 1, and a fractional power of a negative number is NaN.
-    distance = (1 - (student * teacher).sum(dim=-1)).clamp(min=0.0)
-    return _around(temperature, distance**gamma, beta, mask, sum_over_ranks, min_temperature)
-
-
-def cwsm(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "..."],
-    temperature: float | int,
-    mask: Bool[Tensor, "*rows"] | None,
-    sum_over_ranks: SumOverRanks | None,
-    *,
-    beta: float | int,
-    min_temperature: float | int = 1e-2,
-) -> Float[Tensor, "*rows"]:
-    """T + (mean w − w) β with w = 1 / (max softmax(s) + 1e-3): by the student's confidence.
-
-    Reference:
-        Wen et al. 2019, arXiv:1911.07471.
-    """
-    confidence = student_logits.to(promoted(student_logits)).softmax(dim=-1).amax(dim=-1)
-    weight = 1 / (confidence + 1e-3)
-    return _around(temperature, weight, beta, mask, sum_over_ranks, min_temperature)
-
-
-def _direction(logits: Tensor, eps: float | int) -> Tensor:
-    finite = logits.masked_fill(logits.isneginf(), 0.0)
-    return finite / (finite.norm(dim=-1, keepdim=True) + eps)
-
-
-def _around(
-    temperature: float | int,
-    weight: Tensor,
-    beta: float | int,
-    mask: Tensor | None,
-    sum_over_ranks: SumOverRanks | None,
-    min_temperature: float | int,
-) -> Tensor:
-    """Take T + (mean w − w) β, the mean over valid rows; rows that aren't valid keep T."""
-    valid = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
-    sums = torch.stack([weight.masked_fill(~valid, 0.0).sum(), valid.sum().to(weight.dtype)])
-    if sum_over_ranks is not None:
-        sums = sum_over_ranks(sums)
-    mean = sums[0] / sums[1].clamp(min=1)
-    rows = (temperature + (mean - weight) * beta).clamp(min=min_temperature)
-    return rows.masked_fill(~valid, float(temperature))
-
-
-@dataclass(frozen=True)
-class TemperatureScheduler:
-    """A temperature scheduler with its options; picklable."""
-
-    name: str
-    options: Mapping[str, OptionValue]
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        student_logits: Float[Tensor, "*rows classes"],
-        teacher_logits: Float[Tensor, "..."],
-        temperature: float | int,
-        mask: Bool[Tensor, "*rows"] | None = None,
-        sum_over_ranks: SumOverRanks | None = None,
-    ) -> float | int | Float[Tensor, "*rows"]:
-        """Compute the temperature of each row; without gradient.
-
-        Args:
-            student_logits: raw.
-            teacher_logits: raw, after probability shift; one target where teachers are several.
-            temperature: the base T.
-            mask: True for valid rows, which alone enter the mean.
-            sum_over_ranks: adds up a small tensor over all ranks, so that the mean is that of the
-                global batch; None = the mean of what is given.
-
-        Returns:
-            T itself, or (*rows): at least the option `min_temperature`.
-        """
-        function = TEMPERATURE_SCHEDULERS[self.name]
-        return function(
-            student_logits, teacher_logits, temperature, mask, sum_over_ranks, **self.options
-        )
-
-
-TEMPERATURE_SCHEDULERS: dict[str, Callable[..., float | int | Tensor]] = {
-    "constant": constant_temperature,
-    "flsw": flsw,
-    "cwsm": cwsm,
-}
-
-TEMPERATURE_LIMITS = {
-    "gamma": Limits(0.0),
-    "eps": Limits(0.0, low_open=True),
-    "min_temperature": Limits(0.0, low_open=True),
-}
-
-
-def make_temperature_scheduler(
-    name: str, options: Mapping[str, OptionValue] | None = None
-) -> TemperatureScheduler:
-    """Build a temperature scheduler from its name and options.
-
-    Args:
-        name: constant; flsw (beta, gamma); cwsm (beta).
-        options: beta and gamma have no default. `min_temperature` (0.01) keeps a large beta from
-            turning a temperature negative.
-
-    Returns:
-        (student_logits, teacher_logits, temperature, mask=None, sum_over_ranks=None) -> T.
-
-    Raises:
-        ConfigError: an unknown name or option, a value out of range.
-    """
-    if name not in TEMPERATURE_SCHEDULERS:
-        raise unknown_name("temperature scheduler", name, TEMPERATURE_SCHEDULERS)
-    function = TEMPERATURE_SCHEDULERS[name]
-    what = f"Temperature scheduler {name!r}"
-    return TemperatureScheduler(
-        name, checked_options(what, function, options or {}, TEMPERATURE_LIMITS)
-    )
+__all__ = ["WEIGHT_SCHEDULES", "WeightSchedule", "make_weight_schedule"]
 
 
 def constant_weight(progress: float | int) -> float:
@@ -230,6 +57,7 @@ class WeightSchedule:
     """A weight schedule with its options: a pure function of progress; picklable."""
 
     name: str
+    function: Callable[..., float]
     options: Mapping[str, OptionValue]
 
     def __call__(self, progress: float | int) -> float:
@@ -249,7 +77,7 @@ class WeightSchedule:
                 f"Weight schedule {self.name!r}: expected progress = global_step / total_steps in "
                 f"[0, 1], got {progress}. Is the number of steps that of the whole run?"
             )
-        return WEIGHT_SCHEDULES[self.name](progress, **self.options)
+        return self.function(progress, **self.options)
 
 
 WEIGHT_SCHEDULES: dict[str, Callable[..., float]] = {
@@ -275,7 +103,8 @@ def make_weight_schedule(
 
     Args:
         name: constant, linear_decay, linear_growth, cosine (start, end), annealed (start, end,
-            begin, until).
+            begin, until); or one of the user's, by name or import path: progress -> factor, with
+            its options as keyword-only parameters.
         options: what isn't given keeps its default.
 
     Returns:
@@ -284,9 +113,7 @@ def make_weight_schedule(
     Raises:
         ConfigError: an unknown name or option, a value out of range.
     """
-    if name not in WEIGHT_SCHEDULES:
-        raise unknown_name("weight schedule", name, WEIGHT_SCHEDULES)
+    function = named("weight schedule", name, WEIGHT_SCHEDULES)
     what = f"Weight schedule {name!r}"
-    return WeightSchedule(
-        name, checked_options(what, WEIGHT_SCHEDULES[name], options or {}, WEIGHT_LIMITS)
-    )
+    checked = checked_options(what, function, options or {}, WEIGHT_LIMITS)
+    return WeightSchedule(name, function, checked)

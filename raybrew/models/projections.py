@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from raybrew.errors import ConfigError
 from raybrew.losses.match_spec import MatchSpec, ProjectionSpec
+from raybrew.losses.projection_kinds import projection_builder
 
 __all__ = [
     "Projection",
@@ -19,17 +20,9 @@ __all__ = [
     "projection_param_groups",
 ]
 
-INITIAL_STD = 0.02
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "linear": nn.Identity,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-}
-
 
 class Projection(nn.Module):
-    """The projection of one match: act(W x + b), W from N(0, 0.02²), b = 0.
+    """The projection of one match.
 
     Its layers share one map, as both layers of an fsp match do; a match of many layers (emd) has
     one map for each.
@@ -43,16 +36,11 @@ class Projection(nn.Module):
     def __init__(self, spec: ProjectionSpec, num_maps: int, generator: torch.Generator) -> None:
         super().__init__()
         kind, student_size, teacher_size, _ = spec
-        # Made without values, so that the global generator's state is left as it is.
-        self.maps = nn.ModuleList(
-            nn.utils.skip_init(nn.Linear, student_size, teacher_size) for _ in range(num_maps)
-        )
-        self.activation = ACTIVATIONS[kind]()
-        for name, parameter in self.maps.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.normal_(parameter, std=INITIAL_STD, generator=generator)
+        build = projection_builder(kind)
+        # What builds it draws from the global generator, whose state is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            self.maps = nn.ModuleList(build(student_size, teacher_size) for _ in range(num_maps))
 
     def forward(self, states: Sequence[Tensor]) -> list[Tensor]:
         """Project the student's hidden states of each layer of the match.
@@ -75,7 +63,7 @@ class Projection(nn.Module):
         return [self._project(i, state) for i, state in enumerate(states)]
 
     def _project(self, index: int, state: Tensor) -> Tensor:
-        return self.activation(self.maps[index](state))
+        return self.maps[index](state)
 
 
 def projection_key(position: int) -> str:

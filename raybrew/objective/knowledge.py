@@ -10,9 +10,9 @@ from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind
 from raybrew.labels.payload import Signal
 from raybrew.losses.mixture import combine, make_mixture, teacher_weights
-from raybrew.losses.schedules import make_temperature_scheduler
 from raybrew.losses.shift import probability_shift
 from raybrew.losses.soft import TopK, make_kd_loss
+from raybrew.losses.temperature import make_temperature_scheduler
 from raybrew.objective.facts import Position
 from raybrew.objective.rows import SoftRows
 

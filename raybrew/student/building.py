@@ -11,12 +11,12 @@ from typing import Any
 from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
 from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.data.split import EncodedSplit
+from raybrew.extensions import Extensions, registered
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
 from raybrew.labels.source import Asker, LabelSource, TeacherLabels
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.losses.soft import KDLoss, register_kd_loss, registered_kd_losses
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.adaptors import Adaptor, adaptor_of
 from raybrew.models.students import build_student
@@ -89,7 +89,7 @@ class RankPlan:
         tracking: how often to report.
         store: the label store.
         matches: of each task.
-        kd_losses: what the user registered in the driver's process.
+        extensions: what the user registered in the driver's process.
         window: steps of one request for labels.
         max_windows: requests in flight.
         labels_ahead: whether teachers that ranks host compute all labels before the first step.
@@ -104,7 +104,7 @@ class RankPlan:
     tracking: TrackingConfig
     store: StoreSpec | str
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
-    kd_losses: Mapping[str, KDLoss] = field(default_factory=registered_kd_losses)
+    extensions: Extensions = field(default_factory=registered)
     window: int = 8
     max_windows: int = 2
     labels_ahead: bool = False
@@ -112,8 +112,7 @@ class RankPlan:
 
 def build_training(plan: RankPlan, world: World, asker: Asker | None) -> StudentTraining:
     """Put together what a rank runs."""
-    for name, loss in plan.kd_losses.items():
-        register_kd_loss(name, loss)
+    plan.extensions.install()
     tasks = [_load_task(plan, number) for number in range(len(plan.tasks))]
     head = plan.tasks[0]
     model, tokenizer = build_student(

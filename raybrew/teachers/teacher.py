@@ -7,7 +7,7 @@ A plain class: no Ray, no store. The answer to an example doesn't depend on who 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import ConfigError, LabelError, TeacherError
+from raybrew.extensions import Extensions, registered
 from raybrew.kinds import Layout, kind_of
 from raybrew.labels.logits import pack_logits
 from raybrew.labels.payload import DTYPES, Payload, Signal
@@ -42,6 +43,7 @@ class TeacherSpec:
         num_threads: PyTorch threads.
         adaptor: what its outputs mean; that of its kind if None.
         attention: whether attention maps are asked of it.
+        extensions: what the user registered in the driver's process.
     """
 
     name: str
@@ -54,6 +56,7 @@ class TeacherSpec:
     num_threads: int
     adaptor: Adaptor | str | None = None
     attention: bool = False
+    extensions: Extensions = field(default_factory=registered)
 
 
 def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -82,6 +85,7 @@ class ModelTeacher:
 
     def __init__(self, spec: TeacherSpec):
         self.spec = spec
+        spec.extensions.install()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._adaptor = adaptor_of(spec.kind, spec.adaptor)
         self._layout: Layout = kind_of(spec.kind).layout

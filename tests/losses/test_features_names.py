@@ -12,11 +12,8 @@ from tests.losses.feature_inputs import RAGGED, WITH_EMPTY_ROW, gradients, make_
 
 
 def test_every_name_builds_a_loss_that_states_both_sides():
-    for name, build in MATCH_LOSSES.items():
-        loss = match_loss(name)
-        assert loss.name == build().name
-    assert match_loss("gram").name == "fsp"
-    assert match_loss("nst").name == "mmd"
+    for name in MATCH_LOSSES:
+        assert match_loss(name).name == {"gram": "fsp", "nst": "mmd"}.get(name, name)
 
 
 def test_an_unknown_name_tells_the_nearest():

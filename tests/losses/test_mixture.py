@@ -225,7 +225,7 @@ class TestByName:
         with pytest.raises(ConfigError, match="mean 'mean_logits'"):
             make_mixture("mean_logit")
         with pytest.raises(
-            ConfigError, match=r"weighting of mixture 'mean_logits' 'softmx'.*'softmax'"
+            ConfigError, match=r"Unknown weighting of teachers 'softmx'.*mean 'softmax'"
         ):
             make_mixture("mean_logits", {"weighting": "softmx"})
         with pytest.raises(ConfigError, match="option of Mixture 'random' 'sed'"):

@@ -9,13 +9,8 @@ import pytest
 import torch
 
 from raybrew.errors import ConfigError
-from raybrew.losses.soft import (
-    KD_LOSSES,
-    KDLoss,
-    make_kd_loss,
-    register_kd_loss,
-    registered_kd_losses,
-)
+from raybrew.extensions import register, registered
+from raybrew.losses.soft import KD_LOSSES, KDLoss, make_kd_loss
 
 torch.set_num_threads(1)
 
@@ -120,27 +115,26 @@ def test_shapes_that_do_not_fit_are_named():
 
 
 def test_a_registered_loss_is_used_by_name(registry):
-    register_kd_loss("absolute", absolute)
+    register("kd_loss", "absolute", absolute)
     rows = make_kd_loss("absolute", {"factor": 2.0})(torch.ones(2, 3), torch.zeros(2, 3), 3.0)
     assert rows.tolist() == pytest.approx([2.0, 2.0])
-    assert list(registered_kd_losses()) == ["absolute"]
-    register_kd_loss("absolute", absolute)
+    assert list(registered().by_kind["kd_loss"]) == ["absolute"]
+    register("kd_loss", "absolute", absolute)
     with pytest.raises(ConfigError, match="'absolute' exists already"):
-        register_kd_loss("absolute", lambda *_: torch.zeros(1))
+        register("kd_loss", "absolute", lambda *_: torch.zeros(1))
     with pytest.raises(ConfigError, match="'built_in' has no signature to read"):
-        register_kd_loss("built_in", torch.dist)
+        register("kd_loss", "built_in", torch.dist)
     with pytest.raises(ConfigError, match="'kl' exists already"):
-        register_kd_loss("kl", absolute)
+        register("kd_loss", "kl", absolute)
     with pytest.raises(ConfigError, match="looks like an import path"):
-        register_kd_loss("a:b", absolute)
+        register("kd_loss", "a:b", absolute)
 
 
 def test_what_is_registered_travels(registry):
-    register_kd_loss("absolute", absolute)
-    sent = pickle.dumps(registered_kd_losses())
+    register("kd_loss", "absolute", absolute)
+    sent = pickle.dumps(registered())
     del registry["absolute"]
-    for name, loss in pickle.loads(sent).items():
-        register_kd_loss(name, loss)
+    pickle.loads(sent).install()
     rows = make_kd_loss("absolute")(torch.ones(1, 3), torch.zeros(1, 3), 1.0)
     assert rows.tolist() == [3.0]
 
@@ -169,7 +163,7 @@ class TestImportPath:
             loss(student, student, 1.0)
 
     def test_under_a_name(self, module, registry):
-        register_kd_loss("mine", "brewed_losses:absolute")
+        register("kd_loss", "mine", "brewed_losses:absolute")
         assert isinstance(registry["mine"], KDLoss)
         assert make_kd_loss("mine")(torch.ones(1, 3), torch.zeros(1, 3), 1.0).tolist() == [3.0]
 

@@ -1,9 +1,9 @@
 """Match losses on intermediate features, by name.
 
 `match_loss("hidden_mse")` gives the object that states the teacher's statistic and the student's
-side. A loss of the user's own is named by its import path, "package.module:name", which every
-Ray worker can resolve: a MatchLoss, a function that builds one from its options, or a function
-(student, teacher, mask=None) → one number, as TextBrewer takes them.
+side. A loss of the user's own is registered under a name (`raybrew.extensions`), or named by its
+import path, "package.module:name": a MatchLoss, a function that builds one from its options, or a
+function (student, teacher, mask=None) → one number, as TextBrewer takes them.
 """
 
 import difflib
@@ -44,13 +44,14 @@ __all__ = [
     "Mask",
     "MatchLoss",
     "Ragged",
+    "as_match_loss",
     "from_function",
     "join",
     "match_loss",
     "split",
 ]
 
-MATCH_LOSSES: dict[str, Callable[..., MatchLoss]] = {
+MATCH_LOSSES: dict[str, MatchLoss | Callable[..., Any]] = {
     "attention_mse": attention_mse,
     "attention_mse_sum": attention_mse_sum,
     "attention_ce": attention_ce,
@@ -72,7 +73,7 @@ MATCH_LOSSES: dict[str, Callable[..., MatchLoss]] = {
     "minilmv2_relation": minilmv2_relation,
     "emd": emd,
 }
-"""Name → what builds the loss from its options."""
+"""Name → what builds the loss from its options, or one of the user's."""
 
 
 def match_loss(
@@ -92,14 +93,15 @@ def match_loss(
         ConfigError: an unknown name (with the nearest ones), or an option the loss hasn't got.
     """
     options = dict(options or {})
-    found = _import_loss(name, feature) if ":" in name else MATCH_LOSSES.get(name)
+    found = _imported(name) if ":" in name else MATCH_LOSSES.get(name)
     if found is None:
         nearest = difflib.get_close_matches(name, MATCH_LOSSES, n=3, cutoff=0.4)
         hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
         raise ConfigError(
             f"There is no match loss {name!r}.{hint} The names are {', '.join(MATCH_LOSSES)}; one "
-            'of your own is given as "package.module:name".'
+            'of your own is registered, or given as "package.module:name".'
         )
+    found = as_match_loss(name, found, feature)
     if isinstance(found, MatchLoss):
         if options:
             raise ConfigError(f"Match loss {name!r} takes no options; got {sorted(options)}.")
@@ -114,24 +116,42 @@ def match_loss(
     return loss
 
 
-def _import_loss(path: str, feature: Feature) -> MatchLoss | Callable[..., MatchLoss]:
+def as_match_loss(
+    name: str, found: object, feature: Feature = "hidden"
+) -> MatchLoss | Callable[..., Any]:
+    """Take in a match loss of the user's.
+
+    Args:
+        name: for messages.
+        found: a MatchLoss, a function that builds one from its options, or a function
+            (student, teacher, mask=None) → one number; or an import path to one of them.
+        feature: what a function that returns one number is to be given.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if isinstance(found, str):
+        found = _imported(found)
+    if isinstance(found, MatchLoss):
+        return found
+    if not callable(found):
+        raise ConfigError(
+            f"{name!r} is a {type(found).__name__}; expected a MatchLoss, a function that builds "
+            "one, or a function (student, teacher, mask=None) that returns one number."
+        )
+    function: Callable[..., Any] = found
+    return from_function(name, function, feature) if _takes_two_features(function) else function
+
+
+def _imported(path: str) -> object:
     module_name, _, attribute = path.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"The match loss {path!r} can't be imported: {error}. Give it as "
             '"package.module:name", from a module that every worker can import.'
         ) from error
-    if isinstance(found, MatchLoss):
-        return found
-    if not callable(found):
-        raise ConfigError(
-            f"{path!r} is a {type(found).__name__}; expected a MatchLoss, a function that builds "
-            "one, or a function (student, teacher, mask=None) that returns one number."
-        )
-    function: Callable[..., Any] = found
-    return from_function(path, function, feature) if _takes_two_features(function) else function
 
 
 def _takes_two_features(function: Callable[..., Any]) -> bool:

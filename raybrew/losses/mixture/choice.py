@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from raybrew.errors import ConfigError
+from raybrew.losses.mixture.rules import rule_of
 from raybrew.losses.soft.options import Limits, OptionValue, checked_options, unknown_name
 
 __all__ = ["MIXTURES", "Mixture", "make_mixture"]
 
 COMBINATIONS = ("mean_logits", "mean_probs", "sum_losses")
-WEIGHTINGS = ("fixed", "softmax", "ca_mkd", "mt_bert", "min_ce", "random", "route")
 SCORES = ("neg_ce", "neg_entropy", "max_prob")
 
 
@@ -19,7 +19,7 @@ class Mixture:
 
     Attributes:
         combination: mean_logits, mean_probs, or sum_losses.
-        weighting: one of `WEIGHTINGS`.
+        weighting: a key of `RULES`, or an import path of the user's.
         score: what `softmax` weighs by: neg_ce, neg_entropy, max_prob.
         alpha: factor on that score.
         seed: of the random pick.
@@ -40,17 +40,17 @@ class Mixture:
     def needs_labels(self) -> bool:
         """Whether weights come from the cross-entropy with the true label."""
         by_score = self.weighting == "softmax" and self.score == "neg_ce"
-        return by_score or self.weighting in ("ca_mkd", "mt_bert", "min_ce")
+        return by_score or "labels" in rule_of(self.weighting).needs
 
     @property
     def needs_route(self) -> bool:
         """Whether a column of the data names the teacher."""
-        return self.weighting == "route"
+        return "route" in rule_of(self.weighting).needs
 
     @property
     def needs_row_keys(self) -> bool:
         """Whether rows are told apart by their keys."""
-        return self.weighting == "random"
+        return "row_keys" in rule_of(self.weighting).needs
 
 
 # One word for a combination and a weighting that go together. Those that pick one teacher have
@@ -68,7 +68,7 @@ MIXTURES: dict[str, Mixture] = {
     "softmax_neg_entropy": Mixture("mean_probs", "softmax", "neg_entropy"),
     "softmax_max_prob": Mixture("mean_probs", "softmax", "max_prob"),
 }
-CHOICES = {"combination": COMBINATIONS, "weighting": WEIGHTINGS, "score": SCORES}
+CHOICES = {"combination": COMBINATIONS, "score": SCORES}
 
 
 def make_mixture(name: str, options: Mapping[str, OptionValue] | None = None) -> Mixture:
@@ -93,7 +93,9 @@ def make_mixture(name: str, options: Mapping[str, OptionValue] | None = None) ->
             raise unknown_name(f"{option} of mixture {name!r}", str(options[option]), choices)
     if not isinstance(options.get("seed", 0), int):
         raise ConfigError(f"Mixture {name!r}, option 'seed': expected an integer.")
-    return replace(MIXTURES[name], **options)
+    mixture = replace(MIXTURES[name], **options)
+    rule_of(mixture.weighting)
+    return mixture
 
 
 def _options(

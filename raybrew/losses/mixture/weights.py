@@ -13,11 +13,12 @@ the static weights.
 
 Where a teacher has no answer, the others make up for it: the weights of the row keep their sum
 (for `mt_bert` under sum_losses, whose sum is unknown, they are scaled by K / available).
+
+A weighting of the user's own is scaled to the sum 1, and under sum_losses taken as it is.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt64
@@ -25,97 +26,10 @@ from torch import Tensor
 
 from raybrew.errors import ConfigError, LabelError
 from raybrew.losses.mixture.choice import Mixture
-from raybrew.losses.mixture.random_pick import random_pick
-from raybrew.losses.soft.log_space import expectation, log_probs, promoted
+from raybrew.losses.mixture.rules import BUILT_IN, Rows, rule_of
+from raybrew.losses.soft.log_space import promoted
 
 __all__ = ["teacher_weights"]
-
-# Where exp would meet an infinite cross-entropy (a label at a masked class) on every teacher.
-LARGEST_CE = 1e30
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """What a weighting may look at; tensors (K, *rows), or (*rows)."""
-
-    mixture: Mixture
-    logits: Tensor
-    static: Tensor
-    labels: Tensor
-    route: Tensor
-    row_keys: Tensor
-    epoch: int
-    available: Tensor
-
-    def cross_entropies(self) -> Tensor:
-        """Take −log softmax(t_k)_y in nats; rows without a label hold a number of no meaning."""
-        target = self.labels.clamp(min=0).expand(self.available.shape).unsqueeze(-1)
-        picked = log_probs(self.logits, 1.0).gather(-1, target).squeeze(-1)
-        return (-picked).clamp(max=LARGEST_CE)
-
-    def softmax(self, scores: Tensor) -> Tensor:
-        """Take the softmax over the teachers that are available."""
-        return scores.masked_fill(~self.available, -math.inf).softmax(dim=0)
-
-    def only(self, index: Tensor) -> Tensor:
-        """Give weight 1 to one teacher in each row."""
-        teachers = torch.arange(len(self.available), device=index.device)
-        column = teachers.view(-1, *[1] * index.dim())
-        return (column == index.unsqueeze(0)).to(self.static.dtype)
-
-
-def _fixed(rows: _Rows) -> Tensor:
-    return rows.static.expand(rows.available.shape)
-
-
-def _softmax(rows: _Rows) -> Tensor:
-    score = rows.mixture.score
-    if score == "neg_ce":
-        return rows.softmax(-rows.cross_entropies() * rows.mixture.alpha)
-    teacher_log_probs = log_probs(rows.logits, 1.0)
-    probs = teacher_log_probs.exp()
-    if score == "neg_entropy":
-        return rows.softmax(expectation(probs, teacher_log_probs) * rows.mixture.alpha)
-    return rows.softmax(probs.amax(dim=-1) * rows.mixture.alpha)
-
-
-def _ca_mkd(rows: _Rows) -> Tensor:
-    # The K of the formula is that of the row; a teacher alone has weight 1.
-    others = rows.available.sum(dim=0) - 1
-    shares = rows.softmax(rows.cross_entropies())
-    return torch.where(others > 0, (1 - shares) / others.clamp(min=1), 1.0)
-
-
-def _mt_bert(rows: _Rows) -> Tensor:
-    weights = 1 / (1 + rows.cross_entropies())
-    # Each teacher's weight stands by itself, so a missing one is made up for by the count.
-    return weights * len(rows.available) / rows.available.sum(dim=0).clamp(min=1)
-
-
-def _min_ce(rows: _Rows) -> Tensor:
-    errors = rows.cross_entropies().masked_fill(~rows.available, math.inf)
-    return rows.only(errors.argmin(dim=0))
-
-
-def _random(rows: _Rows) -> Tensor:
-    keys = rows.row_keys.view(torch.int64)
-    mixture = rows.mixture
-    return rows.only(random_pick(keys, rows.static, rows.available, mixture.seed, rows.epoch))
-
-
-def _route(rows: _Rows) -> Tensor:
-    return rows.only(rows.route)
-
-
-RULES: dict[str, Callable[[_Rows], Tensor]] = {
-    "fixed": _fixed,
-    "softmax": _softmax,
-    "ca_mkd": _ca_mkd,
-    "mt_bert": _mt_bert,
-    "min_ce": _min_ce,
-    "random": _random,
-    "route": _route,
-}
 
 
 @torch.no_grad()
@@ -154,8 +68,10 @@ def teacher_weights(
     """
     shape = teacher_logits.shape[:-1]
     nobody = teacher_logits.new_zeros(shape[1:], dtype=torch.int64)
-    rows = _Rows(
-        mixture=mixture,
+    rows = Rows(
+        score=mixture.score,
+        alpha=mixture.alpha,
+        seed=mixture.seed,
         logits=teacher_logits,
         static=_static(static_weights, teacher_logits),
         labels=_needed(labels, nobody, mixture.needs_labels, mixture, "the true labels"),
@@ -166,17 +82,18 @@ def teacher_weights(
         if available is None
         else available,
     )
-    weights = RULES[mixture.weighting](rows).masked_fill(~rows.available, 0.0)
+    weights = rule_of(mixture.weighting).function(rows).masked_fill(~rows.available, 0.0)
+    own = mixture.weighting not in BUILT_IN
     if mixture.weighting == "fixed":
         total = rows.static.sum() if mixture.sums_losses else 1.0
         weights = weights / weights.sum(dim=0) * total
     elif not mixture.sums_losses:
         weights = weights / weights.sum(dim=0)
     if mixture.needs_labels:
-        shares = _fixed(rows).masked_fill(~rows.available, 0.0)
+        shares = rows.static.expand(shape).masked_fill(~rows.available, 0.0)
         weights = torch.where(rows.labels < 0, shares / shares.sum(dim=0), weights)
     # Reading a tensor back waits for the device, so it is done only where rows can lack teachers.
-    if available is not None or mixture.needs_route:
+    if available is not None or mixture.needs_route or own:
         _require_a_teacher(weights, mixture)
     return weights
 

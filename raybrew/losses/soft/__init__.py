@@ -4,12 +4,7 @@ raw logits ──► log softmax(z/T), or k + 1 buckets ──► divergence ─
 """
 
 from raybrew.losses.soft.kd_loss import BoundKDLoss, KDLoss
-from raybrew.losses.soft.registry import (
-    KD_LOSSES,
-    make_kd_loss,
-    register_kd_loss,
-    registered_kd_losses,
-)
+from raybrew.losses.soft.registry import KD_LOSSES, as_kd_loss, make_kd_loss
 from raybrew.losses.soft.top_k import TopK
 
 __all__ = [
@@ -17,7 +12,6 @@ __all__ = [
     "BoundKDLoss",
     "KDLoss",
     "TopK",
+    "as_kd_loss",
     "make_kd_loss",
-    "register_kd_loss",
-    "registered_kd_losses",
 ]

@@ -9,11 +9,12 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from raybrew.errors import ConfigError
+from raybrew.models.importing import import_callable
 
-__all__ = ["Limits", "OptionValue", "checked_options", "unknown_name"]
+__all__ = ["Limits", "OptionValue", "checked_options", "named", "unknown_name"]
 
 OptionValue = float | int | bool | str
 
@@ -57,6 +58,24 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     expected = f"one of {', '.join(names)}" if names else "none at all"
     return ConfigError(f"Unknown {what} {name!r}: expected {expected}.{hint}")
+
+
+def named(what: str, name: str, known: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """Find a method by its name, or a user's by its import path "package.module:function".
+
+    Args:
+        what: the kind of name, e.g. "weight schedule".
+        name: as configured.
+        known: methods by name.
+
+    Raises:
+        ConfigError: neither leads anywhere.
+    """
+    if ":" in name:
+        return import_callable(name, what)
+    if name not in known:
+        raise unknown_name(what, name, known)
+    return known[name]
 
 
 def checked_options(

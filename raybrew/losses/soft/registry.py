@@ -1,15 +1,12 @@
-"""KD losses by name: the dict, the user's additions, and the way from a name to a callable.
+"""KD losses by name: the dict, and the way from a name to a callable.
 
-A name is a built-in one, one registered in this process, or an import path
+A name is a built-in one, one that the user registered (`raybrew.extensions`), or an import path
 "package.module:function". An import path is resolved by the process that builds the loss, so
-it reaches Ray workers by itself; what is registered by name reaches them when the launcher sends
-`registered_kd_losses()` along and each worker registers it again.
+it reaches Ray workers by itself.
 """
 
 import importlib
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from raybrew.errors import ConfigError
 from raybrew.losses.soft.adaptive_kl import ADAPTIVE_KL
@@ -28,7 +25,7 @@ from raybrew.losses.soft.skew_kl import SKEW_KL
 from raybrew.losses.soft.skew_reverse_kl import SKEW_REVERSE_KL
 from raybrew.losses.soft.tvd import TVD
 
-__all__ = ["KD_LOSSES", "make_kd_loss", "register_kd_loss", "registered_kd_losses"]
+__all__ = ["KD_LOSSES", "as_kd_loss", "make_kd_loss"]
 
 KD_LOSSES: dict[str, KDLoss] = {
     "ce": CE,
@@ -45,7 +42,6 @@ KD_LOSSES: dict[str, KDLoss] = {
     "logit_std": LOGIT_STD,
     "bce": BCE,
 }
-BUILT_IN = frozenset(KD_LOSSES)
 
 
 def make_kd_loss(
@@ -66,7 +62,7 @@ def make_kd_loss(
             resolved, or options that don't fit.
     """
     if ":" in name:
-        loss = _as_loss(name, _imported(name))
+        loss = as_kd_loss(name, name)
     elif name in KD_LOSSES:
         loss = KD_LOSSES[name]
     else:
@@ -74,34 +70,20 @@ def make_kd_loss(
     return loss.bind(options or {}, scale_t2=scale_t2)
 
 
-def register_kd_loss(name: str, loss: KDLoss | Callable[..., Tensor] | str) -> None:
-    """Add a KD loss of the user's under a name, in this process.
+def as_kd_loss(name: str, loss: object) -> KDLoss:
+    """Take in a KD loss of the user's.
 
     Args:
-        name: the name for configurations; not one that is taken.
+        name: for messages.
         loss: a function of (student_logits, teacher_logits, temperature) that returns (*rows),
             with `labels` and `mask` among its parameters if it needs them and its options as
             keyword-only ones; or a `KDLoss`; or an import path to either.
 
     Raises:
-        ConfigError: the name is taken by another loss, or the loss isn't one.
+        ConfigError: it is none of these.
     """
-    if ":" in name:
-        raise ConfigError(f"KD loss name {name!r} looks like an import path; leave the ':' out.")
-    added = _as_loss(name, _imported(loss) if isinstance(loss, str) else loss)
-    taken = KD_LOSSES.get(name)
-    # The same one again is no conflict: a worker may serve several jobs in turn.
-    if taken is not None and taken != added:
-        raise ConfigError(f"KD loss {name!r} exists already; choose another name.")
-    KD_LOSSES[name] = added
-
-
-def registered_kd_losses() -> dict[str, KDLoss]:
-    """Give what was registered in this process, to be registered again in a worker."""
-    return {name: loss for name, loss in KD_LOSSES.items() if name not in BUILT_IN}
-
-
-def _as_loss(name: str, loss: object) -> KDLoss:
+    if isinstance(loss, str):
+        loss = _imported(loss)
     if isinstance(loss, KDLoss):
         return loss
     if callable(loss):
