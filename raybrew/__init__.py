@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raybrew.config import (
+        Augmentation,
         DistillationConfig,
         DistillJob,
         LabelConfig,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from raybrew.models.parameters import display_parameters
 
 __all__ = [
+    "Augmentation",
     "CheckpointError",
     "ConfigError",
     "CustomMatch",

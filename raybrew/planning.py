@@ -60,6 +60,7 @@ def _task_plans(preparation: Preparation) -> tuple[TaskPlan, ...]:
             train=task.folders["train"],
             eval=task.folders.get("eval"),
             adaptor=task.task.adaptor,
+            rounds=task.task.rounds,
         )
         for task in preparation.tasks
     )

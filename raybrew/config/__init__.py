@@ -11,6 +11,7 @@
 A live `datasets.Dataset` may stand where a path may; `to_plain` records it by its fingerprint.
 """
 
+from raybrew.config.augmentation import Augmentation
 from raybrew.config.distillation import DistillationConfig
 from raybrew.config.job import DistillJob, TrainJob
 from raybrew.config.matches import MatchPreset
@@ -19,6 +20,7 @@ from raybrew.config.section import DataSource
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
 
 __all__ = [
+    "Augmentation",
     "DataSource",
     "DistillJob",
     "DistillationConfig",

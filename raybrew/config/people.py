@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from raybrew.config.augmentation import Augmentation
 from raybrew.config.section import DataSource, Dtype, ImportPath, Many, ModelPath, Name, Section
 
 __all__ = ["Student", "Task", "Teacher"]
@@ -34,11 +35,19 @@ class Task(Section):
         "mixture `route`.",
     )
     max_length: int = Field(default=128, ge=4, le=131072, description="Longest input, in tokens.")
+    augmentation: Augmentation | None = Field(
+        default=None, description="Changed copies of the training rows; none if left out."
+    )
     adaptor: ImportPath = Field(
         default=None,
         description="What the outputs of models of this task mean: (batch, outputs) -> dict, as a "
         "callable or `package.module:name`; that of its kind if left out.",
     )
+
+    @property
+    def rounds(self) -> int:
+        """Parts of the training rows, of which an epoch reads one."""
+        return 1 if self.augmentation is None else self.augmentation.rounds
 
 
 class Teacher(Section):

@@ -25,6 +25,7 @@ class BatchSequence:
         batch_size: examples of a global batch; one number, or one for each task.
         seed: of order and of the draw of tasks.
         probabilities: of each task; in proportion to the sizes if left out.
+        rounds: of each task, parts of `size` rows that its epochs read in turn; one if left out.
 
     Raises:
         ConfigError: sizes, batch sizes or probabilities that can't be.
@@ -36,6 +37,7 @@ class BatchSequence:
         batch_size: int | Sequence[int],
         seed: int,
         probabilities: Sequence[float] | None = None,
+        rounds: Sequence[int] | None = None,
     ):
         self._sizes = tuple(sizes)
         given = [batch_size] * len(sizes) if isinstance(batch_size, int) else list(batch_size)
@@ -45,6 +47,7 @@ class BatchSequence:
                 f"{tuple(sizes)} and {tuple(given)}"
             )
         self._batch_sizes = tuple(given)
+        self._rounds = tuple(rounds or [1] * len(sizes))
         self._seed = seed
         self._probabilities = _normalised(probabilities or proportional(sizes), len(sizes))
         # How often each task was drawn before the start of each block of steps.
@@ -87,7 +90,9 @@ class BatchSequence:
         known = self._orders.get(task)
         if known is None or known[0] != epoch:
             generator = np.random.Generator(np.random.PCG64([self._seed, 0, task, epoch]))
-            known = epoch, generator.permutation(self._sizes[task])
+            size = self._sizes[task]
+            first = epoch % self._rounds[task] * size
+            known = epoch, generator.permutation(size) + first
             self._orders[task] = known
         return known[1]
 

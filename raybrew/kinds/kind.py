@@ -39,6 +39,8 @@ class Kind(ABC):
         has_labels: whether a model's configuration names the task's labels.
         problem_type: transformers' word for it in a model's configuration.
         needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
+        augments: whether its rows may be read changed: each is one example, and no place in a
+            text is its answer.
         dense_metrics: metrics that can't be told from the largest logits alone.
     """
 
@@ -52,6 +54,7 @@ class Kind(ABC):
     has_labels: ClassVar[bool] = True
     problem_type: ClassVar[ProblemType | None] = None
     needs_offsets: ClassVar[bool] = False
+    augments: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -24,6 +24,7 @@ class SequenceClassification(Kind):
     name = "sequence-classification"
     model_class = AutoModelForSequenceClassification
     problem_type = "single_label_classification"
+    augments = True
 
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None

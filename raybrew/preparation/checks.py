@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from raybrew.config import DistillJob, Student, Task, Teacher
 from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
+from raybrew.kinds import KINDS, kind_of
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.pretrained import read_config, read_tokenizer
 from raybrew.models.students import student_config
@@ -16,8 +17,10 @@ from raybrew.preparation.tables import Table
 
 __all__ = [
     "TeacherModel",
+    "check_augmentation",
     "check_droppable",
     "check_labels",
+    "check_mask",
     "check_student",
     "check_teacher",
     "read_teacher",
@@ -30,6 +33,35 @@ class TeacherModel:
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
+
+
+def check_augmentation(task: Task) -> None:
+    """Refuse changed copies of rows that can't be changed."""
+    if task.augmentation is not None and not kind_of(task.kind).augments:
+        raise ConfigError(
+            f"tasks[{task.name}].augmentation: expected a kind of task whose rows may be changed "
+            f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
+            f"{task.kind!r}; leave the augmentation out"
+        )
+
+
+def check_mask(task: Task, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
+    """Refuse masking with a word that isn't the mask token of a model that reads it.
+
+    Args:
+        task: the job's section.
+        tokenizers: by the name of who reads.
+    """
+    augmentation = task.augmentation
+    if augmentation is None or all(each.name != "masking" for each in augmentation.operations):
+        return
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.mask_token != augmentation.mask:
+            raise ConfigError(
+                f"tasks[{task.name}].augmentation.mask: expected the mask token of {name}, "
+                f"{tokenizer.mask_token!r}, got {augmentation.mask!r}; where models have different "
+                "ones, or none, take deleting instead of masking"
+            )
 
 
 def check_labels(objective: Objective, table: Table) -> None:

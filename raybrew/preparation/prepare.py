@@ -16,8 +16,10 @@ from raybrew.models.adaptors import adaptor_of
 from raybrew.objective import Objective
 from raybrew.preparation.checks import (
     TeacherModel,
+    check_augmentation,
     check_droppable,
     check_labels,
+    check_mask,
     check_student,
     check_teacher,
 )
@@ -56,10 +58,13 @@ def prepare(job: DistillJob, folder: Path) -> Preparation:
 def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     """Read, check and encode all that supervised training needs; see `prepare`."""
     check_optimization(job.training)
+    for task in job.tasks:
+        check_augmentation(task)
     tables = [read_table(task) for task in job.tasks]
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
         adaptor_of(task.kind, job.model.adaptor, task.adaptor)
+        check_mask(task, {STUDENT_VIEW: tokenizer})
     return Preparation(
         tuple(
             encode_table(
@@ -87,6 +92,7 @@ def read_tables(job: DistillJob) -> list[Table]:
 def check_names(job: DistillJob) -> None:
     """Refuse names and options that don't exist, before anything is read."""
     for task in job.tasks:
+        check_augmentation(task)
         _objective(job, task, _logits_signal(job, None))
     _check_adaptors(job)
     check_optimization(job.training)
@@ -118,16 +124,19 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
         check_droppable(job, each, objective.needs_route)
         check_projections(each, optimizer_class(job.training))
     names = [task.name for task in job.tasks]
+    tokenizers = tuple(
+        {STUDENT_VIEW: tokenizer}
+        | {
+            teacher.name: models[teacher.name].tokenizer
+            for teacher in job.teachers_of(task.name)
+            if teacher.inputs == "own"
+        }
+        for task in job.tasks
+    )
+    for task, each in zip(job.tasks, tokenizers, strict=True):
+        check_mask(task, each)
     return Fitting(
-        tokenizers=tuple(
-            {STUDENT_VIEW: tokenizer}
-            | {
-                teacher.name: models[teacher.name].tokenizer
-                for teacher in job.teachers_of(task.name)
-                if teacher.inputs == "own"
-            }
-            for task in job.tasks
-        ),
+        tokenizers=tokenizers,
         teachers=tuple(
             _prepared(
                 job,

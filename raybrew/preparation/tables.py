@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from raybrew.config import Task
+from raybrew.data.augmented import augmented
 from raybrew.data.columns import Rows, read_routes
 from raybrew.data.sources import load_source
 from raybrew.data.split import EncodedSplit
@@ -52,6 +53,11 @@ def read_table(task: Task, teachers: Sequence[str] = ()) -> Table:
     """
     what = f"tasks[{task.name}]"
     train = load_source(task.train, f"{what}.train")
+    if task.augmentation is not None:
+        texts = [name for name in (task.text, task.text_pair) if name is not None]
+        train = augmented(
+            train, task.augmentation, texts=texts, label=task.label, what=f"{what}.train"
+        )
     evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
     names, rows, eval_rows = kind_of(task.kind).read(task, train, evaluation)
     return Table(

@@ -42,6 +42,7 @@ class TaskPlan:
         train: folder of the encoded training split.
         eval: folder of the encoded evaluation split.
         adaptor: what the student's outputs mean; that of the kind if None.
+        rounds: equal parts of the training split, of which an epoch reads one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class TaskPlan:
     train: str
     eval: str | None
     adaptor: Adaptor | str | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,12 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
     adaptors = [task.reads for task in tasks]
     kinds = [kind_of(task.kind) for task in tasks]
     module = StudentModule(model, adaptors, matches, plan.training.seed, kinds).to(world.device)
+    rounds = [task.rounds for task in plan.tasks]
     sequence = BatchSequence(
-        [len(task.train) for task in tasks], plan.training.batch_size, plan.training.seed
+        [len(task.train) // n for task, n in zip(tasks, rounds, strict=True)],
+        plan.training.batch_size,
+        plan.training.seed,
+        rounds=rounds,
     )
     num_steps = plan.training.num_steps or (
         sequence.steps_per_epoch * (plan.training.num_epochs or 0)
