@@ -11,7 +11,7 @@ from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.payload import Signal
 from raybrew.labels.tensors import tensors_of
 from raybrew.labels.top_k import pack_top_k
-from raybrew.losses.features import MATCH_LOSSES
+from raybrew.losses.features import MATCH_LOSSES, match_loss
 from raybrew.losses.match_check import ModelGeometry
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.losses.soft import TopK
@@ -121,7 +121,8 @@ def test_means_of_probabilities_are_refused_where_the_size_of_logits_counts(mixt
 
 
 def match_of(loss: str, dtype: str = "float32", weight: float = 1.0) -> TaskMatch:
-    built = MATCH_LOSSES[loss](**({"num_relation_heads": 2} if "v2" in loss else {}))
+    options = {"num_relation_heads": 2} if "v2" in loss else {}
+    built = match_loss(loss, options)
     layer = (1, 2) if built.num_layers != 1 else 1
     spec = MatchSpec(
         layer_T=layer,
@@ -129,7 +130,7 @@ def match_of(loss: str, dtype: str = "float32", weight: float = 1.0) -> TaskMatc
         feature=built.features[0],
         loss=loss,
         weight=weight,
-        options={"num_relation_heads": 2} if "v2" in loss else {},
+        options=options,
     )
     facts = {"a": TeacherFacts(GEOMETRY)}
     (match,) = plan_matches([spec], "t", facts, ["a"], GEOMETRY, dtype)

@@ -26,7 +26,8 @@ def as_projection(name: str, value: Any) -> Callable[[int, int], nn.Module]:
             f"Projection {name!r}: expected a function of the student's and the teacher's size "
             f"that builds a module, got {type(value).__name__}."
         )
-    return value
+    builder: Callable[..., Any] = value
+    return builder
 
 
 def projection_builder(kind: str) -> Callable[[int, int], nn.Module]:

@@ -183,14 +183,15 @@ def as_rule(name: str, value: Any) -> Rule:
         raise ConfigError(
             f"Weighting of teachers {name!r}: expected a function, got {type(value).__name__}."
         )
-    parameters = set(inspect.signature(value).parameters)
+    function: Callable[..., Any] = value
+    parameters = set(inspect.signature(function).parameters)
     unknown = sorted(parameters - set(OWN_INPUTS))
     if unknown:
         raise ConfigError(
             f"Weighting of teachers {name!r}: expected parameters among {', '.join(OWN_INPUTS)}, "
             f"got {', '.join(unknown)}."
         )
-    return Rule(OwnFunction(value), frozenset(parameters & set(SIDE_INPUTS)))
+    return Rule(OwnFunction(function), frozenset(parameters & set(SIDE_INPUTS)))
 
 
 def rule_of(name: str) -> Rule:
