@@ -75,6 +75,23 @@ def test_weights_one_and_nothing_are_one_teacher():
     )
 
 
+@pytest.mark.parametrize("kd_loss", ["ce", "kl", "reverse_kl", "mse", "jsd", "logit_std"])
+def test_a_teacher_of_no_weight_may_have_said_anything(kd_loss):
+    config = rb.DistillationConfig(temperature=3, kd_loss=kd_loss, mixture="sum_losses")
+    student, a = drawn(6, 3).requires_grad_(), drawn(6, 3, seed=1)
+    nonsense = torch.tensor([math.nan, math.inf, -math.inf]).expand(6, 3)
+    found = []
+    for teachers, answers in (
+        ({"a": 1.0, "b": 0.0}, soft(a=a, b=nonsense)),
+        ({"a": 1.0}, soft(a=a)),
+    ):
+        objective = Objective(config, teachers)
+        sums = objective.numerators(view(student), answers, Position())
+        loss = objective.total(sums, objective.denominators(FACTS), Position())
+        found.append((loss.detach(), torch.autograd.grad(loss, student)[0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_a_student_like_its_teacher_has_no_gradient():
     config = rb.DistillationConfig(temperature=3, kd_loss="kl")
     logits = drawn(6, 3).requires_grad_()

@@ -114,6 +114,9 @@ class KnowledgeTerm:
         logits = torch.stack([_dense(one) for one in soft])
         weights = self._row_weights(logits, labels, position, row_keys, route, available)
         if self._mixture.sums_losses:
+            # A teacher of no weight may have said anything: 0 · inf is no number.
+            silent = (weights == 0).unsqueeze(-1)
+            logits = torch.where(silent, student_logits.detach().to(logits.dtype), logits)
             logits = torch.stack([self._shifted(one, labels) for one in logits])
             each = [
                 share

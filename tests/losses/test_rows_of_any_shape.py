@@ -1,6 +1,7 @@
 """Rows of tokens, (B, L, C), are rows: the pure parts give what they give of the rows in a line."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def flat(values: Tensor) -> Tensor:
 
 
 def weighed(mixture, drawn: Drawn, line: bool) -> Tensor:
-    given = {"labels": drawn.labels, "route": drawn.route, "row_keys": drawn.keys}
+    given: dict[str, Any] = {"labels": drawn.labels, "route": drawn.route, "row_keys": drawn.keys}
     logits = drawn.teachers
     if line:
         given = {name: flat(value) for name, value in given.items()}

@@ -39,6 +39,7 @@ def test_several_logits_have_labels_and_a_mask_each_or_share_one():
     shared = seen(logits=[TOKENS, MORE], logits_mask=MASK)
     assert [mask is MASK for mask in shared.logits_mask] == [True, True]
     own = seen(logits=[TOKENS, MORE], logits_mask=[MASK, 1 - MASK])
+    assert own.logits_mask[1] is not None
     assert torch.equal(own.logits_mask[1], 1 - MASK)
     with pytest.raises(ConfigError, match=r"one for each of the 2 logits, got 3"):
         seen(logits=[TOKENS, MORE], logits_mask=[MASK] * 3)
