@@ -24,8 +24,10 @@ from raybrew.teachers.router import Router, Ticket
 __all__ = ["Desk", "Member"]
 
 POLL_S = 0.5
-_OF_NOW = ("forward_s", "queue_age_s", "examples")
+_OF_NOW = ("forward_s", "queue_age_s", "waiting", "examples")
 """What health tells that is no sum, and what the router counts itself."""
+IDLE_LOOKS = 20
+"""Looks at a replica that has nothing to do, after which what it was handed is nobody's."""
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
 
@@ -55,6 +57,8 @@ class _Watched:
     seen_s: list[float]
     down_since: float | None = None
     ended: set[str] = field(default_factory=set)
+    # By replica: marks of the looks since it has had nothing to do.
+    idle: dict[int, list[int]] = field(default_factory=dict)
     dropped: bool = False
 
 
@@ -233,10 +237,20 @@ class Desk:
         lives[life] = health
         if not watched.router.is_up(number):
             self._note_return(teacher, number)
+        self._note_idleness(watched, number, idle=not health["waiting"])
         forward_s = float(health["forward_s"])
         if watched.member.policy.hangs(forward_s):
             watched.ended.add(life)
             self._end(teacher, number, watched.router.epoch(number), f"hung for {forward_s:.1f} s")
+
+    def _note_idleness(self, watched: _Watched, number: int, *, idle: bool) -> None:
+        marks = watched.idle.setdefault(number, [])
+        if not idle:
+            marks.clear()
+            return
+        marks.append(watched.router.mark())
+        if len(marks) > IDLE_LOOKS:
+            watched.router.abandon(number, marks.pop(0))
 
     def _note_return(self, teacher: str, number: int) -> None:
         watched = self._watched[teacher]

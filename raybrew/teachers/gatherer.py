@@ -56,6 +56,7 @@ class Gatherer:
         self._queue: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._over = False
+        self._at_work = 0
         self._thread = threading.Thread(target=self._work, name="raybrew-teacher", daemon=True)
         self._thread.start()
 
@@ -72,6 +73,11 @@ class Gatherer:
         with self._changed:
             oldest = min((work.since for work in self._queue), default=None)
         return 0.0 if oldest is None else time.monotonic() - oldest
+
+    def waiting(self) -> int:
+        """Return how many questions and jobs wait or are at work."""
+        with self._changed:
+            return len(self._queue) + self._at_work
 
     def close(self) -> None:
         """End the thread after what it is at; what waits is cancelled."""
@@ -102,6 +108,7 @@ class Gatherer:
                     work.future.set_exception(answer)
                 else:
                     work.future.set_result(answer)
+            self._at_work = 0
 
     def _answers(self, batch: list[_Work]) -> Sequence[Any]:
         # The thread outlives whatever a job raises; who asked for it gets it.
@@ -119,6 +126,7 @@ class Gatherer:
             if self._over:
                 return []
             batch = [self._queue.popleft()]
+            self._at_work = 1
             if batch[0].job is not None:
                 return batch
             until = time.monotonic() + self._wait_s

@@ -56,12 +56,13 @@ class ReplicaHost:
         """Return figures, and what tells a replica that works from one that hangs.
 
         Returns:
-            `ReplicaFigures`, `forward_s` and `queue_age_s`, seconds, and `life`, which differs
-            after a restart.
+            `ReplicaFigures`, `forward_s` and `queue_age_s`, seconds, how many questions are
+            `waiting` or at work, and `life`, which differs after a restart.
         """
         return {
             **self._replica.figures(),
             "forward_s": self._replica.forward_s(),
             "queue_age_s": self._gatherer.queue_age_s(),
+            "waiting": self._gatherer.waiting(),
             "life": self._life,
         }

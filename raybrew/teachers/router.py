@@ -151,6 +151,17 @@ class Router:
             self._lanes[ticket.replica].queued_tokens -= part.tokens
             self._forget(part.keys)
 
+    def abandon(self, replica: int, mark: int) -> None:
+        """Note that nobody waits any longer for what a replica was handed before `mark`.
+
+        Its asker died, say. The labels may have been computed, so they stay where they are.
+        """
+        lane = self._lanes[replica]
+        for number in [number for number in lane.open if number < mark]:
+            part = lane.open.pop(number)
+            lane.queued_tokens -= part.tokens
+            lane.unwritten.append((self.mark(), part.keys))
+
     def lost(self, replica: int, epoch: int) -> bool:
         """Note that a replica is gone with all that it had not written.
 

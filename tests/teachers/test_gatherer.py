@@ -86,11 +86,13 @@ def test_an_urgent_job_goes_before_what_waits_and_the_age_is_that_of_the_oldest(
     later = gatherer.run(lambda: done.append("later"))
     urgent = gatherer.run(lambda: done.append("urgent"), first=True)
     assert 0.0 < gatherer.queue_age_s() < 5.0
+    assert gatherer.waiting() == 3
     slow.go.set()
     for future in (first, later, urgent):
         future.result(10)
     assert done == ["urgent", "later"]
     assert gatherer.queue_age_s() == 0.0
+    assert gatherer.run(gatherer.waiting).result(10) == 1
 
 
 def test_the_thread_outlives_errors_and_cancelled_questions(gatherer, slow):

@@ -117,6 +117,21 @@ def test_an_answer_of_a_replica_that_was_thought_lost_counts_as_a_forward():
     assert router.queued_tokens(0) == 0
 
 
+def test_what_a_dead_asker_left_behind_is_no_work_but_stays_where_it_is():
+    router = Router(2, slack_tokens=0)
+    rows = np.flatnonzero(home_of(KEYS, 2) == 0)[:8]
+    (left,) = assign(router, rows[:5])
+    mark = router.mark()
+    (new,) = assign(router, np.flatnonzero(home_of(KEYS, 2) == 1)[:3])
+    router.abandon(0, mark)
+    router.abandon(1, mark)
+    assert (router.queued_tokens(0), router.queued_tokens(1)) == (0, 3)
+    assert {t.replica for t in assign(router, rows[:5])} == {0}
+    router.finished(left, np.ones(5, bool))  # late, and counted
+    router.finished(new, np.ones(3, bool))
+    assert router.counts.forwards == 8
+
+
 def test_nobody_holds_what_was_refused():
     router = Router(2, slack_tokens=0)
     (ticket,) = assign(router, [7])

@@ -1,0 +1,144 @@
+"""The desk with replicas that are stand-ins: what it does about those that hang, die, come back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+from raybrew.errors import TeacherError, TeacherGone
+from raybrew.teachers import desk as desk_module
+from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.policy import LossPolicy
+
+KEYS = np.random.default_rng(0).integers(0, 2**63, (40, 2)).astype(np.uint64)
+ONES = np.ones(40, np.int64)
+
+
+class Replica:
+    """Tells its health as a handle of an actor does."""
+
+    def __init__(self):
+        self.error: Exception | None = None
+        self.said: dict[str, Any] = {
+            **dict.fromkeys(("hits", "batches", "tokens", "compute_s", "payload_bytes"), 1.0),
+            "forward_s": 0.0,
+            "queue_age_s": 0.0,
+            "waiting": 0,
+            "life": "first",
+        }
+        self.health = self
+
+    def options(self, concurrency_group: str) -> "Replica":
+        assert concurrency_group == "control"
+        return self
+
+    async def remote(self) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        return dict(self.said)
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[Replica]:
+    gone: list[Replica] = []
+    monkeypatch.setattr(desk_module, "POLL_S", 0.01)
+    monkeypatch.setattr(desk_module, "IDLE_LOOKS", 3)
+    monkeypatch.setattr(desk_module.ray, "kill", lambda handle, no_restart: gone.append(handle))
+    return gone
+
+
+def desk_of(replicas: list[Any], on_loss: Any = "fail") -> Desk:
+    return Desk({"a": Member(replicas, LossPolicy(on_loss, 5.0, 0.2), 1000)})
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def assign(desk: Desk) -> list[int]:
+    return [t.replica for t in await desk.assign("a", KEYS, ONES, 1000, False, False)]
+
+
+def test_one_that_hangs_is_ended_and_taken_again_when_it_is_another(ended):
+    async def story() -> None:
+        replicas = [Replica(), Replica()]
+        desk = desk_of(replicas)
+        await desk.begin()
+        replicas[1].said["forward_s"] = 6.0
+        await until(lambda: ended)
+        assert ended == [replicas[1]]
+        assert set(await assign(desk)) == {0}
+        # The old life may still answer for a moment.
+        await asyncio.sleep(0.05)
+        assert not await desk.holds("a", 1, 0)
+        assert ended == [replicas[1]]
+        replicas[1].said |= {"forward_s": 0.0, "life": "second"}
+        router = desk._watched["a"].router
+        await until(lambda: router.is_up(1))
+        events = await desk.take_events()
+        assert [event["fault"] for event in events] == ["replica lost"]
+        assert "hung for 6.0 s" in events[0]["what"]
+        figures = (await desk.figures())["a"]
+        assert figures["tokens"] == 3.0  # of three lives
+        assert figures["losses"] == 1.0
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("on_loss", "error"), [("fail", TeacherError), ("drop", TeacherGone)], ids=["fail", "drop"]
+)
+def test_a_teacher_that_ray_gave_up_follows_its_policy(ended, on_loss, error):
+    async def story() -> None:
+        replica = Replica()
+        desk = desk_of([replica], on_loss)
+        await desk.begin()
+        replica.error = ActorDiedError()
+        await until(lambda: desk._watched["a"].gone == [True])
+        with pytest.raises(error, match=r"'a'.*Ray gave all its replicas up"):
+            await assign(desk)
+        faults = [event["fault"] for event in await desk.take_events()]
+        assert faults[:2] == ["replica lost", "replica gone"]
+        assert ("teacher dropped" in faults) == (on_loss == "drop")
+
+    asyncio.run(story())
+
+
+def test_who_asks_waits_for_a_teacher_that_comes_back(ended):
+    async def story() -> None:
+        replica = Replica()
+        desk = desk_of([replica], "wait")
+        await desk.begin()
+        replica.error = ActorUnavailableError("away", None)
+        await until(lambda: not desk._watched["a"].router.is_up(0))
+        asked = asyncio.create_task(assign(desk))
+        await asyncio.sleep(0.4)  # longer than `lost_after_s`
+        assert not asked.done()
+        replica.error = None
+        replica.said["life"] = "second"
+        assert await asked == [0]
+        down = (await desk.take_events())[-1]
+        assert down["fault"] == "teacher down"
+        assert down["lost_s"] >= 0.4
+
+    asyncio.run(story())
+
+
+def test_what_a_dead_asker_left_behind_is_no_work(ended):
+    async def story() -> None:
+        replica = Replica()
+        replica.said["waiting"] = 2
+        desk = desk_of([replica])
+        await assign(desk)
+        router = desk._watched["a"].router
+        await asyncio.sleep(0.2)
+        assert router.queued_tokens(0) == 40
+        replica.said["waiting"] = 0
+        await until(lambda: router.queued_tokens(0) == 0)
+
+    asyncio.run(story())
