@@ -115,7 +115,7 @@ def test_health_is_told_during_a_forward(pool, view):
         forwards_s = [health["forward_s"] for health in ray.get(calls)]
         took.append(time.monotonic() - start)
         assert max(forwards_s) > 0
-    assert np.median(took) < 0.1
+    assert np.median(took) < 0.2
     asked.result()
     client.close()
 
