@@ -32,10 +32,17 @@ BENCHMARKS = {
     name: f"experiments.benchmarks.{name}"
     for name in (
         # Modules of this folder with `records() -> list[Record]`, in the order of the table.
+        "warm_epoch",
+        "first_epoch",
+        "against_textbrewer",
+        "student_memory",
         "objective_overhead",
         "pool_throughput",
+        "gpu",
     )
 }
+BY_NAME_ALONE = ("gpu",)
+"""Not among all: it needs a machine that not everybody has."""
 
 
 def records_of(module: str) -> list[Record]:
@@ -110,7 +117,8 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] =
     unknown = [name for name in options.names if name not in benchmarks]
     if unknown:
         parser.error(f"expected some of {', '.join(benchmarks)}, got {', '.join(unknown)}")
-    modules = {name: benchmarks[name] for name in options.names or benchmarks}
+    names = options.names or [name for name in benchmarks if name not in BY_NAME_ALONE]
+    modules = {name: benchmarks[name] for name in names}
     console = Console(width=None if sys.stdout.isatty() else 120)
     found, whole = measure(modules, console)
     plain = [

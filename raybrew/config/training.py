@@ -17,6 +17,11 @@ class TrainingConfig(Section):
         default=None, ge=1, description="Optimizer steps, instead of epochs."
     )
     batch_size: int = Field(default=32, ge=1, description="Examples of one step, over all workers.")
+    group_by_length: bool = Field(
+        default=False,
+        description="Put examples of similar length into one batch, which saves padding; batches "
+        "still come in an order that is drawn.",
+    )
     gradient_accumulation_steps: int = Field(
         default=1, ge=1, description="Forward passes that one step's batch is split into."
     )

@@ -2,7 +2,7 @@
 
     step ──► task (drawn by the tasks' probabilities) ──► position in the task's own epochs ──► rows
 
-Epoch e of task d is a permutation drawn from (seed, d, e); its last batch may be smaller. So a run
+Epoch e of task d is an order drawn from (seed, d, e); its last batch may be smaller. So a run
 that was stopped goes on where it was, and the number of workers changes nothing.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raybrew.data.order import epoch_order
 from raybrew.errors import ConfigError
 
 __all__ = ["BatchSequence", "micro_batches", "proportional", "rank_rows"]
@@ -26,6 +27,8 @@ class BatchSequence:
         seed: of order and of the draw of tasks.
         probabilities: of each task; in proportion to the sizes if left out.
         rounds: of each task, parts of `size` rows that its epochs read in turn; one if left out.
+        lengths: of each task's examples, to put those of similar length into one batch; None for
+            batches as they are drawn.
 
     Raises:
         ConfigError: sizes, batch sizes or probabilities that can't be.
@@ -38,6 +41,7 @@ class BatchSequence:
         seed: int,
         probabilities: Sequence[float] | None = None,
         rounds: Sequence[int] | None = None,
+        lengths: Sequence[np.ndarray] | None = None,
     ):
         self._sizes = tuple(sizes)
         given = [batch_size] * len(sizes) if isinstance(batch_size, int) else list(batch_size)
@@ -52,7 +56,8 @@ class BatchSequence:
         self._probabilities = _normalised(probabilities or proportional(sizes), len(sizes))
         # How often each task was drawn before the start of each block of steps.
         self._drawn_before: list[np.ndarray] = [np.zeros(len(sizes), np.int64)]
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._lengths = lengths
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,14 +92,22 @@ class BatchSequence:
         return generator.choice(len(self._sizes), _BLOCK, p=self._probabilities)
 
     def _order(self, task: int, epoch: int) -> np.ndarray:
-        known = self._orders.get(task)
-        if known is None or known[0] != epoch:
-            generator = np.random.Generator(np.random.PCG64([self._seed, 0, task, epoch]))
+        if (task, epoch) not in self._orders:
+            # Labels are asked for ahead, so that two epochs are in use where they meet.
+            for earlier in [key for key in self._orders if key[0] == task and key[1] < epoch - 1]:
+                del self._orders[earlier]
             size = self._sizes[task]
             first = epoch % self._rounds[task] * size
-            known = epoch, generator.permutation(size) + first
-            self._orders[task] = known
-        return known[1]
+            lengths = None if self._lengths is None else self._lengths[task]
+            self._orders[task, epoch] = first + epoch_order(
+                self._seed,
+                task,
+                epoch,
+                size,
+                batch_size=self._batch_sizes[task],
+                lengths=None if lengths is None else lengths[first : first + size],
+            )
+        return self._orders[task, epoch]
 
 
 def proportional(sizes: Sequence[int], tau: float = 1.0) -> list[float]:

@@ -21,7 +21,7 @@ from raybrew.matching.plan import TaskMatch
 from raybrew.models.adaptors import Adaptor, adaptor_of
 from raybrew.models.students import build_student
 from raybrew.objective import Objective
-from raybrew.student.batches import StudentTask
+from raybrew.student.batches import STUDENT_VIEW, StudentTask
 from raybrew.student.loop import StudentTraining
 from raybrew.student.module import StudentModule
 from raybrew.student.optimization import build_optimizer, build_scheduler, optimizer_class
@@ -136,6 +136,9 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         plan.training.batch_size,
         plan.training.seed,
         rounds=rounds,
+        lengths=[task.train.views[STUDENT_VIEW].lengths for task in tasks]
+        if plan.training.group_by_length
+        else None,
     )
     num_steps = plan.training.num_steps or (
         sequence.steps_per_epoch * (plan.training.num_epochs or 0)

@@ -45,7 +45,8 @@ def build_optimizer(
 
     Args:
         model: its parameters are the first group.
-        config: class, learning rate, options.
+        config: class, learning rate, options. Fused where torch can, unless an option of the
+            job's own says how the update is made.
         groups: further groups with options of their own, such as projections.
 
     Raises:
@@ -53,10 +54,12 @@ def build_optimizer(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     build: Any = optimizer_class(config)
+    learnt = [*parameters, *(p for group in groups for p in group["params"])]
+    options = dict(config.optimizer_options)
+    if not {"fused", "foreach", "differentiable"} & options.keys():
+        options |= _fused(optimizer_class(config), learnt)
     try:
-        return build(
-            [{"params": parameters}, *groups], lr=config.learning_rate, **config.optimizer_options
-        )
+        return build([{"params": parameters}, *groups], lr=config.learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.optimizer_options: torch.optim.{config.optimizer} refused "
@@ -72,6 +75,16 @@ def build_scheduler(optimizer: Optimizer, config: TrainingConfig, num_steps: int
         num_warmup_steps=round(config.warmup_ratio * num_steps),
         num_training_steps=num_steps,
     )
+
+
+_FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def _fused(optimizer: type[Optimizer], parameters: Sequence[nn.Parameter]) -> dict[str, bool]:
+    """Return the option that makes the update one kernel, where torch has one."""
+    there = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
+    return {"fused": True} if optimizer.__name__ in _FUSED and there else {}
 
 
 def _is_optimizer(value: object) -> bool:

@@ -77,3 +77,49 @@ def test_proportional_by_hand():
 def test_what_cant_be_is_refused(sizes, batch, probabilities):
     with pytest.raises(ConfigError, match="expected"):
         BatchSequence(sizes, batch, 0, probabilities)
+
+
+def drawn_lengths(size: int) -> np.ndarray:
+    return np.random.default_rng(5).integers(3, 60, size)
+
+
+@given(st.integers(1, 300), st.integers(1, 16), st.integers(0, 3))
+def test_grouping_by_length_leaves_no_row_out_and_none_twice(size, batch_size, epoch):
+    lengths = drawn_lengths(size)
+    sequence = BatchSequence([size], batch_size, 7, lengths=[lengths])
+    first = epoch * sequence.steps_per_epoch
+    batches = [sequence.batch(first + n)[1] for n in range(sequence.steps_per_epoch)]
+    assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(size))
+
+
+def test_grouped_batches_are_padded_less_and_come_in_an_order_that_is_drawn():
+    size, batch_size = 2000, 16
+    lengths = drawn_lengths(size)
+
+    def padding(sequence: BatchSequence) -> float:
+        batches = [sequence.batch(n)[1] for n in range(sequence.steps_per_epoch)]
+        return sum(len(b) * int(lengths[b].max()) for b in batches) / lengths.sum() - 1
+
+    grouped = BatchSequence([size], batch_size, 7, lengths=[lengths])
+    assert padding(BatchSequence([size], batch_size, 7)) > 0.7
+    assert padding(grouped) < 0.05
+    longest = [lengths[grouped.batch(n)[1]].max() for n in range(grouped.steps_per_epoch)]
+    rises = np.mean(np.diff(longest) > 0)
+    assert 0.3 < rises < 0.7, "batches are not sorted among themselves"
+
+
+def test_grouped_batches_are_a_function_of_seed_and_step_alone():
+    lengths = [drawn_lengths(50), drawn_lengths(33)]
+    one = BatchSequence([50, 33], 8, 3, lengths=lengths)
+    other = BatchSequence([50, 33], 8, 3, lengths=lengths)
+    later = BatchSequence([50, 33], 8, 4, lengths=lengths)
+    in_order = [one.batch(step) for step in range(40)]
+    backwards = [other.batch(step) for step in reversed(range(40))][::-1]
+    for (task, rows), (same_task, same) in zip(in_order, backwards, strict=True):
+        assert task == same_task
+        np.testing.assert_array_equal(rows, same)
+    assert any(
+        len(rows) != len(moved) or (rows != moved).any()
+        for (_, rows), (_, moved) in zip(in_order, map(later.batch, range(40)), strict=True)
+    )

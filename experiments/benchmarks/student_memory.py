@@ -1,0 +1,58 @@
+"""Memory of the student's process over ten epochs whose labels are in the store."""
+
+import gc
+import tempfile
+from pathlib import Path
+
+import torch
+
+from experiments.benchmarks.record import Record
+from experiments.benchmarks.student_setting import SMALLEST, Setting, label, mr_setting
+from raybrew.student.loop import Saver
+from tests.student.in_process import Recorder
+
+NUM_ROWS, NUM_EPOCHS = 1600, 10
+
+
+class _Memory(Recorder):
+    """Looks at the process's memory at the end of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.private_bytes: list[int] = []
+
+    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+        gc.collect()
+        self.private_bytes.append(private_bytes())
+
+
+def private_bytes() -> int:
+    """Memory that is this process's alone; pages of mapped files, which others share, left out."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    kilobytes = [int(line.split()[1]) for line in lines if line.startswith("Private_")]
+    return sum(kilobytes) * 1024
+
+
+def records(num_rows: int = NUM_ROWS, num_epochs: int = NUM_EPOCHS) -> list[Record]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="raybrew-bench-") as folder:
+        return [measured(mr_setting(Path(folder), num_rows, SMALLEST), num_epochs)]
+
+
+def measured(setting: Setting, num_epochs: int) -> Record:
+    job = setting.job("store", num_epochs=num_epochs)
+    preparation = setting.prepared(job)
+    training, pool = setting.training(job, preparation)
+    label(preparation, pool)
+    memory = _Memory()
+    training.run(memory)
+    first, *later = memory.private_bytes
+    return Record(
+        name=f"student's memory, most of epochs 2 to {num_epochs} over the first",
+        value=max(later) / first,
+        unit="×",
+        target=1.02,
+        bound="≤",
+        note=f"private memory of the process at each epoch's end, {first / 2**20:.0f} MiB after "
+        f"the first; {len(setting.rows)} sentences of MR, BERT-tiny student, 3 teachers",
+    )

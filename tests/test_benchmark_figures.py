@@ -1,0 +1,85 @@
+"""The benchmarks of the student on made data: they run, and count what they say they count."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from experiments.benchmarks import (
+    against_textbrewer,
+    first_epoch,
+    gpu,
+    student_memory,
+    warm_epoch,
+)
+from experiments.benchmarks.student_setting import SMALLEST, Setting, bare_loop, label, sizes_of
+from raybrew.errors import ConfigError
+from tests.made import make_data, make_model
+from tests.student.in_process import Recorder
+
+STUDENT = {
+    **sizes_of(1, 16, 2, 32),
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+@pytest.fixture
+def setting(tmp_path) -> Setting:
+    tokenizer = make_model(tmp_path / "tokenizer", 0)
+    return Setting(tmp_path, make_data(70), tokenizer, SMALLEST, STUDENT)
+
+
+def test_the_bare_loop_takes_the_same_steps_as_ours(setting):
+    job = setting.job("store", num_epochs=2)
+    preparation = setting.prepared(job)
+    ours, pool = setting.training(job, preparation)
+    logits = label(preparation, pool)
+    bare, _ = setting.training(job, preparation)
+    bare_loop(bare, preparation.tasks[0].split("train"), logits)
+    ours.run(Recorder())
+    state = ours.model.state_dict()
+    for name, value in bare.model.state_dict().items():
+        torch.testing.assert_close(value, state[name], atol=1e-5, rtol=1e-4)
+
+
+def test_textbrewer_takes_the_same_steps_as_ours(setting):
+    job = setting.job("store", num_epochs=2, **against_textbrewer.SAME_STEPS)
+    preparation = setting.prepared(job)
+    ours, _ = setting.training(job, preparation)
+    ours.run(Recorder())
+    theirs = against_textbrewer.Theirs(setting, preparation, num_epochs=2)
+    student = theirs.train(caching=False)[1]
+    state = ours.model.state_dict()
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(value, state[name], atol=1e-5, rtol=1e-4)
+
+
+def test_each_figure_comes_with_its_target(setting):
+    found = [
+        *warm_epoch.measured(setting, rounds=1),
+        first_epoch.measured(setting, rounds=1),
+        *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
+        student_memory.measured(setting, num_epochs=2),
+    ]
+    assert len({record.name for record in found}) == len(found) == 8
+    assert all(np.isfinite(record.value) and record.value > 0 for record in found)
+
+
+def test_the_figures_of_a_gpu_are_made_and_refuse_a_machine_without(setting, monkeypatch):
+    shares = gpu.measured(setting, torch.device("cpu"), rounds=1, num_epochs=1)
+    assert all(np.isfinite(record.value) and record.value > 0 for record in shares)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="expected a CUDA device, got none"):
+        gpu.records()
+
+
+def test_operations_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = BertConfig(**sizes_of(3, 32, 2, 64))
+    model = BertForSequenceClassification._from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(5, 100, (4, 11))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.bert.encoder(model.bert.embeddings(ids))
+    assert gpu.forward_flops(np.full(4, 11), config) == counter.get_total_flops()
