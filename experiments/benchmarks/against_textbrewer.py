@@ -34,8 +34,8 @@ from experiments.benchmarks.student_setting import (
     timed_run,
 )
 from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedSplit
 from raybrew.data.sampler import BatchSequence
+from raybrew.data.split import EncodedSplit
 from raybrew.preparation import Preparation
 
 with warnings.catch_warnings():
@@ -116,11 +116,13 @@ class Theirs:
     def train(self, *, caching: bool) -> tuple[float, nn.Module]:
         """Train a copy of the student; return the seconds that it took, and the copy."""
         student = copy.deepcopy(self._student)
-        distiller = textbrewer.MultiTeacherDistiller(
-            train_config=textbrewer.TrainingConfig(
+        # Without types of its own: what they say of its arguments is guessed from their defaults.
+        published: Any = textbrewer
+        distiller = published.MultiTeacherDistiller(
+            train_config=published.TrainingConfig(
                 log_dir=None, output_dir=str(self._folder / "theirs"), device="cpu"
             ),
-            distill_config=textbrewer.DistillationConfig(
+            distill_config=published.DistillationConfig(
                 temperature=TEMPERATURE, hard_label_weight=0.5, is_caching_logits=caching
             ),
             model_T=self._teachers,

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 import raybrew as rb
 from experiments.data import encoder, mr
 from raybrew.data.collate import collate
-from raybrew.data.encoding import EncodedSplit
+from raybrew.data.split import EncodedSplit
 from raybrew.planning import distill_plan
 from raybrew.preparation import Preparation, prepare
 from raybrew.student.batches import STUDENT_VIEW
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 
-def sizes_of(layers: int, hidden: int, heads: int, intermediate: int) -> dict[str, int]:
+def sizes_of(layers: int, hidden: int, heads: int, intermediate: int) -> dict[str, Any]:
     """Return what BERT's configuration calls the sizes of a model."""
     return {
         "num_hidden_layers": layers,
@@ -77,8 +77,8 @@ class Setting:
     folder: Path
     rows: Dataset
     tokenizer: str
-    teacher: Mapping[str, int]
-    student: Mapping[str, int]
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
     batch_tokens: int = 512
 
     def job(self, store: str, teacher_dtype: Any = "float32", **training: Any) -> rb.DistillJob:
@@ -136,8 +136,8 @@ class Setting:
 def mr_setting(
     folder: Path,
     num_rows: int,
-    teacher: Mapping[str, int],
-    student: Mapping[str, int] = TINY,
+    teacher: Mapping[str, Any],
+    student: Mapping[str, Any] = TINY,
     batch_tokens: int = 512,
 ) -> Setting:
     """Return a setting on so many of MR's training sentences."""
