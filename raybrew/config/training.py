@@ -41,6 +41,11 @@ class TrainingConfig(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="Autocast of the student."
     )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="Compute the student's layers again in the backward pass instead of keeping "
+        "them: less memory, about a third more time.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Order of the data, weights, dropout.")
     evaluate_every: int | None = Field(
         default=None,

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
 from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.data.split import EncodedSplit
+from raybrew.errors import ConfigError
 from raybrew.extensions import Extensions, registered
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
@@ -126,6 +129,8 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         what="student" if plan.teachers else "model",
         kind=kind_of(head.kind),
     )
+    if plan.training.gradient_checkpointing:
+        _compute_layers_again(model)
     matches = plan.matches or ((),) * len(tasks)
     adaptors = [task.reads for task in tasks]
     kinds = [kind_of(task.kind) for task in tasks]
@@ -163,6 +168,18 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         world=world,
         num_steps=num_steps,
     )
+
+
+def _compute_layers_again(model: PreTrainedModel) -> None:
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"training.gradient_checkpointing: expected a student that can compute its layers "
+            f"again, got {type(model).__name__}, which can't; leave it out"
+        )
+    # Earlier releases of transformers 5 know it by another name.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def _load_task(plan: RankPlan, number: int) -> StudentTask:

@@ -138,11 +138,15 @@ class StudentStep:
     def _update(self) -> None:
         # The gradient is the same on every rank, and so is what is done about it.
         self.skipped = not bool(self._gradient_norm().isfinite())
-        if not self.skipped:
+        if self.skipped:
+            with warnings.catch_warnings():
+                # PyTorch takes a first step that was left out for the calls in the wrong order.
+                warnings.filterwarnings(
+                    "ignore", "Detected call of `lr_scheduler.step", UserWarning
+                )
+                self._scheduler.step()
+        else:
             self._optimizer.step()
-        with warnings.catch_warnings():
-            # PyTorch takes a first step that was left out for the two calls in the wrong order.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self._scheduler.step()
         self._optimizer.zero_grad(set_to_none=True)
 

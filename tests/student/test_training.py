@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertPreTrainedModel
 
 import raybrew as rb
 from tests.made import STUDENT_CONFIG, make_job, make_model
@@ -110,6 +111,26 @@ def test_micro_batches_change_nothing_but_rounding(models, store, tmp_path, pass
         torch.testing.assert_close(split[name], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("warm")
+def test_layers_computed_again_give_the_same_weights_bit_for_bit(models, store, tmp_path):
+    states, forwards = [], []
+    for again in (False, True):
+        training, _ = fresh(models, store, tmp_path / f"{again}", gradient_checkpointing=again)
+        count = 0
+
+        def counted(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        training.model.get_submodule("bert.encoder.layer.0.attention").register_forward_hook(
+            counted
+        )
+        states.append(trained(training)[0])
+        forwards.append(count)
+    assert equal(*states)
+    assert forwards[1] - forwards[0] == STEPS
+
+
 def test_the_student_learns_what_its_teachers_say(models, store, tmp_path):
     training, _ = fresh(models, store, tmp_path, num_steps=60, learning_rate=3e-3)
     _, losses = trained(training)
@@ -201,3 +222,11 @@ def test_a_gradient_that_is_not_finite_is_left_out_or_ends_the_run(models, store
     training, _ = build(nan_job(models, store), tmp_path / "2")
     with pytest.raises(rb.TrainingError, match=r"step \d+: expected a finite gradient.*loss nan"):
         training.run(Recorder())
+
+
+def test_a_student_that_cannot_compute_its_layers_again_is_refused(
+    models, store, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(BertPreTrainedModel, "supports_gradient_checkpointing", False)
+    with pytest.raises(rb.ConfigError, match="gradient_checkpointing: expected a student that can"):
+        fresh(models, store, tmp_path, gradient_checkpointing=True)
