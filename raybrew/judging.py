@@ -118,7 +118,7 @@ class _Judge:
             alignment = (
                 None if aligned is None else collate_tokens(self._split, aligned, rows, length, -1)
             )
-            one = index.of_soft(soft, widths, output, alignment)
+            one = index.of_soft(soft, widths, output, alignment, teacher.order)
             logits = one.logits
             if isinstance(logits, TopK):
                 logits = _filled_up(logits, widths[output])

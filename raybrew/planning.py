@@ -20,6 +20,7 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
                 fingerprint=teacher.spec.fingerprint,
                 view=teacher.view,
                 signals=teacher.signals,
+                order=teacher.order,
                 hosted=teacher.spec if teacher.teacher.placement == "worker" else None,
             )
             for teacher in preparation.teachers

@@ -1,5 +1,6 @@
 """Who learns what from whom: the task, its teachers, the student."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -7,22 +8,46 @@ from pydantic import Field, model_validator
 from raybrew.config.augmentation import Augmentation
 from raybrew.config.section import DataSource, Dtype, ImportPath, Many, ModelPath, Name, Section
 
-__all__ = ["Student", "Task", "Teacher"]
+__all__ = ["KindName", "Student", "Task", "Teacher"]
+
+KindName = Literal[
+    "sequence-classification",
+    "multi-label",
+    "regression",
+    "token-classification",
+    "question-answering",
+    "causal-lm",
+]
+
+_COLUMNS = {
+    "token-classification": {"text": "words", "label": "tags"},
+    "question-answering": {"text": "question", "text_pair": "context", "label": "answers"},
+}
+"""Names of columns that kinds of task have for defaults of their own."""
 
 
 class Task(Section):
     """One data set and what is to be learnt from it."""
 
     name: Name = Field(description="Name of the task; heads, labels and metrics carry it.")
-    kind: Literal["sequence-classification"] = Field(
-        default="sequence-classification", description="What a prediction is."
-    )
+    kind: KindName = Field(default="sequence-classification", description="What a prediction is.")
     train: DataSource = Field(description="Rows to learn from.")
     eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
-    text: str = Field(default="text", description="Column of the (first) text.")
-    text_pair: str | None = Field(default=None, description="Column of the second text of a pair.")
+    text: str = Field(
+        default="text",
+        description="Column of the (first) text; for token-classification of the words (default "
+        "`words`), for question-answering of the question (`question`).",
+    )
+    text_pair: str | None = Field(
+        default=None,
+        description="Column of the second text of a pair; for question-answering of the passage "
+        "(default `context`), for causal-lm of what follows a prompt.",
+    )
     label: str = Field(
-        default="label", description="Column of the class: an integer or a class name."
+        default="label",
+        description="Column of what is to be learnt: a class as an integer or a name, a list of "
+        "them for multi-label, numbers for regression, one class a word for token-classification "
+        "(default `tags`), SQuAD's answers for question-answering (`answers`).",
     )
     label_names: Many[str] | None = Field(
         default=None,
@@ -38,6 +63,12 @@ class Task(Section):
     augmentation: Augmentation | None = Field(
         default=None, description="Changed copies of the training rows; none if left out."
     )
+    stride: int = Field(
+        default=32,
+        ge=0,
+        description="Tokens that neighbouring windows of a long passage share, for "
+        "question-answering.",
+    )
     adaptor: ImportPath = Field(
         default=None,
         description="What the outputs of models of this task mean: (batch, outputs) -> dict, as a "
@@ -48,6 +79,21 @@ class Task(Section):
     def rounds(self) -> int:
         """Parts of the training rows, of which an epoch reads one."""
         return 1 if self.augmentation is None else self.augmentation.rounds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns_of_its_kind(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {**_COLUMNS.get(str(given.get("kind")), {}), **given}
+
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> "Task":
+        if self.kind == "question-answering" and self.text_pair is None:
+            raise ValueError("expected `text_pair`, the column of the passages, got null")
+        if self.kind == "token-classification" and self.text_pair is not None:
+            raise ValueError("expected no `text_pair` for words, got " + repr(self.text_pair))
+        return self
 
 
 class Teacher(Section):

@@ -11,6 +11,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 
 __all__ = ["load_source"]
@@ -23,7 +24,8 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
     """Load a data set.
 
     Args:
-        source: a live data set; a path of a parquet, jsonl, json, csv or tsv file; a folder that
+        source: a live data set; a path of a parquet, jsonl, json (also SQuAD's form), csv or tsv
+            file; a folder that
             `save_to_disk` wrote, with `@split` where it holds several; or a hub id
             `name[:config][@split]`, split `train` if left out.
         what: the job's field that names it, for messages.
@@ -58,6 +60,8 @@ def _load(source: str, what: str) -> Dataset:
 def _file(place: Path, what: str) -> Dataset:
     if not place.is_file():
         raise _missing(place, what)
+    if place.suffix.lower() == ".json" and is_squad(place):
+        return read_squad(place, what)
     options: dict[str, Any] = {"sep": "\t"} if place.suffix.lower() == ".tsv" else {}
     if not place.stat().st_size:
         raise DataError(f"{what}: expected rows, got an empty file ({place})")

@@ -9,12 +9,27 @@ The engine around them knows layouts (one row of logits an example, a token, or 
 and no kind.
 """
 
+from raybrew.kinds.causal_lm import CausalLM
 from raybrew.kinds.kind import Kind, Layout
+from raybrew.kinds.multi_label import MultiLabel
+from raybrew.kinds.question_answering import QuestionAnswering
+from raybrew.kinds.regression import Regression
 from raybrew.kinds.sequence_classification import SequenceClassification
+from raybrew.kinds.token_classification import TokenClassification
 
 __all__ = ["KINDS", "Kind", "Layout", "kind_of"]
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (SequenceClassification(),)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        SequenceClassification(),
+        MultiLabel(),
+        Regression(),
+        TokenClassification(),
+        QuestionAnswering(),
+        CausalLM(),
+    )
+}
 """By the name that `Task.kind` has for it."""
 
 

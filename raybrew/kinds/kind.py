@@ -38,6 +38,8 @@ class Kind(ABC):
         softened: whether a temperature divides the outputs; regression has nothing to soften.
         has_labels: whether a model's configuration names the task's labels.
         problem_type: transformers' word for it in a model's configuration.
+        has_names: whether the order of logits is that of names which teachers have too.
+        own_inputs: whether a teacher with a tokenizer of its own can teach it.
         needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
         augments: whether its rows may be read changed: each is one example, and no place in a
             text is its answer.
@@ -53,6 +55,8 @@ class Kind(ABC):
     softened: ClassVar[bool] = True
     has_labels: ClassVar[bool] = True
     problem_type: ClassVar[ProblemType | None] = None
+    has_names: ClassVar[bool] = True
+    own_inputs: ClassVar[bool] = True
     needs_offsets: ClassVar[bool] = False
     augments: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()

@@ -13,7 +13,15 @@ from torch import Tensor
 from raybrew.errors import ConfigError
 from raybrew.models.importing import import_callable
 
-__all__ = ["ADAPTORS", "Adaptor", "View", "adaptor_of", "sequence_classification", "view_of"]
+__all__ = [
+    "ADAPTORS",
+    "Adaptor",
+    "View",
+    "adaptor_of",
+    "question_answering",
+    "sequence_classification",
+    "view_of",
+]
 
 Adaptor = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
 
@@ -89,10 +97,23 @@ def view_of(adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> View:
 
 
 def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
-    """Adaptor of transformers' sequence classifiers."""
-    found: dict[str, Any] = {"logits": outputs.logits, "inputs_mask": batch["attention_mask"]}
+    """Adaptor of transformers' models with one output: classifiers of texts or of tokens, LMs."""
+    found: dict[str, Any] = {"logits": outputs.logits} | _features(batch, outputs)
     if "labels" in batch:
         found["labels"] = batch["labels"]
+    return found
+
+
+def question_answering(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+    """Adaptor of transformers' models that find answers: starts and ends, (B, L) each."""
+    found = {"logits": [outputs.start_logits, outputs.end_logits]} | _features(batch, outputs)
+    if "labels" in batch:
+        found["labels"] = list(batch["labels"].unbind(-1))
+    return found
+
+
+def _features(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {"inputs_mask": batch["attention_mask"]}
     if outputs.get("hidden_states") is not None:
         found["hidden"] = outputs.hidden_states
     if outputs.get("attentions") is not None:
@@ -100,7 +121,14 @@ def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str,
     return found
 
 
-ADAPTORS: dict[str, Adaptor] = {"sequence-classification": sequence_classification}
+ADAPTORS: dict[str, Adaptor] = {
+    "sequence-classification": sequence_classification,
+    "multi-label": sequence_classification,
+    "regression": sequence_classification,
+    "token-classification": sequence_classification,
+    "question-answering": question_answering,
+    "causal-lm": sequence_classification,
+}
 """The built-in adaptor of each kind of task."""
 
 

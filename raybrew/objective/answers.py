@@ -62,6 +62,7 @@ def answered_rows(
     row_keys: Tensor | None,
     route: Tensor | None,
     alignment: Mapping[str, Tensor],
+    orders: Mapping[str, Sequence[int]],
 ) -> list[AnsweredRows]:
     """Bring student and teachers to the same rows, once for each output.
 
@@ -73,6 +74,7 @@ def answered_rows(
         row_keys: int64 (b,).
         route: int64 (b,).
         alignment: by teacher with tokens of its own, int64 (b, L, …), -1 = none of them answers.
+        orders: by teacher whose classes are in another order, its number of each class.
 
     Returns:
         One for each of the student's logits. Tokens for which no teacher has an answer are left
@@ -92,7 +94,9 @@ def answered_rows(
         rows = index.of_logits(logits)
         if len(logits):
             said = {
-                name: index.of_soft(soft[name], widths, output, alignment.get(name))
+                name: index.of_soft(
+                    soft[name], widths, output, alignment.get(name), orders.get(name)
+                )
                 for name in teachers
                 if name in soft
             }

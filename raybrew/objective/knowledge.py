@@ -91,7 +91,7 @@ class KnowledgeTerm:
         self,
         student_logits: Tensor,
         soft: Sequence[SoftRows],
-        labels: Tensor,
+        labels: Tensor | None,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
@@ -107,6 +107,8 @@ class KnowledgeTerm:
             route: int64 (R,), index of each row's teacher.
         """
         available = _available(soft)
+        if not self._kind.exclusive:
+            labels = None
         if self._signal.top_k is not None:
             return self._top_k_rows(
                 student_logits, soft, labels, position, row_keys, route, available
@@ -138,13 +140,14 @@ class KnowledgeTerm:
     def target(
         self,
         teacher_logits: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
     ) -> Tensor:
         """Mix dense logits of the teachers, (K, R, C), at the configured temperature."""
-        weights = self._row_weights(teacher_logits, labels, position, row_keys, route)
+        known = labels if self._kind.exclusive else None
+        weights = self._row_weights(teacher_logits, known, position, row_keys, route)
         if self._mixture.sums_losses:
             # No one target is trained on; the mean of the logits stands for the ensemble.
             shares = weights / weights.sum(dim=0)
@@ -155,7 +158,7 @@ class KnowledgeTerm:
         self,
         student_logits: Tensor,
         soft: Sequence[SoftRows],
-        labels: Tensor,
+        labels: Tensor | None,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
@@ -178,14 +181,17 @@ class KnowledgeTerm:
         ]
         return torch.stack(each).sum(dim=0)
 
-    def _shifted(self, target: Tensor, labels: Tensor) -> Tensor:
+    def _shifted(self, target: Tensor, labels: Tensor | None) -> Tensor:
         # What the loss is taken of is shifted, the mixture rather than its teachers.
-        return probability_shift(target, labels) if self._config.probability_shift else target
+        if not self._config.probability_shift:
+            return target
+        assert labels is not None, "only classes that exclude each other are shifted"
+        return probability_shift(target, labels)
 
     def _row_weights(
         self,
         teacher_logits: Tensor,
-        labels: Tensor,
+        labels: Tensor | None,
         position: Position,
         row_keys: Tensor | None,
         route: Tensor | None,
@@ -195,7 +201,7 @@ class KnowledgeTerm:
             self._mixture,
             teacher_logits,
             self._static,
-            labels if self._kind.exclusive else None,
+            labels,
             route=route,
             row_keys=row_keys,
             epoch=position.epoch,

@@ -32,6 +32,7 @@ class Objective:
         matches: of the task.
         logits: the signal that carries the teachers' logits.
         kind: of the task.
+        orders: by teacher whose classes are in another order, its number of each class.
 
     Raises:
         ConfigError: a name or an option that doesn't exist, or no term at all.
@@ -45,9 +46,10 @@ class Objective:
         matches: Sequence[TaskMatch] = (),
         logits: Signal | None = None,
         kind: Kind = KINDS["sequence-classification"],
+        orders: Mapping[str, Sequence[int]] | None = None,
     ):
         self._teachers, self._kind = tuple(teachers), kind
-        self._logits = logits or Signal()
+        self._logits, self._orders = logits or Signal(), orders or {}
         self._hard = make_hard_loss(kind.hard_loss)
         c = config or DistillationConfig(kd_loss_weight=0.0, hard_label_weight=1.0)
         self._knowledge = KnowledgeTerm(c, teachers, self._logits, sum_over_ranks, kind)
@@ -132,6 +134,7 @@ class Objective:
                 row_keys,
                 route,
                 alignment or {},
+                self._orders,
             )
             each = [self._knowledge.rows(**vars(rows), position=position).sum() for rows in outputs]
             sums["kd"] = torch.stack(each).sum()

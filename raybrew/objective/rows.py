@@ -10,7 +10,7 @@ student, an alignment says which of its tokens answers for which of the student'
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,7 +92,12 @@ class RowIndex:
         return values if self.token is None else values[self.example]
 
     def of_soft(
-        self, label: SoftLabel, widths: Sequence[int], output: int, alignment: Tensor | None = None
+        self,
+        label: SoftLabel,
+        widths: Sequence[int],
+        output: int,
+        alignment: Tensor | None = None,
+        order: Sequence[int] | None = None,
     ) -> SoftRows:
         """Take a teacher's rows for one output.
 
@@ -103,10 +108,19 @@ class RowIndex:
             output: which.
             alignment: int64 (b, L) or (b, L, outputs), the teacher's token for each of the
                 student's, -1 for none; None if they read the same.
+            order: the teacher's number of each class; None if it is the task's.
 
         Raises:
             LabelError: a label of another size than the student's logits.
         """
+        rows = self._of_soft(label, widths, output, alignment)
+        if order is None:
+            return rows
+        return SoftRows(_reordered(rows.logits, order), rows.available)
+
+    def _of_soft(
+        self, label: SoftLabel, widths: Sequence[int], output: int, alignment: Tensor | None
+    ) -> SoftRows:
         part = slice(sum(widths[:output]), sum(widths[: output + 1]))
         if self.layout == "example":
             return SoftRows(_columns(label, part, sum(widths)))
@@ -138,6 +152,15 @@ class RowIndex:
         known = self.mask & (alignment >= 0)
         padded[known] = values[(starts[:, None] + alignment)[known]].float()
         return SoftRows(padded)
+
+
+def _reordered(logits: Tensor | TopK, order: Sequence[int]) -> Tensor | TopK:
+    """Bring a teacher's classes into the task's order."""
+    if isinstance(logits, TopK):
+        places = torch.empty(len(order), dtype=torch.int64, device=logits.indices.device)
+        places[list(order)] = torch.arange(len(order), device=places.device)
+        return replace(logits, indices=places[logits.indices])
+    return logits[:, list(order)]
 
 
 def _columns(label: SoftLabel, part: slice, width: int) -> Tensor | TopK:

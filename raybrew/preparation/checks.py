@@ -23,6 +23,7 @@ __all__ = [
     "check_mask",
     "check_student",
     "check_teacher",
+    "class_order",
     "read_teacher",
 ]
 
@@ -138,6 +139,11 @@ def check_teacher(
     """Refuse a teacher of other classes, another vocabulary, or too few positions."""
     what = f"teachers[{teacher.name}]"
     _check_outputs(f"{what}.model", model.config, table, student)
+    if teacher.inputs == "own" and not table.kind.own_inputs:
+        raise ConfigError(
+            f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
+            "vocabulary's tokens, got `own`"
+        )
     if teacher.inputs == "shared" and not same_vocabulary(model.tokenizer, student_tokenizer):
         raise ConfigError(
             f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
@@ -169,13 +175,35 @@ def _check_outputs(
             f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
             f"model with {found}"
         )
-    names = _names(config)
-    made_up = all(name.startswith("LABEL_") for name in names)
-    if kind.has_labels and not made_up and sorted(names) == sorted(classes) and names != classes:
+    if class_order(config, table) is None and kind.has_names and not _order_unknown(config, table):
         raise ConfigError(
-            f"{what}: expected the labels in the task's order ({', '.join(classes)}), got "
-            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the teacher's order"
+            f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
+            f"{', '.join(_names(config))}; set tasks[{table.task.name}].label_names to the names "
+            "that the teacher has, in the order of the data's numbers"
         )
+
+
+def class_order(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
+    """Return a teacher's number of each of the task's classes.
+
+    Returns:
+        None where they are the task's, or can't be told by names, upper and lower case alike.
+    """
+    names = tuple(name.casefold() for name in _names(config))
+    classes = tuple(name.casefold() for name in table.label_names)
+    same = names == classes or not (table.kind.has_labels and table.kind.has_names)
+    if same or sorted(names) != sorted(classes) or len(set(names)) < len(names):
+        return None
+    return tuple(names.index(name) for name in classes)
+
+
+def _order_unknown(config: PreTrainedConfig, table: Table) -> bool:
+    """Whether the names of one side say nothing, so that the order is taken to be the same."""
+    names, classes = _names(config), table.label_names
+    numbers = tuple(map(str, range(len(classes))))
+    made_up = all(name.startswith("LABEL_") for name in names) or classes == numbers
+    same = [n.casefold() for n in names] == [c.casefold() for c in classes]
+    return made_up or same or not table.kind.has_labels
 
 
 def _names(config: PreTrainedConfig) -> tuple[str, ...]:

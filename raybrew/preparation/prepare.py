@@ -22,6 +22,7 @@ from raybrew.preparation.checks import (
     check_mask,
     check_student,
     check_teacher,
+    class_order,
 )
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
@@ -243,6 +244,7 @@ def _prepared(
         task=task,
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,
+        order=class_order(model.config, table),
     )
 
 

@@ -51,6 +51,7 @@ class PreparedTeacher:
         task: index of its task.
         view: the encoded view that it reads.
         signals: what is asked of it.
+        order: its number of each of the task's classes; None if they are the same.
     """
 
     teacher: Teacher
@@ -58,6 +59,7 @@ class PreparedTeacher:
     task: int
     view: str
     signals: tuple[Signal, ...]
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

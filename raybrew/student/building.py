@@ -68,6 +68,7 @@ class TeacherPlan:
         fingerprint: where its labels are.
         view: the encoded view that it reads.
         signals: what is asked of it.
+        order: its number of each of the task's classes; None if they are the same.
         hosted: what to load, if the rank hosts it itself.
     """
 
@@ -77,6 +78,7 @@ class TeacherPlan:
     fingerprint: str
     view: str
     signals: tuple[Signal, ...]
+    order: tuple[int, ...] | None = None
     hosted: TeacherSpec | None = None
 
 
@@ -207,6 +209,7 @@ def _objective(plan: RankPlan, task: int, matches: Sequence[TaskMatch], world: W
         # The first signal of a teacher is its logits.
         mine[0].signals[0] if mine else None,
         kind_of(plan.tasks[task].kind),
+        {teacher.name: teacher.order for teacher in mine if teacher.order is not None},
     )
 
 

@@ -1,0 +1,127 @@
+"""Multi-label and regression: rows by hand, metrics against scikit-learn and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+import torch
+from datasets import Dataset
+
+import raybrew as rb
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.kinds import KINDS
+from raybrew.kinds.regression import regression_metrics
+from raybrew.labels.payload import Payload
+from tests.kinds.made_kinds import TOPICS
+from tests.made import make_tokenizer
+
+SETS, NUMBERS = KINDS["multi-label"], KINDS["regression"]
+
+
+def task(kind: str, **changes) -> rb.Task:
+    return rb.Task(**{"name": "t", "kind": kind, "train": "x.csv", "max_length": 16, **changes})
+
+
+def rows_of(kind, labels: list, **changes):
+    table = Dataset.from_dict({"text": ["w1 w2"] * len(labels), "label": labels})
+    return kind.read(task(kind.name, **changes), table, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "names", "expected"),
+    [
+        ([["b"], [], ["a", "b"], None], {}, ("a", "b"), [[0, 1], [0, 0], [1, 1], [-1, -1]]),
+        ([[2], [0, 1]], {}, ("0", "1", "2"), [[0, 0, 1], [1, 1, 0]]),
+        ([["art"]], {"label_names": TOPICS}, TOPICS, [[0, 0, 1]]),
+        ([[True, False], [False, True]], {}, ("0", "1"), [[1, 0], [0, 1]]),
+    ],
+)
+def test_sets_of_classes(labels, changes, names, expected):
+    found, rows, _ = rows_of(SETS, labels, **changes)
+    assert found == names
+    assert rows.labels.tolist() == expected
+    assert SETS.num_labelled(rows) == sum(any(c >= 0 for c in row) for row in expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([["art"], ["arts"]], r"row 1.*sport, money, art.*got 'arts'"),
+        ([[True, False]], r"row 0: expected true or false for each of the 3 classes.*got 2"),
+    ],
+)
+def test_wrong_sets_are_named(labels, said):
+    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {said}"):
+        rows_of(SETS, labels, label_names=TOPICS)
+
+
+def test_a_class_alone_is_no_set():
+    with pytest.raises(rb.DataError, match="row 0: expected a list of classes"):
+        rows_of(SETS, ["art"], label_names=TOPICS)
+
+
+def split_of(labels: np.ndarray) -> EncodedSplit:
+    made = task("multi-label", label_names=TOPICS)
+    table = Dataset.from_dict({"text": ["w1"] * len(labels), "label": [["art"]] * len(labels)})
+    _, rows, _ = SETS.read(made, table, None)
+    views = SETS.encode(made, rows, {STUDENT_VIEW: make_tokenizer()}).views
+    return EncodedSplit(views, labels)
+
+
+def test_sets_are_judged_as_scikit_learn_judges_them():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, (40, 3))
+    logits = generator.normal(size=(40, 3)).astype(np.float32)
+    labels[7] = -1
+    order = generator.permutation(40)
+    got = SETS.metrics(Payload(logits[order]), split_of(labels), order, TOPICS)
+    kept = labels[:, 0] >= 0
+    true, found = labels[kept], logits[kept] > 0
+    assert got["f1_micro"] == pytest.approx(sklearn.metrics.f1_score(true, found, average="micro"))
+    assert got["f1_macro"] == pytest.approx(sklearn.metrics.f1_score(true, found, average="macro"))
+    assert got["exact_match"] == pytest.approx(sklearn.metrics.accuracy_score(true, found))
+    assert got["examples"] == 39
+
+
+def test_numbers():
+    names, rows, _ = rows_of(NUMBERS, [1, 2.5, None])
+    assert names == ("label",)
+    np.testing.assert_array_equal(rows.labels, np.array([[1], [2.5], [math.nan]], np.float32))
+    assert NUMBERS.num_labelled(rows) == 2
+    names, rows, _ = rows_of(NUMBERS, [[1.0, 2.0], [3.0, None]])
+    assert names == ("label_0", "label_1")
+    assert rows.labels.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([[1.0, 2.0], [1.0]], r"row 1: expected 2 numbers in 'label', got \[1.0\]"),
+        (["much"], r"row 0: expected a number in 'label', got 'much'"),
+    ],
+)
+def test_wrong_numbers_are_named(labels, said):
+    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {said}"):
+        rows_of(NUMBERS, labels)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_numbers_are_judged_as_scipy_judges_them(scale):
+    generator = np.random.default_rng(0)
+    found, true = generator.normal(size=(2, 50, 1)) * scale
+    true[3] = math.nan
+    got = regression_metrics(torch.from_numpy(found), torch.from_numpy(true))
+    kept = ~np.isnan(true[:, 0])
+    a, b = found[kept, 0], true[kept, 0]
+    assert got["pearson"] == pytest.approx(scipy.stats.pearsonr(a, b).statistic)
+    assert got["spearman"] == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert got["mse"] == pytest.approx(np.square(a - b).mean())
+    assert got["examples"] == 49
+
+
+def test_constants_have_no_correlation():
+    got = regression_metrics(torch.ones(4, 1), torch.arange(4.0)[:, None])
+    assert math.isnan(got["pearson"])
+    assert got["mse"] == pytest.approx((1 + 0 + 1 + 4) / 4)

@@ -1,0 +1,236 @@
+"""Windows, answers and their texts by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torchmetrics.functional.text import squad
+
+import raybrew as rb
+from raybrew.data.sources import load_source
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.kinds import KINDS
+from raybrew.kinds.question_answering import decode_answers, squad_metrics
+from raybrew.labels.payload import Payload
+from tests.kinds.made_kinds import byte_pairs, wordpiece
+
+KIND = KINDS["question-answering"]
+PASSAGE = "one two three four five six seven eight nine ten"
+NUMBERS = PASSAGE.split()
+TOKENIZER = wordpiece("where", *NUMBERS)
+
+
+def task(**changes) -> rb.Task:
+    base = {"name": "t", "kind": KIND.name, "train": "x.csv", "max_length": 10, "stride": 2}
+    return rb.Task(**{**base, **changes})
+
+
+def row(answer: str | None, passage: str = PASSAGE, **changes) -> dict:
+    found = {"text": [], "answer_start": []}
+    if answer is not None:
+        found = {"text": [answer], "answer_start": [passage.index(answer)]}
+    return {"question": "where", "context": passage, "answers": found, **changes}
+
+
+def encoded(rows: list[dict], own=None, **changes) -> EncodedSplit:
+    made = task(**changes)
+    _, read, _ = KIND.read(made, Dataset.from_list(rows), None)
+    return KIND.encode(made, read, {STUDENT_VIEW: TOKENIZER} | ({"a": own} if own else {}))
+
+
+def tokens(split: EncodedSplit, window: int, tokenizer=TOKENIZER, view=STUDENT_VIEW) -> list[str]:
+    begin, stop = split.views[view].offsets[window : window + 2]
+    return tokenizer.convert_ids_to_tokens(split.views[view].input_ids[begin:stop].tolist())
+
+
+def test_long_passages_become_windows_that_share_tokens():
+    split = encoded([row("nine")])
+    # [CLS] where [SEP] and [SEP] leave room for six numbers, of which two are shared.
+    assert tokens(split, 0)[3:-1] == NUMBERS[0:6]
+    assert tokens(split, 1)[3:-1] == NUMBERS[4:10]
+    assert split.source is not None
+    assert split.source.tolist() == [0, 0]
+    # The answer is outside of the first window, which points at its first token.
+    assert split.labels.tolist() == [[0, 0], [7, 7]]
+    assert split.counts == {"questions": 1, "windows": 2, "windows_without_their_answer": 1}
+
+
+def test_an_answer_that_a_window_cuts_is_outside_of_it():
+    split = encoded([row("six seven")])
+    assert split.labels.tolist() == [[0, 0], [4, 5]]
+
+
+def test_unanswerable_and_unknown_questions():
+    split = encoded([row(None, "one two"), row("two", "one two"), row("two", "one two")])
+    assert split.labels.tolist() == [[0, 0], [4, 4], [4, 4]]
+    table = Dataset.from_list([row("two", "one two"), row("two", "one two", answers=None)])
+    made = task()
+    _, rows, _ = KIND.read(made, table, None)
+    unknown = KIND.encode(made, rows, {STUDENT_VIEW: TOKENIZER})
+    assert unknown.labels.tolist() == [[4, 4], [-1, -1]]
+    assert KIND.counts(unknown.labels) == (2, 2)
+    assert KIND.num_labelled(rows) == 1
+
+
+@pytest.mark.parametrize("passage", ["Zürich: one 🎉 two", "中国 one two", "one\u0301 two, one"])
+def test_answers_are_found_at_their_characters_and_come_back_as_they_stand(passage):
+    answer = passage[passage.index(" ") + 1 :]
+    made = task(max_length=40)
+    _, rows, _ = KIND.read(made, Dataset.from_list([row(answer, passage)]), None)
+    split = KIND.encode(made, rows, {STUDENT_VIEW: TOKENIZER})
+    assert decoded(split, peaks(split, split.labels[:, 0], split.labels[:, 1])) == {0: answer}
+
+
+def peaks(split: EncodedSplit, starts, ends, height: float = 5.0) -> Payload:
+    """Scores that are 0 but at one start and one end of each window."""
+    values = np.zeros((split.student.offsets[-1], 2), np.float32)
+    first = split.student.offsets[:-1]
+    values[first + np.asarray(starts), 0] = height
+    values[first + np.asarray(ends), 1] = height
+    return Payload(values.reshape(-1), split.student.offsets * 2)
+
+
+def decoded(split: EncodedSplit, scores: Payload, **changes) -> dict[int, str]:
+    options = {"may_be_none": False, **changes}
+    return decode_answers(scores, split, np.arange(len(split)), **options)
+
+
+def test_the_best_window_answers():
+    split = encoded([row("nine")])
+    scores = peaks(split, [3, 6], [4, 8])
+    assert decoded(split, scores) == {0: "one two"}  # a tie: the first window
+    scores.values.reshape(-1, 2)[split.student.offsets[1] + 6, 0] += 1
+    assert decoded(split, scores) == {0: "eight nine ten"}
+
+
+def test_answers_dont_end_before_they_start_nor_in_the_question():
+    split = encoded([row("two", "one two three")])
+    # The highest start is after the highest end, and the question's score is higher still.
+    scores = peaks(split, [5], [3])
+    scores.values.reshape(-1, 2)[1] = 99
+    # Left are the high start with itself, and the high end with itself: the first one found.
+    assert decoded(split, scores) == {0: "three"}
+    scores.values.reshape(-1, 2)[4] = 4.5
+    assert decoded(split, scores) == {0: "two"}
+
+
+def test_long_answers_are_left_out():
+    split = encoded([row("one")], max_length=32)
+    scores = peaks(split, [3], [12])
+    assert decoded(split, scores) == {0: PASSAGE}
+    assert decoded(split, scores, max_answer_tokens=3) != {0: PASSAGE}
+
+
+def test_no_answer_wins_where_every_window_says_so():
+    split = encoded([row("nine")])
+    scores = peaks(split, [0, 0], [0, 0])
+    assert decoded(split, scores, may_be_none=True) == {0: ""}
+    # One window that holds an answer is enough.
+    scores = peaks(split, [0, 6], [0, 8])
+    assert decoded(split, scores, may_be_none=True) == {0: "eight nine ten"}
+    assert decoded(split, peaks(split, [0, 0], [0, 0])) != {0: ""}
+
+
+def test_texts_are_judged_as_squad_judges_them():
+    found = ["the Rhine", "1903", "", "sea", ""]
+    true = [["Rhine", "river Rhine"], ["in 1903"], [], [], ["Alps"]]
+    got = squad_metrics(found, true)
+    predicted = [{"prediction_text": t, "id": str(n)} for n, t in enumerate(found)]
+    known = [
+        {"answers": {"text": t or [""], "answer_start": [0]}, "id": str(n)}
+        for n, t in enumerate(true)
+    ]
+    reference = squad(predicted, known)
+    assert got["exact_match"] == pytest.approx(float(reference["exact_match"]) / 100)
+    assert got["f1"] == pytest.approx(float(reference["f1"]) / 100)
+    # By hand: an article doesn't count; half of the words; right, wrong and missing silence.
+    assert got["exact_match"] == pytest.approx(2 / 5)
+    assert got["f1"] == pytest.approx((1 + 2 / 3 + 1 + 0 + 0) / 5)
+    assert squad_metrics([], []) == {"examples": 0.0}
+
+
+def test_metrics_of_windows_are_those_of_their_texts():
+    split = encoded([row("nine"), row(None, "one two"), row("two", "one two")])
+    scores = peaks(split, [0, 7, 0, 3], [0, 7, 0, 4])
+    got = KIND.metrics(scores, split, np.arange(4), ("start", "end"))
+    assert got == pytest.approx({"examples": 3, "exact_match": 2 / 3, "f1": (1 + 1 + 2 / 3) / 3})
+
+
+def test_a_teachers_own_tokens_answer_for_the_same_characters():
+    own = byte_pairs()
+    split = encoded([row("nine")], own=own, max_length=60)
+    aligned, view = split.alignments["a"], split.views["a"]
+    text = own.convert_ids_to_tokens(view.input_ids.tolist())
+    assert aligned.shape == (len(split.labels) * len(tokens(split, 0)), 2)
+    assert aligned[0].tolist() == [0, 0]
+    for place, token in enumerate(tokens(split, 0)[3:-1], start=3):
+        start, end = aligned[place]
+        assert "".join(text[start : end + 1]) == token
+    assert (aligned[1:3] == -1).all()
+    assert split.counts["positions_unaligned_a"] == 0
+
+
+def at(text: str, start: int) -> dict:
+    return {"text": [text], "answer_start": [start]}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (
+            row("two", answers={"text": ["two"], "answer_start": [5]}),
+            r"row 1.*'two' at character 5",
+        ),
+        (
+            row("two", answers={"text": ["twelve"], "answer_start": [4]}),
+            r"row 1.*'twelve'.*'two th'",
+        ),
+        (row("two", question="where " * 9), r"row 1: expected a question that leaves room"),
+    ],
+)
+def test_wrong_rows_are_named(wrong, said):
+    with pytest.raises(rb.DataError, match=said):
+        encoded([row("two"), wrong])
+
+
+def test_the_form_that_squad_is_published_in(tmp_path):
+    questions = [
+        {"id": 1, "question": "where", "answers": [{"text": "two", "answer_start": 4}]},
+        {
+            "id": "b",
+            "question": "who",
+            "is_impossible": True,
+            "answers": [],
+            "plausible_answers": [],
+        },
+    ]
+    file = tmp_path / "dev.json"
+    file.write_text(
+        json.dumps(
+            {
+                "version": "v2.0",
+                "data": [{"title": "t", "paragraphs": [{"context": PASSAGE, "qas": questions}]}],
+            }
+        )
+    )
+    loaded = load_source(str(file), "tasks[t].train")
+    assert loaded["id"][:] == ["1", "b"]
+    assert loaded["context"][:] == [PASSAGE] * 2
+    assert loaded["answers"][:] == [
+        {"text": ["two"], "answer_start": [4]},
+        {"text": [], "answer_start": []},
+    ]
+    file.write_text('{"version": 1, "data": [{"paragraphs": [{"qas": [{}]}]}]}')
+    with pytest.raises(rb.DataError, match=r"tasks\[t\].train: expected questions in SQuAD's form"):
+        load_source(str(file), "tasks[t].train")
+
+
+def test_padding_is_no_position():
+    from raybrew.objective.rows import RowIndex
+
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    index = RowIndex.of("position", torch.tensor([0, 1]), mask)
+    rows = index.of_logits(torch.zeros(2, 3))
+    assert rows.isneginf().tolist() == [[False, False, True], [False, False, False]]
