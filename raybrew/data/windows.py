@@ -82,8 +82,9 @@ def same_windows(
         which stand for no answer, answer for each other.
     """
     pieces, offsets = _pieces(windows, passages)
+    asked: Any = [questions[row] for row in windows.source]
     encoded: Any = tokenizer(
-        [questions[row] for row in windows.source],
+        asked,
         pieces,
         truncation="only_second",
         max_length=max_length,

@@ -138,8 +138,9 @@ def word_metrics(
     # Takes over a second to import, which a process that only trains need not spend.
     from seqeval.metrics import f1_score, precision_score, recall_score
 
-    spelled = [[[names[c] for c in labels] for labels in side] for side in (true, predicted)]
-    scores = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    spelled = [[[str(names[c]) for c in labels] for labels in side] for side in (true, predicted)]
+    # seqeval's annotations say less than its functions take.
+    scores: dict[str, Any] = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
     return figures | {
         name: float(score(*spelled, zero_division=0)) for name, score in scores.items()
     }

@@ -42,7 +42,7 @@ def encoded(rows: list[dict], own=None, **changes) -> EncodedSplit:
 
 def tokens(split: EncodedSplit, window: int, tokenizer=TOKENIZER, view=STUDENT_VIEW) -> list[str]:
     begin, stop = split.views[view].offsets[window : window + 2]
-    return tokenizer.convert_ids_to_tokens(split.views[view].input_ids[begin:stop].tolist())
+    return list(tokenizer.convert_ids_to_tokens(split.views[view].input_ids[begin:stop].tolist()))
 
 
 def test_long_passages_become_windows_that_share_tokens():

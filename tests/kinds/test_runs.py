@@ -213,11 +213,11 @@ def test_a_teacher_with_tokens_of_its_own_teaches_words(tmp_path, with_shared):
     assert recorder.term("t", "kd")[0] == pytest.approx(expected, rel=1e-5)
 
 
-def word_by_word(student, teachers: dict, sentences: list[list[str]]) -> float:
+def word_by_word(student: Any, teachers: dict[str, Any], sentences: list[list[str]]) -> float:
     """KD over the words that a teacher has an answer for, one sentence at a time."""
     losses = []
     for words in sentences:
-        mine, *theirs = [of_words(*side, words) for side in (student, *teachers.values())]
+        mine, *theirs = [of_words(m, t, words) for m, t in (student, *teachers.values())]
         for word, logits in mine.items():
             known = [each[word] for each in theirs if word in each]
             if known:
@@ -226,7 +226,7 @@ def word_by_word(student, teachers: dict, sentences: list[list[str]]) -> float:
     return float(np.mean(losses))
 
 
-def of_words(model, tokenizer, words: list[str]) -> dict[int, Tensor]:
+def of_words(model: Any, tokenizer: Any, words: list[str]) -> dict[int, Tensor]:
     """Logits of each word's first token."""
     options = {"is_split_into_words": True, "truncation": True, "max_length": 24}
     batch = tokenizer(words, return_tensors="pt", **options)
