@@ -62,7 +62,7 @@ def distill(
                 labelling.close(pool)
             labelling.note_workers(fitted.return_value or {})
         teachers, ensembles = judge_teachers(job, labelling.kept())
-        return run.finish(fitted, teachers, ensembles, labelling.counts)
+        return run.finish(fitted, teachers, ensembles, labelling.counts, preparation.data_counts())
 
 
 def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResult:
@@ -113,7 +113,7 @@ def train(
             preparation = prepare_supervised(job, run.folder.data)
         run.start([], together=True)
         plan = supervised_plan(job, preparation)
-        return run.finish(run.fit(plan, None), {}, {}, {})
+        return run.finish(run.fit(plan, None), {}, {}, {}, preparation.data_counts())
 
 
 def _replicas(

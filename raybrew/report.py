@@ -32,9 +32,18 @@ def render_report(result: Mapping[str, Any]) -> str:
     parts = []
     quality = _quality(result)
     if quality:
-        names = ["accuracy", "f1_macro", "matthews", "examples"]
+        # Those of every kind of task, in the order in which they come.
+        names = list(dict.fromkeys(name for _, figures in quality for name in figures))
+        names = [*(name for name in names if name != "examples"), "examples"]
         rows = [[who, *(_figure(figures, name) for name in names)] for who, figures in quality]
         parts.append(render_table("Evaluation", ["", *names], rows))
+    if result.get("data"):
+        rows = [
+            [split, name, f"{count:.0f}"]
+            for split, counts in result["data"].items()
+            for name, count in counts.items()
+        ]
+        parts.append(render_table("Data", ["", "", "count"], rows))
     if result["labels"]:
         rows = [[name, f"{value:.0f}"] for name, value in result["labels"].items()]
         parts.append(render_table("Labels (teacher, example)", ["", "count"], rows))

@@ -44,6 +44,7 @@ class RunResult:
         times: seconds of each stage.
         survived: faults on the way, see `raybrew.events`.
         best: the checkpoint with the highest `eval/score`; None without evaluation.
+        data: by task and split, its examples, and what was cut, lost or masked on the way to them.
     """
 
     folder: str
@@ -55,6 +56,7 @@ class RunResult:
     times: dict[str, float]
     survived: list[dict[str, Any]] = field(default_factory=list)
     best: str | None = None
+    data: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Run:
@@ -138,6 +140,7 @@ class Run:
         teachers: dict[str, dict[str, float]],
         ensembles: dict[str, dict[str, float]],
         labels: dict[str, float],
+        data: dict[str, dict[str, float]],
     ) -> RunResult:
         """Export the student, write the report."""
         metrics: dict[str, float] = fitted.return_value or {}
@@ -153,6 +156,7 @@ class Run:
             teachers=teachers,
             ensembles=ensembles,
             labels=labels | counted,
+            data=data,
             times=self.times,
             survived=self.events.all(),
             best=None if best is None else str(best),

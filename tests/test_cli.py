@@ -22,7 +22,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     make_model(folder / "a", 0)
     make_model(folder / "two-labels", 1, labels=("no", "yes"))
-    make_model(folder / "reordered", 1, labels=("up", "down", "level"))
+    make_model(folder / "others", 1, labels=("up", "down", "flat"))
     make_model(folder / "words", 2, words=["other", "words"])
     make_data(40).to_parquet(str(folder / "train.parquet"))
     make_data(20, seed=1).to_parquet(str(folder / "eval.parquet"))
@@ -84,9 +84,9 @@ WRONG = {
         {"--": "teachers.a.model=two-labels"},
         r"teachers\[a\]\.model: expected 3 labels.*down, level, up.*got a model with 2",
     ),
-    "teacher with another order": (
-        {"--": "teachers.a.model=reordered"},
-        r"teachers\[a\].*order \(down, level, up\), got up, down, level",
+    "teacher of other classes": (
+        {"--": "teachers.a.model=others"},
+        r"teachers\[a\].*labels \(down, level, up\) in any order, got up, down, flat",
     ),
     "another vocabulary": (
         {"--": "student.tokenizer_from=words"},

@@ -28,6 +28,7 @@ class Regression(Kind):
     hard_loss = "mse"
     kd_loss = "mse"
     exclusive = False
+    augments = True
     softened = False
     has_names = False
     problem_type = "regression"

@@ -239,6 +239,8 @@ class KnowledgeTerm:
     def _check_top_k(self) -> None:
         config, mixture = self._config, self._mixture
         wrong = []
+        if self._kind.layout == "position":
+            wrong.append(f"the classes of {self._kind.name} are the tokens of each text, all kept")
         if not self._loss.loss.top_k:
             wrong.append(
                 f"kd_loss {self._loss_name!r} has no form over the largest logits: take ce, kl, "

@@ -92,3 +92,13 @@ class Preparation:
     tasks: tuple[PreparedTask, ...]
     teachers: tuple[PreparedTeacher, ...] = ()
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
+
+    def data_counts(self) -> dict[str, dict[str, float]]:
+        """Return what each split holds, and what was cut, lost or masked on the way to it."""
+        return {
+            f"{task.task.name} {side}": {"examples": float(len(split))}
+            | {name: float(count) for name, count in split.counts.items()}
+            for task in self.tasks
+            for side, split in (("train", task.train), ("eval", task.eval))
+            if split is not None
+        }

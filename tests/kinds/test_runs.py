@@ -13,7 +13,10 @@ import raybrew as rb
 from raybrew.data.collate import collate, collate_labels
 from raybrew.judging import judge_teachers
 from raybrew.kinds import KINDS
-from raybrew.preparation import prepare
+from raybrew.planning import supervised_plan
+from raybrew.preparation import prepare, prepare_supervised
+from raybrew.student.building import build_training
+from raybrew.student.world import World
 from tests.kinds.made_kinds import (
     MODELS,
     byte_pairs,
@@ -44,7 +47,7 @@ def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     }
 
 
-def job_of(kind: str, teachers: dict[str, str], store: Path, **changes: Any) -> rb.DistillJob:
+def job_of(kind: str, models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJob:
     rows = make_rows(kind, 24)
     task = {"name": "t", "kind": kind, "train": rows, "eval": make_rows(kind, 9, 1)}
     names = names_of(kind)
@@ -55,7 +58,7 @@ def job_of(kind: str, teachers: dict[str, str], store: Path, **changes: Any) -> 
         "tasks": [rb.Task(**task, max_length=24, stride=4)],
         "teachers": [
             rb.Teacher(name=n, task="t", model=model, batch_tokens=64)
-            for n, model in teachers.items()
+            for n, model in models.items()
         ],
         "student": rb.Student(config=size | ({} if kind == "causal-lm" else NO_DROPOUT)),
         "distillation": rb.DistillationConfig(temperature=T, hard_label_weight=0.5),
@@ -236,3 +239,44 @@ def of_words(model: Any, tokenizer: Any, words: list[str]) -> dict[int, Tensor]:
     model.train(training)
     ids = batch.word_ids(0)
     return {word: logits[ids.index(word)] for word in ids if word is not None}
+
+
+@pytest.mark.parametrize("kind", ["multi-label", "regression", "token-classification"])
+def test_rows_may_be_read_changed(kind, teachers, tmp_path):
+    job = job_of(kind, teachers[kind], tmp_path / "store")
+    plain = prepare(job, tmp_path / "plain").tasks[0].train
+    changes = {"operations": [{"name": "deleting", "p": 0.5}], "copies": 1, "hard_labels": True}
+    task = rb.Task(**{**dict(job.tasks[0]), "augmentation": changes})
+    split = prepare(job.model_copy(update={"tasks": (task,)}), tmp_path / "data").tasks[0].train
+    assert len(split) == 2 * len(plain)
+    first, second = np.arange(24), np.arange(24, 48)
+    np.testing.assert_array_equal(split.labels_of(first), plain.labels)
+    assert split.student.lengths[second].sum() < split.student.lengths[first].sum()
+    if kind == "token-classification":
+        # The tag of a word stays with it: it follows from the word's number.
+        ids, labels = split.student.take(second).input_ids, split.labels_of(second)
+        words = tokenizer_of(kind).convert_ids_to_tokens(ids[labels >= 0].tolist())
+        assert len(words) > 24
+        assert [int(word[1:]) % 4 for word in words] == labels[labels >= 0].tolist()
+    else:
+        np.testing.assert_array_equal(split.labels_of(second), plain.labels)
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_teachers_are_made_from_labels_alone(kind, teachers, tmp_path):
+    distilled = job_of(kind, teachers[kind], tmp_path)
+    job = rb.TrainJob(
+        tasks=distilled.tasks,
+        model=rb.Student(model=teachers[kind]["a"]),
+        training=rb.TrainingConfig(
+            num_steps=30, batch_size=8, learning_rate=3e-3, num_threads=1, evaluate_every=30
+        ),
+        tracking=distilled.tracking,
+    )
+    plan = supervised_plan(job, prepare_supervised(job, tmp_path / "data"))
+    training = build_training(plan, World(), None)
+    recorder = Recorder()
+    last = training.run(recorder)
+    losses = recorder.term("t", "hard")
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert last["eval/t/examples"] > 0
