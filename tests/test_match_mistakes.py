@@ -12,6 +12,13 @@ from tests.losses import user_losses
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 
 HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "teacher": "a"}
+MODULES = {
+    "module_T": "bert.encoder.layer.1.output",
+    "module_S": "bert.encoder.layer.0.output",
+    "loss": "tests.models.user_matches:squared_error",
+    "proj_func": ["linear", 16, 32],
+    "teacher": "a",
+}
 PROJ = {"proj": ["linear", 16, 32]}
 
 
@@ -52,6 +59,14 @@ def prepared(models, tmp_path, matches=(), *, labels=None, changes=None, **disti
             {"module_T": "x", "module_S": "y", "loss": "nowhere:x", "teacher": "a"},
             r"custom match.*'nowhere:x' can't be imported",
         ),
+        (
+            {**MODULES, "module_T": "bert.encoder.layer.9.output"},
+            r"custom match.*teacher: .*no module 'bert.encoder.layer.9.output'.*Nearest: bert",
+        ),
+        (
+            {**MODULES, "module_S": "bert.encoder.layer.1.output"},
+            r"custom match.*student: .*no module 'bert.encoder.layer.1.output'.*Nearest: bert",
+        ),
     ],
 )
 def test_matches(models, tmp_path, match, said):
@@ -66,9 +81,9 @@ def test_kinds_are_generated_for_the_sizes_of_the_models(models, tmp_path):
         [{"preset": "hidden_mse", "teacher": "a", "weight": 0.5}, {**HIDDEN, **PROJ}],
     ).matches
     assert [match.term for match in matches] == [
-        "match/hidden_hidden_mse_0_0",
-        "match/hidden_hidden_mse_1_2",
+        "match/hidden_hidden_mse_0_0_a",
         "match/hidden_hidden_mse_1_2_a",
+        "match/hidden_hidden_mse_1_2_a_2",
     ]
     assert {match.teacher for match in matches} == {"a"}
     assert matches[1].spec.weight == 0.5

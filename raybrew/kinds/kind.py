@@ -41,8 +41,6 @@ class Kind(ABC):
         has_names: whether the order of logits is that of names which teachers have too.
         own_inputs: whether a teacher with a tokenizer of its own can teach it.
         needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
-        augments: whether its rows may be read changed: each is one example, and no place in a
-            text is its answer.
         dense_metrics: metrics that can't be told from the largest logits alone.
     """
 
@@ -58,8 +56,12 @@ class Kind(ABC):
     has_names: ClassVar[bool] = True
     own_inputs: ClassVar[bool] = True
     needs_offsets: ClassVar[bool] = False
-    augments: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def augments(self) -> bool:
+        """Whether its rows may be read changed: no place in a text, nor the text, is the answer."""
+        return self.layout != "position" and self.has_labels
 
     @abstractmethod
     def read(

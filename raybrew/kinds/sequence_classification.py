@@ -24,7 +24,6 @@ class SequenceClassification(Kind):
     name = "sequence-classification"
     model_class = AutoModelForSequenceClassification
     problem_type = "single_label_classification"
-    augments = True
 
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None

@@ -147,12 +147,13 @@ def _spelled_out(
         return [entry]
     name = _name_of(entry)
     weight = entry.weight if isinstance(entry, MatchPreset) else 1.0
+    named = entry.teacher if isinstance(entry, MatchPreset) else None
     specs = resolve_matches(name, teacher, student)
     # TextBrewer's presets count attention maps from 1.
     shift = (teacher.first_attention - 1, student.first_attention - 1) if name in PRESETS else ()
     return [
         spec.model_copy(
-            update={"weight": spec.weight * weight}
+            update={"weight": spec.weight * weight, "teacher": named}
             | (_shifted(spec, *shift) if shift and spec.feature == "attention" else {})
         )
         for spec in specs

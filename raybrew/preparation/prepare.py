@@ -9,6 +9,7 @@ from raybrew.config import DistillJob, Task, Teacher, TrainJob
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
+from raybrew.matching.modules import check_modules
 from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
 from raybrew.matching.reader import needs_attention
 from raybrew.matching.signals import code_name
@@ -196,7 +197,7 @@ def _matches(
         )
         for teacher in job.teachers_of(task)
     }
-    return plan_matches(
+    planned = plan_matches(
         job.distillation.matches,
         task,
         teachers,
@@ -204,6 +205,24 @@ def _matches(
         geometry_of(student),
         job.labels.dtype,
     )
+    _check_modules(job, task, planned, models, student)
+    return planned
+
+
+def _check_modules(
+    job: DistillJob,
+    task: str,
+    matches: Sequence[TaskMatch],
+    models: Mapping[str, TeacherModel],
+    student: PreTrainedConfig,
+) -> None:
+    (kind,) = [kind_of(each.kind) for each in job.tasks if each.name == task]
+    for teacher in job.teachers_of(task):
+        mine = [match.spec for match in matches if match.teacher == teacher.name]
+        check_modules(mine, kind.model_class, models[teacher.name].config, "teacher")
+    # A student of several tasks isn't a model of one of its kinds.
+    if len(job.tasks) == 1:
+        check_modules([match.spec for match in matches], kind.model_class, student, "student")
 
 
 def _prepared(
