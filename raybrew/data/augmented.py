@@ -44,8 +44,11 @@ def augmented(
         `rounds` blocks of as many rows: N unchanged, if they are read, and N for each copy.
 
     Raises:
-        DataError: a column to change that holds neither texts nor lists of words.
+        DataError: a column to change that holds neither texts nor lists of words. One that is
+            missing is left to whoever reads it.
     """
+    if not {*texts, label} - {None} <= set(dataset.column_names):
+        return dataset  # whoever reads the column says that it is missing
     blocks = []
     for number in range(augmentation.rounds):
         if augmentation.originals:

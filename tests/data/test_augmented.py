@@ -108,6 +108,12 @@ def test_a_column_that_holds_no_text():
         made(rows, operations=[SHUFFLED])
 
 
+def test_a_missing_column_is_named_by_whoever_reads_it(models, tmp_path):
+    given = task(operations=[SHUFFLED]).model_copy(update={"text": "txt"})
+    with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*did you mean 'text'"):
+        prepare(job(models, tmp_path, given), tmp_path / "data")
+
+
 def test_each_epoch_reads_its_round():
     sequence = BatchSequence([5], 2, 0, rounds=[3])
     assert sequence.steps_per_epoch == 3
