@@ -48,13 +48,19 @@ class Tracker:
         config: What to write to.
         job_plain: The resolved job, as `to_plain` gives it; recorded without secrets.
         run_name: Name of the run where `config.run_name` is left out.
+        on_lost: Told in words when W&B is lost in the middle of the run.
 
     Raises:
         ConfigError: W&B refuses the credentials or can't be reached, or TensorBoard is missing.
     """
 
     def __init__(
-        self, folder: Path, config: TrackingConfig, job_plain: dict[str, Any], run_name: str
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        job_plain: dict[str, Any],
+        run_name: str,
+        on_lost: Callable[[str], None] = _log.warning,
     ):
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +75,8 @@ class Tracker:
                 self._sinks.append(_TensorBoard(folder / "tensorboard", job))
             mode = _wandb_mode() if config.wandb else "disabled"
             if mode != "disabled":
-                self._sinks.append(_Wandb(folder, config, job, config.run_name or run_name, mode))
+                name = config.run_name or run_name
+                self._sinks.append(_Wandb(folder, config, job, name, mode, on_lost))
             undo.pop_all()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -140,11 +147,17 @@ class _TensorBoard:
 
 class _Wandb:
     def __init__(
-        self, folder: Path, config: TrackingConfig, job: dict[str, Any], name: str, mode: str
+        self,
+        folder: Path,
+        config: TrackingConfig,
+        job: dict[str, Any],
+        name: str,
+        mode: str,
+        on_lost: Callable[[str], None],
     ):
         import wandb
 
-        self._lost = False
+        self._lost, self._on_lost = False, on_lost
         try:
             self._run = wandb.init(
                 dir=str(folder),
@@ -190,10 +203,9 @@ class _Wandb:
             call()
         except _wandb_errors() as error:
             self._lost = True
-            _log.warning(
-                "W&B failed (%s: %s); the run goes on without it, metrics.jsonl has everything",
-                type(error).__name__,
-                error,
+            self._on_lost(
+                f"W&B failed ({type(error).__name__}: {error}); the run goes on without it, "
+                "metrics.jsonl has everything"
             )
 
 

@@ -82,7 +82,7 @@ class StudentTraining:
     _steps: list[StudentStep] = field(default_factory=list)
     _maker: StepMaker | None = None
     _begun: tuple[float, int] = (0.0, 0)
-    _cadence: Cadence = field(init=False)
+    _cadence: Cadence = field(init=False, repr=False)
     _progress: Progress = field(default_factory=lambda: Progress(0))
 
     def resume(self, folder: Path) -> None:
