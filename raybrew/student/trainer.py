@@ -20,7 +20,7 @@ import ray
 import ray.train
 import torch
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 
@@ -90,7 +90,7 @@ def _fit(trainer: TorchTrainer, mailbox: ActorHandle, checkpoints: Checkpoints) 
     while True:
         try:
             return _fit_once(trainer)
-        except RayActorError as death:
+        except (RayActorError, OutOfMemoryError) as death:
             # Its workers die with it. A new controller goes on where the old one was.
             now = checkpoints.paths()
             deaths, before = (deaths + 1 if now == before else 1), now
