@@ -13,6 +13,9 @@ from raybrew.errors import DataError
 
 __all__ = ["class_names", "class_numbers", "read_labels"]
 
+MAX_NUMBERED = 1 << 20
+"""Most classes that a largest number may stand for; an identifier is no class."""
+
 
 def read_labels(
     task: Task, train: Dataset, evaluation: Dataset | None
@@ -27,7 +30,7 @@ def read_labels(
 
     Raises:
         DataError: the column is missing, a label is outside of the classes or none at all, or
-            there are fewer than two classes.
+            there are fewer than two classes, or more than there is sense in.
     """
     what = f"tasks[{task.name}]"
     column = read_column(train, task.label, f"{what}.train")
@@ -63,8 +66,14 @@ def class_names(task: Task, values: Iterable[Any], feature: Any, what: str) -> t
     elif any(isinstance(value, str) for value in column):
         names = tuple(sorted({value for value in column if isinstance(value, str)}))
     else:
-        numbers = [value for value in column if _is_class_number(value)]
-        names = tuple(map(str, range(max(numbers, default=-1) + 1)))
+        largest = max((value for value in column if _is_class_number(value)), default=-1)
+        if largest >= MAX_NUMBERED:
+            raise DataError(
+                f"{what}.train: expected class numbers from 0 in {task.label!r}, got {largest}, "
+                f"which would be the last of more than {MAX_NUMBERED} classes; number the classes "
+                f"from 0, or set {what}.label_names"
+            )
+        names = tuple(map(str, range(largest + 1)))
     if len(names) < 2:
         raise DataError(
             f"{what}.train: expected two classes or more in {task.label!r}, got "
