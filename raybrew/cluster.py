@@ -5,13 +5,11 @@ import difflib
 import inspect
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private.internal_api import memory_summary
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
@@ -22,7 +20,6 @@ __all__ = [
     "ray_session",
     "run_config_from",
     "scaling_config_from",
-    "spilled_objects",
 ]
 
 Resources = Mapping[str, float]
@@ -54,13 +51,6 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def spilled_objects() -> int:
-    """Return how many objects the cluster's object stores have put on disk, ever."""
-    # The one place where Ray says so without its dashboard.
-    said = memory_summary(stats_only=True)
-    return sum(int(count) for count in re.findall(r"Spilled [\d.]+ MiB, (\d+) objects", said))
 
 
 def check_resources(

@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 
-from raybrew.cluster import MAX_FAILURES, check_resources, ray_session, spilled_objects
+from raybrew.cluster import MAX_FAILURES, check_resources, ray_session
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.events import Event, EventLog, Recovery
 from raybrew.interrupts import sigterm_as_interrupt
@@ -126,7 +126,6 @@ class Run:
                 on_lost=lambda said: self.survived(Event("W&B lost", "tracking", said)),
             )
         )
-        self._spilled = spilled_objects()
 
     def fit(self, plan: RankPlan, teachers: PoolAddress | None) -> Result:
         """Train the student on Ray Train."""
@@ -155,10 +154,6 @@ class Run:
         assert last is not None, "the loop ends with a checkpoint"
         self.folder.export_student(last / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
-        spilled = spilled_objects() - self._spilled
-        if spilled > 0:
-            what = f"{spilled} objects went to disk and came back as they were needed"
-            self.survived(Event("object store spilled", "Ray", what))
         self.times["total"] = time.perf_counter() - self._begin
         result = RunResult(
             folder=str(self.folder.path),

@@ -281,7 +281,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory):
 FILES = ["state.json", "optimizer.safetensors", "student/model.safetensors"]
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
 @given(data=st.data(), name=st.sampled_from(FILES))
 def test_a_damaged_checkpoint_is_never_used(data, name, checkpoint, tmp_path_factory):
     training, saved = checkpoint

@@ -4,12 +4,10 @@ pytest ──submit──► lab process: Cluster, driver of the run, a thread t
 """
 
 import contextlib
-import faulthandler
 import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -18,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -29,14 +26,11 @@ import raybrew as rb
 WAIT_S = 300.0
 """A run that takes longer hangs: the watchdog says who waits for what."""
 
-STUDENT_NODES = 3
-
 _cluster: Cluster | None = None
-_kept: list[Any] = []
 _nodes: list[Any] = []
 
 
-def start() -> str:
+def start(student_nodes: int) -> str:
     """Start a head without students, and nodes of one student worker each; return the address."""
     global _cluster
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -44,7 +38,8 @@ def start() -> str:
         initialize_head=True,
         head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 << 20},
     )
-    nodes_join()
+    for _ in range(student_nodes):
+        add_node()
     ray.init(
         address=_cluster.address,
         namespace="raybrew",
@@ -83,26 +78,11 @@ def leftovers() -> dict[str, list[str]]:
     }
 
 
-def descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and those that they started."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            parents[int(stat.parent.name)] = int(fields[1])
-    found, level = [], [pid]
-    while level:
-        level = [child for child, parent in parents.items() if parent in level]
-        found += level
-    return found
-
-
 def kill(kind: str, number: int | None = None) -> None:
     """SIGKILL the processes of a class of actors; one of them, or all."""
     pids = [actor["Pid"] for actor in alive(kind)]
     for pid in pids if number is None else [pids[number]]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
 
 
 # What can strike. Each is a function of nothing; its name is what a test asks for.
@@ -131,51 +111,8 @@ def node_dies() -> None:
     add_node()
 
 
-def nodes_leave() -> None:
-    """Kill all nodes of students but the one of the first rank; nobody joins."""
-    assert _cluster is not None
-    stays = alive(RANK)[0]["Address"]["NodeID"]
-    for node in [node for node in _nodes if node.node_id != stays]:
-        _nodes.remove(node)
-        _cluster.remove_node(node, allow_graceful=False)
-
-
-def nodes_join() -> None:
-    while len(_nodes) < STUDENT_NODES:
-        add_node()
-
-
-def object_store_fills() -> None:
-    """Keep more in the object store of the head than there is room for."""
-    _kept.extend(ray.put(np.zeros(30 << 20, np.uint8)) for _ in range(5))
-
-
-def wandb_dies() -> None:
-    """Kill W&B's own process, through which everything goes."""
-    for pid in descendants(os.getpid()):
-        if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-
-
-def labels_vanish() -> None:
-    """Delete every shard of the store that the run uses."""
-    for shard in Path(os.environ["FAULT_LAB_STORE"]).rglob("shard-*.arrow"):
-        shard.unlink()
-
-
 FAULTS: dict[str, Callable[[], None]] = {
-    each.__name__: each
-    for each in (
-        rank_dies,
-        all_ranks_die,
-        controller_dies,
-        node_dies,
-        nodes_leave,
-        nodes_join,
-        object_store_fills,
-        wandb_dies,
-        labels_vanish,
-    )
+    each.__name__: each for each in (rank_dies, all_ranks_die, controller_dies, node_dies)
 }
 
 
@@ -205,23 +142,6 @@ def step_of(folder: Path) -> int:
     return max(steps, default=0)
 
 
-@contextlib.contextmanager
-def watched(folder: str) -> Iterator[None]:
-    """Name who waits for what in a run that seems to hang."""
-
-    def say() -> None:
-        at = step_of(Path(folder, "run"))
-        print(f"watchdog: {folder} stands after step {at}; {leftovers()}", file=sys.stderr)
-        faulthandler.dump_traceback(all_threads=True)
-
-    timer = threading.Timer(WAIT_S * 0.9, say)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _strike(folder: Path, strikes: list[Strike], over: threading.Event) -> None:
     for strike in strikes:
         while step_of(folder) < strike.step:
@@ -247,14 +167,11 @@ def run(
     folder: str,
     strikes: list[Strike] | None = None,
     workers: int | tuple[int, int] = 2,
-    max_failures: int = 3,
     **scaling: Any,
 ) -> Outcome:
     """Distil, while faults strike."""
     outcome, begin = Outcome(), time.perf_counter()
-    os.environ["FAULT_LAB_STORE"] = job.labels.store
-    _kept.clear()
-    with watched(folder), striking(Path(folder, "run"), strikes or []):
+    with striking(Path(folder, "run"), strikes or []):
         try:
             result = rb.distill(
                 job,
@@ -266,7 +183,7 @@ def run(
                 run_config=RunConfig(
                     name="run",
                     storage_path=folder,
-                    failure_config=FailureConfig(max_failures=max_failures),
+                    failure_config=FailureConfig(max_failures=3),
                 ),
             )
             outcome.result = asdict(result)
