@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,7 @@ def train(training, folder: Path, said: Path) -> None:
     os._exit(0)
 
 
-def start(training, folder: Path, said: Path) -> multiprocessing.process.BaseProcess:
+def start(training, folder: Path, said: Path) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(
         target=train, args=(training, folder, said)
     )
