@@ -65,9 +65,7 @@ class Comparison:
             test = getattr(data, self.name)(self.cache)["test"]
         results: dict[str, list[rb.RunResult]] = {ALONE: [], DISTILLED: []}
         with ray_session():
-            for name in TEACHERS:
-                with self._stage(f"train teacher {name}"):
-                    self._teacher(name)
+            self.make_teachers()
             for seed in self.seeds:
                 for who, job in ((ALONE, "alone"), (DISTILLED, "distill")):
                     with self._stage(f"{who}, seed {seed}"):
@@ -82,6 +80,12 @@ class Comparison:
             json.dumps(self._figures(judged, ensemble, results[DISTILLED]), indent=1)
         )
         return f"{text}\nWritten to {self.folder}"
+
+    def make_teachers(self) -> None:
+        """Train the teachers that aren't in the cache."""
+        for name in TEACHERS:
+            with self._stage(f"train teacher {name}"):
+                self._teacher(name)
 
     @contextmanager
     def _stage(self, name: str):

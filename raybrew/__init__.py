@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from raybrew.losses.match_spec import MatchSpec
     from raybrew.models.custom_match import CustomMatch
     from raybrew.models.parameters import display_parameters
+    from raybrew.tuning.sweep import TuneResult, tune
 
 __all__ = [
     "Augmentation",
@@ -55,11 +56,13 @@ __all__ = [
     "TrainJob",
     "TrainingConfig",
     "TrainingError",
+    "TuneResult",
     "display_parameters",
     "distill",
     "label",
     "register",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -72,6 +75,8 @@ _HOMES = {
     "register": "extensions",
     "RunResult": "driver",
     "train": "driver",
+    "tune": "tuning.sweep",
+    "TuneResult": "tuning.sweep",
 }
 
 

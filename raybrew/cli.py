@@ -1,4 +1,4 @@
-"""The command line: `raybrew distill | label | train-teacher JOB.yaml [--set a.b=c]`.
+"""The command line: `raybrew distill | label | train-teacher | tune JOB.yaml [--set a.b=c]`.
 
 A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 """
@@ -63,6 +63,21 @@ def train_teacher(job: JobPath, set_: Overrides = None, resume: Resume = False) 
     from raybrew.driver import train as run
 
     _run(run, TrainJob, job, set_, resume)
+
+
+@app.command()
+def tune(
+    job: JobPath,
+    set_: Overrides = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the stopped sweep in run.name's folder.")
+    ] = False,
+) -> None:
+    """Distil one student for each configuration of the file's `space:`; teachers are asked once."""
+    from raybrew.commands.tune import tune as run
+
+    with _told():
+        run(job, set_ or [], resume=resume)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from raybrew.errors import ConfigError
 
 __all__ = [
     "MAX_FAILURES",
+    "build_ray_object",
     "check_resources",
     "ray_session",
     "run_config_from",
@@ -116,7 +117,7 @@ def scaling_config_from(values: Mapping[str, Any]) -> ScalingConfig | None:
     plain = {
         k: tuple(v) if k == "num_workers" and isinstance(v, list) else v for k, v in values.items()
     }
-    return _build(ScalingConfig, "scaling", plain)
+    return build_ray_object(ScalingConfig, "scaling", plain)
 
 
 def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
@@ -131,11 +132,16 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
     nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
     for name, kind in nested.items():
         if isinstance(plain.get(name), Mapping):
-            plain[name] = _build(kind, f"run.{name}", plain[name])
-    return _build(RunConfig, "run", plain)
+            plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
+    return build_ray_object(RunConfig, "run", plain)
 
 
-def _build(kind: type, what: str, values: Mapping[str, Any]) -> Any:
+def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:
+    """Return one of Ray's objects with arguments from a job file.
+
+    Raises:
+        ConfigError: an argument that it hasn't got, or refuses.
+    """
     known = list(inspect.signature(kind).parameters)
     for name in values:
         if name not in known:
@@ -147,7 +153,7 @@ def _build(kind: type, what: str, values: Mapping[str, Any]) -> Any:
             )
     try:
         return kind(**values)
-    except (TypeError, ValueError, DeprecationWarning) as error:
+    except (TypeError, ValueError, AssertionError, DeprecationWarning) as error:
         raise ConfigError(
             f"{what}: Ray's {kind.__name__} refused {dict(values)}: {error}"
         ) from error

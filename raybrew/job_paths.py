@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from raybrew.errors import ConfigError
 
-__all__ = ["section_of", "set_path"]
+__all__ = ["get_path", "section_of", "set_path"]
 
 
 def set_path(
@@ -52,6 +52,20 @@ def set_path(
         if isinstance(place, dict) and place.get(key) is None:
             place[key] = {}
         place = place[key]
+
+
+def get_path(values: dict[str, Any], path: str) -> Any:
+    """Return the value at a path that `set_path` can set; None where there is none yet."""
+    place: Any = values
+    steps, at = path.split("."), 0
+    while at < len(steps) and place is not None:
+        if isinstance(place, list):
+            key, used = _element(place, steps, at)
+            place = place[key]
+        else:
+            place, used = place.get(steps[at]), 1
+        at += used
+    return place
 
 
 def section_of(hint: Any) -> type[BaseModel] | None:

@@ -4,7 +4,8 @@
                                                              └──► job, or every mistake in it
 
 The keys of the file are those of the job, plus `scaling:` and `run:`, the arguments of Ray's
-`ScalingConfig` and `RunConfig`.
+`ScalingConfig` and `RunConfig`, and, for sweeps, `space:` and `tune:`, which other commands pass
+over.
 
 Paths: a relative path of a data set, a model, a tokenizer or the label store that exists relative
 to the file's folder is taken from there, and made absolute. Any other is left as it is (a hub id,
@@ -34,6 +35,7 @@ __all__ = ["JobFile", "dump_yaml", "explain", "load_job", "set_path", "validate"
 JobT = TypeVar("JobT", bound=DistillJob | TrainJob)
 
 RAY_SECTIONS = ("scaling", "run")
+SECTIONS = (*RAY_SECTIONS, "space", "tune")
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,16 @@ class JobFile(Generic[JobT]):
         job: The job, checked.
         scaling: Arguments of Ray's ScalingConfig.
         run: Arguments of Ray's RunConfig.
+        space: What a sweep is over, by path.
+        tune: Arguments of Ray's TuneConfig.
         plain: The resolved file, with every default: `dump_yaml(plain)` can be loaded again.
     """
 
     job: JobT
     scaling: dict[str, Any] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    space: dict[str, Any] = field(default_factory=dict)
+    tune: dict[str, Any] = field(default_factory=dict)
     plain: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,19 +81,19 @@ def load_job(
         if not equals or not target.strip():
             raise ConfigError(f"--set: expected path=value, got {override!r}")
         value = parse_yaml(text, f"--set {target.strip()}")
-        set_path(values, target.strip(), value, kind, free=RAY_SECTIONS)
+        set_path(values, target.strip(), value, kind, free=SECTIONS)
     mistakes: list[str] = []
-    sections = {name: _ray_section(values, name, mistakes) for name in RAY_SECTIONS}
+    sections = {name: _ray_section(values, name, mistakes) for name in SECTIONS}
     job: JobT | None = None
     try:
         job = kind.model_validate(values)
     except ValidationError as error:
-        mistakes.insert(0, explain(error, kind, extra=RAY_SECTIONS))
+        mistakes.insert(0, explain(error, kind, extra=SECTIONS))
     if job is None or mistakes:
         lines = "\n".join(mistakes)
         raise ConfigError(f"{file}: expected a {kind.__name__}, got\n{lines}")
     plain = job.to_plain() | {name: section for name, section in sections.items() if section}
-    return JobFile(job, scaling=sections["scaling"], run=sections["run"], plain=plain)
+    return JobFile(job, **sections, plain=plain)
 
 
 def validate(kind: type[JobT], values: Mapping[str, Any]) -> JobT:

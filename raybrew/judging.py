@@ -21,7 +21,7 @@ from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
 from raybrew.preparation import Preparation, PreparedTask, PreparedTeacher
 
-__all__ = ["judge_teachers"]
+__all__ = ["Metrics", "judge_teachers"]
 
 Metrics = dict[str, dict[str, float]]
 

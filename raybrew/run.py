@@ -100,6 +100,11 @@ class Run:
         finally:
             self.checkpoints.clean()
 
+    @property
+    def seconds(self) -> float:
+        """Time since the run began."""
+        return time.perf_counter() - self._begin
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Time a stage."""
@@ -154,7 +159,7 @@ class Run:
         assert last is not None, "the loop ends with a checkpoint"
         self.folder.export_student(last / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
-        self.times["total"] = time.perf_counter() - self._begin
+        self.times["total"] = self.seconds
         result = RunResult(
             folder=str(self.folder.path),
             student=str(self.folder.student),

@@ -20,7 +20,7 @@ from raybrew.config import TrackingConfig
 from raybrew.errors import ConfigError
 from raybrew.metrics_file import MetricsFile, without_secrets
 
-__all__ = ["Tracker"]
+__all__ = ["Tracker", "check_tracking"]
 
 _log = logging.getLogger(__name__)
 
@@ -121,16 +121,21 @@ class Tracker:
         self.finish(0 if kind is None else 1)
 
 
+def check_tracking(config: TrackingConfig) -> None:
+    """Refuse what a tracker would refuse, before there is a run to track.
+
+    Raises:
+        ConfigError: W&B refuses the credentials, or TensorBoard is missing.
+    """
+    if config.wandb:
+        _wandb_mode()
+    if config.tensorboard:
+        _summary_writer()
+
+
 class _TensorBoard:
     def __init__(self, folder: Path, job: dict[str, Any]):
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as error:
-            raise ConfigError(
-                "tracking.tensorboard: expected the package tensorboard, got none installed; "
-                "pip install 'raybrew[tensorboard]', or leave the key out"
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        self._writer = _summary_writer()(str(folder))
         self._writer.add_text("job", f"```json\n{json.dumps(job, indent=2, default=str)}\n```")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -143,6 +148,17 @@ class _TensorBoard:
 
     def finish(self, exit_code: int) -> None:
         self._writer.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "tracking.tensorboard: expected the package tensorboard, got none installed; "
+            "pip install 'raybrew[tensorboard]', or leave the key out"
+        ) from error
+    return SummaryWriter
 
 
 class _Wandb:

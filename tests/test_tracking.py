@@ -228,6 +228,24 @@ def test_bad_key_fails_at_the_start(tmp_path):
     assert not list(tmp_path.glob("wandb/*run-2*"))
 
 
+def test_a_sweep_finds_a_bad_key_before_its_first_trial(tmp_path):
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    code = """
+from ray import tune
+import raybrew as rb
+from tests.made import make_job
+from pathlib import Path
+tracking = rb.TrackingConfig(wandb=True)
+job = make_job({"a": "nowhere"}, Path("store"), tracking=tracking)
+try:
+    rb.tune(job, {"training.seed": tune.choice([0, 1])})
+except rb.ConfigError as error:
+    print("refused:", error)
+"""
+    done = run_python(code, WANDB_API_KEY="short", **home)
+    assert "refused: tracking.wandb: expected W&B to accept the key" in done.stdout, done.stderr
+
+
 def test_without_a_key_the_run_is_offline_and_says_so(tmp_path):
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
     code = f"import sys; sys.argv[1:] = [{str(tmp_path)!r}]\n" + OPEN

@@ -32,6 +32,7 @@ from raybrew.student.checkpoint import Progress, Snapshot, load_checkpoint, snap
 from raybrew.student.hooks import Hooks, Saver
 from raybrew.student.module import StudentModule
 from raybrew.student.nan_policy import leave_out
+from raybrew.student.optimization import OptimizerSettings
 from raybrew.student.ready import ReadyStep, StepMaker
 from raybrew.student.step import StudentStep
 from raybrew.student.world import World
@@ -85,8 +86,9 @@ class StudentTraining:
     _cadence: Cadence = field(init=False, repr=False)
     _progress: Progress = field(default_factory=lambda: Progress(0))
 
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+    def resume(self, folder: Path, *, own_settings: bool = False) -> None:
+        """Go on from a checkpoint, with its settings or this job's `own_settings`, as PBT does."""
+        settings = OptimizerSettings.of(self.optimizer)
         self._progress = load_checkpoint(
             folder,
             model=self.model,
@@ -96,6 +98,8 @@ class StudentTraining:
         )
         self.step = self._progress.step
         self._last = dict(self._progress.figures)
+        if own_settings:
+            settings.restore(self.optimizer, self.scheduler)
 
     def run(self, hooks: Hooks) -> dict[str, float]:
         """Train to the end.
@@ -131,6 +135,7 @@ class StudentTraining:
                 if self.step < end:
                     self._save_if_due(hooks)
         values = self.evaluate(hooks)
+        values["train/progress"] = self.step / self.num_steps
         hooks.evaluated(self.step, values, self.save)
         self._save_if_due(hooks, evaluation=values)
 

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from transformers.trainer_utils import SchedulerType
 from raybrew.config import TrainingConfig
 from raybrew.errors import ConfigError
 
-__all__ = ["build_optimizer", "build_scheduler", "check_optimization", "optimizer_class"]
+__all__ = [
+    "OptimizerSettings",
+    "build_optimizer",
+    "build_scheduler",
+    "check_optimization",
+    "optimizer_class",
+]
 
 
 def check_optimization(config: TrainingConfig) -> None:
@@ -85,6 +92,37 @@ def _fused(optimizer: type[Optimizer], parameters: Sequence[nn.Parameter]) -> di
     """Return the option that makes the update one kernel, where torch has one."""
     there = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in parameters)
     return {"fused": True} if optimizer.__name__ in _FUSED and there else {}
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """Options of an optimizer's groups, its peak learning rates among them, without its state.
+
+    Args:
+        groups: one mapping a group.
+    """
+
+    groups: tuple[dict[str, Any], ...]
+
+    @staticmethod
+    def of(optimizer: Optimizer) -> "OptimizerSettings":
+        """Take the settings of an optimizer that its schedule has seen."""
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        return OptimizerSettings(tuple(groups))
+
+    def restore(self, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+        """Give the settings back to an optimizer that took over a checkpoint's.
+
+        The learning rate stays at the same share of its peak, which is where the schedule is.
+        """
+        for group, settings in zip(optimizer.param_groups, self.groups, strict=True):
+            peak, own_peak = group.get("initial_lr"), settings.get("initial_lr")
+            rate = group["lr"]
+            group.update(settings)
+            group["lr"] = rate * own_peak / peak if peak and own_peak else rate
+        if hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
 
 
 def _is_optimizer(value: object) -> bool:

@@ -1,0 +1,54 @@
+"""What a path of a space can become, as far as that can be said before the first trial."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Range"]
+
+MOST_INTEGERS = 64
+"""Integers up to so many are gone through one by one; of more, the ends are looked at."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values of one path.
+
+    Args:
+        said: the search space as Tune says it, for messages.
+        values: every value, or the ends of an interval.
+        complete: whether these are all values.
+        interval: (low, high) of numbers, both within; None for choices.
+        integer: whether the interval holds integers alone.
+        log: whether it is searched by its logarithm.
+    """
+
+    said: str
+    values: tuple[Any, ...]
+    complete: bool
+    interval: tuple[float, float] | None = None
+    integer: bool = False
+    log: bool = False
+
+    @staticmethod
+    def choice(said: str, values: tuple[Any, ...]) -> "Range":
+        """Return a range of single values."""
+        return Range(said, values, complete=True)
+
+    @staticmethod
+    def between(said: str, low: float, high: float, *, integer: bool, log: bool) -> "Range":
+        """Return a range of numbers, both ends within it."""
+        if integer and high - low < MOST_INTEGERS:
+            values: tuple[Any, ...] = tuple(range(int(low), int(high) + 1))
+            return Range(said, values, True, (low, high), integer=True, log=log)
+        ends = (int(low), int(high)) if integer else (float(low), float(high))
+        return Range(said, ends, False, (low, high), integer=integer, log=log)
+
+    @property
+    def searches(self) -> bool:
+        """Whether there is anything to choose."""
+        return len(self.values) > 1 or not self.complete
+
+    def __post_init__(self) -> None:
+        assert self.values, "a range has values"
+        assert self.interval is None or all(map(math.isfinite, self.interval)), self.interval

@@ -1,0 +1,200 @@
+"""Tune's part of a sweep: the trials begun or continued, and what became of each.
+
+TuneConfig, RunConfig ──► Tuner ──► StudentTrial (one worker) or a function (several)
+└────► rows
+"""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.actor import ActorHandle
+from ray.train import ScalingConfig
+from ray.tune import CheckpointConfig, ExperimentAnalysis
+from ray.tune.experiment import Trial
+
+from raybrew.errors import ConfigError
+from raybrew.mailbox import Follower, start_mailbox
+from raybrew.student.checkpoints import Checkpoints
+from raybrew.tuning.brief import Brief
+from raybrew.tuning.following import FIGURES, TrialFollower, TrialRelay
+from raybrew.tuning.results import TrialRow
+from raybrew.tuning.settings import concurrency, copies_checkpoints
+from raybrew.tuning.several import CHECKPOINTS, train_with_workers
+from raybrew.tuning.trial import StudentTrial
+
+__all__ = ["Search"]
+
+TRIALS = "trials"
+"""Folder of the trials in that of the sweep."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A sweep's trials.
+
+    Args:
+        brief: what they share.
+        space: Tune's search spaces by path.
+        tune_config: Ray's own, with a metric and a mode.
+        run_config: Ray's own.
+        scaling: workers of one trial, Ray Train's own.
+        folder: of the sweep.
+    """
+
+    brief: Brief
+    space: Mapping[str, Any]
+    tune_config: tune.TuneConfig
+    run_config: tune.RunConfig
+    scaling: ScalingConfig
+    folder: Path
+
+    def run(self, follower: TrialFollower, *, resume: bool) -> list[TrialRow]:
+        """Run the trials to their end.
+
+        Args:
+            follower: told of what happens.
+            resume: go on with the trials in the folder.
+
+        Raises:
+            ConfigError: Tune refuses what it is given.
+            KeyboardInterrupt: the user stopped it; what was done is kept.
+        """
+        mailbox = start_mailbox()
+        with follower, Follower(mailbox, follower.take), _quiet_tune():
+            tuner = self._tuner(mailbox, resume=resume)
+            results = tuner.fit()
+        if any(not trial.is_finished() for trial in follower.trials):
+            raise KeyboardInterrupt
+        return self._rows(results)
+
+    def _tuner(self, mailbox: ActorHandle, *, resume: bool) -> tune.Tuner:
+        trainable = self._trainable(mailbox)
+        place = self.folder / TRIALS
+        try:
+            if resume:
+                return tune.Tuner.restore(
+                    str(place), trainable, param_space=dict(self.space), resume_unfinished=True
+                )
+            return tune.Tuner(
+                trainable,
+                param_space=dict(self.space),
+                tune_config=dataclasses.replace(
+                    self.tune_config,
+                    # A process that has loaded everything serves one trial after another.
+                    reuse_actors=self._in_one_process,
+                    max_concurrent_trials=concurrency(self.tune_config, self.scaling),
+                    trial_name_creator=self.tune_config.trial_name_creator or _name,
+                    trial_dirname_creator=str,
+                ),
+                run_config=self._run_config(place),
+            )
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ConfigError(f"tune: Ray Tune refused the sweep: {error}") from error
+
+    @property
+    def _in_one_process(self) -> bool:
+        return self.scaling.min_workers == 1
+
+    def _trainable(self, mailbox: ActorHandle) -> Any:
+        worker: dict[str, Any] = dict(self.scaling._resources_per_worker_not_none)
+        if self._in_one_process:
+            with_brief = tune.with_parameters(
+                StudentTrial, brief=self.brief, mailbox=mailbox, resources=worker
+            )
+            return tune.with_resources(with_brief, worker)
+        function = tune.with_parameters(
+            train_with_workers, brief=self.brief, mailbox=mailbox, scaling=self.scaling
+        )
+        # The function only waits, its workers ask for what they need. Tune places nothing that
+        # asks for nothing: a byte of memory is as little as can be.
+        return tune.with_resources(function, tune.PlacementGroupFactory([{"memory": 1}]))
+
+    def _run_config(self, place: Path) -> tune.RunConfig:
+        given = self.run_config
+        checkpoints = given.checkpoint_config or CheckpointConfig()
+        if self._in_one_process and checkpoints.num_to_keep is None:
+            # The last one is what a trial goes on from, and what the best student is taken of;
+            # others may still have to read an older one where they copy each other.
+            copied = copies_checkpoints(self.tune_config.scheduler)
+            checkpoints = CheckpointConfig(
+                num_to_keep=4 if copied else 1, checkpoint_frequency=1, checkpoint_at_end=True
+            )
+        return dataclasses.replace(
+            given,
+            name=place.name,
+            storage_path=str(place.parent),
+            checkpoint_config=checkpoints,
+            callbacks=[*(given.callbacks or []), TrialRelay()],
+            # The bars and the report are what a user sees.
+            verbose=0 if given.verbose == tune.RunConfig().verbose else given.verbose,
+        )
+
+    def _rows(self, results: tune.ResultGrid) -> list[TrialRow]:
+        analysis = ExperimentAnalysis(results.experiment_path)
+        frames = analysis.trial_dataframes
+        metric = self.tune_config.metric
+        assert metric is not None, "with_defaults has set it"
+        return [_row(trial, frames.get(trial.trial_id), metric) for trial in analysis.trials]
+
+
+def _row(trial: Trial, frame: Any, metric: str) -> TrialRow:
+    last = trial.last_result or {}
+    error = trial.get_error()
+    done = last.get("train/progress", 0.0) >= 1.0
+    curve: tuple[tuple[int, float], ...] = ()
+    if frame is not None and len(frame) and {"step", metric} <= set(frame.columns):
+        curve = tuple(
+            (int(step), float(score))
+            for step, score in zip(frame["step"], frame[metric], strict=True)
+        )
+    return TrialRow(
+        name=str(trial),
+        config=dict(trial.config),
+        status="failed" if error is not None else "finished" if done else "stopped",
+        score=float(last[metric]) if metric in last else None,
+        step=int(last.get("step", 0)),
+        evaluations=len(curve),
+        seconds=float(last.get("time_total_s", 0.0)),
+        metrics={
+            key: float(value)
+            for key, value in last.items()
+            if key.startswith(FIGURES) and isinstance(value, (int, float))
+        },
+        curve=curve,
+        error="" if error is None else _last_line(error),
+        checkpoint=_checkpoint(trial),
+    )
+
+
+def _checkpoint(trial: Trial) -> str:
+    if trial.checkpoint is not None:
+        return trial.checkpoint.path
+    # Several workers write theirs by themselves.
+    newest = None if trial.path is None else Checkpoints(Path(trial.path, CHECKPOINTS)).newest()
+    return "" if newest is None else str(newest)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+def _name(trial: Trial) -> str:
+    return f"trial-{trial.trial_id.rpartition('_')[2]}"
+
+
+@contextlib.contextmanager
+def _quiet_tune() -> Iterator[None]:
+    # A failing trial is in the table, with its error.
+    logger = logging.getLogger("ray.tune")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,173 @@
+"""Tune's settings: from YAML, with the sweep's defaults, and checked.
+
+num_samples: 24
+scheduler:  {asha: {max_t: 6, grace_period: 1}}
+search_alg: {optuna: {seed: 0}}
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.train import ScalingConfig
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from raybrew.cluster import build_ray_object
+from raybrew.errors import ConfigError
+from raybrew.tuning.domains import domain_from, range_of
+from raybrew.tuning.ranges import Range
+
+__all__ = [
+    "SCORE",
+    "concurrency",
+    "copies_checkpoints",
+    "mutated_ranges",
+    "tune_config_from",
+    "tune_run_config_from",
+    "with_defaults",
+]
+
+SCORE = "eval/score"
+"""The mean of the tasks' main metrics: what a sweep looks at if nothing else is said."""
+
+SCHEDULERS = {
+    "asha": ASHAScheduler,
+    "fifo": FIFOScheduler,
+    "hyperband": HyperBandScheduler,
+    "median_stopping": MedianStoppingRule,
+    "pbt": PopulationBasedTraining,
+}
+SEARCHERS = {"optuna": OptunaSearch, "random": BasicVariantGenerator}
+
+_MUTABLE = (
+    "distillation.",
+    "training.learning_rate",
+    "training.max_grad_norm",
+    "training.optimizer_options.",
+)
+
+
+def tune_config_from(values: Mapping[str, Any]) -> tune.TuneConfig:
+    """Return Ray's TuneConfig with the arguments of a job file's `tune:`.
+
+    Raises:
+        ConfigError: a name that Tune hasn't got, or an argument that it refuses.
+    """
+    plain = dict(values)
+    for name, known in (("scheduler", SCHEDULERS), ("search_alg", SEARCHERS)):
+        if plain.get(name) is not None:
+            plain[name] = _named(f"tune.{name}", plain[name], known)
+    return build_ray_object(tune.TuneConfig, "tune", plain)
+
+
+def tune_run_config_from(values: Mapping[str, Any]) -> tune.RunConfig | None:
+    """Return Ray's RunConfig of a sweep with the arguments of a job file's `run:`."""
+    if not values:
+        return None
+    plain = {"storage_path": str(Path("runs").absolute()), **values}
+    nested = {"failure_config": tune.FailureConfig, "checkpoint_config": tune.CheckpointConfig}
+    for name, kind in nested.items():
+        if isinstance(plain.get(name), Mapping):
+            plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
+    return build_ray_object(tune.RunConfig, "run", plain)
+
+
+def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
+    """Return the settings with the score as the metric, where they name none."""
+    config = config or tune.TuneConfig()
+    of_parts = [
+        part
+        for part in (config.scheduler, config.search_alg)
+        if getattr(part, "metric", None) or getattr(part, "_metric", None)
+    ]
+    if config.metric is None and of_parts:
+        raise ConfigError(
+            "tune_config: expected the metric and its mode in TuneConfig alone, got one in "
+            f"{', '.join(type(part).__name__ for part in of_parts)}"
+        )
+    return dataclasses.replace(config, metric=config.metric or SCORE, mode=config.mode or "max")
+
+
+def copies_checkpoints(scheduler: TrialScheduler | None) -> bool:
+    """Whether the scheduler moves checkpoints between trials, which `TorchTrainer` can't take."""
+    return isinstance(scheduler, PopulationBasedTraining)
+
+
+def mutated_ranges(scheduler: TrialScheduler | None) -> dict[str, Range]:
+    """Return what population based training may change while a trial runs.
+
+    Raises:
+        ConfigError: a path that can't change between two steps of a student.
+    """
+    if not isinstance(scheduler, PopulationBasedTraining):
+        return {}
+    found = {}
+    for path, given in scheduler._hyperparam_mutations.items():
+        if not _is_mutable(path):
+            raise ConfigError(
+                f"hyperparam_mutations: {path} can't change while a student trains; expected "
+                f"paths that begin with {', '.join(_MUTABLE)}, or end with .weight"
+            )
+        found[path] = (
+            Range.choice(f"one of {given!r}", tuple(given))
+            if isinstance(given, list)
+            else range_of(path, given)
+        )
+    return found
+
+
+def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
+    """Return how many trials of several workers fit at once: more would wait for each other.
+
+    Args:
+        config: the user's limit is kept if it is lower.
+        scaling: of one trial.
+    """
+    if scaling.min_workers == 1:
+        return config.max_concurrent_trials
+    worker: Any = scaling._resources_per_worker_not_none
+    has = ray.cluster_resources()
+    fit = min(
+        math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)
+        for name, need in worker.items()
+        if need > 0
+    )
+    return min(fit, config.max_concurrent_trials or fit)
+
+
+def _is_mutable(path: str) -> bool:
+    if path.startswith("distillation.matches"):
+        return path.endswith(".weight")
+    return path.startswith(_MUTABLE) or (path.startswith("teachers.") and path.endswith(".weight"))
+
+
+def _named(what: str, given: Any, known: Mapping[str, Any]) -> Any:
+    name, arguments = given, {}
+    if isinstance(given, Mapping) and len(given) == 1:
+        name, arguments = next(iter(given.items()))
+    if name not in known or not isinstance(arguments or {}, Mapping):
+        raise ConfigError(
+            f"{what}: expected {{name: {{argument: value}}}} with one of {', '.join(known)}, "
+            f"got {given!r}"
+        )
+    arguments = dict(arguments or {})
+    mutations = arguments.get("hyperparam_mutations")
+    if isinstance(mutations, Mapping):
+        arguments["hyperparam_mutations"] = {
+            path: domain if isinstance(domain, list) else domain_from(path, domain)
+            for path, domain in mutations.items()
+        }
+    return build_ray_object(known[name], f"{what}.{name}", arguments)

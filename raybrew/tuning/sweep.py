@@ -1,0 +1,304 @@
+"""`tune`: many students of the same teachers, which are asked once.
+
+check the space ──► Ray ──► survey, encode ──► labels of all trials ──► teachers released
+    ──► trials ──► table, report, best student, best job
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.train import RunConfig, ScalingConfig
+
+from raybrew.config import DistillJob
+from raybrew.errors import ConfigError, TeacherError
+from raybrew.job_paths import get_path
+from raybrew.job_values import values_of
+from raybrew.jobfile import dump_yaml
+from raybrew.judging import Metrics, judge_teachers
+from raybrew.labelling import Labelling
+from raybrew.run import Run
+from raybrew.student.checkpoint import STUDENT
+from raybrew.tracking import check_tracking
+from raybrew.tuning.domains import range_of
+from raybrew.tuning.following import TrialFollower
+from raybrew.tuning.ranges import Range
+from raybrew.tuning.result import TuneResult, render_sweep
+from raybrew.tuning.results import TrialRow, best_of, ranked, results_csv
+from raybrew.tuning.searching import TRIALS, Search
+from raybrew.tuning.settings import copies_checkpoints, mutated_ranges, with_defaults
+from raybrew.tuning.space import JobSpace
+from raybrew.tuning.survey import Survey, survey, with_saved_data
+
+__all__ = ["TuneResult", "tune"]
+
+_NEEDED = ("optuna", "matplotlib", "jinja2")
+
+
+def tune(
+    job: DistillJob,
+    space: Mapping[str, Any],
+    *,
+    tune_config: ray_tune.TuneConfig | None = None,
+    scaling_config: ScalingConfig | None = None,
+    run_config: ray_tune.RunConfig | None = None,
+    resume: bool = False,
+) -> TuneResult:
+    """Distil the job's teachers into one student for each configuration of a space.
+
+    Args:
+        job: what trials have in common.
+        space: by dotted path of the job, one of Tune's search spaces: `tune.uniform(1, 10)`.
+        tune_config: Ray Tune's own: samples, searcher, scheduler; the metric is `eval/score`,
+            the more the better, where it names none.
+        scaling_config: workers of one trial, Ray Train's own; one worker if left out.
+        run_config: name and folder of the sweep, Ray Tune's own; `runs/tune-<time>` if left out.
+        resume: go on with the stopped sweep in that folder.
+
+    Returns:
+        The trials, and where the best student is.
+
+    Raises:
+        ConfigError: a path, a value or a combination that can't be; no trial was started.
+        DataError: the data isn't what the job says.
+        TeacherError: a teacher can't be loaded, or answers NaN.
+        KeyboardInterrupt: it was stopped; `resume` goes on.
+    """
+    return _Sweep(job, space, tune_config, scaling_config, run_config, resume).run()
+
+
+class _Sweep:
+    def __init__(
+        self,
+        job: DistillJob,
+        space: Mapping[str, Any],
+        tune_config: ray_tune.TuneConfig | None,
+        scaling: ScalingConfig | None,
+        run_config: ray_tune.RunConfig | None,
+        resume: bool,
+    ):
+        self._job, self._given, self._resume = job, dict(space), resume
+        self._config = with_defaults(tune_config)
+        self._scaling = scaling or ScalingConfig()
+        self._run_config = _named(run_config, resume=resume)
+        self._ranges: dict[str, Range] = {
+            path: range_of(path, given) for path, given in space.items()
+        }
+        self._ranges = {**mutated_ranges(self._config.scheduler), **self._ranges}
+
+    def run(self) -> TuneResult:
+        self._check()
+        name = str(self._run_config.name)
+        # The sweep itself is no run of W&B's: its trials are.
+        quiet = self._job.tracking.model_copy(update={"wandb": False, "tensorboard": False})
+        place = RunConfig(name=name, storage_path=str(self._run_config.storage_path))
+        job = self._job.model_copy(update={"tracking": quiet})
+        with Run(job, "tune", self._scaling, place, resume=self._resume) as run:
+            with run.stage("prepare"):
+                space = JobSpace(self._base(run.folder.data), self._ranges)
+                self._remember(run)
+                found = survey(space, run.folder.data)
+            run.start(
+                [
+                    (teacher.teacher.name, teacher.teacher.resources)
+                    for teacher in found.passes[0].preparation.teachers
+                    for _ in range(teacher.teacher.replicas)
+                ],
+                together=False,
+            )
+            labels = _label(found, run)
+            with run.stage("trials"):
+                rows = self._search(found, run)
+            judged = judge_teachers(found.passes[0].job, found.passes[0].preparation)
+            return self._finish(run, space, rows, labels, judged)
+
+    def _check(self) -> None:
+        missing = [package for package in _NEEDED if find_spec(package) is None]
+        if missing:
+            raise ConfigError(
+                f"tune: its report needs {', '.join(missing)}; pip install 'raybrew[tune]'"
+            )
+        JobSpace(self._job, self._ranges).check()
+        if copies_checkpoints(self._config.scheduler) and self._scaling.min_workers > 1:
+            raise ConfigError(
+                "tune: population based training hands checkpoints from trial to trial, which "
+                f"needs trials of one worker, got {self._scaling.min_workers} "
+                "(scaling.num_workers)"
+            )
+        check_tracking(self._job.tracking)
+
+    def _base(self, folder: Path) -> DistillJob:
+        job = with_saved_data(self._job, folder / "rows")
+        if job.labels.top_k is None:
+            return job
+        # One set of labels serves every temperature.
+        listed = JobSpace(job, self._ranges).temperatures
+        temperatures = tuple(sorted({*job.labels.top_k_temperatures, *listed}))
+        labels = job.labels.model_copy(update={"top_k_temperatures": temperatures})
+        return job.model_copy(update={"labels": labels})
+
+    def _remember(self, run: Run) -> None:
+        """Write down what the sweep is over; refuse to go on with another."""
+        now = {path: each.said for path, each in self._ranges.items()}
+        file = run.folder.path / "space.json"
+        if self._resume and file.exists() and json.loads(file.read_text()) != now:
+            raise ConfigError(
+                f"resume: {file} says that the sweep began with another space; go on with that, or "
+                "start a new sweep under another run.name"
+            )
+        run.folder.write_json(file.name, now)
+
+    def _search(self, found: Survey, run: Run) -> list[TrialRow]:
+        search = Search(
+            found.brief,
+            self._given,
+            self._config,
+            self._run_config,
+            self._scaling,
+            run.folder.path,
+        )
+        follower = TrialFollower(
+            found.brief.space,
+            run.folder.path / TRIALS,
+            str(self._run_config.name),
+            run.bars,
+            run.events,
+            self._metric,
+            self._mode,
+            self._num_trials,
+        )
+        return search.run(follower, resume=self._resume)
+
+    @property
+    def _metric(self) -> str:
+        return str(self._config.metric)
+
+    @property
+    def _mode(self) -> str:
+        return str(self._config.mode)
+
+    @property
+    def _num_trials(self) -> int | None:
+        grids = [
+            len(given["grid_search"])
+            for given in self._given.values()
+            if isinstance(given, Mapping) and "grid_search" in given
+        ]
+        samples = self._config.num_samples
+        return None if samples < 0 else samples * math.prod(grids)
+
+    def _finish(
+        self,
+        run: Run,
+        space: JobSpace,
+        rows: list[TrialRow],
+        labels: dict[str, float],
+        judged: tuple[Metrics, Metrics],
+    ) -> TuneResult:
+        order = ranked(rows, self._mode)
+        best = best_of(rows, self._mode)
+        folder = run.folder
+        student = best_job = ""
+        if best is not None:
+            if best.checkpoint:
+                folder.export_student(Path(best.checkpoint) / STUDENT)
+                student = str(folder.student)
+            plain = space.job(best.config).to_plain()
+            folder.write("best.yaml", dump_yaml(plain | _scaling_section(self._scaling)))
+            best_job = str(folder.path / "best.yaml")
+        for count in ("hits", "misses"):
+            labels[count] = sum(row.metrics.get(f"labels/{count}", 0.0) for row in rows)
+        folder.write("results.csv", results_csv(rows, self._metric, self._mode))
+        with run.stage("report"):
+            self._report(run, space, order, best, labels)
+        run.times["total"] = run.seconds
+        result = TuneResult(
+            folder=str(folder.path),
+            best=best,
+            best_job=best_job,
+            student=student,
+            trials=tuple(order),
+            labels=labels,
+            teachers=judged[0],
+            ensembles=judged[1],
+            times=run.times,
+        )
+        folder.write_json("report.json", json.loads(json.dumps(asdict(result), default=str)))
+        folder.write("report.txt", render_sweep(result, self._metric))
+        return result
+
+    def _report(
+        self,
+        run: Run,
+        space: JobSpace,
+        order: list[TrialRow],
+        best: TrialRow | None,
+        labels: dict[str, float],
+    ) -> None:
+        # Drawing is slow to import, and needed here alone.
+        from raybrew.tuning.figures import draw
+        from raybrew.tuning.page import ReportFacts, render_page
+        from raybrew.tuning.study import importances, study_of
+
+        study = study_of(order, space.ranges, self._mode)
+        importance = importances(study)
+        pictures = draw(study, importance, order, self._metric, run.folder.path)
+        values = values_of(space.base)
+        facts = ReportFacts(
+            name=str(self._run_config.name),
+            metric=self._metric,
+            mode=self._mode,
+            rows=order,
+            best=best,
+            said={path: each.said for path, each in space.ranges.items()},
+            base={path: get_path(values, path) for path in space.ranges},
+            labels=labels,
+            times=run.times,
+            importance=importance,
+            command=f"raybrew distill {run.folder.path / 'best.yaml'}",
+        )
+        run.folder.write("report.html", render_page(facts, pictures))
+
+
+def _label(found: Survey, run: Run) -> dict[str, float]:
+    """Compute every label that a trial may ask for, then let the teachers go."""
+    counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
+    for each in found.passes:
+        labelling = Labelling(each.job, each.preparation, run)
+        with labelling.pool() as pool:
+            labelling.fill(pool, ("train", "eval"))
+            labelling.close(pool)
+        if labelling.dropped:
+            raise TeacherError(
+                f"sweep: expected the labels of every teacher, got {', '.join(labelling.dropped)} "
+                "gone for good (on_loss: drop); start the sweep again, or leave that teacher out"
+            )
+        for name in counts:
+            counts[name] += labelling.counts[name]
+    return counts
+
+
+def _named(given: ray_tune.RunConfig | None, *, resume: bool) -> ray_tune.RunConfig:
+    config = given or ray_tune.RunConfig()
+    if resume and not config.name:
+        raise ConfigError("resume: expected run.name to say which sweep to go on with, got none")
+    config.name = config.name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
+    config.storage_path = config.storage_path or str(Path("runs").absolute())
+    return config
+
+
+def _scaling_section(scaling: ScalingConfig) -> dict[str, Any]:
+    default = ScalingConfig()
+    names = ("num_workers", "use_gpu", "resources_per_worker")
+    changed = {
+        name: getattr(scaling, name)
+        for name in names
+        if getattr(scaling, name) != getattr(default, name)
+    }
+    return {"scaling": changed} if changed else {}

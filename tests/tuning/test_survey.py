@@ -1,0 +1,97 @@
+"""What all trials need is found out, encoded and asked for once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray import tune
+
+import raybrew as rb
+from raybrew.preparation import Readings
+from raybrew.tuning.domains import range_of
+from raybrew.tuning.space import JobSpace
+from raybrew.tuning.survey import survey, with_saved_data
+from tests.made import make_job, make_model
+
+HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "cos", "teacher": "a"}
+HIDDEN |= {"proj": ["linear", 16, 32]}
+VECTOR = {**HIDDEN, "loss": "pkd", "teacher": "b"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("teachers")
+    return {name: make_model(folder / name, seed) for seed, name in enumerate("ab")}
+
+
+def space_of(base: rb.DistillJob, given: dict[str, Any]) -> JobSpace:
+    return JobSpace(base, {path: range_of(path, each) for path, each in given.items()})
+
+
+def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
+    base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
+    space = space_of(
+        base,
+        {
+            "distillation.matches": tune.choice([[], [HIDDEN], [VECTOR], [HIDDEN, VECTOR]]),
+            "student.config.num_hidden_layers": tune.randint(1, 3),
+            "training.learning_rate": tune.loguniform(1e-4, 1e-2),
+        },
+    )
+    found = survey(space, tmp_path / "data")
+    (only,) = found.passes
+    signals = {t.teacher.name: [s.statistic for s in t.signals] for t in only.preparation.teachers}
+    assert [len(each) for each in signals.values()] == [2, 2]
+    assert all(each[0] == "logits" for each in signals.values())
+    # One tokenizer, one set of rows: encoded once.
+    assert len(found.brief.folders) == len(found.brief.tables) == 1
+    readings = Readings(found.brief.fingerprints)
+    asked = {t.teacher.name: set(t.signals) for t in only.preparation.teachers}
+    for config, _ in space.jobs():
+        plan = found.brief.plan(found.brief.job(config), readings)
+        for teacher in plan.teachers:
+            assert set(teacher.signals) <= asked[teacher.name]
+            assert teacher.hosted is None
+        assert Path(plan.tasks[0].train).is_dir()
+        assert plan.student.config is not None
+        layers = config["student.config.num_hidden_layers"]
+        assert plan.student.config["num_hidden_layers"] == layers
+
+
+def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
+    base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
+    space = space_of(base, {"tasks.sum.max_length": tune.choice([8, 32])})
+    found = survey(space, tmp_path / "data")
+    assert len(found.passes) == len(found.brief.folders) == 2
+    lengths = {int(each.preparation.tasks[0].train.student.lengths.max()) for each in found.passes}
+    assert min(lengths) == 8 < max(lengths)
+
+
+def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
+    base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
+    space = space_of(base, {"teachers.a.model": tune.grid_search([models["a"], models["b"]])})
+    found = survey(space, tmp_path / "data")
+    prints = {tuple(t.spec.fingerprint for t in each.preparation.teachers) for each in found.passes}
+    assert len(prints) == 2
+
+
+def test_a_combination_that_does_not_fit_is_named(models, tmp_path):
+    base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
+    space = space_of(
+        base,
+        {
+            "distillation.matches": tune.choice([[], [{**HIDDEN, "layer_S": 2}]]),
+            "student.config.num_hidden_layers": tune.choice([1, 2]),
+        },
+    )
+    with pytest.raises(rb.ConfigError, match=r"num_hidden_layers = 1: .*layer"):
+        survey(space, tmp_path / "data")
+
+
+def test_live_rows_are_saved_for_trials_and_yaml(models, tmp_path):
+    job = make_job(models, tmp_path / "store")
+    saved = with_saved_data(job, tmp_path / "rows")
+    assert Path(saved.tasks[0].train).exists()
+    again = with_saved_data(job, tmp_path / "rows")
+    assert again.to_plain() == saved.to_plain()
+    rb.DistillJob.model_validate(saved.to_plain())
