@@ -5,12 +5,13 @@ config of a trial ──► job ──► fits the models (read once a process) 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillJob
 from raybrew.data.split import EncodedSplit
+from raybrew.extensions import Extensions, registered
 from raybrew.planning import distill_plan
 from raybrew.preparation import (
     Fitting,
@@ -36,12 +37,14 @@ class Brief:
         tables: by `tables_key`, the tasks' rows.
         folders: by `encoding_key`, of each task the folders of its encoded splits.
         fingerprints: of the teachers, which take a pass over their weights to find.
+        extensions: what the user registered in the driver's process.
     """
 
     space: JobSpace
     tables: Mapping[str, tuple[Table, ...]]
     folders: Mapping[str, tuple[Mapping[str, str], ...]]
     fingerprints: Mapping[tuple[str, ...], str]
+    extensions: Extensions = field(default_factory=registered)
 
     def job(self, config: Mapping[str, Any]) -> DistillJob:
         """Return a trial's job."""
@@ -65,6 +68,7 @@ class Brief:
 
     def plan(self, job: DistillJob, readings: Readings) -> RankPlan:
         """Return what a trial's worker is to do: it hosts no teacher, whatever the job says."""
+        self.extensions.install()
         plan = distill_plan(job, self.preparation(job, readings))
         return replace(plan, teachers=tuple(replace(each, hosted=None) for each in plan.teachers))
 
