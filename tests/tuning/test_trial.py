@@ -55,7 +55,7 @@ def started(brief: Brief, config: dict[str, Any], monkeypatch) -> tuple[StudentT
     class Started(StudentTrial):
         trial_id = "t"  # type: ignore[assignment]
 
-        def setup(self, config: dict[str, Any], **_: Any) -> None:
+        def setup(self, config: dict[str, Any], *_: Any) -> None:  # pyright: ignore
             super().setup(config, brief=brief, mailbox=mailbox, resources={"CPU": 1})  # type: ignore[arg-type]
 
     return Started(config), mailbox
