@@ -125,6 +125,47 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     assert not (files / "runs" / "run" / "job.yaml").exists()
 
 
+SPACES = {
+    "unknown path": (
+        {"distillation.temprature": {"uniform": [1, 4]}},
+        r"space\.distillation\.temprature.*did you mean 'temperature'",
+    ),
+    "out of range": (
+        {"distillation.temperature": {"uniform": [0, 4]}},
+        r"space\.distillation\.temperature: .*can give 0\.0.*greater than 0",
+    ),
+    "unknown function": (
+        {"training.seed": {"choise": [0, 1]}},
+        r"space\.training\.seed.*did you mean choice",
+    ),
+    "names that don't go together": (
+        {
+            "distillation.mixture": {"choice": ["mean_logits", "mean_probs"]},
+            "distillation.kd_loss": {"choice": ["mse", "ce"]},
+        },
+        r"space: with .*kd_loss = 'mse', .*mixture = 'mean_probs'",
+    ),
+    "no space": ({}, r"space: expected a mapping of paths"),
+}
+
+
+@pytest.mark.parametrize("case", SPACES)
+def test_a_wrong_space_gets_one_message_before_anything_starts(case, files, monkeypatch, capfd):
+    space, message = SPACES[case]
+
+    def never(*_, **__):
+        raise AssertionError("Ray was started before the mistake was found")
+
+    monkeypatch.setattr("ray.init", never)
+    monkeypatch.chdir(files)
+    values = job(files, space=space, run={"name": "sweep", "storage_path": str(files / "runs")})
+    assert raybrew("tune", write(files, values)) == 2
+    shown = " ".join(capfd.readouterr().err.split())
+    assert shown.startswith("raybrew: ")
+    assert "Traceback" not in shown
+    assert re.search(message, shown), shown
+
+
 def test_a_missing_file_and_a_bad_file(tmp_path, capfd):
     assert raybrew("distill", str(tmp_path / "none.yaml")) == 2
     (tmp_path / "bad.yaml").write_text("tasks: [")
