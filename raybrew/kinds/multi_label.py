@@ -28,7 +28,6 @@ class MultiLabel(Kind):
     hard_loss = "binary_cross_entropy"
     kd_loss = "bce"
     exclusive = False
-    augments = True
     problem_type = "multi_label_classification"
 
     def read(

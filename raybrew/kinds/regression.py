@@ -28,7 +28,6 @@ class Regression(Kind):
     hard_loss = "mse"
     kd_loss = "mse"
     exclusive = False
-    augments = True
     softened = False
     has_names = False
     problem_type = "regression"

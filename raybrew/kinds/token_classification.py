@@ -38,7 +38,6 @@ class TokenClassification(Kind):
     model_class = AutoModelForTokenClassification
     layout = "token"
     needs_offsets = True
-    augments = True
 
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None

@@ -7,8 +7,9 @@ from datasets import ClassLabel, Dataset, Features, Value
 import raybrew as rb
 from raybrew.data.augmented import augmented
 from raybrew.data.sampler import BatchSequence
+from raybrew.data.split import IGNORED, UNLABELLED
 from raybrew.jobfile import validate
-from raybrew.preparation import prepare
+from raybrew.preparation import prepare, prepare_supervised
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 from tests.student.in_process import Recorder, build
 
@@ -188,8 +189,6 @@ def test_the_mask_is_that_of_every_reader(models, tmp_path):
 
 
 def test_supervised_training_reads_copies_too(models, tmp_path):
-    from raybrew.preparation import prepare_supervised
-
     given = task(operations=[SHUFFLED], hard_labels=True)
     supervised = rb.TrainJob(
         tasks=[given],
@@ -226,3 +225,55 @@ def test_mistakes(operation, said):
     }
     with pytest.raises(rb.ConfigError, match=said):
         validate(rb.DistillJob, given)
+
+
+WORDS = Dataset.from_dict(
+    {
+        "words": [["w1", "w2", "w3", "w4", "w5"], ["w6", "w7", "w8"]],
+        "tags": [["O", "B", "I", "O", "B"], ["B", "I", "O"]],
+    }
+)
+SEVERAL = Dataset.from_dict({"text": ["w1 w2 w3", "w4 w5 w6"], "label": [["x", "y"], ["z"]]})
+VALUES = Dataset.from_dict({"text": ["w1 w2 w3", "w4 w5 w6"], "label": [1.5, -2.0]})
+
+
+@pytest.mark.parametrize("hard_labels", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [("token-classification", WORDS), ("multi-label", SEVERAL), ("regression", VALUES)],
+)
+def test_every_kind_of_rows_of_one_example(models, tmp_path, kind, rows, hard_labels):
+    given = rb.Task(
+        name="t",
+        kind=kind,
+        train=rows,
+        max_length=32,
+        augmentation=rb.Augmentation(
+            operations=[SHUFFLED, {"name": "deleting", "p": 0.2}], hard_labels=hard_labels
+        ),
+    )
+    supervised = rb.TrainJob(
+        tasks=[given],
+        model=rb.Student(config=STUDENT_CONFIG, tokenizer_from=models["a"]),
+        training=rb.TrainingConfig(num_epochs=1),
+    )
+    (prepared,) = prepare_supervised(supervised, tmp_path).tasks
+    assert len(prepared.train) == 4
+    first, last = prepared.train.labels_of(np.arange(2)), prepared.train.labels_of(np.arange(2, 4))
+    known = np.isfinite(first) & (first != UNLABELLED)
+    assert known.all()
+    labelled = np.isfinite(last) & (last != UNLABELLED) & (last != IGNORED)
+    assert labelled.any() == hard_labels
+
+
+def test_a_kind_whose_answers_are_places_is_not_changed(models, tmp_path):
+    given = rb.Task(
+        name="sum",
+        kind="question-answering",
+        train="nowhere.json",
+        augmentation=rb.Augmentation(operations=[SHUFFLED]),
+    )
+    with pytest.raises(
+        rb.ConfigError, match=r"tasks\[sum\]\.augmentation.*got 'question-answering'"
+    ):
+        prepare(job(models, tmp_path, given), tmp_path / "data")
