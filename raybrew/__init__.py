@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         DistillJob,
         LabelConfig,
         MatchPreset,
+        MixingConfig,
         Student,
         Task,
         Teacher,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     )
     from raybrew.extensions import register
     from raybrew.losses.match_spec import MatchSpec
+    from raybrew.model_evaluation import evaluate
     from raybrew.models.custom_match import CustomMatch
     from raybrew.models.parameters import display_parameters
     from raybrew.tuning.sweep import TuneResult, tune
@@ -46,6 +48,7 @@ __all__ = [
     "LabelResult",
     "MatchPreset",
     "MatchSpec",
+    "MixingConfig",
     "RaybrewError",
     "RunResult",
     "Student",
@@ -59,6 +62,7 @@ __all__ = [
     "TuneResult",
     "display_parameters",
     "distill",
+    "evaluate",
     "label",
     "register",
     "train",
@@ -69,6 +73,7 @@ _HOMES = {
     "CustomMatch": "models.custom_match",
     "display_parameters": "models.parameters",
     "distill": "driver",
+    "evaluate": "model_evaluation",
     "label": "driver",
     "LabelResult": "driver",
     "MatchSpec": "losses.match_spec",

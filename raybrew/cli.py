@@ -80,6 +80,39 @@ def tune(
         run(job, set_ or [], resume=resume)
 
 
+@app.command()
+def evaluate(
+    job: Annotated[Path, typer.Argument(help="A job's YAML file, or the folder of a run.")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models to evaluate, folders or hub ids; the run's student."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task of the job, for models of one task among several.")
+    ] = None,
+    set_: Overrides = None,
+) -> None:
+    """Evaluate models on the evaluation rows of a job's tasks."""
+    from raybrew.commands.evaluate import evaluate as run
+
+    with _told():
+        run(job, models or [], task, set_ or [])
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or a hub id.")],
+    max_level: Annotated[int, typer.Option(min=0, help="Levels of the parameter tree.")] = 3,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a timed example.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples of a timed batch.")] = 32,
+) -> None:
+    """Show what a model is made of, and how fast it is on this machine."""
+    from raybrew.commands.inspect import inspect as run
+
+    with _told():
+        run(model, max_level=max_level, length=length, batch_size=batch_size)
+
+
 def main() -> None:
     """Run the command line; the console script."""
     # Imported by what follows: set before, as it is read once.

@@ -66,7 +66,7 @@ class _Judge:
         self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
         self._signal = teachers[0].signals[0]
         weights = {t.teacher.name: t.teacher.weight for t in teachers}
-        self._objective = Objective(job.distillation, weights, kind=self._kind)
+        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._kind)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""

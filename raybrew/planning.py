@@ -1,8 +1,8 @@
 """From a prepared job to what each rank is to do, as values."""
 
-from raybrew.config import DistillJob, TrainJob
+from raybrew.config import DistillationConfig, DistillJob, TrainJob
 from raybrew.labels.spec import StoreSpec
-from raybrew.preparation import Preparation
+from raybrew.preparation import Preparation, PreparedTask
 from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan
 
 __all__ = ["distill_plan", "supervised_plan"]
@@ -11,7 +11,7 @@ __all__ = ["distill_plan", "supervised_plan"]
 def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
     """Return what each rank of a distillation is to do."""
     return RankPlan(
-        tasks=_task_plans(preparation),
+        tasks=tuple(_task(t, job.objective_of(t.task.name)) for t in preparation.tasks),
         teachers=tuple(
             TeacherPlan(
                 name=teacher.teacher.name,
@@ -27,8 +27,8 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
         ),
         student=job.student,
         hosts={teacher.name: teacher for teacher in job.teachers},
-        distillation=job.distillation,
         training=job.training,
+        mixing=job.mixing,
         tracking=job.tracking,
         store=StoreSpec.of(job.labels),
         matches=preparation.matches,
@@ -41,27 +41,28 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
 def supervised_plan(job: TrainJob, preparation: Preparation) -> RankPlan:
     """Return what each rank of a training without teachers is to do."""
     return RankPlan(
-        tasks=_task_plans(preparation),
+        tasks=tuple(_task(task, None) for task in preparation.tasks),
         teachers=(),
         student=job.model,
         hosts={},
-        distillation=None,
         training=job.training,
+        mixing=job.mixing,
         tracking=job.tracking,
         store="",
     )
 
 
-def _task_plans(preparation: Preparation) -> tuple[TaskPlan, ...]:
-    return tuple(
-        TaskPlan(
-            name=task.task.name,
-            kind=task.task.kind,
-            label_names=task.label_names,
-            train=task.folders["train"],
-            eval=task.folders.get("eval"),
-            adaptor=task.task.adaptor,
-            rounds=task.task.rounds,
-        )
-        for task in preparation.tasks
+def _task(prepared: PreparedTask, distillation: DistillationConfig | None) -> TaskPlan:
+    task = prepared.task
+    return TaskPlan(
+        name=task.name,
+        kind=task.kind,
+        label_names=prepared.label_names,
+        train=prepared.folders["train"],
+        eval=prepared.folders.get("eval"),
+        adaptor=task.adaptor,
+        weight=task.weight,
+        batch_size=task.batch_size,
+        distillation=distillation,
+        rounds=task.rounds,
     )

@@ -54,6 +54,29 @@ def make_data(rows: int, seed: int = 0, twice: int = 0) -> Dataset:
     return Dataset.from_dict({"text": texts, "label": labels}, features=features)
 
 
+def make_yes_no_data(rows: int, seed: int = 0) -> Dataset:
+    """Pairs of a word and a sentence; the class says whether the word is among the sentence's."""
+    generator = np.random.default_rng(seed)
+    firsts, seconds, labels = [], [], []
+    for _ in range(rows):
+        words = generator.integers(0, len(WORDS), generator.integers(4, 9))
+        label = int(generator.integers(2))
+        first = int(generator.choice(words)) if label else int(generator.integers(len(WORDS)))
+        firsts.append(WORDS[first])
+        seconds.append(" ".join(WORDS[word] for word in words))
+        labels.append(int(first in words))
+    features = Features(
+        {
+            "word": Value("string"),
+            "sentence": Value("string"),
+            "label": ClassLabel(names=["no", "yes"]),
+        }
+    )
+    return Dataset.from_dict(
+        {"word": firsts, "sentence": seconds, "label": labels}, features=features
+    )
+
+
 def make_model(
     folder: Path, seed: int, labels: tuple[str, ...] = CLASSES, words: list[str] | None = None
 ) -> str:

@@ -4,6 +4,7 @@
                ├─ teachers ──── Teacher           one per fine-tuned model, each names its task
                ├─ student ───── Student           where the student comes from
                ├─ distillation  DistillationConfig  temperature, losses, weights, mixture
+               ├─ mixing ────── MixingConfig      which task a batch is of
                ├─ training ──── TrainingConfig    steps, optimizer, seed
                ├─ labels ────── LabelConfig       the store
                └─ tracking ──── TrackingConfig    W&B, TensorBoard, how often
@@ -15,6 +16,7 @@ from raybrew.config.augmentation import Augmentation
 from raybrew.config.distillation import DistillationConfig
 from raybrew.config.job import DistillJob, TrainJob
 from raybrew.config.matches import MatchPreset
+from raybrew.config.mixing import MixingConfig
 from raybrew.config.people import Student, Task, Teacher
 from raybrew.config.section import DataSource
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
@@ -26,6 +28,7 @@ __all__ = [
     "DistillationConfig",
     "LabelConfig",
     "MatchPreset",
+    "MixingConfig",
     "Student",
     "Task",
     "Teacher",

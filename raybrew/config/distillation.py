@@ -1,13 +1,14 @@
 """The objective."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from raybrew.config.matches import Matches
 from raybrew.config.section import Options, Section
+from raybrew.textbrewer_config import converted, is_textbrewer
 
-__all__ = ["DistillationConfig"]
+__all__ = ["DistillationConfig", "Objective"]
 
 
 class DistillationConfig(Section):
@@ -59,3 +60,14 @@ class DistillationConfig(Section):
         description="Losses between layers of a teacher and of the student: the name of a preset "
         "or of a kind, a match, or a list of them; each may name its teacher.",
     )
+
+
+def _of_textbrewer(given: Any) -> Any:
+    return converted(given) if is_textbrewer(given) else given
+
+
+if TYPE_CHECKING:
+    Objective: TypeAlias = DistillationConfig
+else:
+    Objective = Annotated[DistillationConfig, BeforeValidator(_of_textbrewer)]
+"""A `DistillationConfig`, or TextBrewer's as a dict or a JSON file."""

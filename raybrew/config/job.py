@@ -5,11 +5,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from raybrew.config.distillation import DistillationConfig
+from raybrew.config.distillation import DistillationConfig, Objective
+from raybrew.config.mixing import MixingConfig
 from raybrew.config.people import Student, Task, Teacher
 from raybrew.config.section import Many, Section
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
-from raybrew.textbrewer_config import converted, is_textbrewer
 
 __all__ = ["DistillJob", "TrainJob"]
 
@@ -19,6 +19,10 @@ class _Job(Section):
 
     tasks: Many[Task] = Field(min_length=1, description="Tasks of the student.")
     training: TrainingConfig = Field(description="Steps, optimizer, seed.")
+    mixing: MixingConfig = Field(
+        default_factory=lambda: MixingConfig(),
+        description="How several tasks come together in one run.",
+    )
     tracking: TrackingConfig = Field(
         default_factory=lambda: TrackingConfig(), description="Who follows the run."
     )
@@ -45,15 +49,10 @@ class DistillJob(_Job):
 
     teachers: Many[Teacher] = Field(min_length=1, description="Who teaches.")
     student: Student = Field(description="Who learns.")
-    distillation: DistillationConfig = Field(
+    distillation: Objective = Field(
         default_factory=lambda: DistillationConfig(), description="The objective."
     )
     labels: LabelConfig = Field(default_factory=lambda: LabelConfig(), description="The store.")
-
-    @field_validator("distillation", mode="before")
-    @classmethod
-    def _textbrewer(cls, given: Any) -> Any:
-        return converted(given) if is_textbrewer(given) else given
 
     @model_validator(mode="after")
     def _references(self) -> "DistillJob":
@@ -86,6 +85,15 @@ class DistillJob(_Job):
                 f"path of a model, got {source!r}"
             )
         return self
+
+    def objective_of(self, task: str) -> DistillationConfig:
+        """Return the objective of a task: the job's, with what the task changes of it."""
+        (changes,) = (each.distillation for each in self.tasks if each.name == task)
+        if changes is None:
+            return self.distillation
+        return self.distillation.model_copy(
+            update={name: getattr(changes, name) for name in changes.model_fields_set}
+        )
 
     def teachers_of(self, task: str) -> tuple[Teacher, ...]:
         """Return the teachers of a task, in the job's order."""

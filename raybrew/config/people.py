@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
 from raybrew.config.augmentation import Augmentation
+from raybrew.config.distillation import DistillationConfig, Objective
 from raybrew.config.section import DataSource, Dtype, ImportPath, Many, ModelPath, Name, Section
 
 __all__ = ["KindName", "Student", "Task", "Teacher"]
@@ -24,6 +25,11 @@ _COLUMNS = {
     "question-answering": {"text": "question", "text_pair": "context", "label": "answers"},
 }
 """Names of columns that kinds of task have for defaults of their own."""
+
+
+def _changes(given: DistillationConfig | None) -> dict[str, Any] | None:
+    # What was left out is the job's, and stays left out in a saved job.
+    return None if given is None else given.model_dump(mode="json", exclude_unset=True)
 
 
 class Task(Section):
@@ -73,6 +79,15 @@ class Task(Section):
         default=None,
         description="What the outputs of models of this task mean: (batch, outputs) -> dict, as a "
         "callable or `package.module:name`; that of its kind if left out.",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, description="Factor on this task's loss where there are several tasks."
+    )
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Examples of its batches; training.batch_size if left out."
+    )
+    distillation: Annotated[Objective | None, PlainSerializer(_changes)] = Field(
+        default=None, description="What this task's objective changes of the job's."
     )
 
     @property
@@ -157,8 +172,15 @@ class Teacher(Section):
 
 
 class Student(Section):
-    """Where the student comes from: one of three ways, or `model` with `layers_from`."""
+    """Where the student comes from: one of four ways, or `model` with `layers_from`."""
 
+    preset: (
+        Literal["T6", "T3", "T3-small", "T4-tiny", "T12-nano", "Electra-small", "BiGRU"] | None
+    ) = Field(
+        default=None,
+        description="A student of the TextBrewer paper: its sizes with the vocabulary of "
+        "`tokenizer_from` (by default of the first teacher); it starts from random weights.",
+    )
     model: ModelPath | None = Field(
         default=None, description="Folder or hub id of pretrained weights."
     )
@@ -184,8 +206,13 @@ class Student(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Student":
-        if self.model is None and self.config is None and self.layers_from is None:
-            raise ValueError("expected one of `model`, `config` or `layers_from`, got none")
+        if not (self.model or self.config is not None or self.layers_from or self.preset):
+            raise ValueError("expected one of `model`, `config`, `layers_from`, `preset`, got none")
+        if self.preset is not None and (self.model or self.config or self.layers_from):
+            raise ValueError(
+                f"`preset` {self.preset} says all of the student: expected it without `model`, "
+                "`config` and `layers_from`"
+            )
         if self.config is not None and (self.model or self.layers_from):
             raise ValueError(
                 "`config` starts from random weights: expected it alone, got it together with "

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
-from raybrew.config.section import Dtype, ModelPath, Section
+from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Section
 
 __all__ = ["LabelConfig", "TrackingConfig", "TrainingConfig"]
 
@@ -73,6 +73,25 @@ class TrainingConfig(Section):
         description="What a gradient that is not finite does: `stop` ends the run with an error, "
         "`skip` leaves the step out, on all workers alike.",
     )
+    evaluations_per_epoch: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations in each epoch, evenly spread, instead of `evaluate_every`.",
+    )
+    evaluate_every_epochs: int | None = Field(
+        default=None, ge=1, description="Epochs between evaluations, instead of `evaluate_every`."
+    )
+    callbacks: Many[ImportPath] = Field(
+        default=(),
+        description="Called as callback(model, step) after each evaluation, on rank 0, with the "
+        "model in evaluation mode: callables or `package.module:name`.",
+    )
+    batch_postprocessors: Many[ImportPath] = Field(
+        default=(),
+        description="Change what the student reads in training, one after the other: (batch) -> "
+        "batch, a dict of tensors with `labels`, of as many rows. Teachers answer to the examples "
+        "as they are.",
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="PyTorch threads a worker; its share of CPUs if left out."
     )
@@ -82,6 +101,12 @@ class TrainingConfig(Section):
         if (self.num_epochs is None) == (self.num_steps is None):
             got = "none" if self.num_epochs is None else "both"
             raise ValueError(f"expected one of `num_epochs` and `num_steps`, got {got}")
+        cadences = [self.evaluate_every, self.evaluations_per_epoch, self.evaluate_every_epochs]
+        if sum(each is not None for each in cadences) > 1:
+            raise ValueError(
+                "expected one of `evaluate_every`, `evaluations_per_epoch` and "
+                "`evaluate_every_epochs`, got several"
+            )
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError(
                 f"expected gradient_accumulation_steps to divide batch_size {self.batch_size}, "

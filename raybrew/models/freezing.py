@@ -22,7 +22,8 @@ def freeze(model: nn.Module, patterns: Iterable[str], what: str = "freeze") -> i
     Raises:
         ConfigError: A pattern matches no parameter, or nothing would be left to train.
     """
-    parameters = dict(model.named_parameters())
+    # A shared parameter goes by each of its names.
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     frozen: set[str] = set()
     for pattern in patterns:
         cut = r"(?<!\d)" if pattern[:1].isdigit() else ""

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.errors import ConfigError
 
 __all__ = [

@@ -2,7 +2,7 @@
 
     student_config   configurations and tokenizers only: every check that needs no weights
          │
-    build_student ── config       random weights
+    build_student ── config       random weights; so has `preset`, a named configuration
                   ├─ model        pretrained weights, a fresh head where the sizes differ
                   └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
 
@@ -39,6 +39,7 @@ from raybrew.models.pretrained import (
     read_config,
     read_tokenizer,
 )
+from raybrew.models.student_presets import preset_config
 
 __all__ = ["build_student", "freeze", "read_config", "read_tokenizer", "student_config"]
 
@@ -182,13 +183,16 @@ def _tokenizer(
 
 
 def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -> PreTrainedConfig:
-    if student.config is not None:
+    if student.config is not None or student.preset is not None:
         if student.tokenizer_from is None:
             path, field = _first_teacher(teachers, what)
         else:
             field = f"{what}.tokenizer_from"
             path, field = _teacher_or_path(student.tokenizer_from, teachers, field)
-        return _changed(read_config(path, field), student.config, f"{what}.config")
+        base = read_config(path, field)
+        if student.preset is not None:
+            return preset_config(student.preset, base)
+        return _changed(base, student.config or {}, f"{what}.config")
     own = None if student.model is None else read_config(student.model, f"{what}.model")
     if student.layers_from is not None:
         name, layers = student.layers_from
@@ -289,5 +293,5 @@ def _first_teacher(teachers: Mapping[str, Teacher], what: str) -> tuple[str, str
         return teacher.model, f"teachers[{name}].model"
     raise ConfigError(
         f"{what}.tokenizer_from: expected a folder or hub id, as a job without teachers has no "
-        f"other base for {what}.config, got none"
+        f"other base for {what}.config or {what}.preset, got none"
     )

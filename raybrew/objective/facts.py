@@ -46,7 +46,9 @@ class Position:
     Args:
         progress: steps taken before it, as a share of all steps, in [0, 1).
         epoch: from 0.
+        step: from 0.
     """
 
     progress: float = 0.0
     epoch: int = 0
+    step: int = 0

@@ -10,6 +10,7 @@ from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, kind_of
 from raybrew.matching.plan import TaskMatch
+from raybrew.models.multitask import Head, multitask_config
 from raybrew.models.pretrained import read_config, read_tokenizer
 from raybrew.models.students import student_config
 from raybrew.objective import Objective
@@ -110,22 +111,21 @@ def check_student(
     what: str = "student",
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Check the student, and return its configuration and tokenizer."""
-    if len(tables) > 1:
-        raise ConfigError(
-            f"tasks: expected one task, got {len(tables)}; a student with several heads is not "
-            "built yet"
+    heads = [Head.of(table.task.name, table.kind, table.label_names) for table in tables]
+    if len(heads) == 1:
+        config, tokenizer = student_config(
+            student,
+            num_labels=heads[0].num_labels,
+            label_names=heads[0].label_names,
+            teachers=hosts,
+            what=what,
+            kind=heads[0].kind,
         )
-    (table,) = tables
-    config, tokenizer = student_config(
-        student,
-        num_labels=table.kind.num_labels(table.label_names),
-        label_names=table.label_names,
-        teachers=hosts,
-        what=what,
-        kind=table.kind,
-    )
-    _check_tokenizer(what, tokenizer, table)
-    _check_length(what, config, table.task)
+    else:
+        config, tokenizer = multitask_config(student, heads, hosts, what)
+    for table in tables:
+        _check_tokenizer(what, tokenizer, table)
+        _check_length(what, config, table.task)
     return config, tokenizer
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.config import DistillJob, Task, Teacher, TrainJob
+from raybrew.data.mixing import check_mixing
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
@@ -28,6 +29,7 @@ from raybrew.preparation.checks import (
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
 from raybrew.preparation.tables import Table, encode_table, read_table
+from raybrew.student.extensions import check_extensions
 from raybrew.student.module import check_projections
 from raybrew.student.optimization import check_optimization, optimizer_class
 from raybrew.teachers.teacher import TeacherSpec
@@ -62,6 +64,8 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     check_optimization(job.training)
     for task in job.tasks:
         check_augmentation(task)
+    check_extensions(job.training)
+    check_mixing(job.mixing, [task.name for task in job.tasks])
     tables = [read_table(task) for task in job.tasks]
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
@@ -95,9 +99,11 @@ def check_names(job: DistillJob) -> None:
     """Refuse names and options that don't exist, before anything is read."""
     for task in job.tasks:
         check_augmentation(task)
-        _objective(job, task, _logits_signal(job, None))
+        _objective(job, task, _logits_signal(job, task.name, None))
     _check_adaptors(job)
     check_optimization(job.training)
+    check_extensions(job.training)
+    check_mixing(job.mixing, [task.name for task in job.tasks])
 
 
 def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -> Fitting:
@@ -113,7 +119,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     """
     check_names(job)
     for task, table in zip(job.tasks, tables, strict=True):
-        check_labels(_objective(job, task, _logits_signal(job, None)), table)
+        check_labels(_objective(job, task, _logits_signal(job, task.name, None)), table)
     models = {teacher.name: readings.teacher(teacher) for teacher in job.teachers}
     by_task = {table.task.name: table for table in tables}
     config, tokenizer = readings.student(job, tables)
@@ -122,7 +128,8 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
     sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
-        objective = _objective(job, task, _logits_signal(job, sizes[task.name]), each)
+        signal = _logits_signal(job, task.name, sizes[task.name])
+        objective = _objective(job, task, signal, each)
         check_droppable(job, each, objective.needs_route)
         check_projections(each, optimizer_class(job.training))
     names = [task.name for task in job.tasks]
@@ -147,7 +154,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
                 by_task[t.task],
                 names.index(t.task),
                 matches,
-                _logits_signal(job, sizes[t.task]),
+                _logits_signal(job, t.task, sizes[t.task]),
                 readings,
             )
             for t in job.teachers
@@ -161,15 +168,17 @@ def _objective(
     job: DistillJob, task: Task, logits: Signal, matches: Sequence[TaskMatch] = ()
 ) -> Objective:
     weights = {teacher.name: teacher.weight for teacher in job.teachers_of(task.name)}
-    return Objective(job.distillation, weights, None, matches, logits, kind_of(task.kind))
+    return Objective(
+        job.objective_of(task.name), weights, None, matches, logits, kind_of(task.kind)
+    )
 
 
-def _logits_signal(job: DistillJob, classes: int | None) -> Signal:
+def _logits_signal(job: DistillJob, task: str, classes: int | None) -> Signal:
     """Return the signal of the logits; with top-k it is no longer than the classes are many."""
     labels = job.labels
     if labels.top_k is None:
         return Signal(dtype=labels.dtype)
-    temperatures = {job.distillation.temperature, *labels.top_k_temperatures}
+    temperatures = {job.objective_of(task).temperature, *labels.top_k_temperatures}
     return Signal(
         dtype=labels.dtype,
         top_k=labels.top_k if classes is None else min(labels.top_k, classes),
@@ -198,7 +207,7 @@ def _matches(
         for teacher in job.teachers_of(task)
     }
     planned = plan_matches(
-        job.distillation.matches,
+        job.objective_of(task).matches,
         task,
         teachers,
         [teacher.name for teacher in job.teachers],

@@ -8,10 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.config import DistillationConfig, Student, Teacher, TrackingConfig, TrainingConfig
-from raybrew.data.sampler import BatchSequence, rank_rows
+from raybrew.balancing import TaskGradients, make_balancer
+from raybrew.config import (
+    DistillationConfig,
+    MixingConfig,
+    Student,
+    Teacher,
+    TrackingConfig,
+    TrainingConfig,
+)
+from raybrew.data.mixing import task_draws
+from raybrew.data.sampler import BatchSequence, batches_per_epoch, rank_rows
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import ConfigError
 from raybrew.extensions import Extensions, registered
@@ -22,6 +32,7 @@ from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.adaptors import Adaptor, adaptor_of
+from raybrew.models.multitask import Head, build_multitask
 from raybrew.models.students import build_student
 from raybrew.objective import Objective
 from raybrew.student.batches import STUDENT_VIEW, StudentTask
@@ -46,6 +57,9 @@ class TaskPlan:
         eval: folder of the encoded evaluation split.
         adaptor: what the student's outputs mean; that of the kind if None.
         rounds: equal parts of the training split, of which an epoch reads one.
+        weight: factor on its loss.
+        batch_size: examples of its batches; those of the training section if None.
+        distillation: its objective; None for the hard loss alone.
     """
 
     name: str
@@ -55,6 +69,9 @@ class TaskPlan:
     eval: str | None
     adaptor: Adaptor | str | None = None
     rounds: int = 1
+    weight: float = 1.0
+    batch_size: int | None = None
+    distillation: DistillationConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +108,10 @@ class RankPlan:
         teachers: none for supervised training.
         student: where the student comes from.
         hosts: the job's teachers, which the student may start from.
-        distillation: the objective; None for the hard loss alone.
         training: steps, optimizer, seed.
         tracking: how often to report.
         store: the label store.
+        mixing: which task comes up when.
         matches: of each task.
         extensions: what the user registered in the driver's process.
         window: steps of one request for labels.
@@ -106,10 +123,10 @@ class RankPlan:
     teachers: tuple[TeacherPlan, ...]
     student: Student
     hosts: Mapping[str, Teacher]
-    distillation: DistillationConfig | None
     training: TrainingConfig
     tracking: TrackingConfig
     store: StoreSpec | str
+    mixing: MixingConfig = field(default_factory=MixingConfig)
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
     extensions: Extensions = field(default_factory=registered)
     window: int = 8
@@ -121,38 +138,20 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
     """Put together what a rank runs."""
     plan.extensions.install()
     tasks = [_load_task(plan, number) for number in range(len(plan.tasks))]
-    head = plan.tasks[0]
-    model, tokenizer = build_student(
-        plan.student,
-        num_labels=kind_of(head.kind).num_labels(head.label_names),
-        label_names=head.label_names,
-        seed=plan.training.seed,
-        teachers=plan.hosts,
-        what="student" if plan.teachers else "model",
-        kind=kind_of(head.kind),
-    )
+    model, tokenizer = _build_model(plan)
     if plan.training.gradient_checkpointing:
         _compute_layers_again(model)
     matches = plan.matches or ((),) * len(tasks)
     adaptors = [task.reads for task in tasks]
+    balancer = make_balancer(plan.mixing, len(tasks))
     kinds = [kind_of(task.kind) for task in tasks]
-    module = StudentModule(model, adaptors, matches, plan.training.seed, kinds).to(world.device)
-    rounds = [task.rounds for task in plan.tasks]
-    sequence = BatchSequence(
-        [len(task.train) // n for task, n in zip(tasks, rounds, strict=True)],
-        plan.training.batch_size,
-        plan.training.seed,
-        rounds=rounds,
-        lengths=[task.train.views[STUDENT_VIEW].lengths for task in tasks]
-        if plan.training.group_by_length
-        else None,
-    )
-    num_steps = plan.training.num_steps or (
-        sequence.steps_per_epoch * (plan.training.num_epochs or 0)
-    )
-    optimizer = build_optimizer(
-        model, plan.training, module.projection_groups(optimizer_class(plan.training))
-    )
+    module = StudentModule(model, adaptors, matches, plan.training.seed, kinds, balancer)
+    module.to(world.device)
+    sequence, num_steps = _sequence(plan, tasks)
+    groups = module.projection_groups(optimizer_class(plan.training))
+    if learnt := list(balancer.parameters()):
+        groups.append({"params": learnt, "lr": plan.mixing.uncertainty_learning_rate})
+    optimizer = build_optimizer(model, plan.training, groups)
     return StudentTraining(
         module=module,
         wrapped=module,
@@ -169,19 +168,80 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         tracking=plan.tracking,
         world=world,
         num_steps=num_steps,
+        weights=[task.weight for task in plan.tasks],
+        apart=_gradients_apart(plan, module),
     )
 
 
-def _compute_layers_again(model: PreTrainedModel) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            f"training.gradient_checkpointing: expected a student that can compute its layers "
-            f"again, got {type(model).__name__}, which can't; leave it out"
-        )
-    # Earlier releases of transformers 5 know it by another name.
-    name = "activation_checkpointing_enable"
-    enable = getattr(model, name, model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
+def _compute_layers_again(student: nn.Module) -> None:
+    for model in student.modules():
+        # Of a student of several tasks, each task's model.
+        if not isinstance(model, PreTrainedModel) or model is model.base_model:
+            continue
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"training.gradient_checkpointing: expected a student that can compute its layers "
+                f"again, got {type(model).__name__}, which can't; leave it out"
+            )
+        # Earlier releases of transformers 5 know it by another name.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+
+def _build_model(plan: RankPlan) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    what = "student" if plan.teachers else "model"
+    heads = [Head.of(task.name, kind_of(task.kind), task.label_names) for task in plan.tasks]
+    seed = plan.training.seed
+    if len(heads) > 1:
+        return build_multitask(plan.student, heads, seed=seed, teachers=plan.hosts, what=what)
+    return build_student(
+        plan.student,
+        num_labels=heads[0].num_labels,
+        label_names=heads[0].label_names,
+        seed=seed,
+        teachers=plan.hosts,
+        what=what,
+        kind=heads[0].kind,
+    )
+
+
+def _gradients_apart(plan: RankPlan, module: nn.Module) -> TaskGradients | None:
+    if plan.mixing.balancing != "pcgrad" or len(plan.tasks) == 1:
+        return None
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return TaskGradients(learning, plan.training.seed)
+
+
+def _sequence(plan: RankPlan, tasks: Sequence[StudentTask]) -> tuple[BatchSequence, int]:
+    """Return the batches of the run, and how many steps it has."""
+    training, mixing = plan.training, plan.mixing
+    rounds = [task.rounds for task in plan.tasks]
+    sizes = [len(task.train) // each for task, each in zip(tasks, rounds, strict=True)]
+    batch_sizes = [task.batch_size or training.batch_size for task in plan.tasks]
+    per_epoch = batches_per_epoch(sizes, batch_sizes)
+    per_step = len(sizes) if mixing.sampling == "every" else mixing.batches_per_step
+    steps_per_epoch = -(-per_epoch // per_step)
+    num_steps = training.num_steps or steps_per_epoch * (training.num_epochs or 0)
+    draws = task_draws(
+        mixing,
+        [task.name for task in plan.tasks],
+        sizes,
+        training.seed,
+        batches_per_epoch=steps_per_epoch * per_step,
+        num_epochs=num_steps / steps_per_epoch,
+    )
+    grouped = training.group_by_length
+    sequence = BatchSequence(
+        sizes,
+        batch_sizes,
+        training.seed,
+        draws,
+        per_step,
+        rounds=rounds,
+        lengths=[task.train.views[STUDENT_VIEW].lengths for task in tasks] if grouped else None,
+    )
+    return sequence, num_steps
 
 
 def _load_task(plan: RankPlan, number: int) -> StudentTask:
@@ -202,7 +262,7 @@ def _load_task(plan: RankPlan, number: int) -> StudentTask:
 def _objective(plan: RankPlan, task: int, matches: Sequence[TaskMatch], world: World) -> Objective:
     mine = [teacher for teacher in plan.teachers if teacher.task == task]
     return Objective(
-        plan.distillation,
+        plan.tasks[task].distillation,
         {teacher.name: teacher.weight for teacher in mine},
         world.total if world.size > 1 else None,
         matches,
@@ -225,8 +285,8 @@ def _label_source(
         return None
     store = LabelStore(plan.store)
 
-    def rows_of(step: int) -> tuple[int, Any]:
-        task, rows = sequence.batch(step)
+    def rows_of(number: int) -> tuple[int, Any]:
+        task, rows = sequence.batch(number)
         return task, rank_rows(rows, world.rank, world.size)
 
     return LabelSource(
@@ -240,8 +300,9 @@ def _label_source(
             for teacher in plan.teachers
         ],
         asker=asker,
+        # Labels are asked for batch by batch, however many of them a step takes.
         rows_of=rows_of,
-        num_steps=num_steps,
+        num_steps=num_steps * sequence.batches_per_step,
         window=plan.window,
         max_windows=plan.max_windows,
     )

@@ -1,6 +1,6 @@
 """A checkpoint: everything that the rest of a run depends on, in files that hold no code.
 
-    student/               the model as transformers loads it, with its tokenizer
+    student/               what transformers loads, see models/student_files.py
     projections.safetensors  what brings its features to the teachers' sizes, where matches do
     optimizer.safetensors  the optimizer's tensors
     state.json             step, optimizer settings, schedule, last figures, best score
@@ -23,9 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
+from raybrew.models.student_files import load_student, save_student
 
 __all__ = ["STUDENT", "Progress", "Snapshot", "load_checkpoint", "read_score", "snapshot"]
 
@@ -80,7 +81,7 @@ class Progress:
 class Snapshot:
     """A checkpoint in memory: later steps don't change it."""
 
-    model: PreTrainedModel
+    model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Tensor]
     projections: dict[str, Tensor]
@@ -94,8 +95,7 @@ class Snapshot:
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint into an empty folder."""
-        self.model.save_pretrained(folder / STUDENT, state_dict=self.weights)
-        self.tokenizer.save_pretrained(str(folder / STUDENT))
+        save_student(self.model, self.tokenizer, folder / STUDENT, self.weights)
         if self.projections:
             save_file(self.projections, folder / _PROJECTIONS)
         save_file(self.optimizer, folder / _OPTIMIZER)
@@ -104,7 +104,7 @@ class Snapshot:
 
 def snapshot(
     *,
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     optimizer: Optimizer,
     scheduler: LRScheduler,
@@ -145,7 +145,7 @@ def snapshot(
 def load_checkpoint(
     folder: Path,
     *,
-    model: PreTrainedModel,
+    model: nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler,
     projections: nn.Module | None = None,
@@ -165,14 +165,7 @@ def load_checkpoint(
                 f"checkpoint {folder}: expected format {_FORMAT}, got {record['format']}"
             )
         tensors = load_file(folder / _OPTIMIZER)
-        weights = load_file(folder / STUDENT / "model.safetensors")
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        if set(missing) - tied or unexpected:
-            raise CheckpointError(
-                f"checkpoint {folder}: expected this model's weights, got {unexpected or 'none'} "
-                f"besides and {sorted(set(missing) - tied) or 'none'} missing"
-            )
+        load_student(model, folder / STUDENT)
         _load_projections(folder, projections)
         optimizer.load_state_dict(_optimizer_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
@@ -202,9 +195,9 @@ def _load_projections(folder: Path, projections: nn.Module | None) -> None:
     shapes = {name: tuple(value.shape) for name, value in expected.items()}
     if shapes != {name: tuple(value.shape) for name, value in found.items()}:
         raise CheckpointError(
-            f"checkpoint {folder}: expected the projections of this job's matches "
-            f"({', '.join(expected) or 'none'}), got {', '.join(found) or 'none'}; resume with the "
-            "matches that the run began with"
+            f"checkpoint {folder}: expected the projections of this job's matches, and what its "
+            f"balancing keeps ({', '.join(expected) or 'none'}), got {', '.join(found) or 'none'}; "
+            "resume with the matches and the mixing that the run began with"
         )
     if projections is not None:
         projections.load_state_dict(found)

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from raybrew.balancing import TaskGradients
 from raybrew.config import TrackingConfig, TrainingConfig
 from raybrew.data.sampler import BatchSequence, rank_rows
 from raybrew.data.split import EncodedSplit
@@ -29,6 +30,8 @@ from raybrew.objective import Objective
 from raybrew.student.batches import StudentTask
 from raybrew.student.cadence import Cadence
 from raybrew.student.checkpoint import Progress, Snapshot, load_checkpoint, snapshot
+from raybrew.student.evaluations import next_evaluation
+from raybrew.student.extensions import call_back, postprocess, postprocessors_of
 from raybrew.student.hooks import Hooks, Saver
 from raybrew.student.module import StudentModule
 from raybrew.student.nan_policy import leave_out
@@ -58,6 +61,8 @@ class StudentTraining:
         tracking: how often to report.
         world: this rank.
         num_steps: length of the run.
+        weights: of the tasks' losses; 1 if empty.
+        apart: mixes the gradients of a step's tasks; they are added up if None.
 
     Attributes:
         step: steps that were taken.
@@ -77,10 +82,12 @@ class StudentTraining:
     tracking: TrackingConfig
     world: World
     num_steps: int
+    weights: Sequence[float] = ()
+    apart: TaskGradients | None = None
     step: int = 0
     waited_s: float = 0.0
     _last: dict[str, float] = field(default_factory=dict)
-    _steps: list[StudentStep] = field(default_factory=list)
+    _take_step: StudentStep | None = None
     _maker: StepMaker | None = None
     _begun: tuple[float, int] = (0.0, 0)
     _cadence: Cadence = field(init=False, repr=False)
@@ -94,7 +101,7 @@ class StudentTraining:
             model=self.model,
             optimizer=self.optimizer,
             scheduler=self.scheduler,
-            projections=self.module.projections,
+            projections=self.module.beside,
         )
         self.step = self._progress.step
         self._last = dict(self._progress.figures)
@@ -114,7 +121,7 @@ class StudentTraining:
 
     def begin(self, hooks: Hooks) -> None:
         """Get ready to train, or to go on training."""
-        self._steps = self._build_steps()
+        self._take_step = self._build_step()
         self._maker = self._build_maker()
         self._cadence = Cadence(
             self.config.checkpoint_every, self.config.checkpoint_every_minutes, self.world
@@ -138,12 +145,18 @@ class StudentTraining:
         values["train/progress"] = self.step / self.num_steps
         hooks.evaluated(self.step, values, self.save)
         self._save_if_due(hooks, evaluation=values)
+        if self.world.rank == 0:
+            call_back(self.config, self.model, self.step)
 
     def _train_step(self, ready: ReadyStep, hooks: Hooks) -> None:
         torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
-        sums = self._steps[ready.task](ready.arrive(), ready.denominators, ready.position)
+        assert self._take_step is not None, "`begin` comes first"
+        # Here, not where batches are made ready: whatever is drawn follows from the seed above.
+        functions = postprocessors_of(self.config)
+        batches = [postprocess(batch, functions) for batch in ready.arrive()]
+        sums = self._take_step(batches, ready.position)
         self.step += 1
-        if self._steps[ready.task].skipped:
+        if self._take_step.skipped:
             self._left_out(self._figures(ready, sums), hooks)
         if self._report_due():
             figures = self._figures(ready, sums)
@@ -164,10 +177,10 @@ class StudentTraining:
         """
         values: dict[str, float] = {}
         scores = []
-        for task in self.tasks:
+        for number, task in enumerate(self.tasks):
             if task.eval is None:
                 continue
-            metrics = self._evaluate_task(task, task.eval, hooks)
+            metrics = self._evaluate_task(number, task.eval, hooks)
             values |= {f"eval/{task.name}/{name}": value for name, value in metrics.items()}
             main = kind_of(task.kind).main_metric(task.label_names)
             scores.append(metrics.get(main, float("nan")))
@@ -188,7 +201,7 @@ class StudentTraining:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             progress=replace(self._progress, step=self.step, figures=dict(self._last)),
-            projections=self.module.projections,
+            projections=self.module.beside,
         )
 
     def _save_if_due(self, hooks: Hooks, evaluation: Mapping[str, float] | None = None) -> None:
@@ -211,20 +224,18 @@ class StudentTraining:
         if self.world.rank == 0:
             hooks.survived(event)
 
-    def _build_steps(self) -> list[StudentStep]:
-        return [
-            StudentStep(
-                self.wrapped,
-                number,
-                objective,
-                self.optimizer,
-                self.scheduler,
-                self.world,
-                max_grad_norm=self.config.max_grad_norm,
-                precision=self.config.precision,
-            )
-            for number, objective in enumerate(self.objectives)
-        ]
+    def _build_step(self) -> StudentStep:
+        return StudentStep(
+            self.wrapped,
+            self.objectives,
+            self.optimizer,
+            self.scheduler,
+            self.world,
+            max_grad_norm=self.config.max_grad_norm,
+            precision=self.config.precision,
+            balancer=self.module.balancer,
+            apart=self.apart,
+        )
 
     def _build_maker(self) -> StepMaker:
         return StepMaker(
@@ -236,18 +247,23 @@ class StudentTraining:
             world=self.world,
             num_steps=self.num_steps,
             pad_token_id=self._pad,
+            weights=self.weights,
         )
 
     def _report_due(self) -> bool:
         return self.step % self.tracking.log_every == 0 or self.step in (1, self.num_steps)
 
-    def _figures(self, ready: ReadyStep, sums: Mapping[str, Tensor]) -> dict[str, float]:
+    def _figures(self, ready: ReadyStep, sums: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         # A collective: every rank gets here on the same steps.
-        total = self.world.total(torch.stack(list(sums.values())).double()).tolist()
-        named = dict(zip(sums, total, strict=True))
-        losses = self.objectives[ready.task].figures(named, ready.denominators, ready.position)
-        name = self.tasks[ready.task].name
-        values = {f"train/{name}/{term}": loss for term, loss in losses.items()}
+        local = torch.stack([value for each in sums for value in each.values()]).double()
+        total = iter(self.world.total(local).tolist())
+        losses: dict[str, list[float]] = {}
+        for batch, each in zip(ready.batches, sums, strict=True):
+            named = {name: next(total) for name in each}
+            found = self.objectives[batch.task].figures(named, batch.denominators, ready.position)
+            for term, loss in found.items():
+                losses.setdefault(f"train/{self.tasks[batch.task].name}/{term}", []).append(loss)
+        values = {name: sum(each) / len(each) for name, each in losses.items()}
         values["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
         start, first = self._begun
         values["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
@@ -256,16 +272,14 @@ class StudentTraining:
         return values
 
     def _round_end(self) -> int:
-        every = self.config.evaluate_every or self._steps_per_epoch
-        return min((self.step // every + 1) * every, self.num_steps)
+        return next_evaluation(self.config, self.step, self._steps_per_epoch, self.num_steps)
 
-    def _evaluate_task(
-        self, task: StudentTask, split: EncodedSplit, hooks: Hooks
-    ) -> dict[str, float]:
+    def _evaluate_task(self, number: int, split: EncodedSplit, hooks: Hooks) -> dict[str, float]:
+        task, model = self.tasks[number], self.module.model_of(number)
         kind = kind_of(task.kind)
         rows = rank_rows(np.arange(len(split)), self.world.rank, self.world.size)
         predicted = predict(
-            ModelOnDevice(self.model, task.reads, self._pad, self.world.device),
+            ModelOnDevice(model, task.reads, self._pad, self.world.device),
             kind,
             split,
             rows,
@@ -278,10 +292,9 @@ class StudentTraining:
         return kind.metrics(together, split, order, task.label_names)
 
     @property
-    def model(self) -> PreTrainedModel:
-        """The bare model, for checkpoints and evaluation."""
-        model: PreTrainedModel = self.module.model  # type: ignore[assignment]
-        return model
+    def model(self) -> nn.Module:
+        """The bare model, for checkpoints: of transformers, or a `MultiTaskStudent`."""
+        return self.module.model
 
     @property
     def _steps_per_epoch(self) -> int:

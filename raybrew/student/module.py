@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raybrew.balancing import Balancer
 from raybrew.data.split import IGNORED
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind
@@ -22,6 +23,7 @@ from raybrew.matching.plan import TaskMatch
 from raybrew.matching.reader import FeatureReader, needs_attention, use_eager_attention
 from raybrew.models.adaptors import Adaptor, View
 from raybrew.models.custom_match import CustomMatch
+from raybrew.models.multitask import MultiTaskStudent
 from raybrew.models.projections import (
     build_projections,
     check_projection_options,
@@ -39,21 +41,24 @@ class StudentAnswer:
     Args:
         view: what the adaptor says, with the labels of the batch where it gives none.
         features: by match term, one tensor a layer, projected.
+        balance: what the balancing of tasks learns for this one; None where it learns nothing.
     """
 
     view: View
     features: dict[str, tuple[Tensor, ...]]
+    balance: Tensor | None = None
 
 
 class StudentModule(nn.Module):
     """A student's model, its projections, and how each task reads it.
 
     Args:
-        model: the bare model.
+        model: the bare model; a `MultiTaskStudent` for several tasks.
         adaptors: one a task.
         matches: one list a task.
         seed: of the projections' weights, which are the same on every rank.
         kinds: one a task; sequence classification if left out.
+        balancer: weighs the tasks' losses; all alike if left out.
     """
 
     def __init__(
@@ -63,21 +68,25 @@ class StudentModule(nn.Module):
         matches: Sequence[Sequence[TaskMatch]],
         seed: int,
         kinds: Sequence[Kind] | None = None,
+        balancer: Balancer | None = None,
     ):
         super().__init__()
         self.model = model
+        self.balancer = balancer or Balancer()
         self._kinds = kinds or [KINDS["sequence-classification"]] * len(adaptors)
         self._matches = tuple(tuple(each) for each in matches)
         flat = [match for each in self._matches for match in each]
+        self._models = _models_of(model, len(self._matches))
         if needs_attention([match.spec for match in flat]):
-            use_eager_attention(model)
+            for each in self._models:
+                use_eager_attention(each)
         self._layered = [m.spec for m in flat if isinstance(m.spec, MatchSpec)]
         self.projections, self._keys = _projections(flat, seed)
         device = next(model.parameters()).device
         self.projections.to(device)
         self._readers = [
-            FeatureReader(model, adaptor, [m.spec for m in each], "student")
-            for adaptor, each in zip(adaptors, self._matches, strict=True)
+            FeatureReader(one, adaptor, [m.spec for m in each], "student")
+            for one, adaptor, each in zip(self._models, adaptors, self._matches, strict=True)
         ]
 
     def forward(self, inputs: Mapping[str, Tensor], labels: Tensor, task: int = 0) -> StudentAnswer:
@@ -96,9 +105,9 @@ class StudentModule(nn.Module):
             }
             answer = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
             features = {name: tuple(f[:0] for f in fs) for name, fs in answer.features.items()}
-            return StudentAnswer(answer.view.none_of_it(), features)
+            return StudentAnswer(answer.view.none_of_it(), features, answer.balance)
         reader = self._readers[task]
-        outputs: Any = self.model(**inputs, **reader.flags)
+        outputs: Any = self._models[task](**inputs, **reader.flags)
         reading = reader.read({**inputs, "labels": labels}, outputs)
         view = reading.view
         if not view.labels:
@@ -107,7 +116,16 @@ class StudentModule(nn.Module):
             match.term: self._projected(match, each)
             for match, each in zip(self._matches[task], reading.features, strict=True)
         }
-        return StudentAnswer(view, features)
+        return StudentAnswer(view, features, self.balancer.parameter_of(task))
+
+    def model_of(self, task: int) -> nn.Module:
+        """Return the bare model that a task reads."""
+        return self._models[task]
+
+    @property
+    def beside(self) -> nn.ModuleDict:
+        """What a checkpoint keeps besides the model."""
+        return nn.ModuleDict({**dict(self.projections.items()), "balancer": self.balancer})
 
     def projection_groups(
         self, optimizer_class: type[torch.optim.Optimizer]
@@ -136,6 +154,12 @@ class StudentModule(nn.Module):
         if isinstance(match.spec, CustomMatch):
             return (projection(features[0]),)
         return tuple(projection(features))
+
+
+def _models_of(model: nn.Module, num_tasks: int) -> list[nn.Module]:
+    if isinstance(model, MultiTaskStudent):
+        return [model.model_of(task) for task in range(num_tasks)]
+    return [model] * num_tasks
 
 
 def check_projections(

@@ -6,8 +6,8 @@
 All of it is a function of the step and of the labels, so it may be made at any time before.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,7 +18,7 @@ from raybrew.objective import Objective, Position
 from raybrew.student.ahead import Ahead
 from raybrew.student.batches import StudentTask, batch_facts, micro_batches_of
 from raybrew.student.buffers import Blocks, wait_for
-from raybrew.student.step import MicroBatch
+from raybrew.student.step import StepBatch
 from raybrew.student.world import World
 
 __all__ = ["ReadyStep", "StepMaker"]
@@ -29,22 +29,18 @@ class ReadyStep:
     """What a step needs.
 
     Args:
-        task: whose batch it is.
-        batches: what each forward pass of this rank reads, on the device.
-        denominators: of the global batch.
+        batches: this rank's parts of the step's global batches, on the device.
         position: where in the run the step is.
         copied: on a GPU, the event after which the tensors are there.
     """
 
-    task: int
-    batches: list[MicroBatch]
-    denominators: Mapping[str, float]
+    batches: list[StepBatch]
     position: Position
     copied: "torch.cuda.Event | None" = None
 
-    def arrive(self) -> list[MicroBatch]:
+    def arrive(self) -> list[StepBatch]:
         """Return the batches; the current stream waits for them."""
-        wait_for(self.copied, self.batches)
+        wait_for(self.copied, [micro for each in self.batches for micro in each.micro_batches])
         return self.batches
 
 
@@ -61,6 +57,7 @@ class StepMaker:
         world: this rank.
         num_steps: length of the run.
         pad_token_id: fills shorter examples up.
+        weights: of the tasks' losses; 1 if empty.
     """
 
     tasks: Sequence[StudentTask]
@@ -71,6 +68,7 @@ class StepMaker:
     world: World
     num_steps: int
     pad_token_id: int
+    weights: Sequence[float] = ()
     _blocks: Blocks = field(init=False)
 
     def __post_init__(self):
@@ -83,25 +81,37 @@ class StepMaker:
 
     def make(self, step: int) -> ReadyStep:
         """Make a step ready; steps must come in rising order."""
-        task, rows = self.sequence.batch(step)
-        passes = self.config.gradient_accumulation_steps
-        batches = micro_batches_of(
-            self.tasks[task],
-            rows,
-            {} if self.labels is None else self.labels.get(step),
-            world=self.world,
-            passes=passes,
-            pad_token_id=self.pad_token_id,
-        )
-        moved, copied = self._blocks.bring(step, list(batches))
-        facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
+        batches = [self._batch(number) for number in self.sequence.numbers(step)]
+        flat = [micro for each in batches for micro in each.micro_batches]
+        moved, copied = self._blocks.bring(step, flat)
+        micros = iter(moved)
         steps_per_epoch = self.sequence.steps_per_epoch
         if self.labels is not None and (step + 1) % steps_per_epoch == 0:
             self.labels.settle()
         return ReadyStep(
-            task=task,
-            batches=moved,
-            denominators=self.objectives[task].denominators(facts),
-            position=Position(step / self.num_steps, step // steps_per_epoch),
+            batches=[
+                replace(each, micro_batches=[next(micros) for _ in each.micro_batches])
+                for each in batches
+            ],
+            position=Position(step / self.num_steps, step // steps_per_epoch, step),
             copied=copied,
+        )
+
+    def _batch(self, number: int) -> StepBatch:
+        task, rows = self.sequence.batch(number)
+        passes = self.config.gradient_accumulation_steps
+        micro_batches = micro_batches_of(
+            self.tasks[task],
+            rows,
+            {} if self.labels is None else self.labels.get(number),
+            world=self.world,
+            passes=passes,
+            pad_token_id=self.pad_token_id,
+        )
+        facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
+        return StepBatch(
+            task=task,
+            micro_batches=list(micro_batches),
+            denominators=self.objectives[task].denominators(facts),
+            weight=self.weights[task] if self.weights else 1.0,
         )

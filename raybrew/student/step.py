@@ -1,7 +1,8 @@
-"""One optimizer step of the student on this rank's part of a global batch.
+"""One optimizer step of the student on this rank's part of its global batches.
 
     micro-batch ──► forward ──► adaptor ──► objective (numerators) ──► ÷ global denominators ──►
-    backward (gradients are summed over micro-batches, averaged over ranks) ──► clip ──► step
+    balancing of tasks ──► backward (gradients are summed over micro-batches, averaged over batches
+    and ranks) ──► clip ──► step
 
 The denominators are known before the forward pass: they are counts over the whole global batch.
 """
@@ -18,11 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from raybrew.balancing import Balancer, TaskGradients
 from raybrew.objective import Objective, Position, SoftLabels
 from raybrew.student.module import StudentAnswer
 from raybrew.student.world import World
 
-__all__ = ["MicroBatch", "StudentStep"]
+__all__ = ["MicroBatch", "StepBatch", "StudentStep"]
 
 
 @dataclass(frozen=True)
@@ -47,74 +49,123 @@ class MicroBatch:
     alignment: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's part of one global batch of a step.
+
+    Args:
+        task: whose it is.
+        micro_batches: one a forward pass.
+        denominators: of the global batch, from `Objective.denominators`.
+        weight: factor on its loss.
+    """
+
+    task: int
+    micro_batches: Sequence[MicroBatch]
+    denominators: Mapping[str, float]
+    weight: float = 1.0
+
+
 class StudentStep:
     """Forward, objective, backward, update.
 
     Args:
         model: a `StudentModule`, or DDP around it.
-        task: index of the task that is learnt.
-        objective: of that task.
+        objectives: one a task.
         optimizer: over the module's parameters.
         scheduler: of the learning rate.
         world: this rank.
         max_grad_norm: clips the gradient of the whole module.
         precision: autocast of the forward.
+        balancer: of the module; weighs its tasks' losses.
+        apart: takes the gradients of each batch apart and mixes them; they are added up if None.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        task: int,
-        objective: Objective,
+        objectives: Sequence[Objective],
         optimizer: Optimizer,
         scheduler: LRScheduler,
         world: World,
         *,
         max_grad_norm: float | None,
         precision: str,
+        balancer: Balancer | None = None,
+        apart: TaskGradients | None = None,
     ):
-        self._model, self._task, self._objective = model, task, objective
+        self._model, self._objectives = model, objectives
         self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
         self._max_grad_norm, self._precision = max_grad_norm, precision
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._balancer, self._apart = balancer or Balancer(), apart
         self.skipped = False
         """Whether the last step was left out, because its gradient was not finite."""
 
-    def __call__(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        denominators: Mapping[str, float],
-        position: Position,
-    ) -> dict[str, Tensor]:
+    def __call__(self, batches: Sequence[StepBatch], position: Position) -> list[dict[str, Tensor]]:
         """Take the step.
 
         Args:
-            micro_batches: this rank's part of the global batch.
-            denominators: of the global batch, from `Objective.denominators`.
+            batches: of one task or of several; the step follows their mean.
             position: where in the run this is.
 
         Returns:
-            This rank's numerators of each term, detached; their sum over ranks divided by the
-            denominators is the loss.
+            Of each batch, this rank's numerators of each term, detached; their sum over ranks
+            divided by the denominators is the loss.
         """
-        sums: dict[str, Tensor] = {}
-        last = len(micro_batches) - 1
-        for number, batch in enumerate(micro_batches):
-            with self._sync(number == last):
-                numerators = self._forward(batch, position)
-                total = self._objective.total(numerators, denominators, position)
-                # DDP averages over ranks; the denominators already count all of them.
-                (total * self._world.size).backward()
-            for name, numerator in numerators.items():
-                sums[name] = sums.get(name, 0) + numerator.detach()
+        self._balancer.enter(position.epoch)
+        sums = [
+            self._backward(batch, len(batches), position, last=number == len(batches) - 1)
+            for number, batch in enumerate(batches)
+        ]
+        if self._apart is not None:
+            self._apart.put_back(position.step)
+        if self._balancer.observes:
+            self._observe(batches, sums, position)
         self._update()
         return sums
 
-    def _forward(self, batch: MicroBatch, position: Position) -> dict[str, Tensor]:
+    def _backward(
+        self, batch: StepBatch, num_batches: int, position: Position, *, last: bool
+    ) -> dict[str, Tensor]:
+        """Add a batch's gradients; ranks sync with the step's last pass, or with each batch's."""
+        sums: dict[str, Tensor] = {}
+        passes = len(batch.micro_batches)
+        sync = last or self._apart is not None
+        for number, micro in enumerate(batch.micro_batches):
+            with self._sync(sync and number == passes - 1):
+                numerators, balance = self._forward(batch.task, micro, position)
+                loss = self._objectives[batch.task].total(numerators, batch.denominators, position)
+                share = 1 / (passes * self._world.size)
+                loss = self._balancer.weigh(loss, batch.task, balance, share)
+                # DDP averages over ranks; the denominators already count all of them.
+                (loss * (batch.weight * self._world.size / num_batches)).backward()
+            for name, numerator in numerators.items():
+                sums[name] = sums.get(name, 0) + numerator.detach()
+        if self._apart is not None:
+            self._apart.take()
+        return sums
+
+    def _observe(
+        self,
+        batches: Sequence[StepBatch],
+        sums: Sequence[Mapping[str, Tensor]],
+        position: Position,
+    ) -> None:
+        local = [
+            self._objectives[batch.task].total(each, batch.denominators, position)
+            for batch, each in zip(batches, sums, strict=True)
+        ]
+        for batch, loss in zip(batches, self._world.total(torch.stack(local)), strict=True):
+            self._balancer.observe(batch.task, loss)
+
+    def _forward(
+        self, task: int, batch: MicroBatch, position: Position
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         device = self._world.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
-            answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, self._task)
-        numerators = self._objective.numerators(
+            answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, task)
+        numerators = self._objectives[task].numerators(
             answer.view,
             batch.soft,
             position,
@@ -124,11 +175,11 @@ class StudentStep:
             batch.alignment,
         )
         if not answer.view.logits:
-            return numerators
+            return numerators, answer.balance
         # A head that no term looks at has a gradient too, 0: DDP waits for every parameter's.
         untouched = torch.stack([each.float().sum() for each in answer.view.logits]).sum() * 0.0
         first = next(iter(numerators))
-        return numerators | {first: numerators[first] + untouched}
+        return numerators | {first: numerators[first] + untouched}, answer.balance
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         if isinstance(self._model, DistributedDataParallel) and not last:

@@ -137,7 +137,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     training = build_training(plan, world, asker_of(plan, local, pool))
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
-    training.wrapped = prepare_model(training.module)
+    # A step that leaves a task out leaves its head without gradients.
+    ddp = {"find_unused_parameters": True} if len(plan.tasks) > 1 else {}
+    training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])
     with CheckpointWriter(config["checkpoints"]) as writer:
         values = training.run(_RayHooks(config["mailbox"], world, writer))

@@ -1,6 +1,7 @@
 """Matches in whole steps: passes, projections, checkpoints, empty ranks."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,10 +139,14 @@ def test_projections_stand_beside_a_plain_student_and_come_back(models, store, t
         other.resume(tmp_path / "checkpoint")
 
 
+def attention_of(model: Any) -> str:
+    return model.config._attn_implementation
+
+
 def test_only_what_matches_need_is_asked_of_the_models(models, store, tmp_path):
     training, pool = made(models, store / "own", tmp_path / "1", MATCHES[:1])
     assert isinstance(pool, LocalPool)
-    assert training.model.config._attn_implementation != "eager"
+    assert attention_of(training.model) != "eager"
     trained(training)
     # 50 rows that differ, one forward for each teacher; b ships logits alone.
     assert {n: r.figures()["examples"] for n, r in pool.replicas.items()} == {"a": 50, "b": 50}
@@ -149,7 +154,7 @@ def test_only_what_matches_need_is_asked_of_the_models(models, store, tmp_path):
     assert figures["b"] == 50 * 3 * 4
     assert figures["a"] > 50 * 5 * 32 * 4
     eager, _ = made(models, store / "own", tmp_path / "2", MATCHES[2:3])
-    assert eager.model.config._attn_implementation == "eager"
+    assert attention_of(eager.model) == "eager"
 
 
 def test_matches_alone_teach(models, store, tmp_path):

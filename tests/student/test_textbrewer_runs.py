@@ -196,8 +196,11 @@ class DrawnSequence:
             self._steps.append((task, rows[task][seen[task] % len(rows[task])]))
             seen[task] += 1
 
-    def batch(self, step: int) -> tuple[int, np.ndarray]:
-        return self._steps[step]
+    def numbers(self, step: int) -> range:
+        return range(step, step + 1)
+
+    def batch(self, number: int) -> tuple[int, np.ndarray]:
+        return self._steps[number]
 
 
 def two_task_training(

@@ -1,0 +1,102 @@
+"""A saved model on the evaluation rows of a job's tasks. No Ray.
+
+model ──► its folder for the task ──► own tokenizer ──► rows encoded ──► logits ──► metrics
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from torch import nn
+
+from raybrew.config import DistillJob, Task, TrainJob
+from raybrew.data.split import STUDENT_VIEW
+from raybrew.errors import ConfigError
+from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.models.adaptors import adaptor_of
+from raybrew.models.pretrained import describe_names, load_model, read_config, read_tokenizer
+from raybrew.models.student_files import task_folders
+from raybrew.preparation.tables import encode_table, read_table
+
+__all__ = ["evaluate"]
+
+Metrics = dict[str, float]
+
+
+def evaluate(
+    job: DistillJob | TrainJob, model: str | Path, *, task: str | None = None
+) -> dict[str, Metrics]:
+    """Evaluate a saved model.
+
+    Args:
+        job: whose tasks, each with evaluation rows.
+        model: folder of a student or of any model that transformers loads, or a hub id.
+        task: name of the task for a model of one task; may be left out where the job has one.
+
+    Returns:
+        By task, the metrics of its kind.
+
+    Raises:
+        ConfigError: the model hasn't got the task's labels, or it isn't clear which task is meant.
+        DataError: the data isn't what its task says.
+    """
+    found = {}
+    for each, folder in _pairs(job, str(model), task):
+        if each.eval is None:
+            raise ConfigError(f"tasks[{each.name}].eval: expected evaluation rows, got none")
+        found[each.name] = _score(job, each, folder)
+    return found
+
+
+def _pairs(job: DistillJob | TrainJob, model: str, name: str | None) -> list[tuple[Task, str]]:
+    tasks = {task.name: task for task in job.tasks}
+    if name is not None and name not in tasks:
+        raise ConfigError(f"task: expected one of {', '.join(tasks)}, got {name!r}")
+    folders = {n: str(f) for n, f in task_folders(Path(model).expanduser()).items()}
+    if not folders:
+        if name is None and len(tasks) > 1:
+            raise ConfigError(
+                f"task: expected the task that {model!r} is a model of, since the job has several "
+                f"({', '.join(tasks)}), got none"
+            )
+        return [(tasks[name or next(iter(tasks))], model)]
+    asked = [name] if name is not None else [n for n in tasks if n in folders]
+    if not asked or asked[0] not in folders:
+        raise ConfigError(
+            f"{model}: expected a student of one of the job's tasks ({', '.join(tasks)}), got one "
+            f"of {', '.join(folders)}"
+        )
+    return [(tasks[n], folders[n]) for n in asked]
+
+
+def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
+    config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
+    table = read_table(task)
+    kind, names = table.kind, table.label_names
+    if kind.has_labels and config.num_labels != kind.num_labels(names, config):
+        raise ConfigError(
+            f"{folder}: expected {kind.num_labels(names, config)} labels as task {task.name!r} has "
+            f"({', '.join(names)}), got a model with {config.num_labels}"
+        )
+    model, info = load_model(kind.model_class, folder, "model", config)
+    lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
+    if lacking:
+        raise ConfigError(
+            f"{folder}: expected a trained model, got weights without {describe_names(lacking)}"
+        )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    nn.Module.to(model, device)
+    hosted = ModelOnDevice(
+        model,
+        adaptor_of(task.kind, task.adaptor),
+        int(str(tokenizer.pad_token_id or 0)),
+        device,
+    )
+    with TemporaryDirectory(prefix="raybrew-") as temporary:
+        num_labels = kind.num_labels(names, config)
+        encoded = encode_table(table, {STUDENT_VIEW: tokenizer}, Path(temporary), num_labels)
+        split = encoded.split("eval")
+        rows = np.arange(len(split))
+        predicted = predict(hosted, kind, split, rows, batch_size=job.training.eval_batch_size)
+        return kind.metrics(predicted, split, rows, names)

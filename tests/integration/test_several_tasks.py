@@ -1,0 +1,111 @@
+"""Several teachers, several tasks and matches in one run on a real Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ray.train import RunConfig, ScalingConfig
+from transformers import AutoModelForSequenceClassification
+
+import raybrew as rb
+from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+NUM_STEPS = 14
+HIDDEN: dict[str, Any] = {"feature": "hidden", "proj": ["linear", 16, 32]}
+MATCHES = [
+    {"layer_T": 2, "layer_S": 1, "loss": "hidden_mse", "teacher": "a", **HIDDEN},
+    {"layer_T": [1, 1], "layer_S": [1, 1], "feature": "hidden", "loss": "mmd", "teacher": "b"},
+    {"layer_T": 2, "layer_S": 1, "loss": "cos", "teacher": "c", **HIDDEN},
+    {
+        "layer_T": 1,
+        "layer_S": 0,
+        "feature": "attention",
+        "loss": "attention_mse",
+        "teacher": "c",
+    },
+]
+TERMS = {
+    "sum": ("kd", "hard", "match/hidden_hidden_mse_1_2_a", "match/hidden_mmd_1-1_1-1_b", "loss"),
+    "among": ("kd", "match/hidden_cos_1_2_c", "match/attention_attention_mse_0_1_c", "loss"),
+}
+
+
+def job_of(models: dict[str, str], store: Path, mixing: dict[str, Any]) -> rb.DistillJob:
+    return make_job(
+        {},
+        store,
+        tasks=[
+            rb.Task(
+                name="sum", train=make_data(60), eval=make_data(20, 1), max_length=32, weight=2.0
+            ),
+            rb.Task(
+                name="among",
+                train=make_yes_no_data(30),
+                eval=make_yes_no_data(20, 1),
+                text="word",
+                text_pair="sentence",
+                max_length=24,
+                batch_size=7,
+                distillation=rb.DistillationConfig(hard_label_weight=0.0, kd_loss="kl"),
+            ),
+        ],
+        teachers=[
+            rb.Teacher(name=name, task=task, model=models[name], resources={"CPU": 0.25})
+            for name, task in (("a", "sum"), ("b", "sum"), ("c", "among"))
+        ],
+        distillation=rb.DistillationConfig(temperature=2, hard_label_weight=0.5, matches=MATCHES),
+        mixing=rb.MixingConfig(**mixing),
+        training=rb.TrainingConfig(
+            num_steps=NUM_STEPS, batch_size=12, learning_rate=1e-3, num_threads=1
+        ),
+        student=rb.Student(
+            config={
+                **STUDENT_CONFIG,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            }
+        ),
+    )
+
+
+def run(job: rb.DistillJob, folder: Path, workers: int) -> rb.RunResult:
+    return rb.distill(
+        job,
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="run", storage_path=str(folder)),
+    )
+
+
+def values_of(result: rb.RunResult) -> list[dict[str, float]]:
+    lines = Path(result.folder, "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [r for r in records if any(key.startswith("train/") for key in r)]
+
+
+@pytest.mark.parametrize("mixing", [{"tau": 0.5}, {"sampling": "every"}])
+def test_two_workers_are_one_with_teachers_tasks_and_matches_together(models, tmp_path, mixing):
+    names = ("no", "yes")
+    three = {**models, "c": make_model(tmp_path / "c", 2, labels=names)}
+    # One store: what the teachers said is the same to the last bit.
+    job = job_of(three, tmp_path / "store", mixing)
+    one, two = run(job, tmp_path / "1", 1), run(job, tmp_path / "2", 2)
+    assert one.labels["needed"] == one.labels["forwards"]
+    assert two.labels["forwards"] == 0
+    first, second = values_of(one), values_of(two)
+    assert len(first) == len(second) == NUM_STEPS
+    for task, terms in TERMS.items():
+        for term in terms:
+            name = f"train/{task}/{term}"
+            steps = [(a[name], b[name]) for a, b in zip(first, second, strict=True) if name in a]
+            assert len(steps) == (NUM_STEPS if mixing == {"sampling": "every"} else len(steps)) > 2
+            np.testing.assert_allclose(*zip(*steps, strict=True), atol=2e-5, rtol=0, err_msg=name)
+    assert set(one.ensembles) == {"sum", "among"}
+    assert {f"eval/{task}/accuracy" for task in TERMS} <= one.metrics.keys()
+    for task, classes in (("sum", ("down", "level", "up")), ("among", names)):
+        head = AutoModelForSequenceClassification.from_pretrained(Path(one.student, task))
+        assert head.config.id2label == dict(enumerate(classes))
+        assert head.config.num_hidden_layers == 1
