@@ -82,10 +82,12 @@ def check_labels(objective: Objective, table: Table) -> None:
         )
 
 
-def check_droppable(job: DistillJob, matches: Sequence[TaskMatch], needs_route: bool) -> None:
-    """Refuse `on_loss: drop` where nothing can stand in for the teacher."""
-    distillation = job.distillation
-    for name in (teacher.name for teacher in job.teachers if teacher.on_loss == "drop"):
+def check_droppable(
+    job: DistillJob, task: str, matches: Sequence[TaskMatch], needs_route: bool
+) -> None:
+    """Refuse `on_loss: drop` where nothing can stand in for a teacher of the task."""
+    distillation = job.objective_of(task)
+    for name in (each.name for each in job.teachers_of(task) if each.on_loss == "drop"):
         reasons = []
         if any(match.teacher == name for match in matches):
             reasons.append("a match compares the student's layers with this teacher's")

@@ -130,7 +130,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     for task, each in zip(job.tasks, matches, strict=True):
         signal = _logits_signal(job, task.name, sizes[task.name])
         objective = _objective(job, task, signal, each)
-        check_droppable(job, each, objective.needs_route)
+        check_droppable(job, task.name, each, objective.needs_route)
         check_projections(each, optimizer_class(job.training))
     names = [task.name for task in job.tasks]
     tokenizers = tuple(
