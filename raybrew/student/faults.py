@@ -8,13 +8,15 @@ controller ──after_exception──► FaultWatch ──► mailbox ──►
 from typing import Any
 
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
 from raybrew.errors import RaybrewError
 from raybrew.mailbox import Message
 
 __all__ = ["FaultWatch", "fault_message"]
+
+DEATHS = (RayActorError, OutOfMemoryError)
 
 
 def fault_message(fault: str, who: str, what: str) -> Message:
@@ -30,13 +32,20 @@ class FaultWatch(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Tell of each rank; see Ray Train's `UserCallback`."""
-        for rank, error in sorted(worker_exceptions.items()):
-            raised = getattr(error, "_base_exc", error)
-            if isinstance(raised, RaybrewError):
+        raised = {rank: _root(error) for rank, error in sorted(worker_exceptions.items())}
+        for error in raised.values():
+            if isinstance(error, RaybrewError):
                 # It would come again: raised here, it ends the run whatever FailureConfig allows.
-                raise raised
-            died = isinstance(raised, RayActorError)
-            lines = str(raised).strip().splitlines() or [type(raised).__name__]
-            self._mailbox.put.remote(
-                fault_message("rank died" if died else "rank failed", f"rank {rank}", lines[0])
-            )
+                raise error
+        # Who died comes first: the others failed because of it.
+        for rank, error in sorted(raised.items(), key=lambda each: not isinstance(each[1], DEATHS)):
+            fault = "rank died" if isinstance(error, DEATHS) else "rank failed"
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            self._mailbox.put.remote(fault_message(fault, f"rank {rank}", lines[0]))
+
+
+def _root(error: Exception) -> Exception:
+    """Return what Ray Train wrapped: what a rank raised, or why it can't be reached."""
+    for name in ("_base_exc", "health_check_failure"):
+        error = getattr(error, name, error)
+    return error
