@@ -4,20 +4,17 @@ A mistake of the user's is one message and exit code 2; Ctrl-C is exit code 130,
 """
 
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from raybrew.errors import RaybrewError
-from raybrew.interrupts import Terminated
+from raybrew.commands.store import app as store_app
+from raybrew.commands.told import told
 
 __all__ = ["app", "main"]
 
-USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
+GOES_ON = "; a run goes on with --resume"
 
 app = typer.Typer(
     help="Label once, brew many: knowledge distillation on Ray.",
@@ -25,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(store_app, name="store")
 
 JobPath = Annotated[Path, typer.Argument(help="The job, a YAML file.", show_default=False)]
 Overrides = Annotated[
@@ -50,7 +48,7 @@ def distill(job: JobPath, set_: Overrides = None, resume: Resume = False) -> Non
 @app.command()
 def label(job: JobPath, set_: Overrides = None) -> None:
     """Fill the store with the labels that the job needs, then free the teachers."""
-    with _told():
+    with told(GOES_ON):
         from raybrew.commands.label import label as run
 
         run(job, set_ or [])
@@ -120,26 +118,11 @@ def main() -> None:
     app()
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    # Inside of the command: typer has its own, silent way with an interrupt.
-    try:
-        yield
-    except RaybrewError as error:
-        print(f"raybrew: {error}", file=sys.stderr)
-        raise typer.Exit(USAGE_ERROR) from error
-    except KeyboardInterrupt as error:
-        terminated = isinstance(error, Terminated)
-        word = "terminated" if terminated else "interrupted"
-        print(f"raybrew: {word}; a run goes on with --resume", file=sys.stderr)
-        raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
-
-
 def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None, resume: bool) -> None:
     from raybrew.cluster import run_config_from, scaling_config_from
     from raybrew.jobfile import load_job
 
-    with _told():
+    with told(GOES_ON):
         file = load_job(kind, path, overrides or [])
         result = run(
             file.job,

@@ -1,5 +1,6 @@
 """What the teachers are worth on evaluation rows, from labels that are in the store."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,8 @@ from raybrew.preparation import Preparation, PreparedTask, PreparedTeacher
 
 __all__ = ["Metrics", "judge_teachers"]
 
+logger = logging.getLogger(__name__)
+
 Metrics = dict[str, dict[str, float]]
 
 _BATCH = 64
@@ -35,7 +38,7 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
         Metrics of each teacher, and of each task's mixture of teachers as the job mixes them.
 
     Raises:
-        LabelError: a label is missing.
+        LabelError: a label is missing, and the store may not go on without storing.
     """
     teachers: Metrics = {}
     ensembles: Metrics = {}
@@ -44,7 +47,14 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
             continue
         mine = [teacher for teacher in preparation.teachers if teacher.task == number]
         judge = _Judge(job, task, task.eval, mine)
-        predictions = judge.predictions()
+        try:
+            predictions = judge.predictions()
+        except LabelError as error:
+            if job.labels.on_full == "stop":
+                raise
+            # The student is trained: what it is compared with is worth less than it.
+            logger.error("teachers of task %r are not judged: %s", task.task.name, error)
+            continue
         for teacher, predicted in zip(mine, predictions, strict=False):
             teachers[teacher.teacher.name] = judge.metrics(predicted)
         ensembles[task.task.name] = judge.metrics(predictions[-1])

@@ -13,6 +13,7 @@ import numpy as np
 from raybrew.config import DistillJob
 from raybrew.errors import LabelError
 from raybrew.events import Event
+from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
@@ -98,6 +99,13 @@ class Labelling:
             logger.info("no label of the pool's teachers is missing: none is started")
             yield None
             return
+        for each in self._preparation.teachers:
+            write_manifest(
+                self._labels.location,
+                each.spec.fingerprint,
+                teacher=each.teacher.name,
+                model=each.teacher.model,
+            )
         with self._run.stage("start_teachers"):
             pool = TeacherPool(
                 [

@@ -38,6 +38,8 @@ BENCHMARKS = {
         "student_memory",
         "objective_overhead",
         "pool_throughput",
+        "store_reads",
+        "wire_bytes",
         "gpu",
     )
 }

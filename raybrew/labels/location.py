@@ -17,14 +17,27 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from raybrew.errors import LabelError
 
-__all__ = ["DAMAGED", "LocalLocation", "Location", "StoredFile", "checked_name", "is_shard"]
+__all__ = [
+    "DAMAGED",
+    "FULL",
+    "TEMPORARY",
+    "LocalLocation",
+    "Location",
+    "StoredFile",
+    "checked_name",
+    "is_shard",
+]
 
 DAMAGED = ".damaged"
 TEMPORARY = ".tmp"
 LOCK = ".lock"
 MAX_LISTINGS = 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What an operating system calls having no room."""
 _SHARD = re.compile(r"shard-[0-9a-f]{32}\.arrow")
 
 
@@ -147,12 +160,18 @@ class Location(ABC):
         """Enter as the only one on this path, or with False where another one is in."""
 
     @abstractmethod
-    def read_bytes(self, path: str) -> bytes:
-        """Return a small file's content.
+    def open(self, path: str) -> pa.NativeFile:
+        """Open a file to look at parts of it.
 
         Raises:
-            OSError: it is gone or can't be read.
+            FileNotFoundError: it is gone.
+            OSError: it can't be read.
         """
+
+    def read_bytes(self, path: str) -> bytes:
+        """Return a small file's content; see `open` for what may be raised."""
+        with self.open(path) as source:
+            return source.read()
 
 
 class LocalLocation(Location):
@@ -226,6 +245,6 @@ class LocalLocation(Location):
                 return
             yield True
 
-    def read_bytes(self, path: str) -> bytes:
+    def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
-        return (self.base / path).read_bytes()
+        return pa.OSFile(str(self.base / path), "rb")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from raybrew.errors import LabelError
@@ -23,6 +24,8 @@ DTYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
     # NumPy has no bfloat16: its bits travel as int16.
     "bfloat16": (torch.bfloat16, np.dtype(np.int16)),
 }
+
+_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,12 @@ class Signal:
         layers = "".join(f"-L{layer}" for layer in self.layers)
         kept = "" if self.top_k is None else f"-top{self.top_k}"
         kept += "".join(f"-T{temperature:g}" for temperature in self.temperatures)
-        return f"{self.statistic}{layers}{kept}-{self.dtype}"
+        name = f"{self.statistic}{layers}{kept}-{self.dtype}"
+        if len(name.encode()) <= _NAME_BYTES:
+            return name
+        # Longer than a folder's name may be: its beginning, for people, and a hash of it all.
+        start = name.encode()[: _NAME_BYTES // 2].decode(errors="ignore")
+        return f"{start}-{xxhash.xxh3_128_hexdigest(name.encode())}-{self.dtype}"
 
 
 @dataclass(frozen=True)

@@ -79,14 +79,18 @@ class RemoteLocation(Location):
 
     def _list(self, folder: str) -> list[StoredFile]:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
-        return sorted(
-            (
-                StoredFile(info.path.removeprefix(self._base + "/"), info.size, info.mtime_ns / 1e9)
-                for info in self._filesystem.get_file_info(selector)
-                if info.type == pafs.FileType.File
-            ),
-            key=lambda file: file.path,
-        )
+        # Some file systems begin their paths with a slash, whatever they were asked with.
+        start = self._base.strip("/") + "/"
+        found = [
+            StoredFile(
+                info.path.lstrip("/").removeprefix(start),
+                info.size,
+                (info.mtime_ns or 0) / 1e9,  # of any age, where no times are kept
+            )
+            for info in self._filesystem.get_file_info(selector)
+            if info.type == pafs.FileType.File
+        ]
+        return sorted(found, key=lambda file: file.path)
 
     def fetch(self, path: str) -> Path:
         """See `Location`."""
@@ -133,10 +137,9 @@ class RemoteLocation(Location):
         with self.cache.exclusive(self._copy(path)) as mine:
             yield mine
 
-    def read_bytes(self, path: str) -> bytes:
+    def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
-        with self._filesystem.open_input_file(self._path(path)) as source:
-            return source.read()
+        return self._filesystem.open_input_file(self._path(path))
 
     def _path(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base

@@ -3,7 +3,7 @@
     shard-<random>.arrow   Arrow IPC, one record batch
         key    fixed_size_binary[16]      content key
         value  fixed_size_list<dtype>[w]  or large_list<dtype> where rows are ragged
-    schema metadata: format version, teacher, signal, xxh3 of the content
+    schema metadata: format version, teacher, signal, number of labels, xxh3 of the content
 
 A shard is written under a temporary name and renamed when it is whole and on disk, so that no
 reader ever sees half of one. It is read by memory map; the checksum is verified the first time
@@ -22,18 +22,40 @@ import pyarrow.ipc as ipc
 import xxhash
 
 from raybrew.errors import LabelError, StoreFullError
-from raybrew.labels.location import Location
+from raybrew.labels.location import FULL, Location
 from raybrew.labels.payload import Payload
 
-__all__ = ["FORMAT", "DamagedShardError", "Shard", "open_shard", "read_origin", "write_shard"]
+__all__ = [
+    "FORMAT",
+    "DamagedShardError",
+    "Header",
+    "Shard",
+    "open_shard",
+    "read_header",
+    "write_shard",
+]
 
 FORMAT = "raybrew-labels-2"
 KEY_BYTES = 16
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DamagedShardError(LabelError):
     """A file isn't the whole shard that its name and place say."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard says of itself.
+
+    Args:
+        teacher: fingerprint of the teacher.
+        signal: name of the signal.
+        labels: how many it holds.
+    """
+
+    teacher: str
+    signal: str
+    labels: int
 
 
 @dataclass
@@ -99,6 +121,7 @@ def write_shard(
     """
     checksum = _checksum(keys, payload)
     metadata = {"format": FORMAT, "teacher": teacher, "signal": signal, "checksum": checksum}
+    metadata["labels"] = str(len(keys))
     table = _to_batch(keys, payload, metadata)
     path = f"{folder}/shard-{uuid.uuid4().hex}.arrow"
 
@@ -112,7 +135,7 @@ def write_shard(
     try:
         location.publish(path, write)
     except OSError as error:
-        kind = StoreFullError if error.errno in _FULL else LabelError
+        kind = StoreFullError if error.errno in FULL else LabelError
         raise kind(
             f"label store {location.root}: {len(keys)} labels could not be written to {folder}: "
             f"{error}"
@@ -137,21 +160,33 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     return Shard(path, keys, payload, metadata.get("checksum", "none"))
 
 
-def read_origin(path: Path) -> tuple[str, str]:
-    """Return the teacher and the signal that a shard says it is of.
+def read_header(name: str, source: pa.NativeFile) -> Header:
+    """Return what a shard says of itself; its labels are not read.
+
+    Args:
+        name: the shard, for messages.
+        source: its file.
 
     Raises:
-        DamagedShardError: it can't be read.
+        DamagedShardError: it can't be read, or is of another version.
     """
-    metadata = _read(path)[2]
-    return metadata.get("teacher", "unknown"), metadata.get("signal", "unknown")
+    try:
+        metadata = _metadata(ipc.open_file(source).schema)
+        labels = int(metadata.get("labels", "none"))
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DamagedShardError(f"shard {name}: not a whole Arrow file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise DamagedShardError(
+            f"shard {name}: expected format {FORMAT}, got {metadata.get('format')}"
+        )
+    return Header(metadata.get("teacher", ""), metadata.get("signal", ""), labels)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
     try:
         with pa.memory_map(str(path)) as source:
             reader = ipc.open_file(source)
-            metadata = {k.decode(): v.decode() for k, v in (reader.schema.metadata or {}).items()}
+            metadata = _metadata(reader.schema)
             if reader.num_record_batches != 1:
                 raise DamagedShardError(
                     f"shard {path}: expected 1 record batch, got {reader.num_record_batches}"
@@ -167,6 +202,10 @@ def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise LabelError(f"shard {path}: can't be read: {error}") from error
         raise DamagedShardError(f"shard {path}: not a whole Arrow file: {error}") from error
+
+
+def _metadata(schema: pa.Schema) -> dict[str, str]:
+    return {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:

@@ -68,3 +68,10 @@ def test_signals_that_differ_have_different_folders():
         Signal("hidden", (48,)),
     ]
     assert len({signal.name for signal in signals}) == len(signals)
+
+
+def test_long_names_are_cut_to_what_a_folder_may_be_called_and_still_differ():
+    signals = [Signal(f"module.{'é' * 300}.{n}", layers=(n,)) for n in range(3)]
+    assert len({signal.name for signal in signals}) == 3
+    assert all(len(signal.name.encode()) <= 255 for signal in signals)
+    assert signals[0].name == Signal(signals[0].statistic, layers=(0,)).name

@@ -1,0 +1,169 @@
+"""`raybrew store ls | verify | prune`: look at a label store, check it, make it smaller."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raybrew.commands.told import told
+
+if TYPE_CHECKING:
+    from raybrew.labels.location import Location
+    from raybrew.labels.pruning import Pruned
+    from raybrew.labels.survey import Holding
+
+__all__ = ["app"]
+
+DAMAGE_FOUND = 1
+
+app = typer.Typer(help="Look at a label store, check it, make it smaller.", no_args_is_help=True)
+
+Store = Annotated[
+    str | None,
+    typer.Argument(
+        help="Its folder or URI; the default of labels.store if left out.", show_default=False
+    ),
+]
+
+
+@app.command("ls")
+def list_(
+    store: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Show what a store holds, by teacher and signal."""
+    with told():
+        from raybrew.labels.survey import survey
+
+        location = _opened(store)
+        holdings = survey(location)
+        if as_json:
+            print(json.dumps([asdict(holding) for holding in holdings], indent=1))
+        else:
+            _show(location, holdings)
+
+
+@app.command()
+def verify(store: Store = None) -> None:
+    """Check every shard against its checksum; exit code 1 if one is damaged."""
+    with told():
+        from rich.progress import Progress
+
+        from raybrew.labels.survey import verify as check
+
+        location = _opened(store)
+        total = sum(file.nbytes for file in location.shards())
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("checking", total=total)
+            wrong = check(location, lambda file: progress.advance(bar, file.nbytes))
+        for line in wrong:
+            print(line)
+        print(f"{location.root}: {total:,} bytes of labels checked, {len(wrong)} files damaged")
+        if wrong:
+            raise typer.Exit(DAMAGE_FOUND)
+
+
+@app.command()
+def prune(
+    store: Store = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Delete the labels least recently used until no more than this is left."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="Delete the labels of this teacher: a fingerprint, or its beginning."),
+    ] = None,
+    damaged: Annotated[bool, typer.Option(help="Delete what was set aside as damaged.")] = False,
+    merge: Annotated[bool, typer.Option(help="Merge small shards into larger ones.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Delete labels and leftovers, merge shards; runs that use the store go on."""
+    with told():
+        from raybrew.errors import ConfigError
+        from raybrew.labels.pruning import find_teachers, plan_pruning
+
+        if max_size is None and not (teacher or damaged or merge):
+            raise ConfigError(
+                "store prune: expected --max-size, --teacher, --damaged or --merge, got none"
+            )
+        limit = None if max_size is None else _bytes(max_size)
+        location = _opened(store)
+        going = plan_pruning(
+            location.files(),
+            max_bytes=limit,
+            teachers=find_teachers(location, teacher or ()),
+            damaged=damaged,
+        )
+        for pruned in going:
+            if not dry_run:
+                location.remove(pruned.file.path)
+        _tell(going, dry_run)
+        if merge and not dry_run:
+            print(f"merged {_merge(location)} shards")
+
+
+def _opened(store: str | None) -> "Location":
+    from raybrew.config import LabelConfig
+    from raybrew.errors import ConfigError
+    from raybrew.labels.location import LocalLocation
+    from raybrew.labels.remote import location_of
+    from raybrew.labels.spec import StoreSpec
+
+    labels = LabelConfig() if store is None else LabelConfig(store=store)
+    location = location_of(StoreSpec.of(labels))
+    if isinstance(location, LocalLocation) and not location.base.is_dir():
+        raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
+    return location
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    from raybrew.errors import ConfigError
+
+    try:
+        return TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise ConfigError(f"--max-size: expected a size such as 50GB or 0, got {text!r}") from None
+
+
+def _merge(location: "Location") -> int:
+    from raybrew.labels.merging import merge_small
+
+    folders = sorted({file.folder for file in location.shards() if file.path.count("/") == 2})
+    count = 0
+    for folder in folders:
+        teacher, _, signal = folder.partition("/")
+        count += merge_small(location, folder, teacher=teacher, signal=signal, at_least=2)
+    return count
+
+
+def _show(location: "Location", holdings: Sequence["Holding"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=location.root, title_justify="left")
+    for name in ("teacher", "model", "signal"):
+        table.add_column(name, overflow="fold")
+    for name in ("labels", "bytes", "shards", "damaged", "last used"):
+        table.add_column(name, justify="right")
+    for one in holdings:
+        used = f"{datetime.fromtimestamp(one.used_s):%Y-%m-%d %H:%M}" if one.shards else ""
+        counts = (one.labels, one.nbytes, one.shards, one.damaged)
+        table.add_row(one.teacher, one.model, one.signal, *(f"{n:,}" for n in counts), used)
+    table.add_section()
+    sums = (sum(getattr(h, n) for h in holdings) for n in ("labels", "nbytes", "shards", "damaged"))
+    table.add_row("all", "", "", *(f"{n:,}" for n in sums), "")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _tell(going: Sequence["Pruned"], dry_run: bool) -> None:
+    for pruned in going:
+        print(f"{pruned.why:9s}  {pruned.file.nbytes:>15,}  {pruned.file.path}")
+    total = sum(pruned.file.nbytes for pruned in going)
+    print(f"{'would delete' if dry_run else 'deleted'} {len(going)} files, {total:,} bytes")
