@@ -135,15 +135,20 @@ class Labelling:
         """
         if pool is None:
             return
+        go_on = self._job.labels.on_full == "go_on"
         with self._run.stage("label"):
-            for _ in range(_ROUNDS):
+            for _ in range(1 if go_on else _ROUNDS):
                 fillings = self._fillings(sides)
                 if not fillings:
                     return
                 self.dropped |= pool.fill(fillings)
                 self.note(pool)
         missing = sum(len(filling.rows) for filling in self._fillings(sides))
-        if missing:
+        if missing and go_on:
+            logger.error(
+                "label store %s: no room for %d labels", self._labels.location.root, missing
+            )
+        elif missing:
             raise LabelError(
                 f"label store {self._job.labels.store}: {missing} labels are missing after they "
                 f"were computed {_ROUNDS} times; is something else deleting files in the store?"

@@ -15,7 +15,7 @@ from raybrew.labels.manifest import read_manifest, write_manifest
 from raybrew.labels.store import LabelStore
 from tests.labels.stores import open_store, shard_files, values, write
 
-DAY_S = 86400.0
+A_DAY_AGO = time.time() - 86400.0
 
 
 def raybrew(*arguments: str) -> int:
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Path:
     write(open_store(tmp_path, "aa11"), 3)
     write(open_store(tmp_path, "bb22"), *range(100))
     for path in shard_files(tmp_path / "bb22"):
-        os.utime(path, (time.time() - DAY_S,) * 2)
+        os.utime(path, (A_DAY_AGO, A_DAY_AGO))
     write_manifest(LabelStore(tmp_path).location, "aa11", teacher="a", model="runs/teacher-a")
     return tmp_path
 
@@ -123,7 +123,7 @@ def test_prune_deletes_what_a_dead_writer_left_and_not_what_a_live_one_writes(st
     old, new = (folder / f"shard-{n}.arrow.{n}.tmp" for n in (1, 2))
     for path in (old, new):
         path.write_bytes(b"half")
-    os.utime(old, (time.time() - DAY_S,) * 2)
+    os.utime(old, (A_DAY_AGO, A_DAY_AGO))
     assert raybrew("store", "prune", str(store), "--damaged") == 0
     assert not old.exists()
     assert new.exists()

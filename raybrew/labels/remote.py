@@ -118,8 +118,13 @@ class RemoteLocation(Location):
     def set_aside(self, path: str) -> None:
         """See `Location`."""
         self.cache.remove(self._copy(path))
-        with suppress(FileNotFoundError):
-            self._filesystem.move(self._path(path), self._path(path) + DAMAGED)
+        target = self._path(path)
+        try:
+            self._filesystem.move(target, target + DAMAGED)
+        except OSError:
+            # Another process was faster; not every file system says so in its own words.
+            if self._filesystem.get_file_info(target).type != pafs.FileType.NotFound:
+                raise
 
     def remove(self, path: str) -> None:
         """See `Location`."""

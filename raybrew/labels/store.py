@@ -121,7 +121,8 @@ class SignalStore:
     def contains(self, keys: np.ndarray) -> np.ndarray:
         """Return whether each key, uint64 (n, 2), has a whole label, bool (n,)."""
         with self._lock:
-            return self._find(keys)[0] | self._fresh.find(keys)[0]
+            found = self._find(keys)[0]
+            return found | self._fresh.find(keys)[0] if len(self._fresh) else found
 
     def append(self, keys: np.ndarray, payload: Payload) -> None:
         """Keep labels; they are on disk after `flush`, or once `FLUSH_BYTES` are waiting."""

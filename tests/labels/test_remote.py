@@ -188,6 +188,17 @@ def test_a_remote_store_is_looked_through_and_checked(filesystem, tmp_path):
     assert path.removeprefix("bucket/labels/") in wrong
 
 
+def test_what_another_one_deleted_first_is_no_trouble(filesystem, tmp_path):
+    location = remote_store(filesystem, tmp_path / "here").location
+    path = f"t/s/shard-{0:032x}.arrow"
+    location.remove(path)
+    location.set_aside(path)
+    location.touch(path)
+    with pytest.raises(FileNotFoundError):
+        location.fetch(path)
+    assert location.files() == []
+
+
 @pytest.mark.parametrize("uri", ["file://{}", "{}"])
 def test_a_file_uri_is_a_folder(tmp_path, uri):
     location = location_of(StoreSpec(uri.format(tmp_path)))

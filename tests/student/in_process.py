@@ -8,6 +8,7 @@ import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.events import Event
 from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.spec import StoreSpec
 from raybrew.planning import distill_plan
 from raybrew.preparation import Preparation, prepare
 from raybrew.student.building import build_training
@@ -28,7 +29,7 @@ class Answered:
 class LocalPool:
     """Replicas in this process, loaded when they are asked for the first time."""
 
-    def __init__(self, preparation: Preparation, store: str):
+    def __init__(self, preparation: Preparation, store: StoreSpec | str):
         self.replicas = {
             t.teacher.name: Replica(t.spec, t.signals, store) for t in preparation.teachers
         }
@@ -75,7 +76,7 @@ class Recorder:
 def build(job: rb.DistillJob, folder: Path) -> tuple[StudentTraining, LocalPool]:
     """Prepare a job and put its training together on one rank."""
     preparation = prepare(job, folder)
-    pool = LocalPool(preparation, job.labels.store)
+    pool = LocalPool(preparation, StoreSpec.of(job.labels))
     return build_training(distill_plan(job, preparation), World(), pool), pool
 
 

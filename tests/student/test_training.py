@@ -8,6 +8,7 @@ import torch
 from transformers import BertPreTrainedModel
 
 import raybrew as rb
+from raybrew.errors import StoreFullError
 from tests.made import STUDENT_CONFIG, make_job, make_model
 from tests.student.in_process import Recorder, build
 
@@ -230,3 +231,32 @@ def test_a_student_that_cannot_compute_its_layers_again_is_refused(
     monkeypatch.setattr(BertPreTrainedModel, "supports_gradient_checkpointing", False)
     with pytest.raises(rb.ConfigError, match="gradient_checkpointing: expected a student that can"):
         fresh(models, store, tmp_path, gradient_checkpointing=True)
+
+
+def test_training_goes_on_without_storing_where_the_store_is_full_and_may(
+    models, store, tmp_path, caplog
+):
+    _, expected = trained(fresh(models, store, tmp_path / "data")[0])
+    full = rb.LabelConfig(store=str(tmp_path / "full"), max_bytes=1, on_full="go_on", window=3)
+    training, pool = build(
+        job(models, store).model_copy(update={"labels": full}), tmp_path / "again"
+    )
+    _, losses = trained(training)
+    assert losses == expected
+    pool.flush()
+    unstored = sum(replica.figures()["unstored"] for replica in pool.replicas.values())
+    assert unstored > 0
+    assert "going on without storing" in caplog.text
+    assert not list((tmp_path / "full").rglob("*.arrow"))
+
+
+def test_training_stops_where_the_store_is_full_and_may_not_go_on(models, store, tmp_path):
+    full = rb.LabelConfig(store=str(tmp_path / "full"), max_bytes=1, window=3)
+    training, pool = build(job(models, store).model_copy(update={"labels": full}), tmp_path / "d")
+
+    def run() -> None:
+        training.run(Recorder())
+        pool.flush()
+
+    with pytest.raises(StoreFullError, match=r"labels\.max_bytes"):
+        run()
