@@ -233,5 +233,9 @@ def test_secrets_of_a_uri_are_not_shown():
 def test_names_cant_lead_out_of_a_store(tmp_path, name):
     with pytest.raises(LabelError, match="expected a teacher or signal without a slash"):
         LabelStore(tmp_path).signal(name, Signal())
+
+
+@pytest.mark.parametrize("name", ["../t", "/t", "a/b", "..", ".hidden", "a\0b"])
+def test_names_of_signals_cant_either(tmp_path, name):
     with pytest.raises(LabelError, match="expected a teacher or signal without a slash"):
-        LabelStore(tmp_path).signal("t", Signal(name or "/"))
+        LabelStore(tmp_path).signal("t", Signal(name))
