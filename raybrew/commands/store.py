@@ -122,14 +122,13 @@ def _opened(store: str | None) -> "Location":
 
 
 def _bytes(text: str) -> int:
-    from pydantic import ByteSize, TypeAdapter, ValidationError
-
+    from raybrew.config.section import as_bytes
     from raybrew.errors import ConfigError
 
     try:
-        return TypeAdapter(ByteSize).validate_python(text)
-    except ValidationError:
-        raise ConfigError(f"--max-size: expected a size such as 50GB or 0, got {text!r}") from None
+        return as_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--max-size: {error}") from None
 
 
 def _merge(location: "Location") -> int:

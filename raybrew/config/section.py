@@ -5,9 +5,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
 from datasets import Dataset
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 
 __all__ = [
+    "Bytes",
     "DataSource",
     "Dtype",
     "ImportPath",
@@ -16,6 +26,7 @@ __all__ = [
     "Name",
     "Options",
     "Section",
+    "as_bytes",
     "import_path_of",
 ]
 
@@ -76,6 +87,21 @@ def _as_import_path(value: Any) -> Any:
 
 ImportPath = Annotated[Any, BeforeValidator(_as_import_path), PlainSerializer(import_path_of)]
 """A function, given as such or as `package.module:name`; a saved config records the path."""
+
+
+def as_bytes(value: Any) -> int:
+    """Read a number of bytes: `50GB`, `1.5GiB`, or a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(value))
+    except ValidationError:
+        raise ValueError(f"expected a size such as 50GB or 1000000, got {value!r}") from None
+
+
+Bytes = Annotated[int, BeforeValidator(as_bytes)]
 
 
 class Section(BaseModel):

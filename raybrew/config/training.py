@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, model_validator
+from pydantic import Field, model_validator
 
-from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Section
+from raybrew.config.section import Bytes, Dtype, ImportPath, Many, ModelPath, Section
 
 __all__ = ["LabelConfig", "TrackingConfig", "TrainingConfig"]
 
@@ -123,7 +123,7 @@ class LabelConfig(Section):
         description="Folder of the store, or a URI that pyarrow reads (s3://, gs://, abfs://); "
         "share it between runs.",
     )
-    max_bytes: ByteSize | None = Field(
+    max_bytes: Bytes | None = Field(
         default=None,
         gt=0,
         description="Greatest size of a store in a folder, e.g. 50GB; what nobody has read for "
@@ -138,7 +138,7 @@ class LabelConfig(Section):
         default="~/.cache/raybrew/remote-labels",
         description="Folder on each machine for what is read of a store behind a URI.",
     )
-    cache_max_bytes: ByteSize | None = Field(
+    cache_max_bytes: Bytes | None = Field(
         default=None,
         gt=0,
         description="Greatest size of the cache, e.g. 50GB, by the rule of max_bytes.",
