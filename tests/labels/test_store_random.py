@@ -57,9 +57,10 @@ class Processes(RuleBasedStateMachine):
     @rule(who=st.integers(0, WRITERS - 1))
     def flush(self, who: int) -> None:
         self.stores[who].flush()
-        self.on_disk |= self.waiting[who]
-        self.waiting[who] = set()
-        self.sure[who] = set(self.on_disk)
+        if self.waiting[who]:  # else there is nothing to do, not even to look
+            self.on_disk |= self.waiting[who]
+            self.waiting[who] = set()
+            self.sure[who] = set(self.on_disk)
 
     @rule(who=st.integers(0, WRITERS - 1))
     def refresh(self, who: int) -> None:
