@@ -74,7 +74,7 @@ def tune(
     """Distil one student for each configuration of the file's `space:`; teachers are asked once."""
     from raybrew.commands.tune import tune as run
 
-    with _told():
+    with told(GOES_ON):
         run(job, set_ or [], resume=resume)
 
 
@@ -93,7 +93,7 @@ def evaluate(
     """Evaluate models on the evaluation rows of a job's tasks."""
     from raybrew.commands.evaluate import evaluate as run
 
-    with _told():
+    with told():
         run(job, models or [], task, set_ or [])
 
 
@@ -107,7 +107,7 @@ def inspect(
     """Show what a model is made of, and how fast it is on this machine."""
     from raybrew.commands.inspect import inspect as run
 
-    with _told():
+    with told():
         run(model, max_level=max_level, length=length, batch_size=batch_size)
 
 

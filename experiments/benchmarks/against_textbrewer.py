@@ -84,8 +84,8 @@ def measured(setting: Setting, num_epochs: int, rounds: int) -> list[Record]:
     )
     note = (
         f"{len(setting.rows)} sentences of MR, {num_epochs} epochs of "
-        f"{-(-len(setting.rows) // 32)} steps, 3 teachers of MiniLM's size (6 × 384), BERT-tiny student "
-        "(2 × 128), one core, its AdamW as torch makes it by default, ours fused; medians "
+        f"{-(-len(setting.rows) // 32)} steps, 3 teachers of MiniLM's size (6 × 384), BERT-tiny "
+        "student (2 × 128), one core, its AdamW as torch makes it by default, ours fused; medians "
         + ", ".join(f"{name} {np.median(each):.1f} s" for name, each in times.items())
     )
     return [
