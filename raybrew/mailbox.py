@@ -28,9 +28,15 @@ POLL_S = 0.3
 class _Mailbox:
     def __init__(self):
         self._messages: list[Message] = []
+        self._group: str | None = None
 
     def put(self, message: Message) -> None:
+        self._group = message.get("placement_group", self._group)
         self._messages.append(message)
+
+    def placement_group(self) -> str | None:
+        """Return the placement group, in hexadecimal, of the ranks that began last."""
+        return self._group
 
     def take(self) -> list[Message]:
         taken, self._messages = self._messages, []

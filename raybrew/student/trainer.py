@@ -19,10 +19,16 @@ from typing import Any
 import ray
 import ray.train
 import torch
+from ray._raylet import PlacementGroupID  # pyright: ignore[reportAttributeAccessIssue]
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    remove_placement_group,
+)
 
 from raybrew.errors import RaybrewError, TrainingError
 from raybrew.events import Event, event_message
@@ -100,7 +106,15 @@ def _fit(trainer: TorchTrainer, mailbox: ActorHandle, checkpoints: Checkpoints) 
                     f"checkpoint: {death}. See Ray's logs; then go on with --resume"
                 ) from death
             what = str(death).splitlines()[0]
+            _give_back(ray.get(mailbox.placement_group.remote()))
             ray.get(mailbox.put.remote(fault_message("controller died", "Ray Train", what)))
+
+
+def _give_back(group: str | None) -> None:
+    # Ray Train's own cleaner finds a dead controller by the dashboard, which may not be there;
+    # without it the new ranks would wait for the old ones' resources for ever.
+    if group is not None:
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
@@ -176,8 +190,15 @@ class _RayHooks:
         self._saved_for: Any = None
 
     def begin(self, step: int, num_steps: int) -> None:
+        group = get_current_placement_group()
         self._put(
-            {"kind": "start", "step": step, "num_steps": num_steps, "workers": self._world.size}
+            {
+                "kind": "start",
+                "step": step,
+                "num_steps": num_steps,
+                "workers": self._world.size,
+                "placement_group": None if group is None else group.id.hex(),
+            }
         )
 
     def losses(self, step: int, values: dict[str, float]) -> None:

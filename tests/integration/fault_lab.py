@@ -68,12 +68,20 @@ def alive(kind: str) -> list[dict[str, Any]]:
     return [a for a in table.values() if a["State"] == "ALIVE" and a["ActorClassName"] == kind]
 
 
+RAYS_OWN = {"_AutoscalingCoordinatorActor", "PlacementGroupCleaner", "DatasetManager"}
+"""Ray's own detached actors: one of the cluster, and what a killed controller leaves."""
+
+
 def leftovers() -> dict[str, list[str]]:
     """Return what runs left on the cluster: actors and placement groups that live."""
     actors = ray._private.state.actors().values()  # type: ignore[attr-defined]
     groups = placement_group_table().values()
     return {
-        "actors": [a["ActorClassName"] for a in actors if a["State"] not in ("DEAD",)],
+        "actors": [
+            a["ActorClassName"]
+            for a in actors
+            if a["State"] != "DEAD" and a["ActorClassName"] not in RAYS_OWN
+        ],
         "groups": [g["placement_group_id"] for g in groups if g["state"] != "REMOVED"],
     }
 
