@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raybrew.balancing import TaskGradients, make_balancer
 from raybrew.config import (
@@ -23,7 +23,6 @@ from raybrew.config import (
 from raybrew.data.mixing import task_draws
 from raybrew.data.sampler import BatchSequence, batches_per_epoch, rank_rows
 from raybrew.data.split import EncodedSplit
-from raybrew.errors import ConfigError
 from raybrew.extensions import Extensions, registered
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
@@ -39,6 +38,7 @@ from raybrew.student.batches import STUDENT_VIEW, StudentTask
 from raybrew.student.loop import StudentTraining
 from raybrew.student.module import StudentModule
 from raybrew.student.optimization import build_optimizer, build_scheduler, optimizer_class
+from raybrew.student.recompute import compute_layers_again
 from raybrew.student.world import World
 from raybrew.teachers.teacher import TeacherSpec
 
@@ -140,7 +140,7 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
     tasks = [_load_task(plan, number) for number in range(len(plan.tasks))]
     model, tokenizer = _build_model(plan)
     if plan.training.gradient_checkpointing:
-        _compute_layers_again(model)
+        compute_layers_again(model)
     matches = plan.matches or ((),) * len(tasks)
     adaptors = [task.reads for task in tasks]
     balancer = make_balancer(plan.mixing, len(tasks))
@@ -171,22 +171,6 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         weights=[task.weight for task in plan.tasks],
         apart=_gradients_apart(plan, module),
     )
-
-
-def _compute_layers_again(student: nn.Module) -> None:
-    for model in student.modules():
-        # Of a student of several tasks, each task's model.
-        if not isinstance(model, PreTrainedModel) or model is model.base_model:
-            continue
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(
-                f"training.gradient_checkpointing: expected a student that can compute its layers "
-                f"again, got {type(model).__name__}, which can't; leave it out"
-            )
-        # Earlier releases of transformers 5 know it by another name.
-        name = "activation_checkpointing_enable"
-        enable = getattr(model, name, model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
 
 
 def _build_model(plan: RankPlan) -> tuple[nn.Module, PreTrainedTokenizerBase]:
