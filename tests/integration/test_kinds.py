@@ -1,0 +1,53 @@
+"""Kinds of task on a real Ray: words, with two workers as with one."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ray.train import RunConfig, ScalingConfig
+
+import raybrew as rb
+from tests.kinds.made_kinds import byte_pairs, make_kind_model
+from tests.kinds.test_runs import job_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def run(job: rb.DistillJob, folder: Path, workers: int = 1) -> rb.RunResult:
+    return rb.distill(
+        job,
+        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="run", storage_path=str(folder)),
+    )
+
+
+def losses(result: rb.RunResult) -> list[float]:
+    lines = Path(result.folder, "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line).get("train/t/loss") for line in lines]
+    return [loss for loss in found if loss is not None]
+
+
+def test_words_from_two_tokenizers_with_two_workers_as_with_one(tmp_path):
+    kind = "token-classification"
+    paths = {
+        "a": make_kind_model(tmp_path / "a", kind, 0),
+        "b": make_kind_model(tmp_path / "b", kind, 1, byte_pairs()),
+    }
+    job = job_of(kind, paths, tmp_path / "store")
+    teachers = [
+        each.model_copy(update={"resources": {"CPU": 0.25}, "inputs": inputs})
+        for each, inputs in zip(job.teachers, ("shared", "own"), strict=True)
+    ]
+    job = job.model_copy(update={"teachers": tuple(teachers)})
+    one, two = run(job, tmp_path / "1"), run(job, tmp_path / "2", workers=2)
+    np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
+    assert one.labels["forwards"] == one.labels["needed"]
+    assert two.labels["forwards"] == 0
+    assert one.teachers == two.teachers
+    assert set(one.teachers["b"]) == {"examples", "accuracy", "precision", "recall", "f1"}
+    masked = one.data["t train"]["words_unaligned_b"]
+    assert 0 < masked < one.data["t train"]["words"]
+    report = Path(one.folder, "report.txt").read_text()
+    assert re.search(rf"^t train +│ +words_unaligned_b +│ +{masked:.0f}$", report, re.MULTILINE)
