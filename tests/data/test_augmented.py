@@ -248,8 +248,11 @@ def test_every_kind_of_rows_of_one_example(models, tmp_path, kind, rows, hard_la
         kind=kind,
         train=rows,
         max_length=32,
-        augmentation=rb.Augmentation(
-            operations=[SHUFFLED, {"name": "deleting", "p": 0.2}], hard_labels=hard_labels
+        augmentation=rb.Augmentation.model_validate(
+            {
+                "operations": [SHUFFLED, {"name": "deleting", "p": 0.2}],
+                "hard_labels": hard_labels,
+            }
         ),
     )
     supervised = rb.TrainJob(
@@ -271,7 +274,7 @@ def test_a_kind_whose_answers_are_places_is_not_changed(models, tmp_path):
         name="sum",
         kind="question-answering",
         train="nowhere.json",
-        augmentation=rb.Augmentation(operations=[SHUFFLED]),
+        augmentation=rb.Augmentation.model_validate({"operations": [SHUFFLED]}),
     )
     with pytest.raises(
         rb.ConfigError, match=r"tasks\[sum\]\.augmentation.*got 'question-answering'"
