@@ -10,7 +10,6 @@ is said so; the exit code is 1 only where a benchmark fails.
 """
 
 import argparse
-import importlib
 import json
 import os
 import platform
@@ -26,7 +25,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.record import Record, records_of
 
 BENCHMARKS = {
     name: f"experiments.benchmarks.{name}"
@@ -46,11 +45,6 @@ BENCHMARKS = {
 }
 BY_NAME_ALONE = ("gpu",)
 """Not among all: it needs a machine that not everybody has."""
-
-
-def records_of(module: str) -> list[Record]:
-    """Run a benchmark in this process."""
-    return importlib.import_module(module).records()
 
 
 def measure(modules: Mapping[str, str], console: Console) -> tuple[dict[str, list[Record]], bool]:

@@ -5,6 +5,8 @@ placement group before any of them starts: either all of them fit, or none waits
 A `Desk` on the driver's node keeps their books.
 """
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
@@ -23,13 +26,15 @@ from raybrew.data.encoding import EncodedView
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.client import PoolAddress, PoolClient, outcome
+from raybrew.teachers.client import PoolAddress, PoolClient, outcome, raised
 from raybrew.teachers.desk import Desk, Member
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 
 __all__ = ["Filling", "Hosting", "TeacherPool"]
+
+logger = logging.getLogger(__name__)
 
 PLACEMENT_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 600.0
@@ -87,6 +92,7 @@ class TeacherPool:
 
     def __init__(self, hostings: Sequence[Hosting], store: StoreSpec | str):
         bundles = [dict(h.resources) for h in hostings for _ in range(h.replicas)]
+        self._hostings = {hosting.spec.name: hosting for hosting in hostings}
         self._group = _reserve(bundles)
         replicas: dict[str, list[ActorHandle]] = {}
         index = 0
@@ -112,13 +118,14 @@ class TeacherPool:
         Raises:
             TeacherError: one can't be loaded, or takes longer than `START_TIMEOUT_S`.
         """
-        for name, handles in self.address.replicas.items():
-            references: list[Any] = [handle.load.remote() for handle in handles]
-            _, late = ray.wait(references, num_returns=len(references), timeout=START_TIMEOUT_S)
-            if late:
-                raise TeacherError(f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s")
-            for reference in references:
-                outcome(name, reference)
+        until = time.monotonic() + START_TIMEOUT_S
+        loading = [
+            (hosting, handle, handle.load.remote())
+            for name, hosting in self._hostings.items()
+            for handle in self.address.replicas[name]
+        ]
+        for hosting, handle, reference in loading:
+            _loaded(hosting, handle, reference, until)
         ray.get(self.address.desk.begin.remote())
 
     def fill(self, fillings: Sequence[Filling]) -> set[str]:
@@ -238,6 +245,27 @@ def _start(
         )
         .remote(hosting.spec, hosting.signals, store)
     )
+
+
+def _loaded(hosting: Hosting, handle: ActorHandle, reference: Any, until: float) -> None:
+    """Wait for a replica's model; one that dies over it loads again in its next life."""
+    name, lives = hosting.spec.name, hosting.policy.max_restarts
+    while True:
+        try:
+            return ray.get(reference, timeout=max(until - time.monotonic(), 0.0))
+        except GetTimeoutError as error:
+            raise TeacherError(
+                f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s"
+            ) from error
+        except RayTaskError as error:
+            raise raised(name, error) from error
+        except RayActorError as error:
+            if not lives:
+                raise raised(name, error) from error
+            # Ray counts a life less too; an endless number of them is -1 with both.
+            lives -= 1
+            logger.warning("teacher %r: a replica died while it was loaded; it loads again", name)
+            reference = handle.load.remote()
 
 
 def _start_desk(hostings: Sequence[Hosting], replicas: dict[str, list[ActorHandle]]) -> ActorHandle:
