@@ -98,11 +98,11 @@ def matmul_rate(device: torch.device, size: int = 8192, repetitions: int = 20) -
     size, repetitions = (size, repetitions) if device.type == "cuda" else (256, 2)
     one = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     for _ in range(3):
-        one @ one
+        torch.matmul(one, one)
     _finish(device)
     start = time.perf_counter()
     for _ in range(repetitions):
-        one @ one
+        torch.matmul(one, one)
     _finish(device)
     return 2 * size**3 * repetitions / (time.perf_counter() - start)
 

@@ -46,7 +46,8 @@ def measured(setting: Setting, rounds: int) -> list[Record]:
     def bare() -> float:
         return bare_loop(setting.training(job, preparation)[0], split, teacher_logits)
 
-    bare(), ours()
+    bare()
+    ours()
     waits.clear()
     times = interleaved({"ours": ours, "bare": bare}, rounds, what="warm epoch")
     note = (

@@ -106,7 +106,8 @@ def _fit(trainer: TorchTrainer, mailbox: ActorHandle, checkpoints: Checkpoints) 
                     f"checkpoint: {death}. See Ray's logs; then go on with --resume"
                 ) from death
             what = str(death).splitlines()[0]
-            _give_back(ray.get(mailbox.placement_group.remote()))
+            group: Any = ray.get(mailbox.placement_group.remote())
+            _give_back(group)
             ray.get(mailbox.put.remote(fault_message("controller died", "Ray Train", what)))
 
 

@@ -100,7 +100,8 @@ def test_a_language_model_teaches_classes(tmp_path):
     recorder = Recorder()
     training.run(recorder)
     assert recorder.term("sum", "kd")[0] == pytest.approx(expected, rel=1e-5)
-    assert AutoConfig.from_pretrained(encoder).model_type == training.model.config.model_type
+    trained: Any = training.model
+    assert AutoConfig.from_pretrained(encoder).model_type == trained.config.model_type
 
 
 def test_a_task_of_ones_own_has_outputs_of_ones_own(tmp_path):
