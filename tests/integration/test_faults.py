@@ -102,7 +102,8 @@ def test_whatever_dies_the_student_comes_out_the_same(
     (event, *more) = outcome.result["survived"]
     assert event["fault"] == said
     assert "went on after step" in event["what"]
-    assert 0 < event["lost_steps"] <= 3 * EVERY
+    # None is lost where the fault strikes right behind a checkpoint.
+    assert 0 <= event["lost_steps"] <= 3 * EVERY
     assert event["lost_s"] > 0
     assert {each["fault"] for each in more} <= {"rank died", "rank failed"}
     print(
