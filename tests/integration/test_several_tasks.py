@@ -93,7 +93,9 @@ def test_two_workers_are_one_with_teachers_tasks_and_matches_together(models, tm
     # One store: what the teachers said is the same to the last bit.
     job = job_of(three, tmp_path / "store", mixing)
     one, two = run(job, tmp_path / "1", 1), run(job, tmp_path / "2", 2)
-    assert one.labels["needed"] == one.labels["forwards"]
+    # Drawn tasks: a few rows may not come up in so few steps; nothing is computed twice.
+    left_out = one.labels["needed"] - one.labels["forwards"]
+    assert left_out == 0 if mixing == {"sampling": "every"} else 0 <= left_out < 7
     assert two.labels["forwards"] == 0
     first, second = values_of(one), values_of(two)
     assert len(first) == len(second) == NUM_STEPS
