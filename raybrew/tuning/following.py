@@ -144,6 +144,11 @@ class TrialFollower:
         self._thread.join()
         _current.remove(self)
 
+    @property
+    def lacks_trials(self) -> bool:
+        """Whether fewer trials began than the sweep has."""
+        return self._total is not None and len(self.trials) < self._total
+
     def take(self, message: Message) -> None:
         """Take figures that a trial has sent."""
         self._work.put(message)

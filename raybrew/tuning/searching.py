@@ -68,7 +68,9 @@ class Search:
         with follower, Follower(mailbox, follower.take), _quiet_tune():
             tuner = self._tuner(mailbox, resume=resume)
             results = tuner.fit()
-        if any(not trial.is_finished() for trial in follower.trials):
+        # Tune ends quietly on Ctrl-C, and makes the trials that are still to come no more.
+        early = self.tune_config.time_budget_s is None and follower.lacks_trials
+        if early or any(not trial.is_finished() for trial in follower.trials):
             raise KeyboardInterrupt
         return self._rows(results)
 

@@ -138,6 +138,7 @@ def test_population_based_training_goes_on_from_the_better_ones_checkpoint(model
         metric="train/sum/loss",
         mode="min",
         scheduler=PopulationBasedTraining(
+            time_attr="training_iteration",
             perturbation_interval=1,
             quantile_fraction=0.5,
             hyperparam_mutations={"training.learning_rate": tune.loguniform(1e-6, 1e-2)},
