@@ -18,7 +18,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Installing into $(VENV) (a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "raybrew needs Python 3.11 or newer, got %s" % sys.version)'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -qq --requirement requirements.lock
+	@$(PIP) install -qq --use-pep517 --requirement requirements.lock
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
