@@ -7,6 +7,7 @@ prepare ──► Ray, resources checked ──► teachers ──► [labels ah
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 
 from ray.train import RunConfig, ScalingConfig
 
@@ -56,7 +57,10 @@ def distill(
                 labelling.fill(pool, ("train", "eval"))
                 labelling.close(pool)
             plan = distill_plan(job, labelling.kept())
-            fitted = run.fit(plan, None if pool is None or ahead else pool.address)
+            if pool is None or ahead:
+                fitted = run.fit(plan, None)
+            else:
+                fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
             if not ahead:
                 labelling.fill(pool, ("eval",))
                 labelling.close(pool)

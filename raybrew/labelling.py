@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raybrew.config import DistillJob
-from raybrew.errors import LabelError
+from raybrew.errors import LabelError, RaybrewError
 from raybrew.events import Event
 from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import StoreSpec
@@ -165,6 +165,13 @@ class Labelling:
         hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
         for name in _COUNTS:
             self.counts[name] = sum(each[name] for each in hosted)
+
+    def watch(self, pool: TeacherPool) -> None:
+        """Record the same while the student trains: a pool that can't tell stops no student."""
+        try:
+            self.note(pool)
+        except RaybrewError as error:
+            logger.warning("the teachers' figures were not to be had: %s", error)
 
     def kept(self) -> Preparation:
         """Return the preparation without the teachers that were dropped."""

@@ -1,7 +1,7 @@
 """A run: its folder, its Ray, its bars, its tracker, its times, from the start to the report."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -83,6 +83,7 @@ class Run:
         self.events = EventLog(self.folder.path)
         self._recovery = Recovery()
         self._resume = resume
+        self._on_report: Callable[[], None] | None = None
         self._stack = ExitStack()
         self._tracking: TrackingConfig = job.tracking
         self.times: dict[str, float] = {}
@@ -99,6 +100,7 @@ class Run:
             self._stack.__exit__(*error)
         finally:
             self.checkpoints.clean()
+            self.folder.withdraw()
 
     @property
     def seconds(self) -> float:
@@ -132,8 +134,20 @@ class Run:
             )
         )
 
-    def fit(self, plan: RankPlan, teachers: PoolAddress | None) -> Result:
-        """Train the student on Ray Train."""
+    def fit(
+        self,
+        plan: RankPlan,
+        teachers: PoolAddress | None,
+        on_report: Callable[[], None] | None = None,
+    ) -> Result:
+        """Train the student on Ray Train.
+
+        Args:
+            plan: what each rank does.
+            teachers: the pool that the ranks ask.
+            on_report: called on the driver after each report of the student.
+        """
+        self._on_report = on_report
         mailbox = start_mailbox()
         with self.stage("train"), Follower(mailbox, self._on_message):
             return fit(
@@ -209,6 +223,8 @@ class Run:
                 self.step = message["step"]
                 self.tracker.log(message["values"], step=message["step"])
                 self._note(message["values"])
+                if self._on_report is not None:
+                    self._on_report()
 
     def _note(self, values: Mapping[str, float]) -> None:
         losses = [v for k, v in values.items() if k.startswith("train/") and k.endswith("/loss")]

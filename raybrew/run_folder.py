@@ -34,6 +34,7 @@ class RunFolder:
                 f"{storage_path!r}; {scheme}:// is not supported"
             )
         self.path = Path(urlsplit(storage_path).path).expanduser().absolute() / name
+        self._made = False
 
     @property
     def data(self) -> Path:
@@ -74,10 +75,16 @@ class RunFolder:
                 f"run.name: {self.path} holds a run already; go on with it (--resume), choose "
                 "another name, or delete it"
             )
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+
+    def withdraw(self) -> None:
+        """Remove the folder of a run that was refused: made for it, and never begun."""
+        if self._made and not (self.path / "job.yaml").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all."""

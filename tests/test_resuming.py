@@ -70,3 +70,22 @@ def test_a_folder_is_taken_up_only_when_there_is_one(tmp_path):
     folder.create(job, resume=True)
     with pytest.raises(rb.ConfigError, match=r"holds a run already.*--resume"):
         folder.create(job)
+
+
+def test_a_run_that_was_refused_leaves_no_folder(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    refused = RunFolder(str(tmp_path), "refused")
+    refused.create(job)
+    (refused.path / "data").mkdir()
+    refused.withdraw()
+    assert not refused.path.exists()
+    begun = RunFolder(str(tmp_path), "begun")
+    begun.create(job)
+    begun.write("job.yaml", dump_yaml(job))
+    begun.withdraw()
+    assert begun.path.exists()
+    (tmp_path / "mine").mkdir()
+    mine = RunFolder(str(tmp_path), "mine")
+    mine.create(job)
+    mine.withdraw()
+    assert mine.path.exists()

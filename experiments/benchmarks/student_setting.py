@@ -21,6 +21,7 @@ import raybrew as rb
 from experiments.data import encoder, mr
 from raybrew.data.collate import collate
 from raybrew.data.split import EncodedSplit
+from raybrew.models.pretrained import quiet_transformers
 from raybrew.planning import distill_plan
 from raybrew.preparation import Preparation, prepare
 from raybrew.student.batches import STUDENT_VIEW
@@ -138,7 +139,8 @@ class Setting:
                 **self.teacher,
             }
             config = BertConfig(**sizes)
-            BertForSequenceClassification(config).save_pretrained(folder)
+            with quiet_transformers():
+                BertForSequenceClassification(config).save_pretrained(folder)
             tokenizer.save_pretrained(str(folder))
         return str(folder)
 

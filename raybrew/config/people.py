@@ -131,8 +131,11 @@ class Teacher(Section):
         description="Ray resources of one replica, e.g. {GPU: 0.5}.",
     )
     dtype: Dtype = Field(default="float32", description="Precision that the teacher computes in.")
-    batch_tokens: int = Field(
-        default=4096, ge=16, description="Most tokens of one forward, padding included."
+    batch_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="Most tokens of one forward, padding included; 512 on a CPU, where larger "
+        "batches are no faster and hold more padding, else 4096, if left out.",
     )
     on_loss: Literal["fail", "wait", "drop"] = Field(
         default="fail",
@@ -158,6 +161,13 @@ class Teacher(Section):
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )
+
+    @property
+    def forward_tokens(self) -> int:
+        """Most tokens of one forward, padding included."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens
+        return 512 if self.placement == "pool" and not self.resources.get("GPU") else 4096
 
     @model_validator(mode="after")
     def _hosting(self) -> "Teacher":

@@ -260,7 +260,7 @@ def _prepared(
         ),
         kind=kind,
         dtype=teacher.dtype,
-        batch_tokens=teacher.batch_tokens,
+        batch_tokens=teacher.forward_tokens,
         pad_token_id=_padding(model.tokenizer),
         num_threads=max(1, int(teacher.resources.get("CPU", 1))),
         adaptor=adaptor,

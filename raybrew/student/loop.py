@@ -20,17 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from raybrew.balancing import TaskGradients
 from raybrew.config import TrackingConfig, TrainingConfig
-from raybrew.data.sampler import BatchSequence, rank_rows
-from raybrew.data.split import EncodedSplit
-from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.data.sampler import BatchSequence
+from raybrew.evaluation import ModelOnDevice
 from raybrew.kinds import kind_of
-from raybrew.labels.payload import Payload
 from raybrew.labels.source import LabelSource
 from raybrew.objective import Objective
 from raybrew.student.batches import StudentTask
 from raybrew.student.cadence import Cadence
 from raybrew.student.checkpoint import Progress, Snapshot, load_checkpoint, snapshot
-from raybrew.student.evaluations import next_evaluation
+from raybrew.student.evaluations import evaluate_task, next_evaluation
 from raybrew.student.extensions import call_back, postprocess, postprocessors_of
 from raybrew.student.hooks import Hooks, Saver
 from raybrew.student.module import StudentModule
@@ -134,7 +132,8 @@ class StudentTraining:
     def advance(self, hooks: Hooks) -> None:
         """Train up to the next evaluation, and evaluate."""
         assert self._maker is not None, "`begin` comes first"
-        end = self._round_end()
+        per_epoch = self.sequence.steps_per_epoch
+        end = next_evaluation(self.config, self.step, per_epoch, self.num_steps)
         with self._maker.ahead(range(self.step, end)) as ahead:
             for ready in ahead:
                 self.waited_s += ahead.waited_s
@@ -180,7 +179,16 @@ class StudentTraining:
         for number, task in enumerate(self.tasks):
             if task.eval is None:
                 continue
-            metrics = self._evaluate_task(number, task.eval, hooks)
+            metrics = evaluate_task(
+                task,
+                task.eval,
+                ModelOnDevice(
+                    self.module.model_of(number), task.reads, self._pad, self.world.device
+                ),
+                self.world,
+                batch_size=self.config.eval_batch_size,
+                on_progress=hooks.evaluating,
+            )
             values |= {f"eval/{task.name}/{name}": value for name, value in metrics.items()}
             main = kind_of(task.kind).main_metric(task.label_names)
             scores.append(metrics.get(main, float("nan")))
@@ -271,34 +279,10 @@ class StudentTraining:
             values["time/label_wait_s"] = self.waited_s / (self.step - first)
         return values
 
-    def _round_end(self) -> int:
-        return next_evaluation(self.config, self.step, self._steps_per_epoch, self.num_steps)
-
-    def _evaluate_task(self, number: int, split: EncodedSplit, hooks: Hooks) -> dict[str, float]:
-        task, model = self.tasks[number], self.module.model_of(number)
-        kind = kind_of(task.kind)
-        rows = rank_rows(np.arange(len(split)), self.world.rank, self.world.size)
-        predicted = predict(
-            ModelOnDevice(model, task.reads, self._pad, self.world.device),
-            kind,
-            split,
-            rows,
-            batch_size=self.config.eval_batch_size,
-            on_progress=hooks.evaluating if self.world.rank == 0 else None,
-        )
-        parts = self.world.gather((rows, predicted))
-        order = np.concatenate([part for part, _ in parts])
-        together = Payload.concat([part for _, part in parts])
-        return kind.metrics(together, split, order, task.label_names)
-
     @property
     def model(self) -> nn.Module:
         """The bare model, for checkpoints: of transformers, or a `MultiTaskStudent`."""
         return self.module.model
-
-    @property
-    def _steps_per_epoch(self) -> int:
-        return self.sequence.steps_per_epoch
 
     @property
     def _pad(self) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -276,13 +277,20 @@ def _start_desk(hostings: Sequence[Hosting], replicas: dict[str, list[ActorHandl
         for hosting in hostings
     }
     here = ray.get_runtime_context().get_node_id()
-    actor: Any = ray.remote(Desk)
+    actor: Any = ray.remote(_DeskActor)
     return actor.options(
         num_cpus=0,
         max_concurrency=MANY,
         max_restarts=-1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-    ).remote(members)
+    ).remote(cloudpickle.dumps(members))
+
+
+class _DeskActor(Desk):
+    # Its members as bytes: an actor whose arguments hold handles may not come back (Ray #53727).
+    # The pool holds the replicas for as long as there is a desk.
+    def __init__(self, members: bytes):
+        super().__init__(cloudpickle.loads(members))
 
 
 def _cluster_resources() -> dict[str, float]:

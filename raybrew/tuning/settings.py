@@ -35,6 +35,7 @@ __all__ = [
     "concurrency",
     "copies_checkpoints",
     "mutated_ranges",
+    "scaling_section",
     "tune_config_from",
     "tune_run_config_from",
     "with_defaults",
@@ -171,3 +172,15 @@ def _named(what: str, given: Any, known: Mapping[str, Any]) -> Any:
             for path, domain in mutations.items()
         }
     return build_ray_object(known[name], f"{what}.{name}", arguments)
+
+
+def scaling_section(scaling: ScalingConfig) -> dict[str, Any]:
+    """What a job file says of a trial's workers: what differs from Ray Train's defaults."""
+    default = ScalingConfig()
+    names = ("num_workers", "use_gpu", "resources_per_worker")
+    changed = {
+        name: getattr(scaling, name)
+        for name in names
+        if getattr(scaling, name) != getattr(default, name)
+    }
+    return {"scaling": changed} if changed else {}

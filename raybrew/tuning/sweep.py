@@ -32,7 +32,12 @@ from raybrew.tuning.ranges import Range
 from raybrew.tuning.result import TuneResult, render_sweep
 from raybrew.tuning.results import TrialRow, best_of, ranked, results_csv
 from raybrew.tuning.searching import TRIALS, Search
-from raybrew.tuning.settings import copies_checkpoints, mutated_ranges, with_defaults
+from raybrew.tuning.settings import (
+    copies_checkpoints,
+    mutated_ranges,
+    scaling_section,
+    with_defaults,
+)
 from raybrew.tuning.space import JobSpace
 from raybrew.tuning.survey import Survey, survey, with_saved_data
 
@@ -210,7 +215,7 @@ class _Sweep:
                 folder.export_student(Path(best.checkpoint) / STUDENT)
                 student = str(folder.student)
             plain = space.job(best.config).to_plain()
-            folder.write("best.yaml", dump_yaml(plain | _scaling_section(self._scaling)))
+            folder.write("best.yaml", dump_yaml(plain | scaling_section(self._scaling)))
             best_job = str(folder.path / "best.yaml")
         for count in ("hits", "misses"):
             labels[count] = sum(row.metrics.get(f"labels/{count}", 0.0) for row in rows)
@@ -291,14 +296,3 @@ def _named(given: ray_tune.RunConfig | None, *, resume: bool) -> ray_tune.RunCon
     config.name = config.name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
     config.storage_path = config.storage_path or str(Path("runs").absolute())
     return config
-
-
-def _scaling_section(scaling: ScalingConfig) -> dict[str, Any]:
-    default = ScalingConfig()
-    names = ("num_workers", "use_gpu", "resources_per_worker")
-    changed = {
-        name: getattr(scaling, name)
-        for name in names
-        if getattr(scaling, name) != getattr(default, name)
-    }
-    return {"scaling": changed} if changed else {}
