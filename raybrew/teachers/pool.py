@@ -283,7 +283,7 @@ def _start_desk(hostings: Sequence[Hosting], replicas: dict[str, list[ActorHandl
         max_concurrency=MANY,
         max_restarts=-1,
         scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-    ).remote(cloudpickle.dumps(members))
+    ).remote(cloudpickle.dumps(members))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _DeskActor(Desk):
