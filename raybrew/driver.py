@@ -5,7 +5,6 @@ prepare ──► Ray, resources checked ──► teachers ──► [labels ah
 └─ errors before any model is loaded                   teachers judged ─┴─► report
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 
@@ -15,7 +14,7 @@ from raybrew.config import DistillJob, TrainJob
 from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling, LabelResult
 from raybrew.planning import distill_plan, supervised_plan
-from raybrew.preparation import Preparation, prepare, prepare_supervised
+from raybrew.preparation import prepare, prepare_supervised
 from raybrew.report import render_labels
 from raybrew.run import Run, RunResult
 
@@ -48,7 +47,7 @@ def distill(
     with Run(job, "distill", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        replicas = _replicas(preparation, in_workers=True)
+        replicas = preparation.replicas(in_workers=True)
         run.start(replicas, together=job.labels.when == "along")
         labelling = Labelling(job, preparation, run, in_workers=True)
         with labelling.pool() as pool:
@@ -87,7 +86,7 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
     with Run(job, "label", None, run_config) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        run.start(_replicas(preparation, in_workers=False), together=False)
+        run.start(preparation.replicas(in_workers=False), together=False)
         labelling = Labelling(job, preparation, run)
         with labelling.pool() as pool:
             labelling.fill(pool, ("train", "eval"))
@@ -118,14 +117,3 @@ def train(
         run.start([], together=True)
         plan = supervised_plan(job, preparation)
         return run.finish(run.fit(plan, None), {}, {}, {}, preparation.data_counts())
-
-
-def _replicas(
-    preparation: Preparation, *, in_workers: bool
-) -> list[tuple[str, Mapping[str, float]]]:
-    return [
-        (teacher.teacher.name, teacher.teacher.resources)
-        for teacher in preparation.teachers
-        if not in_workers or teacher.teacher.placement == "pool"
-        for _ in range(teacher.teacher.replicas)
-    ]

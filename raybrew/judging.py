@@ -141,7 +141,7 @@ class _Judge:
 
 def _stored(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray) -> Payload:
     signal = teacher.signals[0]
-    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.spec.fingerprint, signal)
+    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, signal)
     found, payload = store.read(keys)
     if payload is None or not found.all():
         raise LabelError(

@@ -74,6 +74,7 @@ class Labelling:
         self._hosted = [
             teacher
             for teacher in preparation.teachers
+            if teacher.spec is not None
             if not in_workers or teacher.teacher.placement == "pool"
         ]
         self._job, self._preparation, self._run = job, preparation, run
@@ -100,12 +101,13 @@ class Labelling:
             yield None
             return
         for each in self._preparation.teachers:
-            write_manifest(
-                self._labels.location,
-                each.spec.fingerprint,
-                teacher=each.teacher.name,
-                model=each.teacher.model,
-            )
+            if each.spec is not None:
+                write_manifest(
+                    self._labels.location,
+                    each.fingerprint,
+                    teacher=each.teacher.name,
+                    model=each.teacher.model_path,
+                )
         with self._run.stage("start_teachers"):
             pool = TeacherPool(
                 [
@@ -117,6 +119,7 @@ class Labelling:
                         LossPolicy(t.teacher.on_loss, t.teacher.deadline_s, t.teacher.lost_after_s),
                     )
                     for t in self._hosted
+                    if t.spec is not None
                 ],
                 self.store,
             )
@@ -220,6 +223,6 @@ class Labelling:
         view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
         _, first = np.unique(view.keys, axis=0, return_index=True)
         keys = view.keys[np.sort(first)]
-        stores = [self._labels.signal(teacher.spec.fingerprint, s) for s in teacher.signals]
+        stores = [self._labels.signal(teacher.fingerprint, s) for s in teacher.signals]
         known = np.logical_and.reduce([store.contains(keys) for store in stores])
         return np.sort(first)[~known], len(first)

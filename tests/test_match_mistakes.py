@@ -10,6 +10,7 @@ from raybrew.jobfile import validate
 from raybrew.preparation import prepare
 from tests.losses import user_losses
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
+from tests.student import user_adaptors
 
 HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "hidden_mse", "teacher": "a"}
 MODULES = {
@@ -140,6 +141,76 @@ def test_an_adaptor_that_leads_nowhere(models, tmp_path):
     student = rb.Student(config=STUDENT_CONFIG, adaptor="nowhere:adaptor")
     with pytest.raises(rb.ConfigError, match=r"adaptor 'nowhere:adaptor' can't be imported"):
         prepared(models, tmp_path, changes={"student": student})
+
+
+ATTENTION = {
+    "layer_T": 1,
+    "layer_S": 0,
+    "feature": "attention",
+    "loss": "attention_mse",
+    "teacher": "a",
+}
+
+
+@pytest.mark.parametrize(
+    ("whose", "adaptor", "match", "said"),
+    [
+        (
+            "teacher",
+            "no_attention",
+            ATTENTION,
+            r"'attention_mse'.*teacher's attention kernel.*eager",
+        ),
+        (
+            "student",
+            "no_attention",
+            ATTENTION,
+            r"'attention_mse'.*student's attention kernel.*eager",
+        ),
+        (
+            "teacher",
+            "no_attention",
+            {**HIDDEN, **PROJ},
+            "'hidden_mse'.*teacher's adaptor gives",
+        ),
+        ("student", "no_attention", {**HIDDEN, **PROJ}, r"'hidden_mse'.*student's.*gives none"),
+        ("teacher", "without_mask", {**HIDDEN, **PROJ}, r"'hidden_mse'.*no `inputs_mask`"),
+    ],
+)
+def test_what_a_users_adaptor_does_not_give_is_said_at_start(
+    models, tmp_path, whose, adaptor, match, said
+):
+    path = f"tests.student.user_adaptors:{adaptor}"
+    teachers = [
+        rb.Teacher(name=name, task="sum", model=model, adaptor=path if whose == "teacher" else None)
+        for name, model in models.items()
+    ]
+    student = rb.Student(config=STUDENT_CONFIG, adaptor=path if whose == "student" else None)
+    with pytest.raises(rb.ConfigError, match=rf"distillation\.matches: .*{said}"):
+        prepared(models, tmp_path, match, changes={"teachers": teachers, "student": student})
+
+
+def looks_at_values(batch, outputs):
+    assert outputs.logits.abs().sum() > 0, "zeros mean nothing"
+    return user_adaptors.last_layer_first(batch, outputs)
+
+
+def test_adaptors_that_give_what_matches_need_and_those_that_no_made_batch_tells_of(
+    models, tmp_path, caplog
+):
+    # One that gives nothing without matches is right; one that refuses zeros may be.
+    for number, (adaptor, match) in enumerate(
+        [
+            (user_adaptors.last_layer_first, {**HIDDEN, **PROJ}),
+            (user_adaptors.no_attention, ()),
+            (looks_at_values, {**HIDDEN, **PROJ}),
+        ]
+    ):
+        caplog.clear()
+        student = rb.Student(config=STUDENT_CONFIG, adaptor=adaptor)
+        with caplog.at_level("INFO", logger="raybrew"):
+            prepared(models, tmp_path / str(number), match, changes={"student": student})
+        assert ("can't be tried" in caplog.text) == (adaptor is looks_at_values)
 
 
 def test_matches_survive_a_saved_config():

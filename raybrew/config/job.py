@@ -79,12 +79,17 @@ class DistillJob(_Job):
                     f"task {task!r}: expected a teacher with a weight above 0, got none"
                 )
         source = self.student.layers_from[0] if self.student.layers_from else None
-        if source is not None and source not in names and "/" not in source:
+        models = list(self.hosts())
+        if source is not None and source not in models and "/" not in source:
             raise ValueError(
-                f"student.layers_from: expected a teacher of this job ({', '.join(names)}) or the "
-                f"path of a model, got {source!r}"
+                f"student.layers_from: expected a teacher of this job with a model "
+                f"({', '.join(models) or 'it has none'}) or the path of a model, got {source!r}"
             )
         return self
+
+    def hosts(self) -> dict[str, Teacher]:
+        """Return the teachers that are models, by name, in the job's order."""
+        return {teacher.name: teacher for teacher in self.teachers if teacher.model is not None}
 
     def objective_of(self, task: str) -> DistillationConfig:
         """Return the objective of a task: the job's, with what the task changes of it."""

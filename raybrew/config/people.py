@@ -112,11 +112,19 @@ class Task(Section):
 
 
 class Teacher(Section):
-    """One fine-tuned model and how it is hosted."""
+    """One fine-tuned model and how it is hosted, or what it said before."""
 
     name: Name = Field(description="Name of the teacher; matches and metrics refer to it.")
     task: str = Field(description="Name of the task that it teaches.")
-    model: ModelPath = Field(description="Folder that transformers can load, or a hub id.")
+    model: ModelPath | None = Field(
+        default=None, description="Folder that transformers can load, or a hub id."
+    )
+    logits: str | None = Field(
+        default=None,
+        description="In place of a model, the column of the task's data with logits that were "
+        "computed before: in each row a list of numbers, one for each of the task's label_names, "
+        "in their order; for token-classification a list of such lists, one a word.",
+    )
     weight: float = Field(
         default=1.0, ge=0, description="Share in the mixture of its task's teachers."
     )
@@ -169,16 +177,42 @@ class Teacher(Section):
             return self.batch_tokens
         return 512 if self.placement == "pool" and not self.resources.get("GPU") else 4096
 
+    @property
+    def model_path(self) -> str:
+        """Its model, of a teacher that is one."""
+        assert self.model is not None, f"teacher {self.name} is a column of the data"
+        return self.model
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Teacher":
+        if (self.model is None) == (self.logits is None):
+            got = "neither" if self.model is None else "both"
+            raise ValueError(f"expected one of `model` and `logits`, got {got}")
+        idle = sorted(self._changed() - {"name", "task", "logits", "weight", "model"})
+        if self.logits is not None and idle:
+            raise ValueError(
+                f"`logits` {self.logits!r} is a column of the data, which nobody hosts: expected "
+                f"it without {', '.join(idle)}"
+            )
+        return self
+
     @model_validator(mode="after")
     def _hosting(self) -> "Teacher":
         of_pool = {"replicas", "resources", "on_loss", "deadline_s", "lost_after_s"}
-        idle = sorted(of_pool & self.model_fields_set)
+        idle = sorted(of_pool & self._changed())
         if self.placement == "worker" and idle:
             raise ValueError(
                 f"placement: worker lives in the student's workers, with their resources: expected "
                 f"it without {', '.join(idle)}"
             )
         return self
+
+    def _changed(self) -> set[str]:
+        # Not what was given: a saved job gives every field.
+        fields = type(self).model_fields.items()
+        return {
+            n for n, f in fields if getattr(self, n) != f.get_default(call_default_factory=True)
+        }
 
 
 class Student(Section):

@@ -1,14 +1,15 @@
 """A data set's columns: there or not, texts or not, each row checked."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
 from raybrew.config import Task
+from raybrew.data.supplied import SuppliedLogits
 from raybrew.errors import DataError
 
 __all__ = ["Rows", "read_column", "read_routes", "read_rows", "read_texts", "read_words"]
@@ -22,11 +23,13 @@ class Rows:
         texts: of each row: a text, or the list of its words.
         pairs: second texts; None for single ones.
         labels: what is to be learnt of each row, in the form of the kind of task.
+        supplied: by teacher, logits that the data has already.
     """
 
     texts: Sequence[Any]
     pairs: Sequence[str] | None = None
     labels: Any = None
+    supplied: Mapping[str, SuppliedLogits] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.texts)

@@ -35,6 +35,7 @@ class CausalLM(Kind):
     layout = "token"
     has_labels = False
     own_inputs = False
+    takes_column = False
     dense_metrics = ("loss", "perplexity", "token_probability")
 
     def read(

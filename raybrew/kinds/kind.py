@@ -40,6 +40,7 @@ class Kind(ABC):
         problem_type: transformers' word for it in a model's configuration.
         has_names: whether the order of logits is that of names which teachers have too.
         own_inputs: whether a teacher with a tokenizer of its own can teach it.
+        takes_column: whether logits in a column of the data can stand in for a teacher.
         needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
         dense_metrics: metrics that can't be told from the largest logits alone.
     """
@@ -55,6 +56,7 @@ class Kind(ABC):
     problem_type: ClassVar[ProblemType | None] = None
     has_names: ClassVar[bool] = True
     own_inputs: ClassVar[bool] = True
+    takes_column: ClassVar[bool] = True
     needs_offsets: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
 
@@ -88,6 +90,7 @@ class Kind(ABC):
         for name, tokenizer in tokenizers.items():
             views[name], truncated = encode(tokenizer, rows.texts, rows.pairs, task.max_length)
             cut += truncated if name == STUDENT_VIEW else 0
+        views |= {name: logits.view() for name, logits in rows.supplied.items()}
         return EncodedSplit(views, rows.labels, counts={"truncated": cut})
 
     def num_labels(self, names: Sequence[str], config: PreTrainedConfig | None = None) -> int:

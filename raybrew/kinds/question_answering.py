@@ -38,6 +38,7 @@ class QuestionAnswering(Kind):
     name = "question-answering"
     model_class = AutoModelForQuestionAnswering
     layout = "position"
+    takes_column = False
     needs_offsets = True
 
     def read(

@@ -4,7 +4,8 @@
     tokens z ##uric ##h  is nice     labels of the tokens  B-LOC  –  –  O  O
 
 A word speaks through its first token; the others are no positions of the task. Where a teacher has
-a tokenizer of its own, first tokens of the same word answer for each other.
+a tokenizer of its own, first tokens of the same word answer for each other; logits that the data
+has already are those of its words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,6 +70,11 @@ class TokenClassification(Kind):
             for name, tokens in firsts.items()
             if name != STUDENT_VIEW
         }
+        for name, logits in rows.supplied.items():
+            views[name] = logits.view()
+            words = [np.arange(len(each)) for each in firsts[STUDENT_VIEW]]
+            by_token = _by_token(lengths, firsts[STUDENT_VIEW], words, -1)
+            alignments[name] = by_token.astype(np.int32)
         positions = labels != IGNORED
         counts = {
             "words": sum(map(len, rows.texts)),

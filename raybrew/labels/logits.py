@@ -9,7 +9,7 @@ from raybrew.kinds import Layout
 from raybrew.labels.payload import Payload, Signal, to_storage
 from raybrew.labels.top_k import pack_top_k
 
-__all__ = ["pack_logits"]
+__all__ = ["pack_logits", "pack_rows"]
 
 _DIMS = {"example": 2, "token": 3, "position": 2}
 _SHAPES = {
@@ -45,15 +45,22 @@ def pack_logits(
         )
     if layout == "example":
         rows = torch.cat([each.float() for each in logits], dim=-1)
-        return _kept(rows, None, signal)
+        return pack_rows(rows, None, signal)
     assert mask is not None, "tokens are counted by the mask"
     keep = mask != 0
     tokens = torch.stack(logits, -1) if layout == "position" else torch.cat(logits, -1)
     lengths = keep.sum(dim=1).cpu().numpy()
-    return _kept(tokens[keep].float(), lengths, signal)
+    return pack_rows(tokens[keep].float(), lengths, signal)
 
 
-def _kept(rows: Tensor, lengths: np.ndarray | None, signal: Signal) -> tuple[Payload, Payload]:
+def pack_rows(rows: Tensor, lengths: np.ndarray | None, signal: Signal) -> tuple[Payload, Payload]:
+    """Keep rows of logits; see `pack_logits`.
+
+    Args:
+        rows: float32 (R, C), one example after another.
+        lengths: int64 (n,), rows of each example; None for one each.
+        signal: the precision, and how many of the largest are kept.
+    """
     whole = _as_payload(to_storage(rows, signal.dtype), lengths)
     if signal.top_k is None:
         return whole, whole

@@ -54,12 +54,14 @@ class TeacherLabels:
         task: index of its task in the batch sequence.
         view: the task's training examples as the teacher reads them.
         stores: by signal.
+        supplied: whether they came with the data, so that nobody computes them.
     """
 
     name: str
     task: int
     view: EncodedView
     stores: Mapping[Signal, SignalStore]
+    supplied: bool = False
 
 
 @dataclass
@@ -174,7 +176,7 @@ class LabelSource:
         self.figures.hits += int(found[:num_rows].sum())
         self.figures.misses += int((~found[:num_rows]).sum())
         if not found.all():
-            if self.asker is None:
+            if self.asker is None or teacher.supplied:
                 raise LabelError(
                     f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
                     "store and no teacher was started; were files of the store deleted?"

@@ -56,11 +56,11 @@ class TeacherFacts:
     """What a match depends on, of a teacher.
 
     Args:
-        geometry: its sizes.
+        geometry: its sizes; None if it is a column of logits, which has no layers.
         same_tokens: whether it reads the student's token ids.
     """
 
-    geometry: ModelGeometry
+    geometry: ModelGeometry | None
     same_tokens: bool = True
 
 
@@ -106,8 +106,13 @@ def plan_matches(
         if teacher is None:
             continue
         facts = teachers[teacher]
+        if facts.geometry is None:
+            raise ConfigError(
+                f"distillation.matches: {_label_of(entry)}: expected a teacher with layers, got "
+                f"{teacher!r}, whose logits are a column of the data; name a teacher with a `model`"
+            )
         for spec in _spelled_out(entry, facts.geometry, student):
-            planned.append(_planned(spec, teacher, facts, student, dtype))
+            planned.append(_planned(spec, teacher, facts, facts.geometry, student, dtype))
     return _with_different_terms(planned)
 
 
@@ -115,7 +120,7 @@ def _teacher_of(
     entry: Any, task: str, teachers: Mapping[str, TeacherFacts], all_teachers: Sequence[str]
 ) -> str | None:
     named = None if isinstance(entry, str) else entry.teacher
-    what = entry.label if isinstance(entry, MatchSpec | CustomMatch) else _name_of(entry)
+    what = _label_of(entry)
     if named is None:
         if len(teachers) == 1:
             return next(iter(teachers))
@@ -134,6 +139,10 @@ def _teacher_of(
             f"({', '.join(all_teachers)}), got {named!r}"
         )
     return named if named in teachers else None
+
+
+def _label_of(entry: Any) -> str:
+    return entry.label if isinstance(entry, MatchSpec | CustomMatch) else _name_of(entry)
 
 
 def _name_of(entry: Any) -> str:
@@ -170,23 +179,24 @@ def _planned(
     spec: MatchSpec | CustomMatch,
     teacher: str,
     facts: TeacherFacts,
+    geometry: ModelGeometry,
     student: ModelGeometry,
     dtype: str,
 ) -> TaskMatch:
     if isinstance(spec, CustomMatch):
         import_callable(spec.loss, f"{spec.label}: loss")
         axes = spec.axes
-        teacher_sizes = FeatureSizes(0, facts.geometry.num_heads)
+        teacher_sizes = FeatureSizes(0, geometry.num_heads)
         student_sizes = FeatureSizes(student.hidden_size, student.num_heads)
         term = f"match/custom_{spec.module_S}_{spec.module_T}"
         term += f"_{spec.teacher}" if spec.teacher else ""
     else:
         try:
-            check_match(spec, facts.geometry, student)
+            check_match(spec, geometry, student)
         except ConfigError as error:
             raise ConfigError(f"distillation.matches: {error}") from None
         axes = spec.build_loss().axes
-        teacher_sizes = statistic_sizes(spec, facts.geometry)
+        teacher_sizes = statistic_sizes(spec, geometry)
         student_sizes = _student_sizes(spec, student)
         term = f"match/{spec.metric_name}"
     if "token" in axes and not facts.same_tokens:

@@ -16,7 +16,7 @@ from raybrew.models.adaptors import Adaptor, View, view_of
 from raybrew.models.custom_match import CustomMatch
 from raybrew.models.hooks import ModuleCapture
 
-__all__ = ["FeatureReader", "Reading", "needs_attention", "use_eager_attention"]
+__all__ = ["FeatureReader", "Reading", "Side", "needs_attention", "use_eager_attention"]
 
 Side = Literal["teacher", "student"]
 Match = MatchSpec | CustomMatch

@@ -105,7 +105,7 @@ def student_config(
     if student.layers_from is not None:
         name, layers = student.layers_from
         field = f"teachers[{name}].model"
-        teacher = meta_model(kind.model_class, read_config(teachers[name].model, field), field)
+        teacher = meta_model(kind.model_class, read_config(teachers[name].model_path, field), field)
         weight_origins(model, teacher, layers, teacher_name=name, what=what)
     freeze(model, student.freeze, f"{what}.freeze")
     return config, tokenizer
@@ -177,7 +177,7 @@ def _tokenizer(
         return read_tokenizer(student.model, f"{what}.model (or set {what}.tokenizer_from)")
     if student.layers_from is not None:
         name = _known_teacher(student.layers_from[0], teachers, what)
-        return read_tokenizer(teachers[name].model, f"teachers[{name}].model")
+        return read_tokenizer(teachers[name].model_path, f"teachers[{name}].model")
     path, field = _first_teacher(teachers, what)
     return read_tokenizer(path, field)
 
@@ -284,14 +284,14 @@ def _known_teacher(name: str, teachers: Mapping[str, Teacher], what: str) -> str
 
 def _teacher_or_path(name: str, teachers: Mapping[str, Teacher], field: str) -> tuple[str, str]:
     if name in teachers:
-        return teachers[name].model, f"teachers[{name}].model"
+        return teachers[name].model_path, f"teachers[{name}].model"
     return name, field
 
 
 def _first_teacher(teachers: Mapping[str, Teacher], what: str) -> tuple[str, str]:
     for name, teacher in teachers.items():
-        return teacher.model, f"teachers[{name}].model"
+        return teacher.model_path, f"teachers[{name}].model"
     raise ConfigError(
-        f"{what}.tokenizer_from: expected a folder or hub id, as a job without teachers has no "
-        f"other base for {what}.config or {what}.preset, got none"
+        f"{what}.tokenizer_from: expected a folder or hub id, as a job without a teacher that is a "
+        f"model has no other base for {what}.config or {what}.preset, got none"
     )

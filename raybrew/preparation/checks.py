@@ -19,6 +19,7 @@ from raybrew.preparation.tables import Table
 __all__ = [
     "TeacherModel",
     "check_augmentation",
+    "check_columns",
     "check_droppable",
     "check_labels",
     "check_mask",
@@ -45,6 +46,25 @@ def check_augmentation(task: Task) -> None:
             f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
             f"{task.kind!r}; leave the augmentation out"
         )
+
+
+def check_columns(task: Task, teachers: Sequence[Teacher]) -> None:
+    """Refuse columns of logits where no column can stand in for a teacher."""
+    for teacher in teachers:
+        if teacher.logits is None:
+            continue
+        what = f"teachers[{teacher.name}].logits"
+        if not kind_of(task.kind).takes_column:
+            raise ConfigError(
+                f"{what}: expected a teacher of a kind of task whose logits are those of rows or "
+                f"words ({', '.join(name for name, kind in KINDS.items() if kind.takes_column)}), "
+                f"got one of {task.kind!r}; give it a `model`"
+            )
+        if task.augmentation is not None:
+            raise ConfigError(
+                f"{what}: expected no tasks[{task.name}].augmentation, as the column says nothing "
+                "of changed copies of its rows; leave it out, or give the teacher a `model`"
+            )
 
 
 def check_mask(task: Task, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
@@ -103,7 +123,8 @@ def check_droppable(
 def read_teacher(teacher: Teacher) -> TeacherModel:
     """Read a teacher's configuration and tokenizer."""
     what = f"teachers[{teacher.name}].model"
-    return TeacherModel(read_config(teacher.model, what), read_tokenizer(teacher.model, what))
+    path = teacher.model_path
+    return TeacherModel(read_config(path, what), read_tokenizer(path, what))
 
 
 def check_student(

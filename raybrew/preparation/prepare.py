@@ -1,17 +1,17 @@
 """The order of things: read, check, plan, encode."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raybrew.config import DistillJob, Task, Teacher, TrainJob
 from raybrew.data.mixing import check_mixing
 from raybrew.data.split import STUDENT_VIEW
+from raybrew.data.supplied import column_fingerprint
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
-from raybrew.matching.modules import check_modules
-from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
+from raybrew.matching.plan import TaskMatch
 from raybrew.matching.reader import needs_attention
 from raybrew.matching.signals import code_name
 from raybrew.models.adaptors import adaptor_of
@@ -19,6 +19,7 @@ from raybrew.objective import Objective
 from raybrew.preparation.checks import (
     TeacherModel,
     check_augmentation,
+    check_columns,
     check_droppable,
     check_labels,
     check_mask,
@@ -26,8 +27,10 @@ from raybrew.preparation.checks import (
     check_teacher,
     class_order,
 )
+from raybrew.preparation.matches import check_adaptors, task_matches
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
+from raybrew.preparation.supplying import store_supplied
 from raybrew.preparation.tables import Table, encode_table, read_table
 from raybrew.student.extensions import check_extensions
 from raybrew.student.module import check_projections
@@ -56,6 +59,7 @@ def prepare(job: DistillJob, folder: Path) -> Preparation:
             tables, fitting.tokenizers, fitting.num_labels, strict=True
         )
     )
+    store_supplied(job, tables, fitting.teachers)
     return Preparation(encoded, fitting.teachers, fitting.matches)
 
 
@@ -92,15 +96,16 @@ def read_tables(job: DistillJob) -> list[Table]:
         DataError: data that isn't what its task says.
     """
     check_names(job)
-    return [read_table(t, [x.name for x in job.teachers_of(t.name)]) for t in job.tasks]
+    return [read_table(task, job.teachers_of(task.name)) for task in job.tasks]
 
 
 def check_names(job: DistillJob) -> None:
     """Refuse names and options that don't exist, before anything is read."""
     for task in job.tasks:
         check_augmentation(task)
+        check_columns(task, job.teachers_of(task.name))
         _objective(job, task, _logits_signal(job, task.name, None))
-    _check_adaptors(job)
+    check_adaptors(job)
     check_optimization(job.training)
     check_extensions(job.training)
     check_mixing(job.mixing, [task.name for task in job.tasks])
@@ -120,12 +125,12 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     check_names(job)
     for task, table in zip(job.tasks, tables, strict=True):
         check_labels(_objective(job, task, _logits_signal(job, task.name, None)), table)
-    models = {teacher.name: readings.teacher(teacher) for teacher in job.teachers}
+    models = {name: readings.teacher(teacher) for name, teacher in job.hosts().items()}
     by_task = {table.task.name: table for table in tables}
     config, tokenizer = readings.student(job, tables)
-    for teacher in job.teachers:
-        check_teacher(teacher, models[teacher.name], by_task[teacher.task], config, tokenizer)
-    matches = tuple(_matches(job, task.name, models, config) for task in job.tasks)
+    for name, teacher in job.hosts().items():
+        check_teacher(teacher, models[name], by_task[teacher.task], config, tokenizer)
+    matches = tuple(task_matches(job, task, models, config) for task in job.tasks)
     sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
         signal = _logits_signal(job, task.name, sizes[task.name])
@@ -150,7 +155,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
             _prepared(
                 job,
                 t,
-                models[t.name],
+                models.get(t.name),
                 by_task[t.task],
                 names.index(t.task),
                 matches,
@@ -186,64 +191,26 @@ def _logits_signal(job: DistillJob, task: str, classes: int | None) -> Signal:
     )
 
 
-def _check_adaptors(job: DistillJob) -> None:
-    tasks = {task.name: task for task in job.tasks}
-    for teacher in job.teachers:
-        adaptor_of(tasks[teacher.task].kind, teacher.adaptor, tasks[teacher.task].adaptor)
-    for task in job.tasks:
-        adaptor_of(task.kind, job.student.adaptor, task.adaptor)
-
-
-def _matches(
-    job: DistillJob,
-    task: str,
-    models: Mapping[str, TeacherModel],
-    student: PreTrainedConfig,
-) -> tuple[TaskMatch, ...]:
-    teachers = {
-        teacher.name: TeacherFacts(
-            geometry_of(models[teacher.name].config), teacher.inputs == "shared"
-        )
-        for teacher in job.teachers_of(task)
-    }
-    planned = plan_matches(
-        job.objective_of(task).matches,
-        task,
-        teachers,
-        [teacher.name for teacher in job.teachers],
-        geometry_of(student),
-        job.labels.dtype,
-    )
-    _check_modules(job, task, planned, models, student)
-    return planned
-
-
-def _check_modules(
-    job: DistillJob,
-    task: str,
-    matches: Sequence[TaskMatch],
-    models: Mapping[str, TeacherModel],
-    student: PreTrainedConfig,
-) -> None:
-    (kind,) = [kind_of(each.kind) for each in job.tasks if each.name == task]
-    for teacher in job.teachers_of(task):
-        mine = [match.spec for match in matches if match.teacher == teacher.name]
-        check_modules(mine, kind.model_class, models[teacher.name].config, "teacher")
-    # A student of several tasks isn't a model of one of its kinds.
-    if len(job.tasks) == 1:
-        check_modules([match.spec for match in matches], kind.model_class, student, "student")
-
-
 def _prepared(
     job: DistillJob,
     teacher: Teacher,
-    model: TeacherModel,
+    model: TeacherModel | None,
     table: Table,
     task: int,
     matches: Sequence[Sequence[TaskMatch]],
     logits: Signal,
     readings: Readings,
 ) -> PreparedTeacher:
+    if model is None:
+        sides = [s.supplied[teacher.name] for s in (table.train, table.eval) if s is not None]
+        return PreparedTeacher(
+            teacher=teacher,
+            spec=None,
+            fingerprint=column_fingerprint(*sides),
+            task=task,
+            view=teacher.name,
+            signals=(logits,),
+        )
     mine = [match for match in matches[task] if match.teacher == teacher.name]
     # Two matches of one statistic ask for one signal.
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
@@ -269,6 +236,7 @@ def _prepared(
     return PreparedTeacher(
         teacher=teacher,
         spec=spec,
+        fingerprint=spec.fingerprint,
         task=task,
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,

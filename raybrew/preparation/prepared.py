@@ -47,7 +47,8 @@ class PreparedTeacher:
 
     Args:
         teacher: the job's section.
-        spec: what hosts it.
+        spec: what hosts it; None if its logits are a column of the data.
+        fingerprint: what its labels are filed under.
         task: index of its task.
         view: the encoded view that it reads.
         signals: what is asked of it.
@@ -55,7 +56,8 @@ class PreparedTeacher:
     """
 
     teacher: Teacher
-    spec: TeacherSpec
+    spec: TeacherSpec | None
+    fingerprint: str
     task: int
     view: str
     signals: tuple[Signal, ...]
@@ -92,6 +94,21 @@ class Preparation:
     tasks: tuple[PreparedTask, ...]
     teachers: tuple[PreparedTeacher, ...] = ()
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
+
+    def replicas(self, *, in_workers: bool) -> list[tuple[str, Mapping[str, float]]]:
+        """Return name and resources of each replica that the teachers' pool hosts.
+
+        Args:
+            in_workers: whether teachers with `placement: worker` are the student's workers'
+                business; else the pool hosts them too.
+        """
+        return [
+            (teacher.teacher.name, teacher.teacher.resources)
+            for teacher in self.teachers
+            if teacher.spec is not None
+            if not in_workers or teacher.teacher.placement == "pool"
+            for _ in range(teacher.teacher.replicas)
+        ]
 
     def data_counts(self) -> dict[str, dict[str, float]]:
         """Return what each split holds, and what was cut, lost or masked on the way to it."""

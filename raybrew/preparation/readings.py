@@ -34,9 +34,10 @@ class Readings:
 
     def teacher(self, teacher: Teacher) -> TeacherModel:
         """Return a teacher's configuration and tokenizer."""
-        if teacher.model not in self._teachers:
-            self._teachers[teacher.model] = read_teacher(teacher)
-        return self._teachers[teacher.model]
+        path = teacher.model_path
+        if path not in self._teachers:
+            self._teachers[path] = read_teacher(teacher)
+        return self._teachers[path]
 
     def student(self, job: DistillJob, tables: Sequence[Table]) -> StudentModel:
         """Return the student's configuration and tokenizer, checked."""
@@ -49,15 +50,15 @@ class Readings:
             ]
         )
         if key not in self._students:
-            hosts = {teacher.name: teacher for teacher in job.teachers}
-            self._students[key] = check_student(job.student, list(tables), hosts)
+            self._students[key] = check_student(job.student, list(tables), job.hosts())
         return self._students[key]
 
     def folder(self, teacher: Teacher) -> Path:
         """Return the local folder of a teacher's files."""
-        if teacher.model not in self._folders:
-            self._folders[teacher.model] = _local_folder(teacher)
-        return self._folders[teacher.model]
+        path = teacher.model_path
+        if path not in self._folders:
+            self._folders[path] = _local_folder(teacher)
+        return self._folders[path]
 
     def fingerprint(self, folder: Path, *, dtype: str, adaptor: str) -> str:
         """Return the fingerprint of a teacher's answers."""
@@ -68,12 +69,12 @@ class Readings:
 
 
 def _local_folder(teacher: Teacher) -> Path:
-    folder = Path(teacher.model).expanduser()
+    folder = Path(teacher.model_path).expanduser()
     if folder.is_dir():
         return folder.resolve()
     try:
         patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
-        return Path(snapshot_download(teacher.model, allow_patterns=patterns))
+        return Path(snapshot_download(teacher.model_path, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(
             f"teachers[{teacher.name}].model: {teacher.model!r} is no folder, and as a hub id it "

@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from raybrew.config import Task
+from raybrew.config import Task, Teacher
 from raybrew.data.augmented import augmented
-from raybrew.data.columns import Rows, read_routes
+from raybrew.data.columns import Rows, read_column, read_routes
 from raybrew.data.sources import load_source
 from raybrew.data.split import EncodedSplit
+from raybrew.data.supplied import read_supplied
 from raybrew.kinds import Kind, kind_of
 from raybrew.preparation.prepared import PreparedTask
 
@@ -44,12 +46,13 @@ class Table:
         return kind_of(self.task.kind)
 
 
-def read_table(task: Task, teachers: Sequence[str] = ()) -> Table:
+def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
     """Read and check the rows of a task.
 
     Args:
         task: the job's section.
-        teachers: of the task, for the column that names one a row.
+        teachers: of the task, for the column that names one a row, and for those that are
+            columns themselves.
     """
     what = f"tasks[{task.name}]"
     train = load_source(task.train, f"{what}.train")
@@ -60,16 +63,46 @@ def read_table(task: Task, teachers: Sequence[str] = ()) -> Table:
         )
     evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
     names, rows, eval_rows = kind_of(task.kind).read(task, train, evaluation)
-    return Table(
+    routed = [teacher.name for teacher in teachers]
+    table = Table(
         task=task,
         label_names=names,
-        train=rows,
+        train=_with_supplied(task, names, train, rows, teachers, f"{what}.train"),
         eval=eval_rows,
-        train_routes=read_routes(task, train, teachers, f"{what}.train"),
-        eval_routes=None
-        if evaluation is None
-        else read_routes(task, evaluation, teachers, f"{what}.eval"),
+        train_routes=read_routes(task, train, routed, f"{what}.train"),
     )
+    if evaluation is None or eval_rows is None:
+        return table
+    return replace(
+        table,
+        eval=_with_supplied(task, names, evaluation, eval_rows, teachers, f"{what}.eval"),
+        eval_routes=read_routes(task, evaluation, routed, f"{what}.eval"),
+    )
+
+
+def _with_supplied(
+    task: Task,
+    names: Sequence[str],
+    data: Dataset,
+    rows: Rows,
+    teachers: Sequence[Teacher],
+    what: str,
+) -> Rows:
+    """Return rows with what their data holds of teachers' logits."""
+    kind = kind_of(task.kind)
+    words = [len(each) for each in rows.texts] if kind.layout == "token" else None
+    found = {
+        teacher.name: read_supplied(
+            read_column(data, teacher.logits, what),
+            kind.num_labels(names),
+            words,
+            name=teacher.logits,
+            what=what,
+        )
+        for teacher in teachers
+        if teacher.logits is not None
+    }
+    return replace(rows, supplied=found)
 
 
 def encode_table(

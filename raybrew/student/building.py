@@ -87,6 +87,7 @@ class TeacherPlan:
         signals: what is asked of it.
         order: its number of each of the task's classes; None if they are the same.
         hosted: what to load, if the rank hosts it itself.
+        supplied: whether its labels were the data's, so that nobody computes them.
     """
 
     name: str
@@ -97,6 +98,7 @@ class TeacherPlan:
     signals: tuple[Signal, ...]
     order: tuple[int, ...] | None = None
     hosted: TeacherSpec | None = None
+    supplied: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,7 @@ def _label_source(
                 task=teacher.task,
                 view=tasks[teacher.task].train.views[teacher.view],
                 stores={s: store.signal(teacher.fingerprint, s) for s in teacher.signals},
+                supplied=teacher.supplied,
             )
             for teacher in plan.teachers
         ],

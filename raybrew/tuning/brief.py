@@ -23,6 +23,7 @@ from raybrew.preparation import (
 )
 from raybrew.preparation.tables import Table
 from raybrew.student.building import RankPlan
+from raybrew.teachers.teacher import TeacherSpec
 from raybrew.tuning.space import JobSpace
 
 __all__ = ["Brief", "encoding_key", "tables_key"]
@@ -75,7 +76,7 @@ class Brief:
 
 def tables_key(job: DistillJob) -> str:
     """Name the rows that a job reads."""
-    routes = [(teacher.name, teacher.task) for teacher in job.teachers]
+    routes = [(teacher.name, teacher.task, teacher.logits) for teacher in job.teachers]
     return json.dumps([[task.model_dump(mode="json") for task in job.tasks], routes])
 
 
@@ -121,8 +122,12 @@ def asked_together(teachers: Sequence[Sequence[PreparedTeacher]]) -> tuple[Prepa
             merged[name] = replace(
                 before,
                 signals=tuple(dict.fromkeys([*before.signals, *teacher.signals])),
-                spec=replace(
-                    before.spec, attention=before.spec.attention or teacher.spec.attention
-                ),
+                spec=_hosted_for_both(before.spec, teacher.spec),
             )
     return tuple(merged.values())
+
+
+def _hosted_for_both(one: TeacherSpec | None, other: TeacherSpec | None) -> TeacherSpec | None:
+    if one is None or other is None:
+        return None
+    return replace(one, attention=one.attention or other.attention)

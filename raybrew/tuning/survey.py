@@ -15,6 +15,7 @@ from datasets import Dataset
 from raybrew.config import DistillJob
 from raybrew.errors import ConfigError
 from raybrew.preparation import Preparation, PreparedTeacher, Readings, fit_together, read_tables
+from raybrew.preparation.supplying import store_supplied
 from raybrew.preparation.tables import Table, encode_table
 from raybrew.tuning.brief import Brief, asked_together, encoding_key, loaded_tasks, tables_key
 from raybrew.tuning.space import JobSpace
@@ -108,7 +109,7 @@ class _Surveyor:
                 )
             )
         self._num_labels[key] = fitting.num_labels
-        who = tuple((t.teacher.name, t.spec.fingerprint, t.view) for t in fitting.teachers)
+        who = tuple((t.teacher.name, t.fingerprint, t.view) for t in fitting.teachers)
         self._asked.setdefault((key, who), (job, []))[1].append(fitting.teachers)
 
     def _pass(
@@ -116,7 +117,9 @@ class _Surveyor:
     ) -> LabelPass:
         tables, folders = self._tables[tables_key(job)], self._folders[key]
         tasks = loaded_tasks(tables, folders, self._num_labels[key])
-        return LabelPass(job, Preparation(tasks, asked_together(teachers)))
+        asked = asked_together(teachers)
+        store_supplied(job, tables, asked)
+        return LabelPass(job, Preparation(tasks, asked))
 
 
 def with_saved_data(job: DistillJob, folder: Path) -> DistillJob:

@@ -109,14 +109,7 @@ class _Sweep:
                 space = JobSpace(self._base(run.folder.data), self._ranges)
                 self._remember(run)
                 found = survey(space, run.folder.data)
-            run.start(
-                [
-                    (teacher.teacher.name, teacher.teacher.resources)
-                    for teacher in found.passes[0].preparation.teachers
-                    for _ in range(teacher.teacher.replicas)
-                ],
-                together=False,
-            )
+            run.start(found.passes[0].preparation.replicas(in_workers=False), together=False)
             labels = _label(found, run)
             with run.stage("trials"):
                 rows = self._search(found, run)

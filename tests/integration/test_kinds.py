@@ -40,12 +40,26 @@ def test_words_from_two_tokenizers_with_two_workers_as_with_one(tmp_path):
         each.model_copy(update={"resources": {"CPU": 0.25}, "inputs": inputs})
         for each, inputs in zip(job.teachers, ("shared", "own"), strict=True)
     ]
-    job = job.model_copy(update={"teachers": tuple(teachers)})
+    # A third one is a column of the data: a list of numbers a word.
+    (task,) = job.tasks
+    said = {
+        side: [[[float(len(word))] * 4 for word in words] for words in getattr(task, side)["words"]]
+        for side in ("train", "eval")
+    }
+    rows = {side: getattr(task, side).add_column("said", said[side]) for side in said}
+    teachers.append(rb.Teacher(name="c", task="t", logits="said", weight=0.5))
+    job = job.model_copy(
+        update={"teachers": tuple(teachers), "tasks": (task.model_copy(update=rows),)}
+    )
     one, two = run(job, tmp_path / "1"), run(job, tmp_path / "2", workers=2)
     np.testing.assert_allclose(losses(one), losses(two), rtol=1e-5)
-    assert one.labels["forwards"] == one.labels["needed"]
+    # In the store before the run began, as far as the run can tell.
+    supplied = one.labels["in_store"]
+    assert supplied > 0
+    assert one.labels["forwards"] == one.labels["needed"] - supplied
     assert two.labels["forwards"] == 0
     assert one.teachers == two.teachers
+    assert set(one.teachers) == {"a", "b", "c"}
     assert set(one.teachers["b"]) == {"examples", "accuracy", "precision", "recall", "f1"}
     masked = one.data["t train"]["words_unaligned_b"]
     assert 0 < masked < one.data["t train"]["words"]

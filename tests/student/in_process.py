@@ -31,7 +31,9 @@ class LocalPool:
 
     def __init__(self, preparation: Preparation, store: StoreSpec | str):
         self.replicas = {
-            t.teacher.name: Replica(t.spec, t.signals, store) for t in preparation.teachers
+            t.teacher.name: Replica(t.spec, t.signals, store)
+            for t in preparation.teachers
+            if t.spec is not None
         }
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Answered:

@@ -230,7 +230,7 @@ def two_task_training(
                 task=number,
                 view=tasks[number].train.views[STUDENT_VIEW],
                 stores={
-                    signal: LabelStore(store).signal(teacher.spec.fingerprint, signal)
+                    signal: LabelStore(store).signal(teacher.fingerprint, signal)
                     for signal in teacher.signals
                 },
             )

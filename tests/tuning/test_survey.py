@@ -71,7 +71,7 @@ def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
     base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
     space = space_of(base, {"teachers.a.model": tune.grid_search([models["a"], models["b"]])})
     found = survey(space, tmp_path / "data")
-    prints = {tuple(t.spec.fingerprint for t in each.preparation.teachers) for each in found.passes}
+    prints = {tuple(t.fingerprint for t in each.preparation.teachers) for each in found.passes}
     assert len(prints) == 2
 
 
