@@ -95,6 +95,7 @@ def test_a_teacher_is_asked_for_each_statistic_once(models, tmp_path):
     a, b = prepared(models, tmp_path, [{**HIDDEN, **PROJ}, cos]).teachers
     assert [signal.name for signal in a.signals] == ["logits-float32", "hidden.states-L2-float32"]
     assert [signal.name for signal in b.signals] == ["logits-float32"]
+    assert a.spec is not None
     assert not a.spec.attention
 
 
