@@ -173,7 +173,11 @@ run: 3
         ("teachers=[]", "teachers: expected at least 1 element, got []"),
         ("student=3", "student: expected a mapping, got 3"),
         ("tasks=x", "tasks: expected a list, got 'x'"),
-        ("teachers.a.model=null", "teachers[0].model: expected a text, got null"),
+        ("tasks.mr.text=null", "tasks[0].text: expected a text, got null"),
+        (
+            "teachers.a.model=null",
+            "teachers[0]: expected one of `model` and `logits`, got neither",
+        ),
     ],
 )
 def test_mistakes_between_fields_and_of_whole_sections(file, override, line):

@@ -113,7 +113,8 @@ class Theirs:
         split = preparation.tasks[0].split("train")
         self._batches = lambda: _Batches(split, training.sequence)
         load: Any = AutoModelForSequenceClassification.from_pretrained
-        self._teachers = [load(each.spec.model).eval() for each in preparation.teachers]
+        specs = [each.spec for each in preparation.teachers if each.spec is not None]
+        self._teachers = [load(spec.model).eval() for spec in specs]
 
     def train(self, *, caching: bool) -> tuple[float, nn.Module]:
         """Train a copy of the student; return the seconds that it took, and the copy."""
