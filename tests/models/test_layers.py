@@ -33,7 +33,7 @@ def teachers(tmp_path: Path) -> dict[str, Teacher]:
 @pytest.mark.parametrize("make", [bert, distilbert, roberta, electra, gpt2, modernbert])
 def test_chosen_layers_and_everything_around_them_come_from_the_teacher(make, tmp_path):
     teachers = one_teacher(tmp_path / "m", make(), name="m")
-    path = teachers["m"].model
+    path = teachers["m"].model_path
     model, _ = build(Student(layers_from=("m", (1, 3))), teachers)
     stack, given, taken = layer_stack(model), weights(path), model.state_dict()
     assert model.config.num_hidden_layers == 2
@@ -45,7 +45,7 @@ def test_chosen_layers_and_everything_around_them_come_from_the_teacher(make, tm
 @pytest.mark.parametrize("make", [bert, distilbert, gpt2])
 def test_all_layers_make_the_teacher_again(make, tmp_path):
     teachers = one_teacher(tmp_path / "m", make(), name="m")
-    path = teachers["m"].model
+    path = teachers["m"].model_path
     model, _ = build(Student(layers_from=("m", (0, 1, 2, 3))), teachers)
     teacher, _ = build(Student(model=path), {})
     ids = torch.tensor([[2, 4, 6, 3]])
