@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Examples: sources, encoding, content keys, the sequence of batches, augmentation."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Losses as pure functions of tensors."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Models: students, adaptors, projections, hooks, parameter tables."""

@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""The student: step, loop, checkpoints, and Ray Train around them."""

@@ -11,7 +11,6 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.optimize import linprog
 from torch import Tensor
 
 from raybrew.errors import ConfigError
@@ -81,6 +80,9 @@ def transport_plan(
     # The last equation follows from the others.
     constraints = np.concatenate([row_sums, column_sums])[:-1]
     masses = np.concatenate([source_weights, target_weights])[:-1]
+    # Half a second that every worker and teacher would pay at its start.
+    from scipy.optimize import linprog
+
     solution = linprog(cost.reshape(-1), A_eq=constraints, b_eq=masses, method="highs")
     if not solution.success:
         raise ConfigError(
