@@ -48,7 +48,7 @@ def distill(job: JobPath, set_: Overrides = None, resume: Resume = False) -> Non
 @app.command()
 def label(job: JobPath, set_: Overrides = None) -> None:
     """Fill the store with the labels that the job needs, then free the teachers."""
-    with told(GOES_ON):
+    with told("; what was computed is in the store, and the same command goes on from there"):
         from raybrew.commands.label import label as run
 
         run(job, set_ or [])

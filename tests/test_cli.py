@@ -1,5 +1,6 @@
 """What a wrong input gets: one message, exit code 2, no model loaded; and Ctrl-C."""
 
+import json
 import os
 import re
 import signal
@@ -212,3 +213,49 @@ def test_ctrl_c_ends_soon_and_leaves_no_process(files, tmp_path):
     assert not ray_processes(process.pid)
     assert "interrupted" in (tmp_path / "err.txt").read_text()
     assert "Traceback" not in (tmp_path / "err.txt").read_text()
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_labelling_goes_on_where_ctrl_c_stopped_it(files, tmp_path):
+    log, most = tmp_path / "forwards.txt", 48
+    teacher = {
+        "name": "a",
+        "task": "sum",
+        "model": "a",
+        "batch_tokens": most,
+        "adaptor": "tests.integration.slow_adaptors:slow_teacher",
+    }
+    values = job(tmp_path, teachers=[teacher])
+    values["labels"] = {"store": str(tmp_path / "store")}
+    values["tasks"][0]["train"] = "many.parquet"
+    make_data(120).to_parquet(str(files / "many.parquet"))
+    env = {**os.environ, "RAY_ADDRESS": "local", "RAYBREW_TEST_FORWARDS": str(log)}
+
+    def label(name: str) -> subprocess.Popen:
+        values["run"] = {"name": name, "storage_path": str(tmp_path / "runs")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "raybrew", "label", write(files, values)],
+            env=env,
+            start_new_session=True,
+        )
+
+    def forwards() -> list[int]:
+        return [int(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    first = label("first")
+    deadline = time.monotonic() + 100
+    while len(forwards()) < 4:
+        assert first.poll() is None
+        assert time.monotonic() < deadline, "no teacher computed anything"
+        time.sleep(0.1)
+    first.send_signal(signal.SIGINT)
+    assert first.wait(timeout=60) == 130
+    before = sum(forwards())
+    assert label("second").wait(timeout=100) == 0
+    (folder,) = (tmp_path / "runs").glob("second-label-*")
+    report = json.loads((folder / "report.json").read_text())["labels"]
+    assert 0 < report["in_store"] < report["needed"]
+    # What a forward that was under way would have given is all that may be lost.
+    assert 0 <= before - report["in_store"] <= 2 * most
+    assert report["forwards"] == report["needed"] - report["in_store"]

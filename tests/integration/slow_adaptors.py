@@ -1,6 +1,8 @@
-"""Adaptors that make a tiny student take its time, so that faults find it at work."""
+"""Adaptors that make tiny models take their time, so that faults find them at work."""
 
+import os
 import time
+from pathlib import Path
 
 import torch
 
@@ -21,3 +23,11 @@ def nan_at_a_word(batch, outputs):
         has_it = batch["input_ids"][:, 1:2] == NAN_TOKEN
         logits = logits + torch.where(has_it, float("nan"), 0.0)
     return {"logits": logits, "inputs_mask": batch["attention_mask"]}
+
+
+def slow_teacher(batch, outputs):
+    """Take a while, and write down how many rows a forward had."""
+    with Path(os.environ["RAYBREW_TEST_FORWARDS"]).open("a") as log:
+        log.write(f"{len(outputs.logits)}\n")
+    time.sleep(0.3)
+    return {"logits": outputs.logits, "inputs_mask": batch["attention_mask"]}
