@@ -25,6 +25,11 @@ def make_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
     vocabulary = {word: n for n, word in enumerate([*SPECIAL, *(words or WORDS)])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    return like_bert(tokenizer)
+
+
+def like_bert(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return it with BERT's form of texts and pairs, and what transformers calls its tokens."""
     tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",

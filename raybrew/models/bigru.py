@@ -133,15 +133,17 @@ class BiGruModel(BiGruPreTrainedModel):
         )
 
 
-class BiGruForSequenceClassification(BiGruPreTrainedModel):
-    """Classes of a text, from the mean of its tokens."""
-
+class _WithClassifier(BiGruPreTrainedModel):
     def __init__(self, config: BiGruConfig):
         super().__init__(config)
         self.num_labels = config.num_labels or 2
         self.bigru = BiGruModel(config)
         self.classifier = nn.Linear(config.hidden_size, self.num_labels)
         self.post_init()
+
+
+class BiGruForSequenceClassification(_WithClassifier):
+    """Classes of a text, from the mean of its tokens."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -156,15 +158,8 @@ class BiGruForSequenceClassification(BiGruPreTrainedModel):
         )
 
 
-class BiGruForTokenClassification(BiGruPreTrainedModel):
+class BiGruForTokenClassification(_WithClassifier):
     """Classes of each token."""
-
-    def __init__(self, config: BiGruConfig):
-        super().__init__(config)
-        self.num_labels = config.num_labels or 2
-        self.bigru = BiGruModel(config)
-        self.classifier = nn.Linear(config.hidden_size, self.num_labels)
-        self.post_init()
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any

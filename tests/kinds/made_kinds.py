@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.made import SPECIAL, WORDS, make_tokenizer
+from tests.made import SPECIAL, WORDS, like_bert, make_tokenizer
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
 TOPICS = ("sport", "money", "art")
@@ -47,7 +47,7 @@ def wordpiece(*whole: str, letters: str = LETTERS) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-    return _finished(tokenizer)
+    return like_bert(tokenizer)
 
 
 def byte_pairs() -> PreTrainedTokenizerFast:
@@ -59,24 +59,7 @@ def byte_pairs() -> PreTrainedTokenizerFast:
         add_prefix_space=False
     )
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    return _finished(tokenizer)
-
-
-def _finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    tokenizer.post_processor = TemplateProcessing(  # type: ignore[assignment]
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    )
+    return like_bert(tokenizer)
 
 
 def lm_tokenizer() -> PreTrainedTokenizerFast:
