@@ -17,7 +17,6 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
 from raybrew.models.student_files import load_student, save_student
+from raybrew.student.optimizer_state import joined_state, plain, split_state
 
 __all__ = ["STUDENT", "Progress", "Snapshot", "load_checkpoint", "read_score", "snapshot"]
 
@@ -121,12 +121,7 @@ def snapshot(
         progress: how far the run is.
         projections: of the student's matches.
     """
-    state = optimizer.state_dict()
-    tensors, scalars = {}, {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            target = tensors if isinstance(value, Tensor) else scalars
-            target[f"{index}.{name}"] = value
+    tensors, settings = split_state(optimizer)
     return Snapshot(
         model=model,
         tokenizer=tokenizer,
@@ -136,8 +131,8 @@ def snapshot(
         record={
             "format": _FORMAT,
             "progress": asdict(progress),
-            "optimizer": {"scalars": scalars, "param_groups": state["param_groups"]},
-            "scheduler": _plain(scheduler.state_dict()),
+            "optimizer": settings,
+            "scheduler": plain(scheduler.state_dict()),
         },
     )
 
@@ -167,7 +162,7 @@ def load_checkpoint(
         tensors = load_file(folder / _OPTIMIZER)
         load_student(model, folder / STUDENT)
         _load_projections(folder, projections)
-        optimizer.load_state_dict(_optimizer_state(record["optimizer"], tensors))
+        optimizer.load_state_dict(joined_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
         return Progress(**record["progress"])
     except (
@@ -203,14 +198,6 @@ def _load_projections(folder: Path, projections: nn.Module | None) -> None:
         projections.load_state_dict(found)
 
 
-def _optimizer_state(record: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**record["scalars"], **tensors}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": record["param_groups"]}
-
-
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # Tied tensors are one copy, as transformers looks for them by where they are in memory.
     copies: dict[tuple[int, tuple[int, ...]], Tensor] = {}
@@ -221,8 +208,3 @@ def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             copies[place] = value.detach().to("cpu", copy=True).contiguous()
         result[name] = copies[place]
     return result
-
-
-def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    # Schedules of transformers carry their functions as None; tensors would not be plain.
-    return {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in state.items()}
