@@ -144,6 +144,10 @@ def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
     names = [teacher.get("name") for teacher in teachers]
     for task in tasks:
         _resolve(task, ("train", "eval"), folder)
+        if isinstance(task.get("transfer"), list):
+            sources = dict(enumerate(task["transfer"]))
+            _resolve(sources, list(sources), folder)
+            task["transfer"] = list(sources.values())
     for teacher in teachers:
         _resolve(teacher, ("model",), folder)
     for section in _mappings([values.get("student"), values.get("model")]):
@@ -169,7 +173,7 @@ def _mappings(section: Any) -> list[dict[str, Any]]:
     return [each for each in section if isinstance(each, dict)] if isinstance(section, list) else []
 
 
-def _resolve(section: dict[str, Any], keys: Sequence[str], folder: Path) -> None:
+def _resolve(section: dict[Any, Any], keys: Sequence[Any], folder: Path) -> None:
     for key in keys:
         value = section.get(key)
         if isinstance(value, str) and value and "\0" not in value and len(value) < 1024:

@@ -43,6 +43,17 @@ class TrainJob(_Job):
 
     model: Student = Field(description="The model to train.")
 
+    @field_validator("tasks")
+    @classmethod
+    def _labelled(cls, tasks: Sequence[Task]) -> Sequence[Task]:
+        for task in tasks:
+            if task.transfer:
+                raise ValueError(
+                    f"task {task.name!r}: expected it without `transfer`, whose rows only teachers "
+                    "label, in a job without teachers"
+                )
+        return tasks
+
 
 class DistillJob(_Job):
     """Distillation of teachers into one student."""

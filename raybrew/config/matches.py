@@ -2,6 +2,7 @@
 
 "L3_hidden_mse"                                       a preset, or a kind that is generated
 {preset: hidden_mse, teacher: a, weight: 0.5}         the same, of a teacher
+{preset: hidden_mse, every: 2}                        at every second layer of the student
 {layer_T: 4, layer_S: 1, feature: hidden, loss: …}    a match between layers
 {module_T: …, module_S: …, loss: pkg.mod:name}        a match between any two modules
 """
@@ -24,6 +25,12 @@ class MatchPreset(Section):
         default=None, description="Name of the teacher; none where a task has one."
     )
     weight: float = Field(default=1.0, description="Factor on the weight of each match.")
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="Only each so-manieth layer of the student is matched, for kinds that are "
+        "generated.",
+    )
 
 
 def _as_matches(value: Any) -> tuple[Any, ...]:

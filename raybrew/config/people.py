@@ -38,6 +38,11 @@ class Task(Section):
     name: Name = Field(description="Name of the task; heads, labels and metrics carry it.")
     kind: KindName = Field(default="sequence-classification", description="What a prediction is.")
     train: DataSource = Field(description="Rows to learn from.")
+    transfer: Many[DataSource] = Field(
+        default=(),
+        description="Further rows to learn from, of other data sets with the same text columns: "
+        "teachers alone say what is to be learnt of them, their own labels are not looked at.",
+    )
     eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
     text: str = Field(
         default="text",
@@ -74,6 +79,20 @@ class Task(Section):
         ge=0,
         description="Tokens that neighbouring windows of a long passage share, for "
         "question-answering.",
+    )
+    answers_at: Literal["given", "search"] = Field(
+        default="given",
+        description="Where the answers of question-answering stand: `given`, at the character that "
+        "the data says, and any other is an error; `search`, where the text of the answer stands "
+        "nearest to it. One whose text isn't in its passage then teaches nothing, and is counted.",
+    )
+    answers_by: Literal["word", "character"] = Field(
+        default="word",
+        description="What the F1 of answers compares: `word`, as SQuAD's script does, or "
+        "`character`, as that of CMRC 2018 does, for writing without spaces.",
+    )
+    max_answer_tokens: int = Field(
+        default=30, ge=1, description="Longest answer that question-answering gives, in tokens."
     )
     adaptor: ImportPath = Field(
         default=None,

@@ -18,15 +18,17 @@ class Answer:
 
     Args:
         text: as it stands there.
-        start: where, in characters.
+        start: where, in characters; -1 where it was looked for and isn't in the passage.
+        moved: whether it was found elsewhere than the data says.
     """
 
     text: str
     start: int
+    moved: bool = False
 
 
 def read_answers(
-    dataset: Dataset, column: str, passages: Sequence[str], what: str
+    dataset: Dataset, column: str, passages: Sequence[str], what: str, *, search: bool = False
 ) -> list[list[Answer] | None]:
     """Read a column of answers.
 
@@ -36,19 +38,20 @@ def read_answers(
             `{text, answer_start}`; empty where there is no answer, null where it isn't known.
         passages: of each row.
         what: the job's field of the split, for messages.
+        search: whether an answer that isn't where the data says is looked for in its passage.
 
     Raises:
-        DataError: the column is missing, isn't of that form, or an answer isn't in its passage;
-            names the row.
+        DataError: the column is missing, isn't of that form, or an answer isn't where the data
+            says; names the row.
     """
     values = read_column(dataset, column, what)
     return [
-        None if value is None else _answers(value, passage, f"{what}: row {row}", column)
+        None if value is None else _answers(value, passage, f"{what}: row {row}", column, search)
         for row, (value, passage) in enumerate(zip(values, passages, strict=True))
     ]
 
 
-def _answers(value: Any, passage: str, where: str, column: str) -> list[Answer]:
+def _answers(value: Any, passage: str, where: str, column: str, search: bool) -> list[Answer]:
     try:
         if isinstance(value, list):
             pairs = [(each["text"], each["answer_start"]) for each in value]
@@ -58,11 +61,26 @@ def _answers(value: Any, passage: str, where: str, column: str) -> list[Answer]:
         raise DataError(
             f"{where}: expected {{text: [...], answer_start: [...]}} in {column!r}, got {value!r}"
         ) from None
+    answers = []
     for text, start in pairs:
         got = passage[start : start + len(text)] if isinstance(start, int) else None
-        if got != text or not text:
+        if got == text and text:
+            answers.append(Answer(text, start))
+        elif search and isinstance(start, int) and isinstance(text, str) and text:
+            answers.append(Answer(text, _nearest(text, start, passage), moved=True))
+        else:
             raise DataError(
                 f"{where}: expected the answer {text!r} at character {start} of its passage, got "
-                f"{got!r}"
+                f"{got!r}; `answers_at: search` of the task looks for it"
             )
-    return [Answer(text, start) for text, start in pairs]
+    return answers
+
+
+def _nearest(text: str, start: int, passage: str) -> int:
+    """Return the place of the text that is nearest to `start`; -1 where it isn't in the passage."""
+    before, after = (
+        passage.rfind(text, 0, max(start, 0) + len(text)),
+        passage.find(text, max(start, 0)),
+    )
+    found = [place for place in (before, after) if place >= 0]
+    return min(found, key=lambda place: abs(place - start), default=-1)

@@ -14,9 +14,10 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 
-__all__ = ["load_source"]
+__all__ = ["load_source", "quiet_datasets"]
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+PARQUET_BRANCH = "refs/convert/parquet"
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
@@ -46,7 +47,7 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
 def _load(source: str, what: str) -> Dataset:
     path, _, split = source.partition("@")
     place = Path(path).expanduser()
-    with _quiet():
+    with quiet_datasets():
         if place.is_dir():
             return _saved(place, split, what)
         if place.suffix.lower() in _BUILDERS:
@@ -101,7 +102,7 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
 
 def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
     try:
-        loaded = datasets.load_dataset(name, config, split=split)
+        loaded = _from_hub(name, config, split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
         raise DataError(
             f"{what}: {name!r} is no file or folder here, and as a hub id it can't be had: "
@@ -109,6 +110,22 @@ def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
         ) from error
     assert isinstance(loaded, Dataset)
     return loaded
+
+
+def _from_hub(name: str, config: str | None, split: str) -> Any:
+    try:
+        return datasets.load_dataset(name, config, split=split)
+    except RuntimeError as error:
+        # One that is made by a script, which `datasets` no longer runs: the hub keeps its rows as
+        # parquet files on a branch, a folder for each configuration.
+        if "scripts are no longer supported" not in str(error):
+            raise
+        if config is None:
+            raise ValueError(
+                f"it is made by a script; name its configuration, {name}:<config>, so that the "
+                "hub's parquet files of it are read"
+            ) from error
+        return datasets.load_dataset(name, data_dir=config, split=split, revision=PARQUET_BRANCH)
 
 
 def _missing(place: Path, what: str) -> DataError:
@@ -122,7 +139,8 @@ def _missing(place: Path, what: str) -> DataError:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
+    """Keep `datasets` from showing bars and warnings."""
     shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()

@@ -23,13 +23,13 @@ from raybrew.data.answers import Answer, read_answers
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.data.windows import Windows, encode_windows, same_windows
+from raybrew.kinds.answer_texts import ANSWER_METRICS
 from raybrew.kinds.kind import Kind
 from raybrew.labels.payload import Payload
 
-__all__ = ["QuestionAnswering", "decode_answers", "squad_metrics"]
+__all__ = ["QuestionAnswering", "decode_answers"]
 
 N_BEST = 20
-MAX_ANSWER_TOKENS = 30
 
 
 class QuestionAnswering(Kind):
@@ -76,13 +76,15 @@ class QuestionAnswering(Kind):
         ).reshape(-1, 2)
         answered = np.array([bool(rows.labels[row]) for row in windows.source])
         counts["windows_without_their_answer"] = int((answered & (labels[:, 1] == 0)).sum())
+        if task.answers_at == "search":
+            counts |= _searched(rows)
         return EncodedSplit(
             views,
             labels,
             source=windows.source,
             alignments=alignments,
             tokens={"start": windows.starts, "end": windows.ends},
-            reference=_reference(rows),
+            reference=_reference(task, rows),
             counts=counts,
         )
 
@@ -109,17 +111,20 @@ class QuestionAnswering(Kind):
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
     ) -> dict[str, float]:
-        """Return exact match and F1 of the answers' texts, as SQuAD has them, in [0, 1]."""
+        """Return exact match and F1 of the answers' texts, as the task compares them, in [0, 1]."""
         assert split.reference is not None, "answers are judged by their texts"
         given = split.reference.column("answers").to_pylist()
+        facts = split.reference.schema.metadata
         found = decode_answers(
             predicted,
             split,
             rows,
             may_be_none=any(answers == [] for answers in given),
+            max_answer_tokens=int(facts[b"max_answer_tokens"]),
         )
         known = {row: text for row, text in found.items() if given[row] is not None}
-        return squad_metrics(list(known.values()), [given[row] for row in known])
+        compare = ANSWER_METRICS[facts[b"answers_by"].decode()]
+        return compare(list(known.values()), [given[row] for row in known])
 
     def main_metric(self, names: Sequence[str]) -> str:
         """Rank by F1."""
@@ -139,8 +144,8 @@ def decode_answers(
     rows: np.ndarray,
     *,
     may_be_none: bool,
+    max_answer_tokens: int,
     n_best: int = N_BEST,
-    max_answer_tokens: int = MAX_ANSWER_TOKENS,
 ) -> dict[int, str]:
     """Turn scores of windows into texts.
 
@@ -149,8 +154,8 @@ def decode_answers(
         split: the windows.
         rows: which they are, int64 (n,).
         may_be_none: whether the empty text may be an answer.
-        n_best: starts and ends of a window that are tried with each other.
         max_answer_tokens: longest answer.
+        n_best: starts and ends of a window that are tried with each other.
 
     Returns:
         By row of the data, the best text over all its windows; empty for no answer, which wins
@@ -177,30 +182,6 @@ def decode_answers(
         else:
             texts[row] = passages[row].as_py()[found.start : found.end]
     return texts
-
-
-def squad_metrics(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compare texts as SQuAD's script does.
-
-    Args:
-        predicted: N texts.
-        answers: of each question its true texts; none where it has no answer.
-
-    Returns:
-        `exact_match` and `f1` in [0, 1], and `examples`.
-    """
-    figures = {"examples": float(len(predicted))}
-    if not predicted:
-        return figures
-    from torchmetrics.functional.text import squad
-
-    found = [{"prediction_text": text, "id": str(n)} for n, text in enumerate(predicted)]
-    true = [
-        {"answers": {"text": list(texts) or [""], "answer_start": [0]}, "id": str(n)}
-        for n, texts in enumerate(answers)
-    ]
-    scores = squad(found, true)  # type: ignore[arg-type]
-    return figures | {name: float(scores[name]) / 100 for name in ("exact_match", "f1")}
 
 
 def _best_span(
@@ -233,6 +214,8 @@ def _position(windows: Windows, number: int, answers: Sequence[Answer] | None) -
     if not answers or not (starts >= 0).any():
         return 0, 0
     answer = answers[0]
+    if answer.start < 0:
+        return UNLABELLED, UNLABELLED
     last = answer.start + len(answer.text)
     if answer.start < starts[starts >= 0].min() or last > ends.max():
         return 0, 0
@@ -247,10 +230,20 @@ def _numbered(windows: Windows) -> list[tuple[int, int]]:
 def _rows(task: Task, dataset: Dataset, what: str) -> Rows:
     rows = read_rows(task, dataset, what)
     assert rows.pairs is not None, "the kind of task names the passage's column"
-    return Rows(rows.texts, rows.pairs, read_answers(dataset, task.label, rows.pairs, what))
+    search = task.answers_at == "search"
+    answers = read_answers(dataset, task.label, rows.pairs, what, search=search)
+    return Rows(rows.texts, rows.pairs, answers)
 
 
-def _reference(rows: Rows) -> pa.Table:
+def _searched(rows: Rows) -> dict[str, int]:
+    """Count what came of looking for answers that aren't where the data says."""
+    moved = [answer for answers in rows.labels for answer in answers or () if answer.moved]
+    lost = sum(answer.start < 0 for answer in moved)
+    return {"answers_moved": len(moved) - lost, "answers_not_found": lost}
+
+
+def _reference(task: Task, rows: Rows) -> pa.Table:
+    """Return what answers are judged by, and in the table's metadata how."""
     texts: list[Any] = [
         None if answers is None else [answer.text for answer in answers] for answers in rows.labels
     ]
@@ -258,5 +251,9 @@ def _reference(rows: Rows) -> pa.Table:
         {
             "context": pa.array(rows.pairs, pa.large_string()),
             "answers": pa.array(texts, pa.list_(pa.string())),
-        }
+        },
+        metadata={
+            "answers_by": task.answers_by,
+            "max_answer_tokens": str(task.max_answer_tokens),
+        },
     )

@@ -27,12 +27,14 @@ class MatchKind:
         feature: what it compares.
         twice: whether each match takes its layer twice, a layer with itself.
         projects: whether hidden sizes that differ ask for a projection.
+        together: whether one match takes all layers of either side, beside the embeddings'.
     """
 
     loss: str
     feature: Feature
     twice: bool = False
     projects: bool = False
+    together: bool = False
 
 
 MATCH_KINDS: dict[str, MatchKind] = {
@@ -41,6 +43,7 @@ MATCH_KINDS: dict[str, MatchKind] = {
     "hidden_sgram": MatchKind("gram", "hidden", twice=True, projects=True),
     "hidden_cos": MatchKind("cos", "hidden", projects=True),
     "hidden_pkd": MatchKind("pkd", "hidden", projects=True),
+    "hidden_emd": MatchKind("emd", "hidden", projects=True, together=True),
     "attention_mse": MatchKind("attention_mse", "attention"),
     "attention_mse_sum": MatchKind("attention_mse_sum", "attention"),
     "attention_ce": MatchKind("attention_ce", "attention"),
@@ -65,7 +68,8 @@ def generate_matches(
     """Match the student's layers with teacher layers spread evenly over its depth.
 
     Student layer s meets teacher layer round(s · N_T / N_S), halves up. Hidden states start at the
-    embedding output, 0; attention maps at the first layer.
+    embedding output, 0; attention maps at the first layer. `hidden_emd` leaves to the loss which
+    layers meet: it matches the embeddings by hidden_mse, and all layers after them at once.
 
     Args:
         kind: a key of MATCH_KINDS.
@@ -82,7 +86,7 @@ def generate_matches(
         projection_options: options of its optimizer group.
 
     Returns:
-        One match per student layer taken.
+        One match per student layer taken; of `hidden_emd` two.
 
     Raises:
         ConfigError: an unknown kind, or depths that aren't positive.
@@ -98,6 +102,10 @@ def generate_matches(
     proj: ProjectionSpec | None = None
     if chosen.projects and student_size != teacher_size:
         proj = (projection, student_size, teacher_size, dict(projection_options or {}))
+    if chosen.together:
+        of_teacher = tuple(range(1, num_teacher_layers + 1))
+        of_student = tuple(range(every, num_student_layers + 1, every))
+        return _together(chosen, of_teacher, of_student, weight, proj, teacher)
     is_hidden = chosen.feature == "hidden"
     matches = []
     for layer_S in range(0 if is_hidden else every, num_student_layers + 1, every):
@@ -117,6 +125,27 @@ def generate_matches(
             )
         )
     return matches
+
+
+def _together(
+    kind: MatchKind,
+    teacher_layers: tuple[int, ...],
+    student_layers: tuple[int, ...],
+    weight: float,
+    proj: ProjectionSpec | None,
+    teacher: str | None,
+) -> list[MatchSpec]:
+    embeddings = MatchSpec(
+        layer_T=0,
+        layer_S=0,
+        feature=kind.feature,
+        loss="hidden_mse",
+        weight=weight,
+        proj=proj,
+        teacher=teacher,
+    )
+    layers = {"layer_T": teacher_layers, "layer_S": student_layers, "loss": kind.loss}
+    return [embeddings, embeddings.model_copy(update=layers)]
 
 
 def _twelve(kind: str, num_student_layers: int, student_size: int = 768, every: int = 1):
@@ -150,6 +179,8 @@ def resolve_matches(
     given: str | MatchSpec | Mapping[str, Any] | Sequence[str | MatchSpec | Mapping[str, Any]],
     teacher: ModelGeometry | None = None,
     student: ModelGeometry | None = None,
+    *,
+    every: int = 1,
 ) -> list[MatchSpec]:
     """Spell out what a config says about matches.
 
@@ -158,6 +189,7 @@ def resolve_matches(
             which are generated for the two models.
         teacher: sizes of the teacher, for names of MATCH_KINDS.
         student: sizes of the student, for names of MATCH_KINDS.
+        every: keep each so-manieth layer of the student, for names of MATCH_KINDS.
 
     Returns:
         Matches, in the order given.
@@ -171,16 +203,21 @@ def resolve_matches(
         if isinstance(entry, MatchSpec):
             matches.append(entry)
         elif isinstance(entry, str):
-            matches.extend(_named(entry, teacher, student))
+            matches.extend(_named(entry, teacher, student, every))
         else:
             matches.append(_parsed(entry, position))
     return matches
 
 
 def _named(
-    name: str, teacher: ModelGeometry | None, student: ModelGeometry | None
+    name: str, teacher: ModelGeometry | None, student: ModelGeometry | None, every: int
 ) -> Sequence[MatchSpec]:
     if name in PRESETS:
+        if every != 1:
+            raise ConfigError(
+                f"The preset {name!r} says which layers it matches: expected it without `every`, "
+                f"got {every}; the kinds that are generated take it: {', '.join(MATCH_KINDS)}."
+            )
         return PRESETS[name]
     if name not in MATCH_KINDS:
         raise ConfigError(_unknown(name, "match preset", {**PRESETS, **MATCH_KINDS}))
@@ -195,6 +232,7 @@ def _named(
         student.num_layers,
         student.hidden_size,
         teacher.hidden_size,
+        every=every,
         first_attention=teacher.first_attention,
     )
 

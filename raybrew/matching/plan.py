@@ -157,7 +157,8 @@ def _spelled_out(
     name = _name_of(entry)
     weight = entry.weight if isinstance(entry, MatchPreset) else 1.0
     named = entry.teacher if isinstance(entry, MatchPreset) else None
-    specs = resolve_matches(name, teacher, student)
+    every = entry.every if isinstance(entry, MatchPreset) else 1
+    specs = resolve_matches(name, teacher, student, every=every)
     # TextBrewer's presets count attention maps from 1.
     shift = (teacher.first_attention - 1, student.first_attention - 1) if name in PRESETS else ()
     return [

@@ -14,6 +14,7 @@ from raybrew.data.columns import Rows, read_column, read_routes
 from raybrew.data.sources import load_source
 from raybrew.data.split import EncodedSplit
 from raybrew.data.supplied import read_supplied
+from raybrew.data.transfer import with_transfer
 from raybrew.kinds import Kind, kind_of
 from raybrew.preparation.prepared import PreparedTask
 
@@ -55,7 +56,8 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
             columns themselves.
     """
     what = f"tasks[{task.name}]"
-    train = load_source(task.train, f"{what}.train")
+    supplied = [teacher.logits for teacher in teachers if teacher.logits is not None]
+    train = with_transfer(load_source(task.train, f"{what}.train"), task, supplied, what)
     if task.augmentation is not None:
         texts = [name for name in (task.text, task.text_pair) if name is not None]
         train = augmented(

@@ -73,6 +73,26 @@ def test_folders_and_ids_that_cant_be_used(data, tmp_path):
         load(str(tmp_path / "x" / "y.csv"))
 
 
+def test_sets_that_are_made_by_scripts_are_read_from_the_hubs_parquet_files(data, monkeypatch):
+    asked = []
+
+    def load_dataset(name, config=None, **options):
+        asked.append((name, config, options))
+        if "revision" not in options:
+            raise RuntimeError("Dataset scripts are no longer supported, but found set.py")
+        return data
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load("org/set:zh@dev") == ROWS
+    branch = {"data_dir": "zh", "split": "dev", "revision": "refs/convert/parquet"}
+    assert asked == [("org/set", "zh", {"split": "dev"}), ("org/set", None, branch)]
+    with pytest.raises(DataError, match=r"can't be had: it is made by a script.*org/set:<config>"):
+        load("org/set")
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # what we know nothing of is not hidden
+        load("org/set:zh")
+
+
 def task(**changes) -> Task:
     return Task(**{"name": "t", "train": "x", **changes})
 

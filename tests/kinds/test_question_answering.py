@@ -11,8 +11,10 @@ from torchmetrics.functional.text import squad
 import raybrew as rb
 from raybrew.data.sources import load_source
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.errors import DataError
 from raybrew.kinds import KINDS
-from raybrew.kinds.question_answering import decode_answers, squad_metrics
+from raybrew.kinds.answer_texts import character_metrics, squad_metrics
+from raybrew.kinds.question_answering import decode_answers
 from raybrew.labels.payload import Payload
 from tests.kinds.made_kinds import byte_pairs, wordpiece
 
@@ -93,7 +95,7 @@ def peaks(split: EncodedSplit, starts, ends, height: float = 5.0) -> Payload:
 
 
 def decoded(split: EncodedSplit, scores: Payload, **changes) -> dict[int, str]:
-    options = {"may_be_none": False, **changes}
+    options = {"may_be_none": False, "max_answer_tokens": 30, **changes}
     return decode_answers(scores, split, np.arange(len(split)), **options)
 
 
@@ -149,6 +151,73 @@ def test_texts_are_judged_as_squad_judges_them():
     assert got["exact_match"] == pytest.approx(2 / 5)
     assert got["f1"] == pytest.approx((1 + 2 / 3 + 1 + 0 + 0) / 5)
     assert squad_metrics([], []) == {"examples": 0.0}
+
+
+def test_texts_without_spaces_are_judged_as_cmrc_judges_them():
+    found = ["光荣和ω-force", "光荣", "1990年代", "北京。", "", "上海"]
+    true = [
+        ["光荣和ω-force"],
+        ["光荣和ω-force"],
+        ["20世纪1990年"],
+        ["北京"],
+        [],
+        ["香港", "上海市"],
+    ]
+    got = character_metrics(found, true)
+    # By hand: a dash doesn't count, "ωforce" is one unit; 2 of 4; "1990 年" of 3 and of 5 units;
+    # a full stop doesn't count; right silence; 2 of 3.
+    assert got["f1"] == pytest.approx((1 + 2 * 2 / 6 + 2 * 2 / 8 + 1 + 1 + 2 * 2 / 5) / 6)
+    assert got["exact_match"] == pytest.approx(3 / 6)
+    assert got["examples"] == 6
+    assert character_metrics([], []) == {"examples": 0.0}
+
+
+def test_shared_characters_that_arent_one_run_dont_add_up():
+    # "AB" and "CD" are shared, but with something between them on one side.
+    got = character_metrics(["甲乙丙丁"], [["甲乙戊丙丁"]])
+    assert got["f1"] == pytest.approx(2 * 2 / (4 + 5))
+    assert got["exact_match"] == 0
+
+
+def test_a_task_says_how_its_answers_are_compared():
+    passage = "one two three four five"
+    answer = {"answers": {"text": ["three, four two"], "answer_start": [0]}}
+    for by, f1 in (("word", 2 * 2 / 5), ("character", 2 * 1 / 5)):
+        # What the text of the answer says needn't be in the passage to be compared with.
+        changes = {"answers_by": by, "answers_at": "search", "max_length": 32}
+        split = encoded([row("two", passage, **answer)], **changes)
+        scores = peaks(split, [4], [5])
+        assert decoded(split, scores) == {0: "two three"}
+        # As bags they share two words; as runs one, either "two" or "three".
+        got = KIND.metrics(scores, split, np.arange(1), ("start", "end"))
+        assert got["f1"] == pytest.approx(f1)
+
+
+def test_a_task_says_how_long_an_answer_may_be():
+    passage = "one two three four five"
+    short = encoded([row("two", passage)], max_length=32, max_answer_tokens=1)
+    scores = peaks(short, [4], [6])
+    scores.values.reshape(-1, 2)[4, 1] = 1.0
+    assert KIND.metrics(scores, short, np.arange(1), ("start", "end"))["exact_match"] == 1
+
+
+def test_misplaced_answers_are_found_where_they_stand_nearest():
+    passage = "one two one three one four"
+    misplaced = row("one", passage, answers={"text": ["one"], "answer_start": [10]})
+    absent = row("one", passage, answers={"text": ["six"], "answer_start": [4]})
+    right = row("two", passage)
+    with pytest.raises(
+        DataError, match=r"row 0: expected the answer 'one' at character 10.*search"
+    ):
+        encoded([misplaced])
+    split = encoded([misplaced, absent, right], max_length=32, answers_at="search")
+    # [CLS] where [SEP] one two one: character 8 is nearer to 10 than 0 and 18 are.
+    assert split.labels.tolist() == [[5, 5], [-1, -1], [4, 4]]
+    assert split.counts["answers_moved"] == 1
+    assert split.counts["answers_not_found"] == 1
+    # The text that isn't there is still what the answer is compared with.
+    assert split.reference is not None
+    assert split.reference.column("answers").to_pylist() == [["one"], ["six"], ["two"]]
 
 
 def test_metrics_of_windows_are_those_of_their_texts():

@@ -114,6 +114,25 @@ def test_generated_matches_carry_what_was_asked():
     )
 
 
+def test_a_student_may_be_matched_at_some_of_its_layers():
+    teacher, student = ModelGeometry(12, 768, 12), ModelGeometry(12, 256, 4)
+    for kind in ("hidden_mse", "hidden_smmd"):
+        generated = resolve_matches(kind, teacher, student, every=2)
+        assert generated == resolve_matches(f"small_{kind}")
+    with pytest.raises(ConfigError, match=r"'small_hidden_mse' says which layers.*got 2"):
+        resolve_matches("small_hidden_mse", teacher, student, every=2)
+
+
+def test_many_to_many_matches_embeddings_and_all_layers_at_once():
+    teacher, student = ModelGeometry(12, 768, 12), ModelGeometry(4, 312, 12)
+    proj = ["linear", 312, 768]
+    embeddings = {"layer_T": 0, "layer_S": 0, "feature": "hidden", "loss": "hidden_mse"}
+    layers = {"layer_T": list(range(1, 13)), "layer_S": [1, 2, 3, 4], "feature": "hidden"}
+    assert resolve_matches("hidden_emd", teacher, student) == resolve_matches(
+        [{**embeddings, "proj": proj}, {**layers, "loss": "emd", "proj": proj}]
+    )
+
+
 def test_attention_lists_may_start_at_zero():
     matches = generate_matches("attention_mse", 12, 3, first_attention=0)
     assert [(match.layer_T, match.layer_S) for match in matches] == [(3, 0), (7, 1), (11, 2)]
@@ -125,7 +144,7 @@ def test_kinds_are_generated_for_the_models_at_hand(kind: str, first_attention: 
     teacher = ModelGeometry(6, 384, 12, first_attention=first_attention)
     student = ModelGeometry(3, 128, 12, first_attention=first_attention)
     matches = resolve_matches(kind, teacher, student)
-    assert len(matches) == (4 if kind.startswith("hidden") else 3)
+    assert len(matches) == {"hidden_emd": 2}.get(kind, 4 if kind.startswith("hidden") else 3)
     for match in matches:
         check_match(match, teacher, student)
 
