@@ -1,0 +1,200 @@
+"""The rows of TextBrewer's published tables, each a job: who learns what from whom, and the score.
+
+    python -m experiments.textbrewer --list     prints them
+
+A row of kind `teacher` or `alone` is trained on labels, one of kind `student` is distilled.
+Scores are percentages, in the order of the benchmark's metrics; none where none was published.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.textbrewer.benchmarks import BENCHMARKS, Benchmark
+from experiments.textbrewer.students import STUDENTS, Origin
+from raybrew.errors import ConfigError
+
+__all__ = ["ROWS", "Row", "find"]
+
+ENGLISH, ROBERTA, ELECTRA = "bert-base-cased", "roberta-wwm-ext", "electra-base"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a published table.
+
+    Args:
+        benchmark: its data set, a key of `BENCHMARKS`.
+        name: of the row.
+        kind: how the model is made.
+        base: what its teachers are made from, a key of `MODELS`.
+        published: percentages.
+        student: a key of `STUDENTS`.
+        teachers: how many.
+        augmented: whether the benchmark's transfer data are added.
+        note: what the table should say of it.
+    """
+
+    benchmark: str
+    name: str
+    kind: Literal["teacher", "alone", "student"]
+    base: str
+    published: tuple[float, ...] = ()
+    student: str = "base"
+    teachers: int = 1
+    augmented: bool = False
+    note: str = ""
+
+    @property
+    def data(self) -> Benchmark:
+        """Of the row."""
+        return BENCHMARKS[self.benchmark]
+
+    @property
+    def origin(self) -> Origin:
+        """Where the student starts from."""
+        return STUDENTS[self.student]
+
+    @property
+    def title(self) -> str:
+        """As the command line names it."""
+        return f"{self.benchmark} {self.name}"
+
+    @property
+    def score(self) -> str:
+        """The published score, as tables write it."""
+        return "/".join(f"{value:.2f}".removesuffix("0") for value in self.published) or "–"
+
+
+def _students(
+    benchmark: str, base: str, scores: dict[str, tuple[float, ...]], augmented: tuple[str, ...] = ()
+) -> Iterator[Row]:
+    for name, published in scores.items():
+        da = name in augmented
+        yield Row(
+            benchmark,
+            name,
+            "student",
+            base,
+            published,
+            student=name,
+            augmented=da,
+            note="+DA" if da else "",
+        )
+
+
+def _alone(benchmark: str, base: str, scores: dict[str, tuple[float, ...]]) -> Iterator[Row]:
+    for name, published in scores.items():
+        yield Row(benchmark, f"{name}-alone", "alone", base, published, student=name)
+
+
+def _three(benchmark: str, published: tuple[float, ...], ensemble: str) -> Row:
+    note = f"their mean {ensemble}"
+    return Row(benchmark, "three-teachers", "student", ENGLISH, published, teachers=3, note=note)
+
+
+ROWS: tuple[Row, ...] = (
+    Row("mnli", ENGLISH, "teacher", ENGLISH, (83.7, 84.0)),
+    *_alone("mnli", ENGLISH, {"T3": (76.1, 76.5)}),
+    *_students(
+        "mnli",
+        ENGLISH,
+        {
+            "T6": (83.5, 84.0),
+            "T3": (81.8, 82.7),
+            "T3-small": (81.3, 81.7),
+            "T4-tiny": (82.0, 82.6),
+            "T12-nano": (83.2, 83.9),
+        },
+    ),
+    Row(
+        "mnli",
+        "T4-tiny-emd",
+        "student",
+        ENGLISH,
+        student="T4-tiny-emd",
+        note="as main.emd.py",
+    ),
+    _three("mnli", (84.8, 85.3), "84.3/84.7"),
+    Row("squad", ENGLISH, "teacher", ENGLISH, (81.5, 88.6)),
+    *_alone("squad", ENGLISH, {"T3": (63.0, 74.3), "T6": (75.0, 83.3)}),
+    *_students(
+        "squad",
+        ENGLISH,
+        {
+            "T6": (80.8, 88.1),
+            "T3": (76.4, 84.9),
+            "T3-small": (72.3, 81.4),
+            "T4-tiny": (75.2, 84.0),
+            "T12-nano": (79.0, 86.6),
+        },
+        augmented=("T4-tiny",),
+    ),
+    _three("squad", (83.5, 90.0), "82.3/89.4"),
+    Row("conll2003", ENGLISH, "teacher", ENGLISH, (91.1,)),
+    *_alone("conll2003", ENGLISH, {"T3": (85.3,), "BiGRU": (81.1,)}),
+    *_students(
+        "conll2003",
+        ENGLISH,
+        {
+            "BiGRU": (85.3,),
+            "T6": (90.7,),
+            "T3": (87.5,),
+            "T3-small": (78.6,),
+            "T4-tiny": (89.1,),
+            "T12-nano": (89.6,),
+        },
+        augmented=("T4-tiny", "T12-nano"),
+    ),
+    Row("xnli", ROBERTA, "teacher", ROBERTA, (79.9,)),
+    *_students("xnli", ROBERTA, {"T3": (78.4,), "T3-small": (76.0,), "T4-tiny": (76.2,)}),
+    Row("xnli", ELECTRA, "teacher", ELECTRA, (77.8,)),
+    *_students("xnli", ELECTRA, {"Electra-small": (77.7,)}),
+    Row("lcqmc", ROBERTA, "teacher", ROBERTA, (89.4,)),
+    *_students("lcqmc", ROBERTA, {"T3": (89.0,), "T3-small": (88.1,), "T4-tiny": (88.4,)}),
+    Row("lcqmc", ELECTRA, "teacher", ELECTRA, (89.8,)),
+    *_students("lcqmc", ELECTRA, {"Electra-small": (89.3,)}),
+    Row("cmrc2018", ROBERTA, "teacher", ROBERTA, (68.8, 86.4)),
+    *_students(
+        "cmrc2018",
+        ROBERTA,
+        {"T3": (66.4, 84.2), "T3-small": (58.0, 79.3), "T4-tiny": (61.8, 81.8)},
+        augmented=("T3", "T3-small", "T4-tiny"),
+    ),
+    Row("cmrc2018", ELECTRA, "teacher", ELECTRA, (65.6, 84.7)),
+    *_students("cmrc2018", ELECTRA, {"Electra-small": (66.5, 84.9)}, augmented=("Electra-small",)),
+    Row("drcd", ROBERTA, "teacher", ROBERTA, (86.5, 92.5)),
+    *_students(
+        "drcd",
+        ROBERTA,
+        {"T3": (78.2, 86.4), "T3-small": (75.8, 84.8), "T4-tiny": (77.3, 86.1)},
+        augmented=("T3", "T3-small", "T4-tiny"),
+    ),
+    Row("drcd", ELECTRA, "teacher", ELECTRA, (86.9, 92.3)),
+    *_students("drcd", ELECTRA, {"Electra-small": (85.5, 91.3)}, augmented=("Electra-small",)),
+    Row("msra", ELECTRA, "teacher", ELECTRA, (95.14,)),
+    *_students("msra", ELECTRA, {"Electra-small": (93.48,)}),
+    Row("sst2", "bert-base-uncased", "teacher", "bert-base-uncased"),
+    Row(
+        "sst2",
+        "T3",
+        "student",
+        "bert-base-uncased",
+        student="T3-two-matches",
+        note="as sst2.ipynb",
+    ),
+)
+
+
+def find(benchmark: str, name: str) -> Row:
+    """Return the row of this name.
+
+    Raises:
+        ConfigError: there is none; names those that there are.
+    """
+    rows = {row.name: row for row in ROWS if row.benchmark == benchmark}
+    if not rows:
+        raise ConfigError(f"expected a benchmark of {', '.join(BENCHMARKS)}, got {benchmark!r}")
+    if name not in rows:
+        raise ConfigError(f"expected a row of {benchmark} ({', '.join(rows)}), got {name!r}")
+    return rows[name]
