@@ -1,29 +1,20 @@
 """Runs of fifty steps follow the published textbrewer's, loss for loss."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
-from transformers import BertConfig, BertModel
 
 import raybrew as rb
-from raybrew.labels.source import LabelSource, TeacherLabels
-from raybrew.labels.store import LabelStore
-from raybrew.objective import Objective
-from raybrew.preparation import Preparation, prepare
-from raybrew.student.batches import STUDENT_VIEW, StudentTask
+from raybrew.models.multitask import MultiTaskStudent
 from raybrew.student.loop import StudentTraining
-from raybrew.student.module import StudentModule
-from raybrew.student.world import World
-from tests.made import SPECIAL, STUDENT_CONFIG, WORDS, make_data, make_job, make_model
+from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
 from tests.student import textbrewer_runs
-from tests.student.in_process import LocalPool, Recorder, build
+from tests.student.in_process import Recorder, build
 
 NUM_STEPS, LEARNING_RATE = 50, 1e-3
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -156,140 +147,69 @@ def test_one_teacher_with_matches_and_projections(models, tmp_path):
     compare(recorder.term("sum"), theirs)
 
 
-class TwoHeads(nn.Module):
-    """A shared trunk with a head for each of two tasks."""
+class AllHeads(nn.Module):
+    """A student of several tasks as textbrewer calls one: every batch runs through every head."""
 
-    def __init__(self) -> None:
+    def __init__(self, student: MultiTaskStudent):
         super().__init__()
-        size: dict[str, Any] = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-        vocabulary = len(SPECIAL) + len(WORDS)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(7)
-            self.trunk = BertModel(
-                BertConfig(vocab_size=vocabulary, intermediate_size=64, **{**size, **NO_DROPOUT})
-            )
-            self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(2))
+        self.student = student
 
     def forward(self, labels=None, **inputs):
-        pooled = self.trunk(**inputs).pooler_output
-        return SimpleNamespace(logits=[head(pooled) for head in self.heads])
+        return [model(**inputs) for model in self.student.tasks]
 
 
-def adaptor_of_head(task: int):
-    def adaptor(batch, outputs):
-        logits = outputs.logits[task]
-        found = {"logits": logits, "labels": batch["labels"]}
-        return {**found, "losses": nn.functional.cross_entropy(logits, batch["labels"])}
-
-    return adaptor
+def adaptor_of_head(task: int) -> Callable[..., Any]:
+    return lambda batch, outputs: textbrewer_runs.adaptor(batch, outputs[task])
 
 
-class DrawnSequence:
-    """The tasks in the order that textbrewer draws them, each with its own batches in turn."""
-
-    steps_per_epoch = NUM_STEPS
-
-    def __init__(self, tasks: Sequence[int], rows: Sequence[Sequence[np.ndarray]]):
-        seen = [0] * len(rows)
-        self._steps = []
-        for task in tasks:
-            self._steps.append((task, rows[task][seen[task] % len(rows[task])]))
-            seen[task] += 1
-
-    def numbers(self, step: int) -> range:
-        return range(step, step + 1)
-
-    def batch(self, number: int) -> tuple[int, np.ndarray]:
-        return self._steps[number]
-
-
-def two_task_training(
-    prepared: Sequence[Preparation], sequence: DrawnSequence, model: TwoHeads, store: Path
-) -> StudentTraining:
-    teachers = [preparation.teachers[0] for preparation in prepared]
-    pools = [LocalPool(preparation, str(store)) for preparation in prepared]
-    pools[0].replicas |= pools[1].replicas
-    tasks = [
-        StudentTask(
-            name=f"task{number}",
-            kind="sequence-classification",
-            train=preparation.tasks[0].train,
-            eval=None,
-            signals={teachers[number].teacher.name: teachers[number].signals},
-            adaptor=adaptor_of_head(number),
-        )
-        for number, preparation in enumerate(prepared)
-    ]
-    distillation = rb.DistillationConfig(temperature=4, hard_label_weight=0.5)
-    module = StudentModule(model, [task.reads for task in tasks], [(), ()], 0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    labels = LabelSource(
-        teachers=[
-            TeacherLabels(
-                name=teacher.teacher.name,
-                task=number,
-                view=tasks[number].train.views[STUDENT_VIEW],
-                stores={
-                    signal: LabelStore(store).signal(teacher.fingerprint, signal)
-                    for signal in teacher.signals
-                },
-            )
-            for number, teacher in enumerate(teachers)
+def two_tasks(models: dict[str, str], store: Path, distillation: Any) -> rb.DistillJob:
+    pairs = {"text": "word", "text_pair": "sentence", "max_length": 24}
+    return job_of(
+        {},
+        store,
+        distillation,
+        tasks=[
+            rb.Task(name="sum", train=make_data(90), max_length=32),
+            rb.Task(name="among", train=make_yes_no_data(64), **pairs),
         ],
-        asker=pools[0],
-        rows_of=sequence.batch,
-        num_steps=NUM_STEPS,
-    )
-    any_sequence: Any = sequence
-    tokenizer: Any = SimpleNamespace(pad_token_id=0)
-    return StudentTraining(
-        module=module,
-        wrapped=module,
-        tokenizer=tokenizer,
-        tasks=tasks,
-        objectives=[Objective(distillation, {t.teacher.name: 1.0}) for t in teachers],
-        sequence=any_sequence,
-        labels=labels,
-        optimizer=optimizer,
-        scheduler=LambdaLR(optimizer, lambda step: 1.0),
-        config=TRAINING,
-        tracking=rb.TrackingConfig(log_every=1, progress=False),
-        world=World(),
-        num_steps=NUM_STEPS,
+        teachers=[
+            rb.Teacher(name="a", task="sum", model=models["a"]),
+            rb.Teacher(name="c", task="among", model=models["c"]),
+        ],
+        mixing=rb.MixingConfig(tau=0.5),
     )
 
 
-def test_several_tasks_on_a_shared_trunk(models, tmp_path):
-    prepared = []
-    for number, name in enumerate("ab"):
-        task = rb.Task(name="sum", train=make_data(90 - 26 * number, seed=number), max_length=32)
-        job = job_of(
-            {name: models[name]}, tmp_path / "store", rb.DistillationConfig(), tasks=[task]
-        )
-        prepared.append(prepare(job, tmp_path / name))
-    splits = [preparation.tasks[0].train for preparation in prepared]
-    rows = [
-        [np.arange(start, start + 16) for start in range(0, len(split.labels) - 15, 16)]
-        for split in splits
-    ]
-    sizes = np.array([len(each) for each in rows])
-    np.random.seed(3)
-    drawn = [int(np.random.choice([0, 1], p=sizes / sizes.sum())) for _ in range(NUM_STEPS)]
-    assert set(drawn) == {0, 1}
-    model = TwoHeads()
-    names = ("task0", "task1")
-    np.random.seed(3)
+@pytest.mark.parametrize("matches", [[], MATCHES[2:3]], ids=["logits", "matches"])
+def test_several_tasks_on_a_shared_trunk(models, tmp_path, monkeypatch, matches):
+    models = {**models, "c": make_model(tmp_path / "c", 2, labels=("no", "yes"))}
+    distillation = {
+        "temperature": 4,
+        "hard_label_weight": 0.5,
+        "intermediate_matches": matches,
+    }
+    job = two_tasks(models, tmp_path / "store", distillation)
+    training, _ = build(job, tmp_path / "run")
+    assert isinstance(training.model, MultiTaskStudent)
+    names = [task.name for task in job.tasks]
+    steps = [training.sequence.batch(step) for step in range(NUM_STEPS)]
+    drawn = [names[task] for task, _ in steps]
+    assert 10 < drawn.count("among") < 40
+    # textbrewer draws what we drew, and each task's batches come in our order.
+    order = iter(drawn)
+    monkeypatch.setattr(np.random, "choice", lambda names, p: next(order))
     theirs = textbrewer_runs.run(
         "MultiTaskDistiller",
-        {"temperature": 4, "hard_label_weight": 0.5},
+        distillation,
+        {t.task: textbrewer_runs.load_teacher(models[t.name]) for t in job.teachers},
+        AllHeads(training.model),
         {
-            name: textbrewer_runs.load_teacher(models[t])
-            for name, t in zip(names, "ab", strict=True)
-        },
-        model,
-        {
-            name: [textbrewer_runs.batch_of(split, each) for each in own]
-            for name, split, own in zip(names, splits, rows, strict=True)
+            name: [
+                textbrewer_runs.batch_of(training.tasks[number].train, rows)
+                for task, rows in steps
+                if task == number
+            ]
+            for number, name in enumerate(names)
         },
         tmp_path,
         num_steps=NUM_STEPS,
@@ -298,9 +218,10 @@ def test_several_tasks_on_a_shared_trunk(models, tmp_path):
             dict.fromkeys(names, textbrewer_runs.adaptor),
             {name: adaptor_of_head(number) for number, name in enumerate(names)},
         ),
+        projections=[None] * len(matches),
+        output_hidden_states=True,
     )
-    training = two_task_training(prepared, DrawnSequence(drawn, rows), model, tmp_path / "store")
     recorder = Recorder()
     training.run(recorder)
-    ours = [next(v for k, v in values.items() if k.endswith("/loss")) for values in recorder.values]
+    ours = [values[f"train/{n}/loss"] for n, values in zip(drawn, recorder.values, strict=True)]
     compare(ours, theirs)
