@@ -44,7 +44,7 @@ types: $(VENV)/installed
 lock: ## write requirements.lock anew from pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
-	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --editable '.[tensorboard,tune]' --group dev
+	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --editable '.[peft,tensorboard,tune]' --group dev
 	.venv-lock/bin/python -m pip freeze --exclude raybrew --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf .venv-lock
 

@@ -15,6 +15,7 @@ A live `datasets.Dataset` may stand where a path may; `to_plain` records it by i
 from raybrew.config.augmentation import Augmentation
 from raybrew.config.distillation import DistillationConfig
 from raybrew.config.job import DistillJob, TrainJob
+from raybrew.config.lora import Lora
 from raybrew.config.matches import MatchPreset
 from raybrew.config.mixing import MixingConfig
 from raybrew.config.people import Student, Task, Teacher
@@ -27,6 +28,7 @@ __all__ = [
     "DistillJob",
     "DistillationConfig",
     "LabelConfig",
+    "Lora",
     "MatchPreset",
     "MixingConfig",
     "Student",

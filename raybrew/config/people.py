@@ -7,6 +7,7 @@ from pydantic import Field, PlainSerializer, model_validator
 
 from raybrew.config.augmentation import Augmentation
 from raybrew.config.distillation import DistillationConfig, Objective
+from raybrew.config.lora import Lora
 from raybrew.config.section import DataSource, Dtype, ImportPath, Many, ModelPath, Name, Section
 
 __all__ = ["KindName", "Student", "Task", "Teacher"]
@@ -262,6 +263,11 @@ class Student(Section):
     )
     freeze: Many[str] = Field(
         default=(), description="Parameters that stay as they are: prefixes or parts of names."
+    )
+    lora: Lora | None = Field(
+        default=None,
+        description="Adapters that learn in place of the trunk's weights; heads learn whole. The "
+        "saved student has them merged.",
     )
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."

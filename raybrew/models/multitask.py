@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.kinds import Kind
-from raybrew.models.freezing import freeze
+from raybrew.models.learning import check_learning, limit_learning
 from raybrew.models.pretrained import meta_model, own_generator, random_model
 from raybrew.models.students import build_student, student_config
 
@@ -90,7 +90,7 @@ def multitask_config(
     Returns:
         The configuration of the first task's model, and the tokenizer.
     """
-    bare = student.model_copy(update={"freeze": ()})
+    bare = student.model_copy(update={"freeze": (), "lora": None})
     found = [
         student_config(
             bare,
@@ -106,7 +106,7 @@ def multitask_config(
         head.task: meta_model(head.kind.model_class, config, what)
         for head, (config, _) in zip(heads, found, strict=True)
     }
-    freeze(MultiTaskStudent(models), student.freeze, f"{what}.freeze")
+    check_learning(MultiTaskStudent(models), student, what)
     return found[0]
 
 
@@ -127,7 +127,7 @@ def build_multitask(
         teachers: the job's, by name.
         what: name of the section in the job, for messages.
     """
-    bare = student.model_copy(update={"freeze": ()})
+    bare = student.model_copy(update={"freeze": (), "lora": None})
     built = [
         build_student(
             bare,
@@ -146,7 +146,8 @@ def build_multitask(
         if source is not None and source.task != head.task:
             _draw_head(model, head.kind, seed + number)
     model = MultiTaskStudent({h.task: m for h, (m, _) in zip(heads, built, strict=True)})
-    freeze(model, student.freeze, f"{what}.freeze")
+    with own_generator(seed):
+        limit_learning(model, student, what)
     return model.train(), built[0][1]
 
 

@@ -21,13 +21,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind
-from raybrew.models.freezing import freeze
 from raybrew.models.layers import (
     layer_lists,
     layers_config,
     model_from_layers,
     weight_origins,
 )
+from raybrew.models.learning import check_learning, limit_learning
 from raybrew.models.pretrained import (
     BUILD_ERRORS,
     describe_names,
@@ -41,7 +41,7 @@ from raybrew.models.pretrained import (
 )
 from raybrew.models.student_presets import preset_config
 
-__all__ = ["build_student", "freeze", "read_config", "read_tokenizer", "student_config"]
+__all__ = ["build_student", "read_config", "read_tokenizer", "student_config"]
 
 DEFAULT_KIND = KINDS["sequence-classification"]
 
@@ -107,7 +107,7 @@ def student_config(
         field = f"teachers[{name}].model"
         teacher = meta_model(kind.model_class, read_config(teachers[name].model_path, field), field)
         weight_origins(model, teacher, layers, teacher_name=name, what=what)
-    freeze(model, student.freeze, f"{what}.freeze")
+    check_learning(model, student, what)
     return config, tokenizer
 
 
@@ -155,7 +155,7 @@ def build_student(
             model = _from_weights(kind, student.model, config, what)
         else:
             model = random_model(kind.model_class, config)
-    freeze(model, student.freeze, f"{what}.freeze")
+        limit_learning(model, student, what)
     return model.train(), tokenizer
 
 

@@ -1,6 +1,7 @@
 """A checkpoint: everything that the rest of a run depends on, in files that hold no code.
 
     student/               what transformers loads, see models/student_files.py
+    adapters.safetensors   adapters and heads, of a student with adapters; student/ has them merged
     projections.safetensors  what brings its features to the teachers' sizes, where matches do
     optimizer.safetensors  the optimizer's tensors
     state.json             step, optimizer settings, schedule, last figures, best score
@@ -25,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
+from raybrew.models.lora import learnt_state, load_learnt, merged_state
 from raybrew.models.student_files import load_student, save_student
 from raybrew.student.optimizer_state import joined_state, plain, split_state
 
@@ -33,6 +35,7 @@ __all__ = ["STUDENT", "Progress", "Snapshot", "load_checkpoint", "read_score", "
 STUDENT = "student"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 _PROJECTIONS = "projections.safetensors"
+_ADAPTERS = "adapters.safetensors"
 _FORMAT = "raybrew-checkpoint-1"
 
 
@@ -84,6 +87,7 @@ class Snapshot:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Tensor]
+    adapters: dict[str, Tensor]
     projections: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     record: dict[str, Any]
@@ -96,6 +100,8 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """Write the checkpoint into an empty folder."""
         save_student(self.model, self.tokenizer, folder / STUDENT, self.weights)
+        if self.adapters:
+            save_file(self.adapters, folder / _ADAPTERS)
         if self.projections:
             save_file(self.projections, folder / _PROJECTIONS)
         save_file(self.optimizer, folder / _OPTIMIZER)
@@ -125,7 +131,8 @@ def snapshot(
     return Snapshot(
         model=model,
         tokenizer=tokenizer,
-        weights=_copied(model.state_dict()),
+        weights=_copied(merged_state(model)),
+        adapters=_copied(learnt_state(model)),
         projections={} if projections is None else _copied(projections.state_dict()),
         optimizer=_copied(tensors),
         record={
@@ -160,7 +167,10 @@ def load_checkpoint(
                 f"checkpoint {folder}: expected format {_FORMAT}, got {record['format']}"
             )
         tensors = load_file(folder / _OPTIMIZER)
-        load_student(model, folder / STUDENT)
+        if learnt_state(model):
+            load_learnt(model, load_file(folder / _ADAPTERS))
+        else:
+            load_student(model, folder / STUDENT)
         _load_projections(folder, projections)
         optimizer.load_state_dict(joined_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
