@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _MODEL, _PROJECTIONS = "model.safetensors", "projections.safetensors"
 _OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resumption:
     """The way back into a training.
 
@@ -53,6 +53,7 @@ class Resumption:
     model: nn.Module
     projections: nn.Module
     world: World
+    _is_ours: bool = field(default=False, init=False)
 
     def save(self, loop: Loop) -> None:
         """Write where a training is; a collective where several processes train.
@@ -63,6 +64,10 @@ class Resumption:
         ranks = self.world.gather({"generators": generators(), "feed": loop.feed.position()})
         if self.world.rank != 0:
             return
+        if not self._is_ours:
+            # What another training has left would be taken for the newest.
+            self.done()
+            self._is_ours = True
         tensors, optimizer = split_state(loop.optimizer)
         scheduled = hasattr(loop.scheduler, "state_dict")
         record = {
@@ -118,6 +123,7 @@ class Resumption:
             raise CheckpointError(
                 f"{folder}: can't be read back: {error!r}; delete it to begin anew"
             ) from error
+        self._is_ours = True
         logger.warning("going on from step %d of a training that was stopped", loop.step)
         return True
 

@@ -122,21 +122,19 @@ def test_a_stopped_training_goes_on(tmp_path, kind, training, train, stop, cachi
 
 
 def test_other_settings_begin_anew_and_say_so(tmp_path, caplog):
+    def begin(stop: int, **train: Any) -> Losses:
+        callback, _ = stopping(stop)
+        return once(tmp_path, "BasicDistiller", callback, seed=5, caching=False, **train)[0]
+
     with pytest.raises(Stopped):
-        once(
-            tmp_path,
-            "BasicDistiller",
-            stopping(5)[0],
-            seed=5,
-            caching=False,
-            num_epochs=3,
-        )
-    with caplog.at_level(logging.WARNING):
-        losses, _, _ = once(
-            tmp_path, "BasicDistiller", None, seed=5, caching=False, num_epochs=2, max_grad_norm=1.0
-        )
-    assert len(losses.total) == 10
+        begin(10, num_epochs=3)
+    with caplog.at_level(logging.WARNING), pytest.raises(Stopped):
+        begin(5, num_epochs=2, max_grad_norm=1.0)
     assert "max_grad_norm: -1.0 then, 1.0 now; timetable:" in caplog.text
+    # The newer training is gone on with, though the other one had come further.
+    with caplog.at_level(logging.WARNING):
+        assert len(begin(0, num_epochs=2, max_grad_norm=1.0).total) == 5
+    assert "going on from step 5" in caplog.text
 
 
 def test_resuming_can_be_left_out_and_damage_is_found(tmp_path):
