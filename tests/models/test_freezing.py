@@ -5,10 +5,8 @@ from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
+from raybrew.models.freezing import freeze
 from raybrew.models.pretrained import meta_model
-from raybrew.models.students import (
-    freeze,
-)
 from tests.models.checkpoints import bert, build, one_teacher
 
 
