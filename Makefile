@@ -32,7 +32,8 @@ test: $(VENV)/installed ## lint, types, every test
 	@$(MAKE) --no-print-directory lint types check
 
 check: $(VENV)/installed
-	@WANDB_MODE=offline $(BIN)/python -m pytest
+	@WANDB_MODE=offline $(BIN)/python -m pytest -m "not ray" -n auto
+	@WANDB_MODE=offline $(BIN)/python -m pytest -m ray
 
 lint: $(VENV)/installed
 	@$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,30 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def offline_records(folder: Path) -> list:
-    """Return what the offline runs of `folder` would send: LevelDB logs of protobuf records."""
+def offline_records(folder: Path, runs: int = 1) -> list:
+    """Return what so many ended offline runs would send; W&B's own process writes it down."""
+    until = time.monotonic() + 30
+    while True:
+        found = _written_records(folder)
+        if sum(record.HasField("exit") for record in found) >= runs or time.monotonic() > until:
+            return found
+        time.sleep(0.1)
+
+
+def _written_records(folder: Path) -> list:
+    # LevelDB logs of protobuf records.
     from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
 
     found = []
     for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         data, place, parts = file.read_bytes(), 7, b""
-        while place < len(data):
+        while place + 7 <= len(data):
             if 32768 - place % 32768 < 7:  # the rest of a block that holds no header
                 place += 32768 - place % 32768
                 continue
             _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+            if place + 7 + length > len(data):
+                break  # being written
             parts += data[place + 7 : place + 7 + length]
             place += 7 + length
             if kind in (1, 4):  # a whole record, or the last part of one
@@ -179,7 +192,7 @@ def test_a_resumed_folder_is_the_same_run_and_a_crash_its_exit(tmp_path):
         pass
     with pytest.raises(KeyError), Tracker(tmp_path, config, JOB, "r"):
         raise KeyError
-    found = offline_records(tmp_path)
+    found = offline_records(tmp_path, runs=2)
     assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
     assert {record.run.display_name for record in found if record.HasField("run")} == {"mine"}
     codes = [record.exit.exit_code for record in found if record.HasField("exit")]
