@@ -5,6 +5,7 @@ model ──► its folder for the task ──► own tokenizer ──► rows e
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import adaptor_of
 from raybrew.models.pretrained import describe_names, load_model, read_config, read_tokenizer
 from raybrew.models.student_files import task_folders
@@ -70,10 +72,25 @@ def _pairs(job: DistillJob | TrainJob, model: str, name: str | None) -> list[tup
     return [(tasks[n], folders[n]) for n in asked]
 
 
+def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[Kind, Any]]:
+    """Return the kind of task, and the adaptor, for models of each class of the user's, by name."""
+    people = [job.model] if isinstance(job, TrainJob) else [job.student]
+    teachers = () if isinstance(job, TrainJob) else job.teachers_of(task.name)
+    kinds = [
+        (kind_of(task.kind, one.architecture), one.adaptor)
+        for one in (*people, *teachers)
+        if one.architecture is not None
+    ]
+    return {kind.model_class.__name__: (kind, adaptor) for kind, adaptor in kinds}
+
+
 def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
+    own = _own_classes(job, task)
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     table = read_table(task)
-    kind, names = table.kind, table.label_names
+    # Whatever wrote the folder, one of the job's own classes or transformers'.
+    kind, adaptor = own.get((config.architectures or [""])[0], (table.kind, None))
+    names = table.label_names
     if kind.has_labels and config.num_labels != kind.num_labels(names, config):
         raise ConfigError(
             f"{folder}: expected {kind.num_labels(names, config)} labels as task {task.name!r} has "
@@ -89,7 +106,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        adaptor_of(task.kind, task.adaptor),
+        adaptor_of(task.kind, adaptor, task.adaptor),
         int(str(tokenizer.pad_token_id or 0)),
         device,
     )

@@ -21,6 +21,14 @@ KindName = Literal[
     "causal-lm",
 ]
 
+Architecture = Annotated[
+    ImportPath,
+    Field(
+        description="Class of yours, a transformers.PreTrainedModel, or its import path; that of "
+        "transformers for the kind of task if left out."
+    ),
+]
+
 _COLUMNS = {
     "token-classification": {"text": "words", "label": "tags"},
     "question-answering": {"text": "question", "text_pair": "context", "label": "answers"},
@@ -186,6 +194,7 @@ class Teacher(Section):
         description="`shared`: reads the student's token ids. `own`: each example is encoded "
         "for it by its own tokenizer.",
     )
+    architecture: Architecture = None
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )
@@ -269,6 +278,7 @@ class Student(Section):
         description="Adapters that learn in place of the trunk's weights; heads learn whole. The "
         "saved student has them merged.",
     )
+    architecture: Architecture = None
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )

@@ -9,6 +9,9 @@ The engine around them knows layouts (one row of logits an example, a token, or 
 and no kind.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from raybrew.kinds.causal_lm import CausalLM
 from raybrew.kinds.kind import Kind, Layout
 from raybrew.kinds.multi_label import MultiLabel
@@ -16,6 +19,7 @@ from raybrew.kinds.question_answering import QuestionAnswering
 from raybrew.kinds.regression import Regression
 from raybrew.kinds.sequence_classification import SequenceClassification
 from raybrew.kinds.token_classification import TokenClassification
+from raybrew.models.own_class import own_class
 
 __all__ = ["KINDS", "Kind", "Layout", "kind_of"]
 
@@ -33,6 +37,20 @@ KINDS: dict[str, Kind] = {
 """By the name that `Task.kind` has for it."""
 
 
-def kind_of(name: str) -> Kind:
-    """Return a kind of task by its name, a key of `KINDS`."""
-    return KINDS[name]
+def kind_of(
+    name: str,
+    architecture: Callable[..., Any] | str | None = None,
+    what: str = "architecture",
+) -> Kind:
+    """Return a kind of task by its name.
+
+    Args:
+        name: a key of `KINDS`.
+        architecture: the user's class of its models, or its import path; transformers' if None.
+        what: field of the job that gave it, for messages.
+
+    Raises:
+        ConfigError: that isn't a class of models.
+    """
+    kind = KINDS[name]
+    return kind if architecture is None else kind.of_class(own_class(architecture, what))

@@ -1,5 +1,6 @@
 """What the engine asks of a kind of task."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -29,7 +30,7 @@ class Kind(ABC):
 
     Attributes:
         name: as `Task.kind` has it.
-        model_class: transformers' class of models with the head of this kind.
+        model_class: transformers' class of models with the head of this kind, or the user's.
         layout: of the logits.
         hard_loss: loss on true labels, a key of `HARD_LOSSES`.
         kd_loss: loss on the teachers' logits where the job names none.
@@ -46,7 +47,7 @@ class Kind(ABC):
     """
 
     name: ClassVar[str]
-    model_class: ClassVar[Any]
+    model_class: Any
     layout: ClassVar[Layout] = "example"
     hard_loss: ClassVar[str] = "cross_entropy"
     kd_loss: ClassVar[str] = "ce"
@@ -59,6 +60,12 @@ class Kind(ABC):
     takes_column: ClassVar[bool] = True
     needs_offsets: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
+
+    def of_class(self, model_class: Any) -> "Kind":
+        """Return the same kind of task for models of another class."""
+        other = copy.copy(self)
+        other.model_class = model_class
+        return other
 
     @property
     def augments(self) -> bool:

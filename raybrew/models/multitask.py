@@ -90,6 +90,11 @@ def multitask_config(
     Returns:
         The configuration of the first task's model, and the tokenizer.
     """
+    if student.architecture is not None:
+        raise ConfigError(
+            f"{what}.architecture: expected it left out for several tasks, each of which has the "
+            "head of its kind on the shared trunk"
+        )
     bare = student.model_copy(update={"freeze": (), "lora": None})
     found = [
         student_config(

@@ -10,10 +10,8 @@ Whatever is random is drawn from a generator of its own, seeded with `seed`: eac
 the same bits, and the global generators stay where they were.
 """
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,17 +19,16 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind
+from raybrew.models.config_changes import changed_config
 from raybrew.models.layers import (
-    layer_lists,
     layers_config,
     model_from_layers,
     weight_origins,
 )
 from raybrew.models.learning import check_learning, limit_learning
+from raybrew.models.own_class import OwnClass
 from raybrew.models.pretrained import (
-    BUILD_ERRORS,
     describe_names,
-    first_line,
     load_model,
     meta_model,
     own_generator,
@@ -46,18 +43,6 @@ __all__ = ["build_student", "read_config", "read_tokenizer", "student_config"]
 DEFAULT_KIND = KINDS["sequence-classification"]
 
 _log = logging.getLogger(__name__)
-
-# Keys of a configuration that the task decides, or that would make it another model.
-_FIXED_KEYS = {
-    "architectures": "the task's kind decides",
-    "dtype": "the student's weights are float32; see training.precision",
-    "id2label": "the task's label_names decide",
-    "label2id": "the task's label_names decide",
-    "model_type": "the base configuration decides; see tokenizer_from",
-    "num_labels": "the task's label_names decide",
-    "problem_type": "the task's kind decides",
-    "transformers_version": "transformers writes it",
-}
 
 
 def student_config(
@@ -87,7 +72,7 @@ def student_config(
     """
     teachers = _with_layer_source(student, teachers)
     tokenizer = _tokenizer(student, teachers, what)
-    config = _base_config(student, teachers, what)
+    config = _base_config(student, teachers, what, kind)
     _set_labels(config, num_labels, label_names, kind, what)
     if tokenizer.pad_token_id is None:
         raise ConfigError(
@@ -182,7 +167,9 @@ def _tokenizer(
     return read_tokenizer(path, field)
 
 
-def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -> PreTrainedConfig:
+def _base_config(
+    student: Student, teachers: Mapping[str, Teacher], what: str, kind: Kind
+) -> PreTrainedConfig:
     if student.config is not None or student.preset is not None:
         if student.tokenizer_from is None:
             path, field = _first_teacher(teachers, what)
@@ -190,9 +177,11 @@ def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -
             field = f"{what}.tokenizer_from"
             path, field = _teacher_or_path(student.tokenizer_from, teachers, field)
         base = read_config(path, field)
+        if isinstance(kind.model_class, OwnClass):
+            base = kind.model_class.config_beside(base)
         if student.preset is not None:
             return preset_config(student.preset, base)
-        return _changed(base, student.config or {}, f"{what}.config")
+        return changed_config(base, student.config or {}, f"{what}.config")
     own = None if student.model is None else read_config(student.model, f"{what}.model")
     if student.layers_from is not None:
         name, layers = student.layers_from
@@ -200,32 +189,6 @@ def _base_config(student: Student, teachers: Mapping[str, Teacher], what: str) -
         return layers_config(teachers[name], own, tuple(layers), what)
     assert own is not None, "config.Student gives one of the three"
     return own
-
-
-def _changed(config: PreTrainedConfig, changes: Mapping[str, Any], what: str) -> PreTrainedConfig:
-    """Return the configuration with changes, its own and transformers' common names allowed."""
-    values = config.to_dict()
-    known = (set(values) | set(config.attribute_map)) - set(_FIXED_KEYS)
-    named = {config.attribute_map.get(key, key): value for key, value in changes.items()}
-    for key in changes:
-        if key in _FIXED_KEYS:
-            raise ConfigError(f"{what}.{key}: expected it left out, as {_FIXED_KEYS[key]}")
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=3)
-            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-            raise ConfigError(
-                f"{what}.{key}: expected a key of a {config.model_type} configuration, "
-                f"got {key!r}{hint}"
-            )
-    if config.attribute_map.get("num_hidden_layers", "num_hidden_layers") in named:
-        for key in layer_lists(config):  # lists of the old length; the class makes new ones
-            del values[key]
-    try:
-        return type(config).from_dict({**values, **named})
-    except BUILD_ERRORS as error:
-        raise ConfigError(
-            f"{what}: expected a valid configuration, got: {first_line(error)}"
-        ) from None
 
 
 def _set_labels(
@@ -258,7 +221,8 @@ def _from_weights(kind: Kind, path: str, config: PreTrainedConfig, what: str) ->
                 f"got {tuple(got)}"
             )
     missing = set(info["missing_keys"])
-    body_names = {name for name in model.state_dict() if name.startswith(body)}
+    # A user's class may have no name for its trunk.
+    body_names = {name for name in model.state_dict() if name.startswith(body) or body == "."}
     if body_names <= missing:
         raise ConfigError(
             f"{field}: expected weights of a {config.model_type} model, got a file in which none "

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from raybrew.config import DistillJob, Student, Task, Teacher
 from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
-from raybrew.kinds import KINDS, kind_of
+from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.multitask import Head, multitask_config
 from raybrew.models.pretrained import read_config, read_tokenizer
@@ -134,7 +134,10 @@ def check_student(
     what: str = "student",
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Check the student, and return its configuration and tokenizer."""
-    heads = [Head.of(table.task.name, table.kind, table.label_names) for table in tables]
+    heads = [
+        Head.of(table.task.name, _kind_of(table, student, what), table.label_names)
+        for table in tables
+    ]
     if len(heads) == 1:
         config, tokenizer = student_config(
             student,
@@ -150,6 +153,10 @@ def check_student(
         _check_tokenizer(what, tokenizer, table)
         _check_length(what, config, table.task)
     return config, tokenizer
+
+
+def _kind_of(table: Table, student: Student, what: str) -> Kind:
+    return kind_of(table.task.kind, student.architecture, f"{what}.architecture")
 
 
 def check_teacher(

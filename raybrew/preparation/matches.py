@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedConfig
 
-from raybrew.config import DistillJob, Task
+from raybrew.config import DistillJob, Student, Task, Teacher
 from raybrew.kinds import kind_of
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.matching.made_batch import check_adaptor
 from raybrew.matching.modules import check_modules
 from raybrew.matching.plan import TaskMatch, TeacherFacts, geometry_of, plan_matches
 from raybrew.matching.reader import Side
-from raybrew.models.adaptors import Adaptor, adaptor_of
+from raybrew.models.adaptors import adaptor_of
 from raybrew.models.custom_match import CustomMatch
 from raybrew.preparation.checks import TeacherModel
 
@@ -19,12 +19,16 @@ __all__ = ["check_adaptors", "task_matches"]
 
 
 def check_adaptors(job: DistillJob) -> None:
-    """Refuse import paths of adaptors that lead nowhere."""
+    """Refuse import paths of adaptors and classes of models that lead nowhere."""
     tasks = {task.name: task for task in job.tasks}
     for teacher in job.hosts().values():
-        adaptor_of(tasks[teacher.task].kind, teacher.adaptor, tasks[teacher.task].adaptor)
+        kind = tasks[teacher.task].kind
+        adaptor_of(kind, teacher.adaptor, tasks[teacher.task].adaptor)
+        # Also has transformers know the configurations of the user's models before one is read.
+        kind_of(kind, teacher.architecture, f"teachers[{teacher.name}].architecture")
     for task in job.tasks:
         adaptor_of(task.kind, job.student.adaptor, task.adaptor)
+        kind_of(task.kind, job.student.architecture, "student.architecture")
 
 
 def task_matches(
@@ -62,26 +66,26 @@ def task_matches(
     for teacher in job.teachers_of(task.name):
         if teacher.name in models:
             mine = [match.spec for match in planned if match.teacher == teacher.name]
-            given = teacher.adaptor or task.adaptor
-            _check_model(task, mine, models[teacher.name].config, given, "teacher", job)
+            _check_model(job, task, mine, models[teacher.name].config, teacher)
     every = [match.spec for match in planned]
-    _check_model(task, every, student, job.student.adaptor or task.adaptor, "student", job)
+    _check_model(job, task, every, student, job.student)
     return planned
 
 
 def _check_model(
+    job: DistillJob,
     task: Task,
     matches: Sequence[MatchSpec | CustomMatch],
     config: PreTrainedConfig,
-    adaptor: Adaptor | str | None,
-    side: Side,
-    job: DistillJob,
+    whose: Teacher | Student,
 ) -> None:
-    kind = kind_of(task.kind)
+    side: Side = "teacher" if isinstance(whose, Teacher) else "student"
+    kind = kind_of(task.kind, whose.architecture)
     # A student of several tasks isn't a model of one of its kinds.
     if side == "teacher" or len(job.tasks) == 1:
         check_modules(matches, kind.model_class, config, side)
-    if adaptor is None:
+    adaptor = whose.adaptor or task.adaptor
+    if adaptor is None and whose.architecture is None:
         return
     layered = [match for match in matches if isinstance(match, MatchSpec)]
     check_adaptor(

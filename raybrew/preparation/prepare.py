@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -70,6 +71,8 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
         check_augmentation(task)
     check_extensions(job.training)
     check_mixing(job.mixing, [task.name for task in job.tasks])
+    for task in job.tasks:
+        kind_of(task.kind, job.model.architecture, "model.architecture")
     tables = [read_table(task) for task in job.tasks]
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
@@ -223,7 +226,7 @@ def _prepared(
         fingerprint=readings.fingerprint(
             folder,
             dtype=teacher.dtype,
-            adaptor=kind if adaptor is None else code_name(adaptor_of(kind, adaptor)),
+            adaptor=_code_of(teacher, kind, adaptor),
         ),
         kind=kind,
         dtype=teacher.dtype,
@@ -231,6 +234,7 @@ def _prepared(
         pad_token_id=_padding(model.tokenizer),
         num_threads=max(1, int(teacher.resources.get("CPU", 1))),
         adaptor=adaptor,
+        architecture=teacher.architecture,
         attention=needs_attention([match.spec for match in mine]),
     )
     return PreparedTeacher(
@@ -242,6 +246,14 @@ def _prepared(
         signals=signals,
         order=class_order(model.config, table),
     )
+
+
+def _code_of(teacher: Teacher, kind: str, adaptor: Any) -> str:
+    """Name all the user's code that a teacher's answers depend on."""
+    name = kind if adaptor is None else code_name(adaptor_of(kind, adaptor))
+    if teacher.architecture is None:
+        return name
+    return f"{name} of {code_name(kind_of(kind, teacher.architecture).model_class.wrapped)}"
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

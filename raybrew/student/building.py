@@ -177,7 +177,8 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
 
 def _build_model(plan: RankPlan) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     what = "student" if plan.teachers else "model"
-    heads = [Head.of(task.name, kind_of(task.kind), task.label_names) for task in plan.tasks]
+    own = plan.student.architecture
+    heads = [Head.of(task.name, kind_of(task.kind, own), task.label_names) for task in plan.tasks]
     seed = plan.training.seed
     if len(heads) > 1:
         return build_multitask(plan.student, heads, seed=seed, teachers=plan.hosts, what=what)

@@ -8,6 +8,7 @@ A plain class: no Ray, no store. The answer to an example doesn't depend on who 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class TeacherSpec:
         pad_token_id: what shorter examples are filled up with.
         num_threads: PyTorch threads.
         adaptor: what its outputs mean; that of its kind if None.
+        architecture: the user's class of models, or its import path; transformers' if None.
         attention: whether attention maps are asked of it.
         extensions: what the user registered in the driver's process.
     """
@@ -55,6 +57,7 @@ class TeacherSpec:
     pad_token_id: int
     num_threads: int
     adaptor: Adaptor | str | None = None
+    architecture: Any = None
     attention: bool = False
     extensions: Extensions = field(default_factory=registered)
 
@@ -173,10 +176,12 @@ def _load(spec: TeacherSpec) -> nn.Module:
     what = f"teachers[{spec.name}].model"
     try:
         # A copy in memory: the weights of a teacher at work don't change with its files.
+        # Has transformers know the configuration of a user's class first.
+        kind = kind_of(spec.kind, spec.architecture)
         config = read_config(spec.model, what)
         # Where a model looks for its last real token, padding has to look like padding.
         config.pad_token_id = spec.pad_token_id
-        model, info = load_model(kind_of(spec.kind).model_class, spec.model, what, config)
+        model, info = load_model(kind.model_class, spec.model, what, config)
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
