@@ -18,8 +18,9 @@ from raybrew.config.job import DistillJob, TrainJob
 from raybrew.config.lora import Lora
 from raybrew.config.matches import MatchPreset
 from raybrew.config.mixing import MixingConfig
-from raybrew.config.people import Student, Task, Teacher
+from raybrew.config.people import Student, Teacher
 from raybrew.config.section import DataSource
+from raybrew.config.task import Task
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
 
 __all__ = [

@@ -7,8 +7,9 @@ from pydantic import Field, field_validator, model_validator
 
 from raybrew.config.distillation import DistillationConfig, Objective
 from raybrew.config.mixing import MixingConfig
-from raybrew.config.people import Student, Task, Teacher
+from raybrew.config.people import Student, Teacher
 from raybrew.config.section import Many, Section
+from raybrew.config.task import Task
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
 
 __all__ = ["DistillJob", "TrainJob"]

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 import raybrew as rb
-from raybrew.config.people import KindName
+from raybrew.config.task import KindName
 from raybrew.kinds import KINDS
 from raybrew.models.adaptors import ADAPTORS
 from raybrew.preparation import prepare
