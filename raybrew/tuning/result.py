@@ -1,7 +1,9 @@
 """What a sweep leaves behind, and its tables as text."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from raybrew.report import render_table
 from raybrew.tuning.results import TrialRow, short_cell
@@ -40,19 +42,19 @@ class TuneResult:
 def render_sweep(result: TuneResult, metric: str) -> str:
     """Return trials, labels and times as tables."""
     paths = list(result.trials[0].config) if result.trials else []
-    short = [path.rpartition(".")[2] for path in paths]
+    heads = [_head(path.removeprefix("distillation.").removeprefix("training.")) for path in paths]
     rows = [
         [
-            row.name,
+            row.name.removeprefix("trial-"),
             row.status,
             "–" if row.score is None else f"{row.score:.4f}",
             str(row.step),
             f"{row.seconds:.1f}",
-            *(short_cell(row.config.get(path)) for path in paths),
+            *(short_cell(row.config.get(path), 10) for path in paths),
         ]
         for row in result.trials
     ]
-    parts = [render_table("Trials", ["", "status", metric, "steps", "s", *short], rows)]
+    parts = [render_table("Trials", ["", "status", _head(metric), "steps", "s", *heads], rows)]
     failed = [f"{row.name}: {row.error}" for row in result.trials if row.error]
     if failed:
         parts.append("Failed\n" + "\n".join(failed) + "\n")
@@ -65,3 +67,9 @@ def render_sweep(result: TuneResult, metric: str) -> str:
         f"Best job: {result.best_job or 'none'}\nStudent: {result.student or 'none'}\n"
     )
     return "\n".join(parts)
+
+
+def _head(name: str) -> str:
+    # A path in lines of a column's width, broken behind its dots and underscores.
+    lines = wrap(re.sub(r"([._/])", r"\1 ", name), 10, break_long_words=False)
+    return "\n".join(line.replace(" ", "") for line in lines)
