@@ -6,6 +6,7 @@ student's features, a teacher's statistic ────────────�
 total = Σ weight(progress) · term
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from raybrew.textbrewer.student import Said
 from raybrew.textbrewer.teacher import Answer
 
 __all__ = ["BatchLoss", "Losses", "hard_loss"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class BatchLoss:
 
     def __init__(self, config: Config, teachers: Sequence[str]):
         self._config, self._teachers = config, tuple(teachers)
+        self._has_warned = False
         self._knowledge = KnowledgeTerm(config, dict.fromkeys(teachers, 1.0), Signal(), None)
         self._schedules = (
             make_weight_schedule(
@@ -100,6 +104,7 @@ class BatchLoss:
         for name, weight, value in self._matched(said, answers, matches):
             parts[name] = value
             terms.append(value * weight)
+        self._warn_of_no_losses(said.view)
         if said.view.losses:
             hard = hard_loss(said.view)
             parts["unweighted_hard_label_loss"] = hard
@@ -111,6 +116,15 @@ class BatchLoss:
                 "there is nothing to learn from"
             )
         return Losses(torch.stack(terms).sum(), parts)
+
+    def _warn_of_no_losses(self, view: View) -> None:
+        if self._config.hard_label_weight and not view.losses and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "hard_label_weight is %s, but the student's adaptor gives no losses: as in "
+                "TextBrewer, nothing is learnt from labels",
+                self._config.hard_label_weight,
+            )
 
     def _kd(self, said: Said, answers: Mapping[str, Answer], position: Position) -> Tensor:
         rows = rows_of_logits(said.view)

@@ -150,7 +150,6 @@ class Distiller(Training):
         return projection_groups(self._matches, self.projs)
 
     def _beside(self) -> nn.Module:
-        """What learns beside the student."""
         return nn.ModuleList([each for each in self.projs if each is not None])
 
     def _task(self, name: str, args: Mapping[str, Any]) -> Task:
@@ -221,6 +220,10 @@ class Distiller(Training):
         return self._tasks[task].losses(
             self.model_S, batch, self.device, args, self.precision.autocast, self._position
         )
+
+    def _ended(self) -> None:
+        self._flush_labels()
+        super()._ended()
 
     def _flush_labels(self) -> None:
         for task in self._tasks.values():

@@ -82,19 +82,7 @@ class BasicDistiller(Distiller):
         scheduler = self._initialized(optimizer, scheduler_class, scheduler_args, scheduler, args)
         timetable = self._timetable(dataloader, num_epochs, num_steps)
         feed = self._one_feed(dataloader, batch_postprocessor, epochs=num_steps is None)
-        try:
-            self._train(
-                optimizer,
-                feed,
-                timetable,
-                scheduler,
-                max_grad_norm,
-                callback,
-                args,
-                self._beside(),
-            )
-        finally:
-            self._flush_labels()
+        self._train(optimizer, feed, timetable, scheduler, max_grad_norm, callback, args)
 
     def train_on_batch(
         self, batch: Any, args: Mapping[str, Any]
@@ -137,15 +125,14 @@ class GeneralDistiller(BasicDistiller):
     def _own_matches(self) -> list[MatchSpec]:
         return self.d_config.matches()
 
-    def train(self, optimizer: Optimizer, dataloader: Iterable[Any], *rest: Any, **args: Any):
-        """Train; see `BasicDistiller.train`."""
+    def _begun(self) -> None:
         self._taps = [(Tap(each.module_S), Tap(each.module_T)) for each in self._custom]
-        try:
-            super().train(optimizer, dataloader, *rest, **args)
-        finally:
-            for taps in self._taps:
-                for tap in taps:
-                    tap.close()
+
+    def _ended(self) -> None:
+        for taps in self._taps:
+            for tap in taps:
+                tap.close()
+        super()._ended()
 
     def train_on_batch(
         self, batch: Any, args: Mapping[str, Any]

@@ -90,19 +90,7 @@ class MultiTaskDistiller(Distiller):
             probabilities=task_probabilities(dataloaders, tau),
         )
         timetable = Timetable.of_steps(self.t_config, num_steps)
-        try:
-            self._train(
-                optimizer,
-                feed,
-                timetable,
-                scheduler,
-                max_grad_norm,
-                callback,
-                args,
-                self._beside(),
-            )
-        finally:
-            self._flush_labels()
+        self._train(optimizer, feed, timetable, scheduler, max_grad_norm, callback, args)
 
     def train_on_batch(
         self, batch: tuple[Any, str], args: Mapping[str, Any]

@@ -122,7 +122,6 @@ class Training(ABC):
         max_grad_norm: float,
         callback: Callback | None,
         args: Mapping[str, Any],
-        beside: nn.Module | None = None,
     ) -> None:
         """Train, or go on with a training that was stopped."""
         loop = Loop(
@@ -143,13 +142,27 @@ class Training(ABC):
             Path(self.t_config.output_dir),
             self._settings(loop),
             _bare(self.model_S),
-            beside or nn.ModuleList(),
+            self._beside(),
             self._world,
         )
         if self.t_config.resume and self._resumption.restore(loop):
             self._call_back(loop.step, callback)
-        loop.run()
+        self._begun()
+        try:
+            loop.run()
+        finally:
+            self._ended()
         self._resumption.done()
+
+    def _beside(self) -> nn.Module:
+        """Return what learns beside the model."""
+        return nn.ModuleList()
+
+    def _begun(self) -> None:  # noqa: B027  most have nothing to do
+        """Do what is to be done before the first batch."""
+
+    def _ended(self) -> None:
+        """Do what is to be done after the last batch, or after what ended the training."""
         self.tb_writer.flush()
 
     def _loss_of(

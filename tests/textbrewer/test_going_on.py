@@ -1,6 +1,7 @@
 """A training that was stopped goes on bit for bit; mixed precision; custom matches; wrappers."""
 
 import copy
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from raybrew.errors import CheckpointError, ConfigError
 from tests.textbrewer import script
-from tests.textbrewer.script import OURS, Losses
+from tests.textbrewer.script import OURS, PUBLISHED, Losses
 from tests.textbrewer.test_kept_labels import KEPT, run
 from tests.textbrewer.test_parity import MATCHES, PROJ
 
@@ -336,3 +337,31 @@ def test_tools(tmp_path):
     assert OURS.data_utils.masking(tokens, p=1.0, mask=-1) == [-1] * 10
     assert sorted(OURS.data_utils.short_disorder(tokens)) == tokens
     assert set(OURS.Distillers) == {"Basic", "General", "MultiTeacher", "MultiTask", "Train"}
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, "__init__") for name in OURS.__all__ if isinstance(getattr(OURS, name), type)),
+        *(
+            (f"{kind}Distiller", method)
+            for kind in ("Basic", "General", "MultiTeacher", "MultiTask")
+            for method in ("train", "write_loss", "save_and_callback")
+        ),
+        ("BasicTrainer", "train"),
+    ],
+)
+def test_the_published_signatures(name, method):
+    source: Any = PUBLISHED if hasattr(PUBLISHED, name) else PUBLISHED.distiller_utils
+    published, ours = (
+        list(inspect.signature(getattr(getattr(package, name), method)).parameters.values())
+        for package in (source, OURS)
+    )
+    keywords = [each for each in ours if each.kind is each.VAR_KEYWORD]
+    assert len(keywords) == sum(each.kind is each.VAR_KEYWORD for each in published)
+    for theirs, own in zip(
+        [each for each in published if each.kind is not each.VAR_KEYWORD], ours, strict=False
+    ):
+        assert own.name == theirs.name
+        if theirs.default is not theirs.empty:
+            assert own.default == theirs.default, own.name

@@ -203,6 +203,18 @@ def test_logits_of_tokens(tmp_path, reads):
     assert distiller.label_counts == {"computed": ROWS, "found": 2 * ROWS}
 
 
+def test_nothing_is_computed_that_nobody_learns_from(tmp_path, caplog):
+    distillation = {**KEPT, "kd_loss_weight": 0, "hard_label_weight": 1}
+    losses, distiller = run(tmp_path, "BasicDistiller", distillation, script.model(0))
+    assert losses.total == losses.of["unweighted_hard_label_loss"]
+    assert distiller.label_counts == {"computed": 0, "found": 0}
+    assert "gives no losses" not in caplog.text
+    reads = (script.adaptor, lambda batch, outputs: {"logits": outputs.logits})
+    losses, _ = run(tmp_path, "BasicDistiller", KEPT, script.model(0), adaptors=reads)
+    assert losses.total == losses.of["unweighted_kd_loss"]
+    assert caplog.text.count("the student's adaptor gives no losses") == 1
+
+
 def test_the_same_example_twice_in_a_batch(tmp_path):
     rows: Any = script.rows()[:3] * 4
     _, distiller = run(
