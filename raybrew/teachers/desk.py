@@ -21,13 +21,15 @@ from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers.policy import LossPolicy, Verdict
 from raybrew.teachers.router import Router, Ticket
 
-__all__ = ["Desk", "Member"]
+__all__ = ["TICKETS_OF_A_FORWARD", "Desk", "Member"]
 
 POLL_S = 0.5
 _OF_NOW = ("forward_s", "queue_age_s", "waiting", "examples")
 """What health tells that is no sum, and what the router counts itself."""
 IDLE_LOOKS = 20
 """Looks at a replica that has nothing to do, after which what it was handed is nobody's."""
+TICKETS_OF_A_FORWARD = 4
+"""Requests that a forward is put together of, at most, where a question has enough examples."""
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
 
@@ -70,7 +72,11 @@ class Desk:
         self._watched = {
             name: _Watched(
                 member,
-                Router(len(member.replicas), slack_tokens=2 * member.batch_tokens),
+                Router(
+                    len(member.replicas),
+                    slack_tokens=2 * member.batch_tokens,
+                    least_tokens=member.batch_tokens // TICKETS_OF_A_FORWARD,
+                ),
                 [{} for _ in member.replicas],
                 [False] * len(member.replicas),
                 [now] * len(member.replicas),

@@ -8,6 +8,7 @@ asker finds it. That makes a label asked for twice at once cost one forward, how
 are spread. What a lost replica had is forgotten, and counted when it is computed again.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -77,11 +78,14 @@ class Router:
         num_replicas: how many there are.
         slack_tokens: a new key leaves its home when the home has so many queued tokens more than
             the replica with the fewest.
+        least_tokens: new keys of neighbouring homes go together until they have so many tokens.
+            With many replicas a question would fall into as many requests of a few examples, and
+            the desk's one thread would be the first to be overrun.
     """
 
-    def __init__(self, num_replicas: int, slack_tokens: int):
+    def __init__(self, num_replicas: int, slack_tokens: int, least_tokens: int = 0):
         self._lanes = [_Lane() for _ in range(num_replicas)]
-        self._slack = slack_tokens
+        self._slack, self._least = slack_tokens, least_tokens
         self._holder: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._numbers = 0
@@ -120,8 +124,9 @@ class Router:
         if together:
             home[fresh] = home[fresh[:1]] if len(fresh) else home[fresh]
             most_tokens = int(tokens.sum()) + 1
-        for number in range(len(self._lanes)):
-            for rows in _split(fresh[home[fresh] == number], tokens, most_tokens):
+        for homes, together_rows in self._groups(fresh, home, tokens):
+            for rows in _split(together_rows, tokens, most_tokens):
+                number = min(homes, key=self.queued_tokens)
                 tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
         return tickets
 
@@ -213,6 +218,21 @@ class Router:
     def queued_tokens(self, replica: int) -> int:
         """Return the tokens that a replica has been handed and has not answered."""
         return self._lanes[replica].queued_tokens
+
+    def _groups(
+        self, fresh: np.ndarray, home: np.ndarray, tokens: np.ndarray
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield homes and their new keys, several homes at once where each has few."""
+        homes: list[int] = []
+        parts: list[np.ndarray] = []
+        for number in np.unique(home[fresh]).tolist():
+            homes.append(number)
+            parts.append(fresh[home[fresh] == number])
+            if sum(int(tokens[part].sum()) for part in parts) >= self._least:
+                yield homes, np.concatenate(parts)
+                homes, parts = [], []
+        if parts:
+            yield homes, np.concatenate(parts)
 
     def _choose(self, home: int) -> int:
         up = [number for number, lane in enumerate(self._lanes) if lane.up]

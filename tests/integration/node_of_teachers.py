@@ -39,7 +39,9 @@ def main() -> None:
     os.environ[faulty.ENVIRONMENT] = str(folder / "faults")
     faulty.folder().mkdir()
     faulty.plan("sleep", "0.4")
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
+    )
     nodes = [cluster.add_node(num_cpus=1, resources={"teachers": 2}) for _ in range(2)]
     ray.init(address=cluster.address, logging_level=logging.ERROR, log_to_driver=False)
     killer = threading.Thread(target=kill_node, args=(cluster, nodes))

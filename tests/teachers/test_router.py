@@ -179,3 +179,23 @@ def test_no_label_is_computed_twice_unless_its_replica_was_lost(actions):
     assert router.counts.recomputed == np.maximum(computed - 1, 0).sum()
     if not router.counts.losses:
         assert computed.max(initial=0) <= 1
+
+
+def test_few_new_keys_of_many_homes_go_together_and_replicas_share_them():
+    router = Router(50, slack_tokens=1000, least_tokens=40)
+    tickets = assign(router, np.arange(400))
+    sizes = [len(ticket.rows) for ticket in tickets]
+    assert min(sizes[:-1]) >= 40
+    assert len(tickets) <= 10
+    home = home_of(KEYS, 50)
+    for ticket in tickets:
+        assert ticket.replica in home[ticket.rows]
+    # Keys that somebody has stay where they are, however few of them are asked for.
+    who = holder(tickets, 400)
+    for row in (3, 399):
+        assert assign(router, [row])[0].replica == who[row]
+    for number in range(4):  # the next questions go to those who have less to do
+        more = KEYS + np.uint64(number + 1)
+        assert router.assign(more, ones(more), most_tokens=1000) is not None
+    queued = [router.queued_tokens(number) for number in range(50)]
+    assert max(queued) < 3 * 2000 / 50
