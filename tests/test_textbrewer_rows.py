@@ -3,10 +3,14 @@
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, BertConfig, ElectraConfig
 
 import raybrew as rb
 from experiments.textbrewer.__main__ import listing, main
@@ -15,7 +19,7 @@ from experiments.textbrewer.hotpotqa import main as make_hotpotqa
 from experiments.textbrewer.jobs import Step, steps_of
 from experiments.textbrewer.rows import ROWS, Row, find
 from experiments.textbrewer.running import run_row, write_jobs
-from experiments.textbrewer.smoke import TRAINING, StandIns
+from experiments.textbrewer.smoke import NUM_ROWS, TRAINING, StandIns
 from experiments.textbrewer.students import MODELS, STUDENTS
 from raybrew.jobfile import JobFile, dump_yaml, load_job
 from raybrew.kinds import kind_of
@@ -23,9 +27,10 @@ from raybrew.losses.match_check import ModelGeometry
 from raybrew.losses.presets import PRESETS, resolve_matches
 from raybrew.models.student_files import save_student
 from raybrew.planning import supervised_plan
-from raybrew.preparation import prepare_supervised
+from raybrew.preparation import prepare, prepare_supervised
 from raybrew.student.building import build_training
 from raybrew.student.world import World
+from tests.made import make_tokenizer
 from tests.student.in_process import Recorder, build
 
 # As the paper prints them; a row of mine for every cell.
@@ -137,9 +142,60 @@ def test_the_job_files_say_the_papers_recipe(row: Row, tmp_path):
     assert training.lr_scheduler == ("constant_with_warmup" if constant else "linear")
 
 
+class FullSize(StandIns):
+    """The hub's configurations in their own sizes, without weights."""
+
+    def _model(self, name: str) -> Path:
+        folder = self._folder / "models" / name
+        sizes = (256, 1024, 4, 128) if name == "electra-small" else (768, 3072, 12, 768)
+        hidden, feed_forward, heads, embedding = sizes
+        common: dict[str, Any] = {
+            "vocab_size": 28996 if name.startswith("bert") else 21128,
+            "hidden_size": hidden,
+            "intermediate_size": feed_forward,
+            "num_attention_heads": heads,
+        }
+        electra = ElectraConfig(embedding_size=embedding, **common)
+        (electra if name.startswith("electra") else BertConfig(**common)).save_pretrained(folder)
+        make_tokenizer().save_pretrained(str(folder))
+        return folder
+
+    def teacher(self, row: Row, folder: Path) -> None:
+        """What the run of a teacher leaves, without weights."""
+        config = AutoConfig.from_pretrained(self._model(row.base))
+        names = row.data.task.get("label_names", ["LABEL_0", "LABEL_1"])
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+        config.save_pretrained(folder)
+        (folder / "model.safetensors").write_bytes(b"named, never read")
+        make_tokenizer().save_pretrained(str(folder))
+
+
+# One row of each student and each kind of model that teaches it: others differ in data alone.
+DISTINCT = {(row.student, row.base, row.teachers): row for row in ROWS if row.kind == "student"}
+
+
+@pytest.mark.parametrize("row", DISTINCT.values(), ids=lambda row: row.title)
+def test_jobs_fit_the_models_of_the_hub_in_their_own_sizes(row: Row, tmp_path):
+    stand_ins = FullSize(tmp_path / "hub")
+    *_, (step, path) = write_jobs(row, tmp_path, tmp_path / "runs", stand_ins)
+    job = load_job(rb.DistillJob, path).job
+    for teacher in job.teachers:
+        stand_ins.teacher(row, Path(teacher.model or ""))
+    prepared = prepare(job, step.folder / "data")
+    specs = [match.spec for match in prepared.matches[0]]
+    assert len(specs) == NUM_MATCHES[row.student]
+    if row.student in PAPER_MATCHES:
+        assert specs == resolve_matches(PAPER_MATCHES[row.student][0])
+    assert len(prepared.teachers) == row.teachers
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("textbrewer")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path_factory.mktemp("textbrewer")
+    torch.set_num_threads(threads)
 
 
 class InProcess:
@@ -168,7 +224,6 @@ class InProcess:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 def test_each_row_runs_on_stand_ins(row: Row, place):
-    torch.set_num_threads(1)
     runner = InProcess()
     runs = place / row.base / row.benchmark
     table = run_row(row, runs, stand_ins=StandIns(place / "stand-ins"), runner=runner)
@@ -186,7 +241,7 @@ def test_each_row_runs_on_stand_ins(row: Row, place):
     if row.kind == "teacher":
         return  # made before by a row that it teaches, perhaps
     losses = runner.losses[step.name]
-    assert len(losses) == TRAINING["num_steps"]
+    assert len(losses) == (2 if row.augmented else 1) * NUM_ROWS // TRAINING["batch_size"]
     terms = {name.removeprefix(f"train/{row.benchmark}/") for name in losses[0]}
     matches = {term for term in terms if term.startswith("match/")}
     assert len(matches) == (NUM_MATCHES[row.student] if row.kind == "student" else 0)
@@ -252,6 +307,17 @@ def test_job_files_are_written_with_the_commands_that_run_them(tmp_path, capsys)
     job = load_job(rb.DistillJob, lines[-1].split()[2]).job
     assert job.student.model == "google-bert/bert-base-cased"
     assert len({teacher.model for teacher in job.teachers}) == 3
+
+
+def test_a_row_that_needs_hotpotqa_says_how_it_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("experiments.textbrewer.running.HOTPOTQA", Path("none/train.parquet"))
+    conll = replace(BENCHMARKS["conll2003"], transfer=("none/train.parquet",))
+    data = {**BENCHMARKS, "conll2003": conll}
+    monkeypatch.setattr("experiments.textbrewer.rows.BENCHMARKS", data)
+    assert main(["conll2003", "T12-nano", "--runs", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "make it first: python -m experiments.textbrewer.hotpotqa" in err
+    assert out == ""
 
 
 def test_hotpotqas_sentences_become_rows_of_words(tmp_path, capsys):

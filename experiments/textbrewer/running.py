@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import raybrew as rb
+from experiments.textbrewer.benchmarks import HOTPOTQA
 from experiments.textbrewer.jobs import Step, steps_of
 from experiments.textbrewer.rows import Row
 from experiments.textbrewer.smoke import StandIns, smoked
 from raybrew.cluster import run_config_from, scaling_config_from
+from raybrew.data.sources import load_source
 from raybrew.jobfile import JobFile, dump_yaml, load_job
 from raybrew.report import render_table
 from raybrew.resuming import load_yaml, same_run
@@ -79,6 +81,7 @@ def run_row(
     # All are read before any runs: a mistake in the last one shouldn't wait for the teachers.
     files = [load_job(step.kind, path) for step, path in written[:-1]]
     files.append(load_job(written[-1][0].kind, written[-1][1], overrides))
+    _check_data([file.job.tasks[0] for file in files])
     for (step, _), file in zip(written, files, strict=True):
         if _is_done(step, file.job):
             print(f"== {step.name}: kept from an earlier run in {step.folder}", flush=True)
@@ -90,6 +93,17 @@ def run_row(
         for suffix, source in row.data.further.items()
     }
     return _table(row, [step for step, _ in written], _on(files[-1].job, further))
+
+
+def _check_data(tasks: Sequence[rb.Task]) -> None:
+    if any(str(HOTPOTQA) in task.transfer for task in tasks) and not HOTPOTQA.is_file():
+        raise rb.ConfigError(
+            f"expected HotpotQA's sentences in {HOTPOTQA}, got no such file; make it first: "
+            "python -m experiments.textbrewer.hotpotqa"
+        )
+    for task in tasks:
+        for source in filter(None, (task.train, task.eval, *task.transfer)):
+            load_source(source, f"tasks[{task.name}]")
 
 
 def _is_done(step: Step, job: rb.DistillJob | rb.TrainJob) -> bool:

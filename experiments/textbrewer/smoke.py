@@ -36,16 +36,15 @@ __all__ = ["StandIns", "smoked"]
 
 NUM_ROWS = 24
 TRAINING = {
-    "num_epochs": None,
-    "num_steps": 3,
+    "num_epochs": 1,
     "batch_size": 8,
     "eval_batch_size": 32,
     "num_threads": 1,
 }
 """What a smoke run changes of the training besides models and data."""
 
-_ENGLISH = ("the river ran past a small town where nobody knew why it was so cold and so clear",)
-_CHINESE = ("河水流过一座小城没有人知道为什么它这样冷又这样清澈见底北京上海广州",)
+_ENGLISH = "the river ran past a small town where nobody knew why it was so cold and so clear"
+_CHINESE = "河水流过一座小城没有人知道为什么它这样冷又这样清澈见底北京上海广州"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -97,7 +96,7 @@ class StandIns:
 
 
 def smoked(values: Mapping[str, Any], stand_ins: StandIns) -> dict[str, Any]:
-    """Return a job with stand-ins for all that comes from the hub, on CPUs, for a few steps.
+    """Return a job with stand-ins for all that comes from the hub, on CPUs, for one short epoch.
 
     Raises:
         ConfigError: data without a stand-in.
@@ -143,9 +142,10 @@ def _tiny(name: str, vocabulary: int) -> PreTrainedModel:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """BERT's form over single letters and characters."""
-    letters = sorted(set("".join((*_ENGLISH, *_CHINESE)).replace(" ", "")) | set("0123456789.?"))
-    tokens = [*_SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    """BERT's form over the made rows' words and over single characters."""
+    letters = sorted(set((_ENGLISH + _CHINESE).replace(" ", "")) | set("0123456789.?"))
+    pieces = [*letters, *(f"##{letter}" for letter in letters), *_ENGLISH.split()]
+    tokens = dict.fromkeys([*_SPECIAL, *pieces])
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
@@ -190,8 +190,8 @@ def _made_rows(benchmark: Benchmark, name: str, number: int) -> Dataset:
 
 
 def _words(generator: np.random.Generator, chinese: bool) -> list[str]:
-    words = list(_CHINESE[0]) if chinese else _ENGLISH[0].split()
-    return [str(word) for word in generator.choice(words, generator.integers(6, 16))]
+    words = list(_CHINESE) if chinese else _ENGLISH.split()
+    return [str(word) for word in generator.choice(words, generator.integers(5, 12))]
 
 
 def _question(generator: np.random.Generator, words: list[str], joint: str) -> dict[str, Any]:
