@@ -18,7 +18,8 @@ def render_table(title: str, columns: list[str], rows: list[list[str]]) -> str:
     for row in rows:
         table.add_row(*row)
     text = StringIO()
-    Console(file=text, width=120, color_system=None).print(table)
+    # Wide enough for any name: a figure that is cut says nothing.
+    Console(file=text, width=10_000, color_system=None).print(table)
     lines = [title, *(line.rstrip() for line in text.getvalue().splitlines())]
     return "\n".join(lines) + "\n"
 
