@@ -9,10 +9,12 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
+from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
+from raybrew.hub import hub_in_reach
 
 __all__ = ["load_source", "quiet_datasets"]
 
@@ -102,7 +104,8 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
 
 def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
     try:
-        loaded = _from_hub(name, config, split)
+        with _offline_without_hub():
+            loaded = _from_hub(name, config, split)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
         raise DataError(
             f"{what}: {name!r} is no file or folder here, and as a hub id it can't be had: "
@@ -136,6 +139,17 @@ def _missing(place: Path, what: str) -> DataError:
     near = difflib.get_close_matches(place.name, names, 3, 0.4) or sorted(names)[:5]
     hint = f"; {parent} has {', '.join(near)}" if near else f"; {parent} is empty"
     return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
+
+
+@contextmanager
+def _offline_without_hub() -> Iterator[None]:
+    """Where there is no hub, look into the cache at once, and don't retry loudly first."""
+    offline = datasets_config.HF_HUB_OFFLINE
+    datasets_config.HF_HUB_OFFLINE = offline or not hub_in_reach()
+    try:
+        yield
+    finally:
+        datasets_config.HF_HUB_OFFLINE = offline
 
 
 @contextmanager

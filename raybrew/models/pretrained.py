@@ -6,16 +6,12 @@ which a path can be wrong into one `ConfigError` that names this field.
 
 import difflib
 import re
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
-import huggingface_hub.constants as hub
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
@@ -31,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.errors import ConfigError
+from raybrew.hub import hub_in_reach
 
 __all__ = [
     "BUILD_ERRORS",
@@ -209,7 +206,7 @@ def _noun(model_class: Any) -> str:
 
 
 def _read(auto: Any, source: str, what: str, noun: str, **options: Any) -> Any:
-    offline = not Path(source).is_dir() and not _hub_in_reach()
+    offline = not Path(source).is_dir() and not hub_in_reach()
     try:
         with quiet_transformers():
             # False, not None: None asks on the terminal whether foreign code may run.
@@ -258,16 +255,3 @@ def _sibling(folder: Path) -> str:
     names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
     near = difflib.get_close_matches(folder.name, names, n=1)
     return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
-
-
-def _hub_in_reach() -> bool:
-    """Look the hub's name up, which spares the 23 s for which its client retries."""
-    if hub.is_offline_mode():
-        return False
-    if getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from datasets import Dataset, DatasetDict
+from datasets import config as datasets_config
 
 from raybrew.config import Task
 from raybrew.data.classes import read_labels
@@ -71,6 +72,22 @@ def test_folders_and_ids_that_cant_be_used(data, tmp_path):
         load("nobody/nothing")
     with pytest.raises(DataError, match="there is no folder"):
         load(str(tmp_path / "x" / "y.csv"))
+
+
+def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, capfd):
+    def no_such_name(*_):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("raybrew.hub.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", no_such_name)
+    # Its client would retry five times, in 23 seconds, and say so each time.
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited for the hub"))
+    with pytest.raises(DataError, match="as a hub id it can't be had"):
+        load("org/set:zh@dev")
+    assert capfd.readouterr() == ("", "")
+    assert datasets_config.HF_HUB_OFFLINE is False
 
 
 def test_sets_that_are_made_by_scripts_are_read_from_the_hubs_parquet_files(data, monkeypatch):
