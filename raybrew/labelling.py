@@ -18,8 +18,9 @@ from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.preparation import Preparation, PreparedTeacher
 from raybrew.run import Run
+from raybrew.teachers.filling import Filling
 from raybrew.teachers.policy import LossPolicy
-from raybrew.teachers.pool import Filling, Hosting, TeacherPool
+from raybrew.teachers.pool import Hosting, TeacherPool
 
 __all__ = ["LabelResult", "Labelling"]
 

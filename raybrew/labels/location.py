@@ -156,6 +156,10 @@ class Location(ABC):
         """Note when a file was used, now if left out, where that can be noted."""
 
     @abstractmethod
+    def beside(self, path: str) -> Path:
+        """Return a hidden folder for what processes tell each other; no file of the store."""
+
+    @abstractmethod
     def exclusive(self, path: str) -> AbstractContextManager[bool]:
         """Enter as the only one on this path, or with False where another one is in."""
 
@@ -183,7 +187,8 @@ class LocalLocation(Location):
 
     def _list(self, folder: str) -> list[StoredFile]:
         found = []
-        for parent, _, names in os.walk(self.base / folder):
+        for parent, inside, names in os.walk(self.base / folder):
+            inside[:] = [name for name in inside if not name.startswith(".")]
             for name in names:
                 path = Path(parent, name)
                 with suppress(FileNotFoundError):  # gone since
@@ -231,6 +236,10 @@ class LocalLocation(Location):
             # Gone since; or a store that may only be read, which serves as well.
             if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
+
+    def beside(self, path: str) -> Path:
+        """See `Location`."""
+        return self.base / path
 
     @contextmanager
     def exclusive(self, path: str) -> Iterator[bool]:

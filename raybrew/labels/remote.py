@@ -136,6 +136,10 @@ class RemoteLocation(Location):
         """See `Location`; noted in the cache alone."""
         self.cache.touch(self._copy(path), used_s)
 
+    def beside(self, path: str) -> Path:
+        """See `Location`; for the processes of this machine."""
+        return self.cache.beside(self._copy(path))
+
     @contextmanager
     def exclusive(self, path: str) -> Iterator[bool]:
         """See `Location`; among the processes of this machine."""

@@ -3,6 +3,7 @@
     <store>/<teacher fingerprint>/manifest.json
                                   <signal>/shard-*.arrow
                                            *.damaged     set aside, recomputed
+                                  .claims/ who computes what right now, see `claims`
 
 `SignalStore` is one such folder. Any number of processes may read and write it at once: shards
 are immutable and have random names, so that nothing needs a lock. What is appended can be read
@@ -87,10 +88,14 @@ class SignalStore:
         """Labels that there was no room for; of these the newest are still in memory."""
         return self._dropped + (len(self._fresh) if self._kept_bytes else 0)
 
-    def refresh(self) -> None:
-        """See what other processes have written since, at most once in `Location.listing_s`."""
+    def refresh(self, *, now: bool = False) -> None:
+        """See what other processes have written since, at most once in `Location.listing_s`.
+
+        Args:
+            now: look in any case.
+        """
         with self._lock:
-            if time.monotonic() - self._listed_s >= self._location.listing_s:
+            if now or time.monotonic() - self._listed_s >= self._location.listing_s:
                 self._list()
 
     def read(self, keys: np.ndarray) -> tuple[np.ndarray, Payload | None]:

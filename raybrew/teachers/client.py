@@ -9,7 +9,7 @@ on an event loop beside the asker's thread.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.labels.payload import Payload, Signal
-from raybrew.teachers.background import Background
+from raybrew.teachers.background import Background, all_of
 from raybrew.teachers.credits import Credits
 from raybrew.teachers.policy import MAX_LOSSES
 from raybrew.teachers.replica import Answer
@@ -37,7 +37,8 @@ LOOK_S = 1.0
 """How often the desk is asked after a replica that takes its time."""
 DESK_ATTEMPTS = 20
 
-Send = Callable[[ActorHandle, np.ndarray], Any]
+Send = Callable[[ActorHandle, np.ndarray, int], Any]
+"""Sends the question about some rows to a replica, with the number of its ticket."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,14 @@ class PoolClient:
         return _Waiting(self._background.start(self._ask(teacher, view, signals)))
 
     def fill(
-        self, teacher: str, folder: str, view_name: str, view: EncodedView, rows: np.ndarray
+        self,
+        teacher: str,
+        folder: str,
+        view_name: str,
+        view: EncodedView,
+        rows: np.ndarray,
+        *,
+        patient: bool,
     ) -> Future:
         """Start computing labels of rows of an encoded split into the store.
 
@@ -109,14 +117,21 @@ class PoolClient:
             view_name: its view that the teacher reads.
             view: that view.
             rows: int64 (n,), different contents; they are one forward if nobody has any of them.
+            patient: wait for labels that other runs are at; else they are left.
+
+        Returns:
+            A future of the rows that were left, int64.
         """
 
-        def send(handle: ActorHandle, part: np.ndarray) -> Any:
-            return handle.fill.remote(folder, view_name, rows[part])
+        def send(handle: ActorHandle, part: np.ndarray, ticket: int) -> Any:
+            return handle.fill.remote(folder, view_name, rows[part], patient, ticket)
 
-        keys, lengths = view.keys[rows], view.lengths[rows]
-        work = self._obtain(teacher, keys, lengths, send, together=True)
-        return self._background.start(work)
+        async def work() -> np.ndarray:
+            keys, lengths = view.keys[rows], view.lengths[rows]
+            parts = await self._obtain(teacher, keys, lengths, send, together=True)
+            return np.concatenate([rows[part][answer.left] for part, answer in parts])
+
+        return self._background.start(work())
 
     def flush(self) -> None:
         """Have every replica write what it computed; return when it is on disk.
@@ -136,8 +151,8 @@ class PoolClient:
         _, first, again = np.unique(view.keys, axis=0, return_index=True, return_inverse=True)
         asked = view.take(first)
 
-        def send(handle: ActorHandle, part: np.ndarray) -> Any:
-            return handle.ask.remote(asked.take(part), signals)
+        def send(handle: ActorHandle, part: np.ndarray, ticket: int) -> Any:
+            return handle.ask.remote(asked.take(part), signals, ticket)
 
         parts = await self._obtain(teacher, asked.keys, asked.lengths, send)
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))[again.reshape(-1)]
@@ -176,13 +191,13 @@ class PoolClient:
                 teacher,
                 keys[rows],
                 tokens[rows],
-                lambda handle, part: send(handle, rows[part]),
+                lambda handle, part, number: send(handle, rows[part], number),
                 together,
                 losses + 1,
             )
             return [(rows[part], again) for part, again in parts]
 
-        return [part for parts in await _all(map(one, tickets)) for part in parts]
+        return [part for parts in await all_of(map(one, tickets)) for part in parts]
 
     async def _request(
         self, teacher: str, ticket: Ticket, tokens: int, send: Send
@@ -196,7 +211,8 @@ class PoolClient:
             await self._returned.wait_for(lambda: credit.take(nbytes))
         try:
             handle = self._address.replicas[teacher][ticket.replica]
-            answer = await self._answer(teacher, ticket, send(handle, ticket.rows))
+            sent = send(handle, ticket.rows, ticket.number)
+            answer = await self._answer(teacher, ticket, sent)
         finally:
             async with self._returned:
                 credit.give_back(nbytes)
@@ -246,7 +262,7 @@ class PoolClient:
     async def _flush(self) -> None:
         for teacher, handles in self._address.replicas.items():
             mark, epochs = await self._of_desk(lambda desk, t=teacher: desk.lives.remote(t))
-            await _all(
+            await all_of(
                 self._flush_one(teacher, number, epochs[number], mark)
                 for number in range(len(handles))
             )
@@ -281,15 +297,3 @@ class _Lost(Exception):
 
 async def _awaited(reference: Any) -> Any:
     return await reference
-
-
-async def _all(work: Iterable[Any]) -> list[Any]:
-    """Wait for all; if one fails, end the others first."""
-    tasks = [asyncio.ensure_future(each) for each in work]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise

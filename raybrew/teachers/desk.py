@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from raybrew.errors import TeacherError, TeacherGone
+from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy, Verdict
 from raybrew.teachers.router import Router, Ticket
 
@@ -61,6 +62,8 @@ class _Watched:
     ended: set[str] = field(default_factory=set)
     # By replica: marks of the looks since it has had nothing to do.
     idle: dict[int, list[int]] = field(default_factory=dict)
+    # By replica: which life of it was heard last, and up to which place of its ledger.
+    heard: dict[int, tuple[str, int]] = field(default_factory=dict)
     dropped: bool = False
 
 
@@ -213,7 +216,7 @@ class Desk:
         call: Any = handle.health.options(concurrency_group="control")
         try:
             async with asyncio.timeout(ANSWER_S):
-                health: dict[str, Any] = await call.remote()
+                health: dict[str, Any] = await call.remote(*watched.heard.get(number, ("", 0)))
         except TimeoutError:
             silent_s = time.monotonic() - watched.seen_s[number]
             if watched.router.is_up(number) and policy.is_dumb(silent_s):
@@ -234,13 +237,14 @@ class Desk:
     def _note_health(self, teacher: str, number: int, epoch: int, health: dict[str, Any]) -> None:
         watched = self._watched[teacher]
         watched.seen_s[number] = time.monotonic()
-        life, lives = health.pop("life"), watched.lives[number]
+        life, lives, answers = health.pop("life"), watched.lives[number], health.pop("answers")
         if life in watched.ended:
             return
         if lives and life not in lives and watched.router.is_up(number):
             # It died and came back between two looks.
             self._note_loss(teacher, number, epoch, "died")
         lives[life] = health
+        self._hear(watched, number, life, answers)
         if not watched.router.is_up(number):
             self._note_return(teacher, number)
         self._note_idleness(watched, number, idle=not health["waiting"])
@@ -248,6 +252,16 @@ class Desk:
         if watched.member.policy.hangs(forward_s):
             watched.ended.add(life)
             self._end(teacher, number, watched.router.epoch(number), f"hung for {forward_s:.1f} s")
+
+    def _hear(self, watched: _Watched, number: int, life: str, answers: Sequence[Entry]) -> None:
+        known, place = watched.heard.get(number, ("", 0))
+        place = place if known == life else 0
+        for entry in answers:
+            # Looks overlap: what one has told, another one may tell again.
+            if entry.place > place:
+                watched.router.heard(number, entry.ticket, entry.computed)
+                place = entry.place
+        watched.heard[number] = (life, place)
 
     def _note_idleness(self, watched: _Watched, number: int, *, idle: bool) -> None:
         marks = watched.idle.setdefault(number, [])

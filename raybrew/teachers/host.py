@@ -6,6 +6,8 @@ forward: the work is the compute thread's (see `gatherer`), the event loop only 
 
 import asyncio
 import uuid
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.gatherer import Gatherer
+from raybrew.teachers.ledger import Ledger
 from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.teacher import TeacherSpec
 
@@ -32,37 +35,60 @@ class ReplicaHost:
         self._gatherer = Gatherer(
             self._replica.ask_together, tokens=GATHER_BATCHES * spec.batch_tokens, wait_s=GATHER_S
         )
-        self._life = uuid.uuid4().hex
+        self._ledger, self._life = Ledger(), uuid.uuid4().hex
+        self._flushing: Future | None = None
 
     async def load(self) -> None:
         """Load the model."""
         await asyncio.wrap_future(self._gatherer.run(self._replica.load))
 
-    async def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
-        """See `Replica.ask`; questions that come together are answered together."""
-        return await asyncio.wrap_future(self._gatherer.ask(view, signals))
+    async def ask(self, view: EncodedView, signals: tuple[Signal, ...], ticket: int) -> Answer:
+        """See `Replica.ask`; questions that come together are answered together.
 
-    async def fill(self, folder: str, view_name: str, rows: np.ndarray) -> Answer:
-        """See `Replica.fill`."""
-        return await asyncio.wrap_future(
-            self._gatherer.run(lambda: self._replica.fill(folder, view_name, rows))
+        Args:
+            view: the examples.
+            signals: what is asked for.
+            ticket: number of the desk's ticket for it.
+        """
+        answer = self._gatherer.ask(view, signals)
+        return await asyncio.wrap_future(self._ledger.expect(ticket, answer))
+
+    async def fill(
+        self, folder: str, view_name: str, rows: np.ndarray, patient: bool, ticket: int
+    ) -> Answer:
+        """See `Replica.fill`; `ticket` as with `ask`."""
+        answer = self._gatherer.run(
+            lambda: self._replica.fill(folder, view_name, rows, patient=patient)
         )
+        return await asyncio.wrap_future(self._ledger.expect(ticket, answer))
 
     async def flush(self) -> None:
         """Write what is not on disk yet, before anything else that waits."""
         await asyncio.wrap_future(self._gatherer.run(self._replica.flush, first=True))
 
-    async def health(self) -> dict[str, float | str]:
+    async def health(self, life: str = "", heard: int = 0) -> dict[str, Any]:
         """Return figures, and what tells a replica that works from one that hangs.
+
+        Args:
+            life: of which the asker has heard.
+            heard: up to which place of the ledger of that life.
 
         Returns:
             `ReplicaFigures`, `forward_s` and `queue_age_s`, seconds, how many questions are
-            `waiting` or at work, and `life`, which differs after a restart.
+            `waiting` or at work, `life`, which differs after a restart, and the `answers` that
+            were not heard yet.
         """
+        self._flush_if_wanted()
         return {
             **self._replica.figures(),
             "forward_s": self._replica.forward_s(),
             "queue_age_s": self._gatherer.queue_age_s(),
             "waiting": self._gatherer.waiting(),
             "life": self._life,
+            "answers": self._ledger.since(heard if life == self._life else 0),
         }
+
+    def _flush_if_wanted(self) -> None:
+        # One that has nothing to do would keep others waiting.
+        if self._replica.wanted() and (self._flushing is None or self._flushing.done()):
+            self._flushing = self._gatherer.run(self._replica.flush, first=True)

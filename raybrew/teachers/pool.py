@@ -7,9 +7,9 @@ A `Desk` on the driver's node keeps their books.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,12 @@ from ray.util.scheduling_strategies import (
     PlacementGroupSchedulingStrategy,
 )
 
-from raybrew.data.encoding import EncodedView
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.client import PoolAddress, PoolClient, outcome, raised
 from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.filling import Filling
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
@@ -62,27 +62,6 @@ class Hosting:
     replicas: int
     resources: dict[str, float]
     policy: LossPolicy = field(default_factory=LossPolicy)
-
-
-@dataclass(frozen=True)
-class Filling:
-    """Labels to compute ahead of their use.
-
-    Args:
-        teacher: whose labels.
-        folder: the encoded split that holds the rows.
-        view_name: its view that the teacher reads.
-        view: that view.
-        rows: rows to label, int64 (n,), of different content.
-        on_done: called with the number of rows of each request that is done.
-    """
-
-    teacher: str
-    folder: str
-    view_name: str
-    view: EncodedView
-    rows: np.ndarray
-    on_done: Callable[[int], None]
 
 
 _Part = tuple[Filling, np.ndarray]
@@ -144,28 +123,43 @@ class TeacherPool:
             TeacherError: a teacher fails.
         """
         dropped: set[str] = set()
-        running: dict[Future, tuple[str, Filling, int]] = {}
+        try:
+            # What another run is at is left to it, and waited for when nothing else is to do.
+            left = self._work_off(fillings, dropped, patient=False)
+            self._work_off(left, dropped, patient=True)
+        finally:
+            self.flush()
+        return dropped
+
+    def _work_off(
+        self, fillings: Sequence[Filling], dropped: set[str], *, patient: bool
+    ) -> list[Filling]:
+        """Compute labels; add to the dropped teachers, and return what was left to other runs."""
+        left: list[Filling] = []
+        running: dict[Future, _Part] = {}
         waiting = {name: self._requests(name, fillings) for name in self.address.replicas}
         try:
             for name, handles in self.address.replicas.items():
                 for _ in range(FILL_AHEAD * len(handles)):
-                    self._request(waiting, running, name)
+                    self._request(waiting, running, name, patient)
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    name, filling, count = running.pop(done)
+                    filling, rows = running.pop(done)
+                    name = filling.teacher
                     try:
-                        done.result()
+                        others: np.ndarray = done.result()
                     except TeacherGone:
                         dropped.add(name)
                         waiting[name] = iter(())
                         continue
-                    filling.on_done(count)
-                    self._request(waiting, running, name)
+                    filling.on_done(len(rows) - len(others))
+                    if len(others):
+                        left.append(replace(filling, rows=others))
+                    self._request(waiting, running, name, patient)
         finally:
             for future in running:
                 future.cancel()
-            self.flush()
-        return dropped
+        return left
 
     def _requests(self, teacher: str, fillings: Sequence[Filling]) -> Iterator[_Part]:
         for filling in fillings:
@@ -178,15 +172,15 @@ class TeacherPool:
     def _request(
         self,
         waiting: dict[str, Iterator[_Part]],
-        running: dict[Future, tuple[str, Filling, int]],
+        running: dict[Future, _Part],
         teacher: str,
+        patient: bool,
     ) -> None:
         filling, rows = next(waiting[teacher], (None, None))
         if filling is not None and rows is not None:
-            future = self._client.fill(
-                teacher, filling.folder, filling.view_name, filling.view, rows
-            )
-            running[future] = (teacher, filling, len(rows))
+            place = (filling.folder, filling.view_name, filling.view)
+            future = self._client.fill(teacher, *place, rows, patient=patient)
+            running[future] = (filling, rows)
 
     def flush(self) -> None:
         """Have every replica write what it computed."""

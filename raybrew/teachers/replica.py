@@ -1,18 +1,22 @@
 """One replica of a teacher: answers from the store where it can, and runs the teacher otherwise.
 
     questions ──► keys known? ──► store
-                    │ no
+                    │ no             ▲
+                    ▼                │ wait
+                  claimed? ──► by another process
+                    │ now
                     ▼
                   sorted by length ──► forwards ──► append to the store ──► answers
 
 The replica writes what it computes, so that whoever asks next, in whatever process, finds it.
 Who holds which key is the `router`'s to say: a key that two askers want at once comes to one
-replica, which takes its questions one after another. That makes them cost one forward.
+replica, which takes its questions one after another. That makes them cost one forward. Between
+pools, runs and processes the store's claims say the same (see `labels.claims`).
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +25,7 @@ import numpy as np
 from raybrew.data.encoding import EncodedView
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import LabelError, RaybrewError
+from raybrew.labels.claims import CLAIMS, Claims
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
@@ -31,6 +36,8 @@ __all__ = ["Answer", "Replica", "ReplicaFigures"]
 _MAX_ATTEMPTS = 3
 FLUSH_S = 10.0
 """Labels are on disk after so many seconds at work: no more is lost with a replica."""
+WAIT_S = 0.05
+"""How often is looked for labels that another process is at."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,12 @@ class Answer:
         payloads: by signal name, n rows in the order of the question; empty if nothing but the
             filling of the store was asked for.
         computed: which rows cost a forward, bool (n,).
+        left: rows that other processes are at, int64; none unless nobody was to wait for them.
     """
 
     payloads: dict[str, Payload]
     computed: np.ndarray
+    left: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 @dataclass
@@ -88,6 +97,7 @@ class Replica:
         self._teacher = teacher
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
+        self._claims = Claims(labels.location.beside(f"{spec.fingerprint}/{CLAIMS}"))
         self._figures = ReplicaFigures()
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
@@ -114,7 +124,7 @@ class Replica:
         """
         computed = np.zeros(len(view), bool)
         for _ in range(_MAX_ATTEMPTS):
-            computed |= self._compute_missing(view, signals)
+            computed |= self._compute_missing(view, signals)[0]
             answers = {s.name: self._stores[s.name].read(view.keys) for s in signals}
             # A shard that is found damaged now is set aside; its labels are missing then.
             if all(found.all() for found, _ in answers.values()):
@@ -146,29 +156,37 @@ class Replica:
             ]
         return [self._tried(view, signals) for view in views]
 
-    def fill(self, folder: str, view_name: str, rows: np.ndarray) -> Answer:
+    def fill(
+        self, folder: str, view_name: str, rows: np.ndarray, *, patient: bool = True
+    ) -> Answer:
         """Compute labels into the store without returning them.
 
         Args:
             folder: an encoded split, where this replica can read it.
             view_name: which of its views the teacher reads.
             rows: its rows, int64 (n,).
+            patient: wait for labels that other processes are at.
         """
         if folder not in self._splits:
             self._splits[folder] = EncodedSplit.load(Path(folder))
-        return self.fill_view(self._splits[folder].views[view_name].take(rows))
+        return self.fill_view(self._splits[folder].views[view_name].take(rows), patient=patient)
 
-    def fill_view(self, view: EncodedView) -> Answer:
+    def fill_view(self, view: EncodedView, *, patient: bool = True) -> Answer:
         """Compute labels of these examples into the store without returning them."""
-        computed = self._compute_missing(view, self._signals)
+        computed, left = self._compute_missing(view, self._signals, patient=patient)
         self._flush_now_and_then()
-        return Answer({}, computed)
+        return Answer({}, computed, left)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
         for store in self._stores.values():
             store.flush()
+        self._claims.release()
         self._flushed = time.monotonic()
+
+    def wanted(self) -> bool:
+        """Return whether another process waits for a flush; any thread may ask."""
+        return self._claims.wanted()
 
     def figures(self) -> dict[str, float]:
         """Return `ReplicaFigures` as values, and the labels that there was no room for.
@@ -189,17 +207,37 @@ class Replica:
         except RaybrewError as error:
             return error
 
-    def _compute_missing(self, view: EncodedView, signals: tuple[Signal, ...]) -> np.ndarray:
+    def _compute_missing(
+        self, view: EncodedView, signals: tuple[Signal, ...], *, patient: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Have all labels there; return which rows cost a forward, and which are left to others."""
+        computed = np.zeros(len(view), bool)
         _, first = np.unique(view.keys, axis=0, return_index=True)
-        missing = np.zeros(len(view), bool)
-        missing[first] = ~self._known(view.keys[first], signals)
-        self._figures.hits += int(len(view) - missing.sum())
-        rows = np.flatnonzero(missing)
+        rows = np.sort(first)
+        rows = rows[~self._here(view.keys[rows], signals)]
+        waiting = False
+        while len(rows):
+            taken = self._claims.take(view.keys[rows], waiting=waiting)
+            # Whoever let go of a key has written its label before.
+            known = self._known(view.keys[rows], signals, now=taken.moved)
+            mine = rows[taken.mine & ~known]
+            self._compute(view, mine, signals)
+            computed[mine] = True
+            rows = rows[~(taken.mine | known)]
+            if not patient or not len(rows):
+                break
+            # Nobody waits who has what somebody else may wait for.
+            self.flush()
+            time.sleep(WAIT_S)
+            waiting = True
+        self._figures.hits += int(len(view) - computed.sum() - len(rows))
+        return computed, rows
+
+    def _compute(self, view: EncodedView, rows: np.ndarray, signals: tuple[Signal, ...]) -> None:
         if len(rows):
             self._loaded()
             for chunk in chunks_by_tokens(view.lengths[rows], self.spec.batch_tokens):
                 self._forward(view.take(rows[chunk]), signals)
-        return missing
 
     def _forward(self, asked: EncodedView, signals: tuple[Signal, ...]) -> None:
         start = self._forward_since = time.monotonic()
@@ -220,7 +258,7 @@ class Replica:
         figures.padded_tokens += len(asked) * int(asked.lengths.max())
 
     def _flush_now_and_then(self) -> None:
-        if time.monotonic() - self._flushed > FLUSH_S:
+        if time.monotonic() - self._flushed > FLUSH_S or self.wanted():
             self.flush()
 
     def _loaded(self) -> _Answers:
@@ -234,15 +272,15 @@ class Replica:
         new = np.flatnonzero(~store.contains(keys))
         store.append(keys[new], payload.take(new))
 
-    def _known(self, keys: np.ndarray, signals: tuple[Signal, ...]) -> np.ndarray:
+    def _here(self, keys: np.ndarray, signals: tuple[Signal, ...]) -> np.ndarray:
         stores = [self._stores[signal.name] for signal in signals]
-        known = np.logical_and.reduce([store.contains(keys) for store in stores])
-        if known.all():
-            return known
-        # Somebody else may have written them since.
-        for store in stores:
-            store.refresh()
         return np.logical_and.reduce([store.contains(keys) for store in stores])
+
+    def _known(self, keys: np.ndarray, signals: tuple[Signal, ...], *, now: bool) -> np.ndarray:
+        # Somebody else may have written them since.
+        for signal in signals:
+            self._stores[signal.name].refresh(now=now)
+        return self._here(keys, signals)
 
 
 def _rows(answer: Answer, start: int, stop: int) -> Answer:

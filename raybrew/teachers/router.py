@@ -43,7 +43,7 @@ class RouterCounts:
     """What became of the questions, in examples.
 
     Args:
-        forwards: computed and reported.
+        forwards: computed and reported, by their asker or by the replica itself.
         retried: asked again, because the replica that had them was lost.
         recomputed: of `forwards`, those whose first label was lost before it was on disk.
         losses: replicas lost.
@@ -69,6 +69,8 @@ class _Lane:
     open: dict[int, _Open] = field(default_factory=dict)
     # Answered, but perhaps not on disk: (number of the answer, keys).
     unwritten: list[tuple[int, list[int]]] = field(default_factory=list)
+    # Tickets that their askers have reported, and the replica has not yet.
+    reported: set[int] = field(default_factory=set)
 
 
 class Router:
@@ -89,6 +91,8 @@ class Router:
         self._holder: dict[int, int] = {}
         self._orphans: set[int] = set()
         self._numbers = 0
+        # Tickets that replicas have reported, and their askers have not: they may never.
+        self._heard: set[int] = set()
         self.counts = RouterCounts()
 
     def assign(
@@ -131,19 +135,41 @@ class Router:
         return tickets
 
     def finished(self, ticket: Ticket, computed: np.ndarray) -> None:
-        """Note an answer.
+        """Note an answer that its asker reports.
 
         Args:
             ticket: the part that was answered.
             computed: which of its rows cost a forward, bool (n,); the others were known.
         """
-        lane = self._lanes[ticket.replica]
-        part = lane.open.pop(ticket.number, None)
-        if part is None:  # the replica was thought lost, and its answer came all the same
-            self.counts.forwards += int(computed.sum())
+        if ticket.number in self._heard:
+            self._heard.remove(ticket.number)
+            return
+        if ticket.epoch == self.epoch(ticket.replica):
+            self._lanes[ticket.replica].reported.add(ticket.number)
+        self._count(ticket.replica, ticket.number, computed)
+
+    def heard(self, replica: int, number: int, computed: np.ndarray) -> None:
+        """Note an answer that a replica reports: whoever asked may be dead.
+
+        Args:
+            replica: which, in its present life.
+            number: of the ticket that was answered.
+            computed: which of its rows cost a forward, bool (n,).
+        """
+        reported = self._lanes[replica].reported
+        if number in reported:
+            reported.remove(number)
+            return
+        self._heard.add(number)
+        self._count(replica, number, computed)
+
+    def _count(self, replica: int, number: int, computed: np.ndarray) -> None:
+        lane = self._lanes[replica]
+        self.counts.forwards += int(computed.sum())
+        part = lane.open.pop(number, None)
+        if part is None:  # nobody waited any longer, or the replica was thought lost
             return
         lane.queued_tokens -= part.tokens
-        self.counts.forwards += int(computed.sum())
         made = {name for name, new in zip(part.keys, computed.tolist(), strict=True) if new}
         self.counts.recomputed += len(made & self._orphans)
         self._orphans -= made

@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers import desk as desk_module
 from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy
 
 KEYS = np.random.default_rng(0).integers(0, 2**63, (40, 2)).astype(np.uint64)
@@ -28,14 +29,17 @@ class Replica:
             "queue_age_s": 0.0,
             "waiting": 0,
             "life": "first",
+            "answers": [],
         }
+        self.heard: list[tuple[str, int]] = []
         self.health = self
 
     def options(self, concurrency_group: str) -> "Replica":
         assert concurrency_group == "control"
         return self
 
-    async def remote(self) -> dict[str, Any]:
+    async def remote(self, life: str, heard: int) -> dict[str, Any]:
+        self.heard.append((life, heard))
         if self.error is not None:
             raise self.error
         return dict(self.said)
@@ -140,5 +144,30 @@ def test_what_a_dead_asker_left_behind_is_no_work(ended):
         assert router.queued_tokens(0) == 40
         replica.said["waiting"] = 0
         await until(lambda: router.queued_tokens(0) == 0)
+
+    asyncio.run(story())
+
+
+def test_what_a_replica_tells_of_questions_whose_asker_died_is_counted_once(ended):
+    async def story() -> None:
+        replica = Replica()
+        replica.said["waiting"] = 1
+        desk = desk_of([replica])
+        (first, *_) = await desk.assign("a", KEYS[:30], ONES[:30], 1000, False, False)
+        (second,) = await desk.assign("a", KEYS[30:], ONES[30:], 1000, False, False)
+        # Told again and again, as looks that overlap do; the second one's asker lives.
+        replica.said["answers"] = [
+            Entry(1, first.number, np.ones(30, bool)),
+            Entry(2, second.number, np.arange(10) < 4),
+        ]
+        router = desk._watched["a"].router
+        await until(lambda: router.counts.forwards)
+        await desk.finished("a", second, np.arange(10) < 4)
+        await until(lambda: replica.heard.count(("first", 2)) > 2)
+        assert router.counts.forwards == 34
+        assert router.queued_tokens(0) == 0
+        # Another life has a ledger of its own, that begins with 1.
+        replica.said |= {"life": "second", "answers": []}
+        await until(lambda: ("second", 0) in replica.heard)
 
     asyncio.run(story())

@@ -132,6 +132,32 @@ def test_what_a_dead_asker_left_behind_is_no_work_but_stays_where_it_is():
     assert router.counts.forwards == 8
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.permutations([(n, who) for n in range(6) for who in ("asker", "replica")]), st.data())
+def test_an_answer_counts_once_whoever_reports_it_and_in_whatever_order(reports, data):
+    router = Router(2, slack_tokens=1000)
+    tickets = [assign(router, np.arange(10 * n, 10 * n + 3))[0] for n in range(6)]
+    silent = data.draw(st.sets(st.sampled_from([(n, "asker") for n in range(6)])))
+    for number, who in reports:
+        ticket, computed = tickets[number], np.ones(len(tickets[number].rows), bool)
+        if who == "replica":
+            router.heard(ticket.replica, ticket.number, computed)
+        elif (number, who) not in silent:
+            router.finished(ticket, computed)
+    assert router.counts.forwards == sum(len(ticket.rows) for ticket in tickets)
+
+
+def test_what_a_replica_reported_and_lost_is_counted_as_recomputed():
+    router = Router(1, slack_tokens=0)
+    (ticket,) = assign(router, [1, 2])
+    router.heard(0, ticket.number, np.ones(2, bool))
+    router.lost(0, 0)  # before its asker had the answer
+    router.back(0)
+    (again,) = assign(router, [1, 2], again=True)
+    router.finished(again, np.ones(2, bool))
+    assert (router.counts.forwards, router.counts.recomputed) == (4, 2)
+
+
 def test_nobody_holds_what_was_refused():
     router = Router(2, slack_tokens=0)
     (ticket,) = assign(router, [7])

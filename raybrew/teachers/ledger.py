@@ -1,0 +1,60 @@
+"""What a replica has answered, for the desk to hear: also what its asker can't report any more.
+
+asker ──question, ticket──► replica ──answer──► asker ──ticket──► desk
+                               └──► Ledger ──with each health check──► desk
+
+An asker that is killed, or interrupted, leaves questions behind that are computed all the same.
+"""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Entry", "Ledger"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An answer.
+
+    Args:
+        place: in the ledger, from 1 on.
+        ticket: number of the ticket that it is the answer to.
+        computed: which of its rows cost a forward, bool (n,).
+    """
+
+    place: int
+    ticket: int
+    computed: np.ndarray
+
+
+class Ledger:
+    """Keeps answers until they were heard; written by the compute thread, read by others."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._entries: list[Entry] = []
+        self._count = 0
+
+    def expect(self, ticket: int, answer: Future) -> Future:
+        """Note an answer as soon as it is there, before anybody gets it; an error is none."""
+
+        def note(done: Future) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._add(ticket, done.result().computed)
+
+        answer.add_done_callback(note)
+        return answer
+
+    def since(self, heard: int) -> list[Entry]:
+        """Return what came after a place, and forget what came before."""
+        with self._lock:
+            self._entries = [entry for entry in self._entries if entry.place > heard]
+            return list(self._entries)
+
+    def _add(self, ticket: int, computed: np.ndarray) -> None:
+        with self._lock:
+            self._count += 1
+            self._entries.append(Entry(self._count, ticket, computed))
