@@ -124,7 +124,8 @@ def test_code_in_a_model_s_folder_is_not_run(sprung, tmp_path):
         },
     }
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(rb.ConfigError, match="contains custom code which must be executed"):
+    asked = r"needs code of its own.*set teachers\[a\]\.trust_remote_code: true"
+    with pytest.raises(rb.ConfigError, match=asked):
         read_config(str(folder), "teachers[a].model")
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})

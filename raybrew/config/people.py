@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from raybrew.config.lora import Lora
-from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Name, Section
+from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Name, Section, Trust
 
 __all__ = ["Student", "Teacher"]
 
@@ -77,6 +77,7 @@ class Teacher(Section):
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )
+    trust_remote_code: Trust = False
 
     @property
     def forward_tokens(self) -> int:
@@ -161,6 +162,7 @@ class Student(Section):
     adaptor: ImportPath = Field(
         default=None, description="What its outputs mean; the task's adaptor if left out."
     )
+    trust_remote_code: Trust = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Student":

@@ -26,6 +26,7 @@ __all__ = [
     "Name",
     "Options",
     "Section",
+    "Trust",
     "as_bytes",
     "import_path_of",
 ]
@@ -67,6 +68,13 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Options = dict[str, float | bool]
 ModelPath = Annotated[str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+Trust = Annotated[
+    bool,
+    Field(
+        description="Run code that comes with the files of its models, where transformers doesn't "
+        "know their class; only what you have read and trust."
+    ),
+]
 
 
 def import_path_of(value: Any) -> str | None:

@@ -19,13 +19,16 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CHUNK_BYTES = 1 << 24
 
 
-def model_fingerprint(folder: str | Path, *, dtype: str, adaptor: str) -> str:
+def model_fingerprint(
+    folder: str | Path, *, dtype: str, adaptor: str, own_code: bool = False
+) -> str:
     """Hash the weights, the configuration, the precision and the adaptor of a teacher.
 
     Args:
         folder: a local folder as transformers writes it (a hub id resolved to its snapshot).
         dtype: precision that the teacher computes in.
         adaptor: name of what turns the model's outputs into logits.
+        own_code: whether the folder's code makes the model, and so belongs to it.
 
     Returns:
         32 hexadecimal digits.
@@ -42,7 +45,8 @@ def model_fingerprint(folder: str | Path, *, dtype: str, adaptor: str) -> str:
             f"{', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'an empty folder'}"
         )
     digest = xxhash.xxh3_128()
-    for path in weights:
+    code = sorted(folder.glob("*.py")) if own_code else []
+    for path in (*weights, *code):
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK_BYTES):

@@ -18,11 +18,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raybrew.config import Teacher
 from raybrew.errors import ConfigError
+from raybrew.models.model_source import ModelSource
 from raybrew.models.pretrained import (
     describe_names,
     load_model,
     random_model,
-    read_config,
 )
 
 __all__ = [
@@ -64,7 +64,7 @@ def layers_config(
     Raises:
         ConfigError: The teacher lacks a layer, or `own` has another number of layers.
     """
-    source = read_config(teacher.model_path, f"teachers[{teacher.name}].model")
+    source = ModelSource.of_teacher(teacher).config()
     num_layers = getattr(source, "num_hidden_layers", 0)
     for layer in layers:
         if not 0 <= layer < num_layers:
@@ -149,8 +149,9 @@ def model_from_layers(
         ConfigError: The teacher's weights can't be read, are incomplete or don't fit.
     """
     field = f"teachers[{teacher.name}].model"
-    path = teacher.model_path
-    source, info = load_model(model_class, path, field, read_config(path, field))
+    source, info = load_model(
+        model_class, teacher.model_path, field, ModelSource.of_teacher(teacher).config()
+    )
     model = random_model(model_class, config)
     origins = weight_origins(model, source, layers, teacher_name=teacher.name, what=what)
     unread = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.errors import ConfigError
@@ -40,6 +41,7 @@ __all__ = [
     "random_model",
     "read_config",
     "read_tokenizer",
+    "runs_own_code",
 ]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -84,32 +86,42 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def read_config(path: str, what: str) -> PreTrainedConfig:
+def read_config(path: str, what: str, *, trust: bool = False) -> PreTrainedConfig:
     """Read a model's configuration from a folder or the hub.
 
     Args:
         path: Folder that `save_pretrained` wrote, or a hub id.
         what: Field of the job that gave the path, for messages.
+        trust: Whether code that comes with the files may run; see `runs_own_code`.
 
     Raises:
         ConfigError: The folder is missing, has no config.json, or can't be read.
     """
     source = _locate(path, what, ("config.json",), "a config.json")
-    return _read(AutoConfig, source, what, "a model configuration")
+    return _read(AutoConfig, source, what, "a model configuration", trust)
 
 
-def read_tokenizer(path: str, what: str) -> PreTrainedTokenizerBase:
+def runs_own_code(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration is of a class that came with the model's files.
+
+    Nobody has one but who read it with `trust`: its model's class comes from there too.
+    """
+    return type(config).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
+
+
+def read_tokenizer(path: str, what: str, *, trust: bool = False) -> PreTrainedTokenizerBase:
     """Read a tokenizer from a folder or the hub.
 
     Args:
         path: Folder that `save_pretrained` wrote, or a hub id.
         what: Field of the job that gave the path, for messages.
+        trust: Whether code that comes with the files may run.
 
     Raises:
         ConfigError: The folder is missing, has no tokenizer, or it can't be read.
     """
     source = _locate(path, what, TOKENIZER_FILES, "a tokenizer")
-    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, "a tokenizer")
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, "a tokenizer", trust)
     # Where files are missing, transformers returns a tokenizer that knows special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise ConfigError(
@@ -145,6 +157,7 @@ def load_model(
         source,
         what,
         "weights",
+        runs_own_code(config),
         config=config,
         dtype=torch.float32,
         ignore_mismatched_sizes=True,
@@ -161,7 +174,9 @@ def load_model(
 def random_model(model_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model in float32 with random weights."""
     with quiet_transformers():
-        return model_class.from_config(config, dtype=torch.float32)
+        # What transformers knows itself is never asked of the files.
+        own = {"trust_remote_code": True} if runs_own_code(config) else {}
+        return model_class.from_config(config, dtype=torch.float32, **own)
 
 
 def meta_model(model_class: Any, config: PreTrainedConfig, what: str) -> PreTrainedModel:
@@ -205,13 +220,13 @@ def _noun(model_class: Any) -> str:
     return f"model for {' '.join(words).lower()}"
 
 
-def _read(auto: Any, source: str, what: str, noun: str, **options: Any) -> Any:
+def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: Any) -> Any:
     offline = not Path(source).is_dir() and not hub_in_reach()
     try:
         with quiet_transformers():
             # False, not None: None asks on the terminal whether foreign code may run.
             return auto.from_pretrained(
-                source, trust_remote_code=False, local_files_only=offline, **options
+                source, trust_remote_code=trust, local_files_only=offline, **options
             )
     except _READ_ERRORS as error:
         if offline:
@@ -219,9 +234,20 @@ def _read(auto: Any, source: str, what: str, noun: str, **options: Any) -> Any:
                 "no such folder here, and as a hub id it isn't in the local cache while the hub "
                 "is out of reach (offline); give a folder, or download it first"
             )
+        elif not trust and "trust_remote_code" in str(error):
+            got = (
+                "a model that needs code of its own, which could do anything here; if you have "
+                f"read it and trust it, set {_section(what)}trust_remote_code: true"
+            )
         else:
             got = first_line(error)
         raise ConfigError(f"{what}: expected {noun} at {source!r}, got: {got}") from error
+
+
+def _section(what: str) -> str:
+    """Return the part of a field's name before its last point, with it."""
+    section, point, _ = what.partition(" ")[0].rpartition(".")
+    return section + point
 
 
 def _locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:

@@ -26,6 +26,7 @@ from raybrew.models.layers import (
     weight_origins,
 )
 from raybrew.models.learning import check_learning, limit_learning
+from raybrew.models.model_source import ModelSource
 from raybrew.models.own_class import OwnClass
 from raybrew.models.pretrained import (
     describe_names,
@@ -90,7 +91,9 @@ def student_config(
     if student.layers_from is not None:
         name, layers = student.layers_from
         field = f"teachers[{name}].model"
-        teacher = meta_model(kind.model_class, read_config(teachers[name].model_path, field), field)
+        teacher = meta_model(
+            kind.model_class, ModelSource.of_teacher(teachers[name]).config(), field
+        )
         weight_origins(model, teacher, layers, teacher_name=name, what=what)
     check_learning(model, student, what)
     return config, tokenizer
@@ -149,40 +152,39 @@ def _with_layer_source(student: Student, teachers: Mapping[str, Teacher]) -> Map
     source = student.layers_from[0] if student.layers_from else ""
     if "/" not in source or source in teachers:
         return teachers
-    return {**teachers, source: Teacher.model_construct(name=source, model=source)}
+    lender = Teacher.model_construct(
+        name=source, model=source, trust_remote_code=student.trust_remote_code
+    )
+    return {**teachers, source: lender}
 
 
 def _tokenizer(
     student: Student, teachers: Mapping[str, Teacher], what: str
 ) -> PreTrainedTokenizerBase:
     if student.tokenizer_from is not None:
-        path, field = _teacher_or_path(student.tokenizer_from, teachers, f"{what}.tokenizer_from")
-        return read_tokenizer(path, field)
+        return _source(student, teachers, what).tokenizer()
     if student.model is not None:
-        return read_tokenizer(student.model, f"{what}.model (or set {what}.tokenizer_from)")
+        field = f"{what}.model (or set {what}.tokenizer_from)"
+        return ModelSource(student.model, field, student.trust_remote_code).tokenizer()
     if student.layers_from is not None:
         name = _known_teacher(student.layers_from[0], teachers, what)
-        return read_tokenizer(teachers[name].model_path, f"teachers[{name}].model")
-    path, field = _first_teacher(teachers, what)
-    return read_tokenizer(path, field)
+        return ModelSource.of_teacher(teachers[name]).tokenizer()
+    return _source(student, teachers, what).tokenizer()
 
 
 def _base_config(
     student: Student, teachers: Mapping[str, Teacher], what: str, kind: Kind
 ) -> PreTrainedConfig:
     if student.config is not None or student.preset is not None:
-        if student.tokenizer_from is None:
-            path, field = _first_teacher(teachers, what)
-        else:
-            field = f"{what}.tokenizer_from"
-            path, field = _teacher_or_path(student.tokenizer_from, teachers, field)
-        base = read_config(path, field)
+        base = _source(student, teachers, what).config()
         if isinstance(kind.model_class, OwnClass):
             base = kind.model_class.config_beside(base)
         if student.preset is not None:
             return preset_config(student.preset, base)
         return changed_config(base, student.config or {}, f"{what}.config")
-    own = None if student.model is None else read_config(student.model, f"{what}.model")
+    own = None
+    if student.model is not None:
+        own = ModelSource(student.model, f"{what}.model", student.trust_remote_code).config()
     if student.layers_from is not None:
         name, layers = student.layers_from
         _known_teacher(name, teachers, what)
@@ -246,15 +248,14 @@ def _known_teacher(name: str, teachers: Mapping[str, Teacher], what: str) -> str
     return name
 
 
-def _teacher_or_path(name: str, teachers: Mapping[str, Teacher], field: str) -> tuple[str, str]:
-    if name in teachers:
-        return teachers[name].model_path, f"teachers[{name}].model"
-    return name, field
-
-
-def _first_teacher(teachers: Mapping[str, Teacher], what: str) -> tuple[str, str]:
-    for name, teacher in teachers.items():
-        return teacher.model_path, f"teachers[{name}].model"
+def _source(student: Student, teachers: Mapping[str, Teacher], what: str) -> ModelSource:
+    """Return what `tokenizer_from` names, or the first teacher."""
+    name = student.tokenizer_from
+    if name is not None and name not in teachers:
+        return ModelSource(name, f"{what}.tokenizer_from", student.trust_remote_code)
+    for each, teacher in teachers.items():
+        if name in (None, each):
+            return ModelSource.of_teacher(teacher)
     raise ConfigError(
         f"{what}.tokenizer_from: expected a folder or hub id, as a job without a teacher that is a "
         f"model has no other base for {what}.config or {what}.preset, got none"

@@ -10,8 +10,8 @@ from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
+from raybrew.models.model_source import ModelSource
 from raybrew.models.multitask import Head, multitask_config
-from raybrew.models.pretrained import read_config, read_tokenizer
 from raybrew.models.students import student_config
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
@@ -122,9 +122,8 @@ def check_droppable(
 
 def read_teacher(teacher: Teacher) -> TeacherModel:
     """Read a teacher's configuration and tokenizer."""
-    what = f"teachers[{teacher.name}].model"
-    path = teacher.model_path
-    return TeacherModel(read_config(path, what), read_tokenizer(path, what))
+    source = ModelSource.of_teacher(teacher)
+    return TeacherModel(source.config(), source.tokenizer())
 
 
 def check_student(

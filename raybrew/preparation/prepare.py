@@ -217,15 +217,13 @@ def _prepared(
     mine = [match for match in matches[task] if match.teacher == teacher.name]
     # Two matches of one statistic ask for one signal.
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
-    folder = readings.folder(teacher)
     kind = table.task.kind
     adaptor = teacher.adaptor or table.task.adaptor
     spec = TeacherSpec(
         name=teacher.name,
-        model=str(folder),
+        model=str(readings.folder(teacher)),
         fingerprint=readings.fingerprint(
-            folder,
-            dtype=teacher.dtype,
+            teacher,
             adaptor=_code_of(teacher, kind, adaptor),
         ),
         kind=kind,
@@ -236,6 +234,7 @@ def _prepared(
         adaptor=adaptor,
         architecture=teacher.architecture,
         attention=needs_attention([match.spec for match in mine]),
+        trust_remote_code=teacher.trust_remote_code,
     )
     return PreparedTeacher(
         teacher=teacher,

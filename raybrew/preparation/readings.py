@@ -27,17 +27,17 @@ class Readings:
     """
 
     def __init__(self, fingerprints: Mapping[tuple[str, ...], str] | None = None):
-        self._teachers: dict[str, TeacherModel] = {}
+        self._teachers: dict[tuple[str, bool], TeacherModel] = {}
         self._students: dict[str, StudentModel] = {}
         self._folders: dict[str, Path] = {}
         self.fingerprints: dict[tuple[str, ...], str] = dict(fingerprints or {})
 
     def teacher(self, teacher: Teacher) -> TeacherModel:
         """Return a teacher's configuration and tokenizer."""
-        path = teacher.model_path
-        if path not in self._teachers:
-            self._teachers[path] = read_teacher(teacher)
-        return self._teachers[path]
+        key = (teacher.model_path, teacher.trust_remote_code)
+        if key not in self._teachers:
+            self._teachers[key] = read_teacher(teacher)
+        return self._teachers[key]
 
     def student(self, job: DistillJob, tables: Sequence[Table]) -> StudentModel:
         """Return the student's configuration and tokenizer, checked."""
@@ -45,7 +45,7 @@ class Readings:
         key = json.dumps(
             [
                 job.student.model_dump(mode="json"),
-                [(teacher.name, teacher.model) for teacher in job.teachers],
+                [(t.name, t.model, t.trust_remote_code) for t in job.teachers],
                 [(table.task.model_dump(mode="json"), table.label_names) for table in tables],
             ]
         )
@@ -60,11 +60,14 @@ class Readings:
             self._folders[path] = _local_folder(teacher)
         return self._folders[path]
 
-    def fingerprint(self, folder: Path, *, dtype: str, adaptor: str) -> str:
+    def fingerprint(self, teacher: Teacher, *, adaptor: str) -> str:
         """Return the fingerprint of a teacher's answers."""
-        key = (str(folder), dtype, adaptor)
+        folder, trust = self.folder(teacher), teacher.trust_remote_code
+        key = (str(folder), teacher.dtype, adaptor, *(["its code"] if trust else []))
         if key not in self.fingerprints:
-            self.fingerprints[key] = model_fingerprint(folder, dtype=dtype, adaptor=adaptor)
+            self.fingerprints[key] = model_fingerprint(
+                folder, dtype=teacher.dtype, adaptor=adaptor, own_code=trust
+            )
         return self.fingerprints[key]
 
 
@@ -74,6 +77,7 @@ def _local_folder(teacher: Teacher) -> Path:
         return folder.resolve()
     try:
         patterns = ["*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model"]
+        patterns += ["*.py"] if teacher.trust_remote_code else []
         return Path(snapshot_download(teacher.model_path, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigError(

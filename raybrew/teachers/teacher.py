@@ -46,6 +46,7 @@ class TeacherSpec:
         architecture: the user's class of models, or its import path; transformers' if None.
         attention: whether attention maps are asked of it.
         extensions: what the user registered in the driver's process.
+        trust_remote_code: whether code that comes with its files may run.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TeacherSpec:
     architecture: Any = None
     attention: bool = False
     extensions: Extensions = field(default_factory=registered)
+    trust_remote_code: bool = False
 
 
 def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -178,7 +180,7 @@ def _load(spec: TeacherSpec) -> nn.Module:
         # A copy in memory: the weights of a teacher at work don't change with its files.
         # Has transformers know the configuration of a user's class first.
         kind = kind_of(spec.kind, spec.architecture)
-        config = read_config(spec.model, what)
+        config = read_config(spec.model, what, trust=spec.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
         config.pad_token_id = spec.pad_token_id
         model, info = load_model(kind.model_class, spec.model, what, config)
