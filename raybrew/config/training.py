@@ -38,8 +38,10 @@ class TrainingConfig(Section):
         default=0.1, ge=0, le=1, description="Share of the steps that warm up."
     )
     max_grad_norm: float | None = Field(default=1.0, gt=0, description="Clips the gradient's norm.")
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="Autocast of the student."
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="Autocast of the student; with fp16 its losses are scaled, and steps whose "
+        "gradient overflows are left out while the scale is found.",
     )
     gradient_checkpointing: bool = Field(
         default=False,

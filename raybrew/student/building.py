@@ -39,6 +39,7 @@ from raybrew.student.loop import StudentTraining
 from raybrew.student.module import StudentModule
 from raybrew.student.optimization import build_optimizer, build_scheduler, optimizer_class
 from raybrew.student.recompute import compute_layers_again
+from raybrew.student.scaling import loss_scaler
 from raybrew.student.world import World
 from raybrew.teachers.teacher import TeacherSpec
 
@@ -172,6 +173,7 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         num_steps=num_steps,
         weights=[task.weight for task in plan.tasks],
         apart=_gradients_apart(plan, module),
+        scaler=loss_scaler(plan.training.precision, world.device),
     )
 
 

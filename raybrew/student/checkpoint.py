@@ -4,7 +4,7 @@
     adapters.safetensors   adapters and heads, of a student with adapters; student/ has them merged
     projections.safetensors  what brings its features to the teachers' sizes, where matches do
     optimizer.safetensors  the optimizer's tensors
-    state.json             step, optimizer settings, schedule, last figures, best score
+    state.json             step, optimizer settings, schedule, loss scale, figures, best score
 
     training ──► Snapshot (copies, in memory) ──► write ──► folder ──► load_checkpoint ──► training
 
@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -116,6 +117,7 @@ def snapshot(
     scheduler: LRScheduler,
     progress: Progress,
     projections: nn.Module | None = None,
+    scaler: GradScaler | None = None,
 ) -> Snapshot:
     """Copy what a checkpoint holds.
 
@@ -126,6 +128,7 @@ def snapshot(
         scheduler: its position.
         progress: how far the run is.
         projections: of the student's matches.
+        scaler: of fp16's losses; its state is empty with other precisions.
     """
     tensors, settings = split_state(optimizer)
     return Snapshot(
@@ -140,6 +143,7 @@ def snapshot(
             "progress": asdict(progress),
             "optimizer": settings,
             "scheduler": plain(scheduler.state_dict()),
+            "scaler": {} if scaler is None else scaler.state_dict(),
         },
     )
 
@@ -151,8 +155,9 @@ def load_checkpoint(
     optimizer: Optimizer,
     scheduler: LRScheduler,
     projections: nn.Module | None = None,
+    scaler: GradScaler | None = None,
 ) -> Progress:
-    """Bring model, projections, optimizer and schedule to where the checkpoint left them.
+    """Bring model, projections, optimizer, schedule and scaler to where the checkpoint left them.
 
     Returns:
         How far the run was.
@@ -174,6 +179,8 @@ def load_checkpoint(
         _load_projections(folder, projections)
         optimizer.load_state_dict(joined_state(record["optimizer"], tensors))
         scheduler.load_state_dict(record["scheduler"])
+        if scaler is not None:
+            scaler.load_state_dict(record["scaler"])
         return Progress(**record["progress"])
     except (
         OSError,

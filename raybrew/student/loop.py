@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -61,6 +62,7 @@ class StudentTraining:
         num_steps: length of the run.
         weights: of the tasks' losses; 1 if empty.
         apart: mixes the gradients of a step's tasks; they are added up if None.
+        scaler: of the losses; none with precisions that need none.
 
     Attributes:
         step: steps that were taken.
@@ -82,6 +84,7 @@ class StudentTraining:
     num_steps: int
     weights: Sequence[float] = ()
     apart: TaskGradients | None = None
+    scaler: GradScaler | None = None
     step: int = 0
     waited_s: float = 0.0
     _last: dict[str, float] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class StudentTraining:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
             projections=self.module.beside,
+            scaler=self.scaler,
         )
         self.step = self._progress.step
         self._last = dict(self._progress.figures)
@@ -179,12 +183,11 @@ class StudentTraining:
         for number, task in enumerate(self.tasks):
             if task.eval is None:
                 continue
+            model = self.module.model_of(number)
             metrics = evaluate_task(
                 task,
                 task.eval,
-                ModelOnDevice(
-                    self.module.model_of(number), task.reads, self._pad, self.world.device
-                ),
+                ModelOnDevice(model, task.reads, self._pad, self.world.device),
                 self.world,
                 batch_size=self.config.eval_batch_size,
                 on_progress=hooks.evaluating,
@@ -210,6 +213,7 @@ class StudentTraining:
             scheduler=self.scheduler,
             progress=replace(self._progress, step=self.step, figures=dict(self._last)),
             projections=self.module.beside,
+            scaler=self.scaler,
         )
 
     def _save_if_due(self, hooks: Hooks, evaluation: Mapping[str, float] | None = None) -> None:
@@ -243,6 +247,7 @@ class StudentTraining:
             precision=self.config.precision,
             balancer=self.module.balancer,
             apart=self.apart,
+            scaler=self.scaler,
         )
 
     def _build_maker(self) -> StepMaker:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from raybrew.balancing import Balancer, TaskGradients
 from raybrew.objective import Objective, Position, SoftLabels
 from raybrew.student.module import StudentAnswer
+from raybrew.student.scaling import AUTOCAST
 from raybrew.student.world import World
 
 __all__ = ["MicroBatch", "StepBatch", "StudentStep"]
@@ -79,6 +81,7 @@ class StudentStep:
         precision: autocast of the forward.
         balancer: of the module; weighs its tasks' losses.
         apart: takes the gradients of each batch apart and mixes them; they are added up if None.
+        scaler: of fp16's losses.
     """
 
     def __init__(
@@ -93,12 +96,14 @@ class StudentStep:
         precision: str,
         balancer: Balancer | None = None,
         apart: TaskGradients | None = None,
+        scaler: GradScaler | None = None,
     ):
         self._model, self._objectives = model, objectives
         self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
         self._max_grad_norm, self._precision = max_grad_norm, precision
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._balancer, self._apart = balancer or Balancer(), apart
+        self._scaler = scaler or GradScaler(enabled=False)
         self.skipped = False
         """Whether the last step was left out, because its gradient was not finite."""
 
@@ -122,7 +127,7 @@ class StudentStep:
             self._apart.put_back(position.step)
         if self._balancer.observes:
             self._observe(batches, sums, position)
-        self._update()
+        self._update(sums)
         return sums
 
     def _backward(
@@ -139,7 +144,8 @@ class StudentStep:
                 share = 1 / (passes * self._world.size)
                 loss = self._balancer.weigh(loss, batch.task, balance, share)
                 # DDP averages over ranks; the denominators already count all of them.
-                (loss * (batch.weight * self._world.size / num_batches)).backward()
+                loss = loss * (batch.weight * self._world.size / num_batches)
+                self._scaler.scale(loss).backward()
             for name, numerator in numerators.items():
                 sums[name] = sums.get(name, 0) + numerator.detach()
         if self._apart is not None:
@@ -163,7 +169,8 @@ class StudentStep:
         self, task: int, batch: MicroBatch, position: Position
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         device = self._world.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self._precision == "bf16"):
+        dtype = AUTOCAST.get(self._precision)
+        with torch.autocast(device, dtype, enabled=dtype is not None):
             answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, task)
         numerators = self._objectives[task].numerators(
             answer.view,
@@ -186,10 +193,12 @@ class StudentStep:
             return self._model.no_sync()
         return nullcontext()
 
-    def _update(self) -> None:
+    def _update(self, sums: Sequence[Mapping[str, Tensor]]) -> None:
+        self._scaler.unscale_(self._optimizer)
         # The gradient is the same on every rank, and so is what is done about it.
-        self.skipped = not bool(self._gradient_norm().isfinite())
-        if self.skipped:
+        finite = bool(self._gradient_norm().isfinite())
+        self.skipped = not finite and not self._overflowed(sums)
+        if not finite:
             with warnings.catch_warnings():
                 # PyTorch takes a first step that was left out for the calls in the wrong order.
                 warnings.filterwarnings(
@@ -197,9 +206,18 @@ class StudentStep:
                 )
                 self._scheduler.step()
         else:
-            self._optimizer.step()
+            self._scaler.step(self._optimizer)
             self._scheduler.step()
+        self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _overflowed(self, sums: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether the scale alone was too much for the gradient: finding it costs such steps."""
+        if not self._scaler.is_enabled() or self._scaler.get_scale() <= 1:
+            return False
+        # A collective: every rank gets here in the same step.
+        local = torch.stack([value.sum() for each in sums for value in each.values()])
+        return bool(self._world.total(local).isfinite().all())
 
     def _gradient_norm(self) -> Tensor:
         if self._max_grad_norm is not None:

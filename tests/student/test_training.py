@@ -90,6 +90,44 @@ class _Stop(Recorder):
 
 
 @pytest.mark.usefixtures("warm")
+def test_fp16_finds_its_scale_and_a_resumed_run_has_it(models, store, tmp_path, monkeypatch):
+    # So large that the first steps overflow: each of them halves it.
+    monkeypatch.setattr("raybrew.student.scaling.FIRST_SCALE", 2.0**30)
+    training, _ = fresh(models, store, tmp_path / "1", precision="fp16")
+    whole, losses = trained(training)
+    assert training.scaler is not None
+    scale = training.scaler.get_scale()
+    assert 1 < scale < 2.0**30
+    first, _ = fresh(models, store, tmp_path / "2", precision="fp16")
+    stop = _Stop(first, 4, tmp_path / "checkpoint")
+    first.run(stop)
+    # Overflows are no faults: none is said, or counted, or stops the run.
+    assert stop.events == []
+    second, _ = fresh(models, store, tmp_path / "3", precision="fp16")
+    second.resume(tmp_path / "checkpoint")
+    assert second.scaler is not None
+    assert second.scaler.get_scale() < 2.0**30
+    again, tail = trained(second)
+    assert equal(whole, again)
+    assert tail == losses[4:]
+    # It learns as in fp32, but for what half precision rounds.
+    monkeypatch.setattr("raybrew.student.scaling.FIRST_SCALE", 2.0**10)
+    half = trained(fresh(models, store, tmp_path / "4", precision="fp16")[0])[1]
+    full = trained(fresh(models, store, tmp_path / "5")[0])[1]
+    assert half != full
+    torch.testing.assert_close(half, full, atol=5e-3, rtol=5e-3)
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_loss_that_is_not_a_number_is_a_fault_in_fp16_too(models, store, tmp_path):
+    training, _ = fresh(models, store, tmp_path, precision="fp16", on_nan="stop")
+    with torch.no_grad():
+        next(training.model.parameters()).fill_(float("nan"))
+    with pytest.raises(rb.TrainingError, match="step 1: expected a finite gradient"):
+        training.run(Recorder())
+
+
+@pytest.mark.usefixtures("warm")
 def test_seeds_decide_and_nothing_else_does(models, store, tmp_path):
     one, losses = trained(fresh(models, store, tmp_path / "1")[0])
     torch.manual_seed(12345)
