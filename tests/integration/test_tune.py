@@ -2,9 +2,15 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import yaml
 from ray import tune
 from ray.train import RunConfig, ScalingConfig
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining
@@ -13,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
 from raybrew.jobfile import load_job
-from tests.made import make_job
+from tests.made import STUDENT_CONFIG, make_data, make_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -186,3 +192,71 @@ def test_combinations_that_cannot_be_are_named_before_any_label(models, tmp_path
     with pytest.raises(rb.ConfigError, match=r"mixture = 'mean_probs', .*kd_loss = 'mse'"):
         sweep(job, space, tmp_path)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.long
+def test_a_stopped_sweep_goes_on_where_it_was(models, tmp_path):
+    make_data(90, twice=6).to_parquet(str(tmp_path / "train.parquet"))
+    make_data(30, seed=1).to_parquet(str(tmp_path / "eval.parquet"))
+    values = {
+        "tasks": [
+            {"name": "sum", "train": "train.parquet", "eval": "eval.parquet", "max_length": 32}
+        ],
+        "teachers": [
+            {"name": name, "task": "sum", "model": model, "resources": {"CPU": 0.25}}
+            for name, model in models.items()
+        ],
+        "student": {"config": STUDENT_CONFIG},
+        "training": {"num_steps": 400, "evaluate_every": 20, "num_threads": 1},
+        "labels": {"store": "store"},
+        "tracking": {"progress": False},
+        "run": {"name": "sweep", "storage_path": str(tmp_path / "runs")},
+        "space": {
+            "training.learning_rate": {"loguniform": [1e-4, 1e-2]},
+            "training.seed": {"grid_search": [0, 1, 2, 3]},
+        },
+        "tune": {"max_concurrent_trials": 1},
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(values))
+    trials = tmp_path / "runs" / "sweep" / "trials"
+
+    def steps(number: int) -> list[int]:
+        found = trials / f"trial-0000{number}" / "result.json"
+        lines = found.read_text().splitlines() if found.exists() else []
+        return [json.loads(line)["step"] for line in lines]
+
+    command = [sys.executable, "-m", "raybrew", "tune", str(file)]
+    local = {**os.environ, "RAY_ADDRESS": "local"}
+    with (tmp_path / "err.txt").open("w") as log:
+        first = subprocess.Popen(command, stderr=log, start_new_session=True, env=local)
+        deadline = time.monotonic() + 240
+        while len(steps(1)) < 3:  # the second trial is under way
+            assert first.poll() is None, (tmp_path / "err.txt").read_text()
+            assert time.monotonic() < deadline, "the sweep didn't get to its second trial"
+            time.sleep(0.2)
+        first.send_signal(signal.SIGINT)
+        assert first.wait(timeout=90) == 130
+    said = (tmp_path / "err.txt").read_text()
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert steps(0)[-1] == 400
+    assert not steps(3)
+    second = subprocess.run(
+        [*command, "--resume"], capture_output=True, text=True, env=local, timeout=300, check=True
+    )
+    report = json.loads((tmp_path / "runs" / "sweep" / "report.json").read_text())
+    assert [row["status"] for row in report["trials"]] == ["finished"] * 4, second.stdout
+    assert report["labels"]["forwards"] == 0  # all of them in the store
+    # No step of a finished trial was taken again; the stopped one went on from its checkpoint.
+    assert steps(0) == list(range(20, 401, 20))
+    assert steps(1) == list(range(20, 401, 20))
+    changed = subprocess.run(
+        [*command, "--resume", "--set", "distillation.temperature=9"],
+        capture_output=True,
+        text=True,
+        env=local,
+        timeout=120,
+    )
+    assert changed.returncode == 2
+    assert "distillation.temperature" in changed.stderr
