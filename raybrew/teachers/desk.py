@@ -9,7 +9,7 @@ Only keys and counts pass it. What it decides is in `router` and `policy`; here 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from raybrew.errors import TeacherError, TeacherGone
+from raybrew.teachers.figures import figures_of
 from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy, Verdict
 from raybrew.teachers.router import Router, Ticket
@@ -25,8 +26,6 @@ from raybrew.teachers.router import Router, Ticket
 __all__ = ["TICKETS_OF_A_FORWARD", "Desk", "Member"]
 
 POLL_S = 0.5
-_OF_NOW = ("forward_s", "queue_age_s", "waiting", "examples")
-"""What health tells that is no sum, and what the router counts itself."""
 IDLE_LOOKS = 20
 """Looks at a replica that has nothing to do, after which what it was handed is nobody's."""
 TICKETS_OF_A_FORWARD = 4
@@ -167,22 +166,9 @@ class Desk:
         return {name: self._figures_of(watched) for name, watched in self._watched.items()}
 
     def _figures_of(self, watched: _Watched) -> dict[str, float]:
-        lives = [said for by_life in watched.lives for said in by_life.values()]
-        now = [list(by_life.values())[-1] for by_life in watched.lives if by_life]
-        names = [name for each in lives[:1] for name in each if name not in _OF_NOW]
-        sums = {name: float(sum(each[name] for each in lives)) for name in names}
-        full = sums.get("batches", 0.0) * watched.member.batch_tokens
-        seconds = sums.get("compute_s", 0.0)
-        counts = {name: float(count) for name, count in asdict(watched.router.counts).items()}
-        lanes = range(len(watched.member.replicas))
-        return {
-            **counts,
-            **sums,
-            "batch_fill": sums["tokens"] / full if full else 0.0,
-            "tokens_per_s": sums["tokens"] / seconds if seconds else 0.0,
-            "queue_age_s": max((each["queue_age_s"] for each in now), default=0.0),
-            "queued_tokens": float(sum(watched.router.queued_tokens(n) for n in lanes)),
-        }
+        router, lanes = watched.router, range(len(watched.member.replicas))
+        queued = sum(router.queued_tokens(number) for number in lanes)
+        return figures_of(watched.lives, router.counts, watched.member.batch_tokens, queued)
 
     def _decide(self, teacher: str, watched: _Watched) -> None:
         now = time.monotonic()
