@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, BertConfig, ElectraConfig
 
 import raybrew as rb
+from experiments.textbrewer import rows
 from experiments.textbrewer.__main__ import listing, main
 from experiments.textbrewer.benchmarks import BENCHMARKS
 from experiments.textbrewer.hotpotqa import main as make_hotpotqa
@@ -84,6 +85,11 @@ def published() -> dict[str, str]:
                 if score != "–"
             }
     return cells
+
+
+def test_the_readme_lists_the_rows():
+    readme = Path(rows.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert listing() in readme, "write the output of --list into README.md anew"
 
 
 def test_there_is_a_row_for_every_published_score():
