@@ -33,11 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
-    parser.add_argument("--keys", type=int, nargs="+", default=KEYS)
+    parser.add_argument("--keys", type=int, nargs="*", default=KEYS)
+    parser.add_argument(
+        "--costs-us",
+        type=float,
+        nargs=4,
+        metavar=("QUESTION", "TICKET", "ANSWER", "ROUND_TRIP"),
+        help="costs of the desk's calls that were measured before, microseconds",
+    )
     parser.add_argument("--json", type=Path, default=Path("runs/scaling.json"))
     given = parser.parse_args(arguments)
     print(machine(), flush=True)
-    costs = measured_costs()
+    known = given.costs_us
+    costs = CallCosts(*(each / 1e6 for each in known)) if known else measured_costs()
     print(costs_table(costs), flush=True)
     outcomes = {
         title: {
@@ -49,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for title, each in outcomes.items():
         print(outcomes_table(title, each), flush=True)
     stores = [measured_store(count) for count in given.keys]
-    print(stores_table(stores))
+    if stores:
+        print(stores_table(stores))
     given.json.parent.mkdir(parents=True, exist_ok=True)
     plain = {
         "machine": machine(),
