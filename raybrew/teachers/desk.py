@@ -30,6 +30,8 @@ IDLE_LOOKS = 20
 """Looks at a replica that has nothing to do, after which what it was handed is nobody's."""
 TICKETS_OF_A_FORWARD = 4
 """Requests that a forward is put together of, at most, where a question has enough examples."""
+OTHERS_S = 30.0
+"""So long a replica waits for another run's labels before that is said."""
 ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
 
@@ -59,6 +61,8 @@ class _Watched:
     seen_s: list[float]
     down_since: float | None = None
     ended: set[str] = field(default_factory=set)
+    # Lives that were said to wait for other runs.
+    patient: set[str] = field(default_factory=set)
     # By replica: marks of the looks since it has had nothing to do.
     idle: dict[int, list[int]] = field(default_factory=dict)
     # By replica: which life of it was heard last, and up to which place of its ledger.
@@ -234,6 +238,10 @@ class Desk:
         if not watched.router.is_up(number):
             self._note_return(teacher, number)
         self._note_idleness(watched, number, idle=not health["waiting"])
+        if health["others_s"] > OTHERS_S and life not in watched.patient:
+            watched.patient.add(life)
+            what = "waits for labels that another run or process on this store is computing"
+            self._say("labels elsewhere", teacher, number, what)
         forward_s = float(health["forward_s"])
         if watched.member.policy.hangs(forward_s):
             watched.ended.add(life)

@@ -7,7 +7,7 @@ from raybrew.teachers.router import RouterCounts
 
 __all__ = ["figures_of"]
 
-_OF_NOW = ("forward_s", "queue_age_s", "waiting", "examples")
+_OF_NOW = ("forward_s", "others_s", "queue_age_s", "waiting", "examples")
 """What health tells that is no sum, and what the router counts itself."""
 
 

@@ -74,14 +74,15 @@ class ReplicaHost:
             heard: up to which place of the ledger of that life.
 
         Returns:
-            `ReplicaFigures`, `forward_s` and `queue_age_s`, seconds, how many questions are
-            `waiting` or at work, `life`, which differs after a restart, and the `answers` that
+            `ReplicaFigures`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
+            are `waiting` or at work, `life`, which differs after a restart, and the `answers` that
             were not heard yet.
         """
         self._flush_if_wanted()
         return {
             **self._replica.figures(),
             "forward_s": self._replica.forward_s(),
+            "others_s": self._replica.others_s(),
             "queue_age_s": self._gatherer.queue_age_s(),
             "waiting": self._gatherer.waiting(),
             "life": self._life,

@@ -101,6 +101,7 @@ class Replica:
         self._figures = ReplicaFigures()
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
+        self._waiting_since: float | None = None
         self._flushed = time.monotonic()
 
     def load(self) -> None:
@@ -201,6 +202,11 @@ class Replica:
         since = self._forward_since
         return 0.0 if since is None else time.monotonic() - since
 
+    def others_s(self) -> float:
+        """Return for how long it has waited for labels that other processes are at."""
+        since = self._waiting_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def _tried(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer | RaybrewError:
         try:
             return self.ask(view, signals)
@@ -228,8 +234,10 @@ class Replica:
                 break
             # Nobody waits who has what somebody else may wait for.
             self.flush()
+            self._waiting_since = self._waiting_since or time.monotonic()
             time.sleep(WAIT_S)
             waiting = True
+        self._waiting_since = None
         self._figures.hits += int(len(view) - computed.sum() - len(rows))
         return computed, rows
 

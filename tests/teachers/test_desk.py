@@ -26,6 +26,7 @@ class Replica:
         self.said: dict[str, Any] = {
             **dict.fromkeys(("hits", "batches", "tokens", "compute_s", "payload_bytes"), 1.0),
             "forward_s": 0.0,
+            "others_s": 0.0,
             "queue_age_s": 0.0,
             "waiting": 0,
             "life": "first",
@@ -169,5 +170,22 @@ def test_what_a_replica_tells_of_questions_whose_asker_died_is_counted_once(ende
         # Another life has a ledger of its own, that begins with 1.
         replica.said |= {"life": "second", "answers": []}
         await until(lambda: ("second", 0) in replica.heard)
+
+    asyncio.run(story())
+
+
+def test_who_waits_long_for_another_run_says_so_once(ended):
+    async def story() -> None:
+        replica = Replica()
+        desk = desk_of([replica])
+        await desk.begin()
+        replica.said["others_s"] = 29.0
+        await until(lambda: len(replica.heard) > 3)
+        assert await desk.take_events() == []
+        replica.said["others_s"] = 31.0
+        looks = len(replica.heard)
+        await until(lambda: len(replica.heard) > looks + 3)
+        (event,) = await desk.take_events()
+        assert (event["fault"], event["who"]) == ("labels elsewhere", "teacher 'a', replica 0")
 
     asyncio.run(story())

@@ -140,8 +140,10 @@ def test_filling_leaves_what_another_is_at_and_waits_for_it_last(tmp_path):
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not waited
+    assert other.others_s() > 0
     one.flush()
     thread.join(HANG_S)
+    assert other.others_s() == 0
     assert not waited[0].computed.any()
     assert not len(waited[0].left)
     assert set(computed(tmp_path).values()) == {1}
