@@ -7,11 +7,14 @@ import pytest
 from ray import tune
 
 import raybrew as rb
+from raybrew.data.split import EncodedSplit
+from raybrew.labels.spec import StoreSpec
+from raybrew.labels.store import LabelStore
 from raybrew.preparation import Readings
 from raybrew.tuning.domains import range_of
 from raybrew.tuning.space import JobSpace
 from raybrew.tuning.survey import survey, with_saved_data
-from tests.made import make_job, make_model
+from tests.made import STUDENT_CONFIG, make_job, make_model
 
 HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "cos", "teacher": "a"}
 HIDDEN |= {"proj": ["linear", 16, 32]}
@@ -73,6 +76,44 @@ def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
     found = survey(space, tmp_path / "data")
     prints = {tuple(t.fingerprint for t in each.preparation.teachers) for each in found.passes}
     assert len(prints) == 2
+
+
+def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
+    job = make_job(models, tmp_path / "store")
+    task = job.tasks[0]
+    said = {
+        side: getattr(task, side).add_column(
+            "said", [[float(n), 0.0, 1.0] for n in range(len(getattr(task, side)))]
+        )
+        for side in ("train", "eval")
+    }
+    column = rb.Teacher(name="c", task="sum", logits="said")
+    job = job.model_copy(
+        update={
+            "tasks": (task.model_copy(update=said),),
+            "teachers": (*job.teachers, column),
+            "student": rb.Student(config=STUDENT_CONFIG),
+        }
+    )
+    space = space_of(
+        with_saved_data(job, tmp_path / "rows"),
+        {
+            "distillation.temperature": tune.uniform(1, 8),
+            "teachers.c.weight": tune.choice([0.5, 1.0]),
+        },
+    )
+    found = survey(space, tmp_path / "data")
+    (only,) = found.passes
+    # Nobody hosts it; its values are there before any trial.
+    assert [name for name, _ in only.preparation.replicas(in_workers=False)] == ["a", "b"]
+    teacher = only.preparation.teachers[2]
+    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
+    assert len(store) == 90
+    for _, config in space.jobs():
+        plan = found.brief.plan(config, Readings(found.brief.fingerprints))
+        assert [each.supplied for each in plan.teachers] == [False, False, True]
+        split = EncodedSplit.load(Path(plan.tasks[0].train))
+        assert store.contains(split.views[plan.teachers[2].view].keys).all()
 
 
 def test_a_combination_that_does_not_fit_is_named(models, tmp_path):
