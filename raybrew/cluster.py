@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
@@ -21,12 +23,17 @@ __all__ = [
     "ray_session",
     "run_config_from",
     "scaling_config_from",
+    "spilled_objects",
 ]
 
 Resources = Mapping[str, float]
 
 MAX_FAILURES = 3
 """So often training starts again after ranks failed, where the job doesn't say."""
+STATS_S = 10.0
+"""How long a node may take to say what its object store did."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -52,6 +59,21 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def spilled_objects() -> int | None:
+    """Return how many objects the cluster's object stores have put on disk, ever.
+
+    None if no node says so within `STATS_S`.
+    """
+    # Ray tells it to its dashboard and to `ray memory`; this is what the latter asks.
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    try:
+        told = get_memory_info_reply(state, timeout_seconds=STATS_S)
+    except grpc.RpcError as error:
+        logger.info("no node says what its object store has put on disk: %s", error)
+        return None
+    return int(told.store_stats.spilled_objects_total)
 
 
 def check_resources(

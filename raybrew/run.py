@@ -10,7 +10,7 @@ from typing import Any
 
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 
-from raybrew.cluster import MAX_FAILURES, check_resources, ray_session
+from raybrew.cluster import MAX_FAILURES, check_resources, ray_session, spilled_objects
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.events import Event, EventLog, Recovery
 from raybrew.interrupts import sigterm_as_interrupt
@@ -133,6 +133,7 @@ class Run:
                 on_lost=lambda said: self.survived(Event("W&B lost", "tracking", said)),
             )
         )
+        self._spilled = spilled_objects()
 
     def fit(
         self,
@@ -173,6 +174,7 @@ class Run:
         assert last is not None, "the loop ends with a checkpoint"
         self.folder.export_student(last / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
+        self._note_spilling()
         self.times["total"] = self.seconds
         result = RunResult(
             folder=str(self.folder.path),
@@ -200,6 +202,13 @@ class Run:
     def survived(self, event: Event) -> None:
         """Record a fault that the run goes on after."""
         self.events.add(event)
+
+    def _note_spilling(self) -> None:
+        spilled = spilled_objects()
+        if spilled is not None and self._spilled is not None and spilled > self._spilled:
+            count = spilled - self._spilled
+            what = f"{count} objects went to disk and came back as they were needed"
+            self.survived(Event("object store spilled", "Ray", what))
 
     def _on_message(self, message: Message) -> None:
         now = time.monotonic()

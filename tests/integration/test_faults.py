@@ -1,7 +1,8 @@
 """Real faults on a real cluster of several nodes: whatever dies, the student comes out the same."""
 
+import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import raybrew as rb
 from tests.integration import fault_lab
 from tests.integration.fault_lab import Outcome, Strike
 from tests.made import STUDENT_CONFIG, make_job
+from tests.student.in_process import Recorder, build
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -26,7 +28,7 @@ class Lab:
     def __init__(self):
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context)
-        self.address: str = self(fault_lab.start, 3)
+        self.address: str = self(fault_lab.start)
 
     def __call__(self, function: Any, *arguments: Any, **named: Any) -> Any:
         return self._pool.submit(function, *arguments, **named).result(fault_lab.WAIT_S)
@@ -62,7 +64,7 @@ def job(models: dict[str, str], store: Path, **training: Any) -> rb.DistillJob:
 def whole(lab: Lab, models, store, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     """The run that nothing befalls; it fills the store for the others."""
     folder = str(tmp_path_factory.mktemp("whole"))
-    lab(fault_lab.run, job(models, store, num_steps=6), folder + "/fill")
+    lab(fault_lab.fill, job(models, store), folder)
     outcome = lab(fault_lab.run, job(models, store), folder)
     assert outcome.result, outcome.error
     assert outcome.result["survived"] == []
@@ -85,29 +87,88 @@ def assert_same_student(outcome: Outcome, whole: Outcome) -> None:
     assert counts["forwards"] == counts["misses"] == 0
 
 
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        ("rank_dies", "rank died"),
-        ("all_ranks_die", "rank died"),
-        ("controller_dies", "controller died"),
-        ("node_dies", "rank died"),
-    ],
-)
-def test_whatever_dies_the_student_comes_out_the_same(
-    fault, said, lab, models, store, whole, tmp_path
-):
-    outcome = lab(fault_lab.run, job(models, store), str(tmp_path), [Strike(fault, 14)])
-    assert_same_student(outcome, whole)
-    (event, *more) = outcome.result["survived"]
-    assert event["fault"] == said
-    assert "went on after step" in event["what"]
+def recoveries(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return the faults that training started again after: of each start the first."""
+    survived = outcome.result["survived"]
+    return [event for event in survived if "went on after" in event["what"] and event["lost_s"]]
+
+
+def assert_went_on(event: dict[str, Any], fault: str, most_steps: int) -> None:
+    assert event["fault"] == fault
     # None is lost where the fault strikes right behind a checkpoint.
-    assert 0 <= event["lost_steps"] <= 3 * EVERY
-    assert event["lost_s"] > 0
-    assert {each["fault"] for each in more} <= {"rank died", "rank failed"}
-    print(
-        f"{fault}: {event['lost_s']} s, {event['lost_steps']} steps; "
-        f"{outcome.wall_s:.1f} s for {whole.wall_s:.1f} s"
-    )
+    assert 0 <= event["lost_steps"] <= most_steps
+    print(f"{fault}: {event['lost_s']} s, {event['lost_steps']} steps")
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"rank_dies": "rank died", "all_ranks_die": "rank died"},
+        {"controller_dies": "controller died", "node_dies": "rank died"},
+    ],
+    ids=" and ".join,
+)
+def test_whatever_dies_the_student_comes_out_the_same(faults, lab, models, store, whole, tmp_path):
+    strikes = [Strike(fault, step) for fault, step in zip(faults, (9, 22), strict=True)]
+    outcome = lab(fault_lab.run, job(models, store), str(tmp_path), strikes)
+    assert_same_student(outcome, whole)
+    for event, said in zip(recoveries(outcome), faults.values(), strict=True):
+        assert_went_on(event, said, 3 * EVERY)
+    others = {event["fault"] for event in outcome.result["survived"]}
+    assert others <= {"rank died", "rank failed", "controller died"}
+    print(f"{', '.join(faults)}: {outcome.wall_s:.1f} s for {whole.wall_s:.1f} s")
     assert lab(fault_lab.leftovers) == {"actors": [], "groups": []}
+
+
+def test_wandb_and_memory_are_lost_and_a_node_is_taken_away(lab, models, store, whole, tmp_path):
+    rarely = job(models, store, checkpoint_every=STEPS).model_copy(
+        update={"tracking": rb.TrackingConfig(wandb=True, log_every=1, progress=False)}
+    )
+    faults = ("wandb_dies", "object_store_fills", "node_is_preempted")
+    strikes = [Strike(fault, step) for fault, step in zip(faults, (3, 5, 8), strict=True)]
+    outcome = lab(fault_lab.run, rarely, str(tmp_path), strikes)
+    assert_same_student(outcome, whole)
+    survived = {event["fault"]: event for event in outcome.result["survived"]}
+    assert survived.keys() >= {"W&B lost", "object store spilled", "preemption"}
+    lines = Path(outcome.result["folder"], "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line).get("step") for line in lines]
+    assert set(range(1, STEPS + 1)) <= set(steps)
+    # It goes on from what was saved when the node was said to go, not from the beginning.
+    assert "are being taken away; saved at once" in survived["preemption"]["what"]
+    (died,) = recoveries(outcome)
+    assert_went_on(died, "rank died", 14)
+    assert lab(fault_lab.leftovers) == {"actors": [], "groups": []}
+
+
+def close_to(outcome: Outcome, expected: Mapping[str, torch.Tensor], atol: float) -> None:
+    assert outcome.result, outcome.error
+    for name, value in weights(outcome).items():
+        torch.testing.assert_close(value, expected[name], atol=atol, rtol=0)
+
+
+NO_DROPOUT = {**STUDENT_CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def test_workers_come_and_go_and_the_batches_stay_the_same(lab, models, store, whole, tmp_path):
+    long = job(models, store, num_steps=160)
+    elastic = long.model_copy(
+        update={"student": long.student.model_copy(update={"config": NO_DROPOUT})}
+    )
+    # What one process makes of it, without any Ray, from the same labels.
+    alone = elastic.model_copy(update={"student": rb.Student(config=NO_DROPOUT)})
+    one, _ = build(alone, tmp_path / "1")
+    one.run(Recorder())
+    strikes = [Strike("nodes_leave", 14), Strike("nodes_join", 40)]
+    outcome = lab(
+        fault_lab.run,
+        elastic,
+        str(tmp_path / "2"),
+        strikes,
+        (1, 2),
+        elastic_resize_monitor_interval_s=1.0,
+    )
+    close_to(outcome, one.model.state_dict(), atol=1e-4)
+    said = [event["what"] for event in outcome.result["survived"]]
+    assert any(what.endswith("with 1 worker") for what in said), said
+    assert said[-1].endswith("with 2 workers"), said
+    print("elastic:", said)
