@@ -1,4 +1,4 @@
-"""A row of TextBrewer's tables on a real Ray, by its command: a teacher made, a student distilled."""
+"""A row of TextBrewer's tables on a real Ray, by its command: its teacher, then the student."""
 
 import json
 import re
