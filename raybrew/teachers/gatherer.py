@@ -14,10 +14,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Signal
 
-__all__ = ["Gatherer"]
+__all__ = ["Gatherer", "fullest"]
 
 Signals = tuple[Signal, ...]
 
@@ -43,6 +45,8 @@ class Gatherer:
             that it ends in.
         tokens: no further question is gathered beyond so many.
         wait_s: how long a small batch waits for more.
+        forward_tokens: of a full forward; where more questions wait than are gathered, those
+            that would leave the last forward half empty wait for the next batch.
     """
 
     def __init__(
@@ -51,8 +55,10 @@ class Gatherer:
         *,
         tokens: int,
         wait_s: float,
+        forward_tokens: int = 1,
     ):
         self._answer, self._tokens, self._wait_s = answer, tokens, wait_s
+        self._forward_tokens = forward_tokens
         self._queue: deque[_Work] = deque()
         self._changed = threading.Condition()
         self._over = False
@@ -139,4 +145,20 @@ class Gatherer:
                     break
                 batch.append(self._queue.popleft())
                 tokens += batch[-1].tokens
+            else:
+                kept = fullest([work.tokens for work in batch], self._forward_tokens)
+                self._queue.extendleft(reversed(batch[kept:]))
+                del batch[kept:]
             return batch
+
+
+def fullest(tokens: Sequence[int], forward_tokens: int) -> int:
+    """Return how many of the first questions fill their forwards best, the most of equals.
+
+    Args:
+        tokens: of each question.
+        forward_tokens: of a full forward.
+    """
+    totals = np.cumsum(tokens)
+    fill = totals / np.maximum(np.ceil(totals / forward_tokens) * forward_tokens, 1)
+    return len(fill) - int(np.argmax(fill[::-1]))

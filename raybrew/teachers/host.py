@@ -23,8 +23,9 @@ __all__ = ["ReplicaHost"]
 
 GATHER_S = 0.003
 """How long a small question waits for more to share its forward with."""
-GATHER_BATCHES = 4
-"""Token budgets that are gathered: sorting more examples by length leaves less padding."""
+GATHER_BATCHES = 8
+"""Token budgets that are gathered: sorting more examples by length leaves less padding, and one
+forward in so many is not full."""
 
 
 class ReplicaHost:
@@ -33,7 +34,10 @@ class ReplicaHost:
     def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
         self._replica = Replica(spec, signals, store)
         self._gatherer = Gatherer(
-            self._replica.ask_together, tokens=GATHER_BATCHES * spec.batch_tokens, wait_s=GATHER_S
+            self._replica.ask_together,
+            tokens=GATHER_BATCHES * spec.batch_tokens,
+            wait_s=GATHER_S,
+            forward_tokens=spec.batch_tokens,
         )
         self._ledger, self._life = Ledger(), uuid.uuid4().hex
         self._flushing: Future | None = None

@@ -9,7 +9,7 @@ import pytest
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.labels.payload import Signal
 from raybrew.teachers.credits import Credits
-from raybrew.teachers.gatherer import Gatherer
+from raybrew.teachers.gatherer import Gatherer, fullest
 from raybrew.teachers.policy import LossPolicy, Verdict
 from tests.made import make_data, make_tokenizer
 
@@ -63,6 +63,36 @@ def test_questions_of_several_callers_share_a_batch_up_to_the_budget(gatherer, s
     for size in slow.batches[1:]:
         taken, lengths = lengths[:size], lengths[size:]
         assert sum(taken[:-1]) < 40
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ([16, 16, 16], 3),
+        ([16, 16, 3], 2),  # 35 of 48 are less full than 32 of 32
+        ([10, 5, 9, 9], 2),  # 15 of 16, 24 of 32, 33 of 48
+        ([40], 1),
+        ([0, 0], 2),
+    ],
+)
+def test_questions_that_fill_their_forwards_go_together(tokens, kept):
+    assert fullest(tokens, 16) == kept
+
+
+def test_what_would_leave_a_forward_half_empty_waits_for_the_next_batch(slow):
+    lengths = VIEW.lengths[[1, 2, 3]].tolist()
+    gatherer = Gatherer(slow, tokens=sum(lengths), wait_s=0.05, forward_tokens=sum(lengths[:2]))
+    try:
+        first = gatherer.ask(one(0), FULL)
+        time.sleep(0.2)
+        rest = [gatherer.ask(one(row), FULL) for row in (1, 2, 3)]
+        slow.go.set()
+        answers = [future.result(10)[0] for future in [first, *rest]]
+    finally:
+        slow.go.set()
+        gatherer.close()
+    assert answers == [one(row).keys.tolist() for row in range(4)]
+    assert slow.batches == [1, 2, 1]
 
 
 def test_a_lone_question_is_not_kept_waiting(gatherer, slow):
