@@ -160,7 +160,8 @@ def node_is_preempted() -> None:
     )
     assert accepted, why
     deadline = time.monotonic() + PREEMPTION_S
-    while "preemption" not in (_folder / "events.jsonl").read_text():
+    events = _folder / "events.jsonl"
+    while not (events.exists() and "preemption" in events.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     # It is said when it is begun.

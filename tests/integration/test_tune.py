@@ -67,7 +67,9 @@ def test_a_sweep_labels_once_and_leaves_a_report_and_the_best_job(models, tmp_pa
     assert float(table[0]["eval/score"]) == result.best.score
     page = (folder / "report.html").read_text()
     assert all(row.name in page for row in result.trials)
-    for name in ("learning_curves", "parallel_coordinates", "importance"):
+    # What separates trials is nothing where all score the same.
+    told = ["importance"] if len(set(scores)) > 1 else []
+    for name in ("learning_curves", "parallel_coordinates", *told):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
     lines = (folder / "trials" / result.best.name / "metrics.jsonl").read_text().splitlines()
     assert len([line for line in lines if "train/sum/loss" in line]) >= 12
