@@ -57,9 +57,17 @@ def test_first_run_labels_once_and_a_second_one_starts_no_teacher(models, tmp_pa
     np.testing.assert_allclose(losses(first), losses(second), rtol=1e-5)
 
 
-def test_what_a_run_leaves_behind(models, tmp_path):
-    job = make_job(models, tmp_path / "store")
-    result = run(job, tmp_path)
+@pytest.fixture(scope="module")
+def job(models, tmp_path_factory) -> rb.DistillJob:
+    return make_job(models, tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="module")
+def result(job, tmp_path_factory) -> rb.RunResult:
+    return run(job, tmp_path_factory.mktemp("job"))
+
+
+def test_what_a_run_leaves_behind(job, result):
     folder = Path(result.folder)
     model = AutoModelForSequenceClassification.from_pretrained(result.student)
     tokenizer = AutoTokenizer.from_pretrained(result.student)
@@ -86,8 +94,7 @@ def test_what_a_run_leaves_behind(models, tmp_path):
     assert len(losses(result)) == 12
 
 
-def test_teachers_accuracy_is_that_of_their_models(models, tmp_path):
-    result = run(make_job(models, tmp_path / "store"), tmp_path)
+def test_teachers_accuracy_is_that_of_their_models(models, result):
     data = make_data(30, seed=1)
     logits = []
     for path in models.values():
