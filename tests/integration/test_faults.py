@@ -2,7 +2,7 @@
 
 import json
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import raybrew as rb
 from tests.integration import fault_lab
 from tests.integration.fault_lab import Outcome, Strike
 from tests.made import STUDENT_CONFIG, make_job
-from tests.student.in_process import Recorder, build
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
@@ -138,37 +137,3 @@ def test_wandb_and_memory_are_lost_and_a_node_is_taken_away(lab, models, store, 
     (died,) = recoveries(outcome)
     assert_went_on(died, "rank died", 14)
     assert lab(fault_lab.leftovers) == {"actors": [], "groups": []}
-
-
-def close_to(outcome: Outcome, expected: Mapping[str, torch.Tensor], atol: float) -> None:
-    assert outcome.result, outcome.error
-    for name, value in weights(outcome).items():
-        torch.testing.assert_close(value, expected[name], atol=atol, rtol=0)
-
-
-NO_DROPOUT = {**STUDENT_CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def test_workers_come_and_go_and_the_batches_stay_the_same(lab, models, store, whole, tmp_path):
-    long = job(models, store, num_steps=160)
-    elastic = long.model_copy(
-        update={"student": long.student.model_copy(update={"config": NO_DROPOUT})}
-    )
-    # What one process makes of it, without any Ray, from the same labels.
-    alone = elastic.model_copy(update={"student": rb.Student(config=NO_DROPOUT)})
-    one, _ = build(alone, tmp_path / "1")
-    one.run(Recorder())
-    strikes = [Strike("nodes_leave", 14), Strike("nodes_join", 40)]
-    outcome = lab(
-        fault_lab.run,
-        elastic,
-        str(tmp_path / "2"),
-        strikes,
-        (1, 2),
-        elastic_resize_monitor_interval_s=1.0,
-    )
-    close_to(outcome, one.model.state_dict(), atol=1e-4)
-    said = [event["what"] for event in outcome.result["survived"]]
-    assert any(what.endswith("with 1 worker") for what in said), said
-    assert said[-1].endswith("with 2 workers"), said
-    print("elastic:", said)
