@@ -213,10 +213,10 @@ class LocalLocation(Location):
             target.parent.mkdir(parents=True, exist_ok=True)
             write(temporary)
             temporary.rename(target)
-        except BaseException:
+        finally:
+            # It is gone where all went well.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-            raise
 
     def set_aside(self, path: str) -> None:
         """See `Location`."""

@@ -15,7 +15,7 @@ import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -181,13 +181,15 @@ class RemoteLocation(Location):
             return
         temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY}"
         self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        try:
+        with ExitStack() as failed:
+            failed.callback(self._discard, temporary)
             self._put(source, temporary)
             self._filesystem.move(temporary, target)
-        except BaseException:
-            with suppress(OSError):
-                self._filesystem.delete_file(temporary)
-            raise
+            failed.pop_all()
+
+    def _discard(self, temporary: str) -> None:
+        with suppress(OSError):
+            self._filesystem.delete_file(temporary)
 
     def _put(self, source: Path, target: str) -> None:
         # In one call: a stream that is closed halfway shows half a file.

@@ -50,8 +50,8 @@ async def all_of(work: Iterable[Any]) -> list[Any]:
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
-    except BaseException:
+    finally:
+        # Those that are over don't notice.
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        raise
