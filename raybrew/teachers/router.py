@@ -90,6 +90,11 @@ class Router:
         self._slack, self._least = slack_tokens, least_tokens
         self._holder: dict[int, int] = {}
         self._orphans: set[int] = set()
+        # Of lives that ended: tickets whose answer an asker may have, and report late; all their
+        # keys, and those of them that were computed elsewhere since.
+        self._late: dict[int, list[int]] = {}
+        self._doubtful: set[int] = set()
+        self._elsewhere: set[int] = set()
         self._numbers = 0
         # Tickets that replicas have reported, and their askers have not: they may never.
         self._heard: set[int] = set()
@@ -166,14 +171,24 @@ class Router:
     def _count(self, replica: int, number: int, computed: np.ndarray) -> None:
         lane = self._lanes[replica]
         self.counts.forwards += int(computed.sum())
+        if number in self._late:
+            self._count_late(_made(self._late.pop(number), computed))
+            return
         part = lane.open.pop(number, None)
-        if part is None:  # nobody waited any longer, or the replica was thought lost
+        if part is None:  # nobody waited any longer
             return
         lane.queued_tokens -= part.tokens
-        made = {name for name, new in zip(part.keys, computed.tolist(), strict=True) if new}
+        made = _made(part.keys, computed)
         self.counts.recomputed += len(made & self._orphans)
         self._orphans -= made
+        self._elsewhere |= made & self._doubtful
         lane.unwritten.append((self.mark(), part.keys))
+
+    def _count_late(self, made: set[int]) -> None:
+        """Count what a replica computed before it was lost, and its asker reports afterwards."""
+        twice = made & self._elsewhere
+        self.counts.recomputed += len(twice)
+        self._orphans |= made - twice
 
     def refused(self, ticket: Ticket) -> None:
         """Note that a part was answered with an error; nobody holds its labels."""
@@ -206,8 +221,10 @@ class Router:
         lane = self._lanes[replica]
         if epoch != lane.epoch or not lane.up:
             return False
-        for part in lane.open.values():
+        for number, part in lane.open.items():
             self._forget(part.keys)
+            self._late[number] = part.keys
+            self._doubtful.update(part.keys)
         for _, names in lane.unwritten:
             self._forget(names)
             self._orphans.update(names)
@@ -281,6 +298,10 @@ class Router:
     def _forget(self, names: list[int]) -> None:
         for name in names:
             self._holder.pop(name, None)
+
+
+def _made(names: list[int], computed: np.ndarray) -> set[int]:
+    return {name for name, new in zip(names, computed.tolist(), strict=True) if new}
 
 
 def _split(rows: np.ndarray, tokens: np.ndarray, most_tokens: int) -> list[np.ndarray]:

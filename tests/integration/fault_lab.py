@@ -48,6 +48,8 @@ def start() -> str:
     global _cluster
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.3"
+    # W&B's process of the tests' own process would serve this one too, and nobody here find it.
+    os.environ.pop("WANDB_SERVICE", None)
     _cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": 80 << 20},
@@ -193,9 +195,14 @@ def object_store_fills() -> None:
 
 def wandb_dies() -> None:
     """Kill W&B's own process, through which everything goes."""
-    for pid in descendants(os.getpid()):
-        if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
+    pids = [
+        pid
+        for pid in descendants(os.getpid())
+        if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
 
 
 FAULTS: dict[str, Callable[[], None]] = {

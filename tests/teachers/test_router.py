@@ -1,6 +1,7 @@
 """Who answers what: each key once, wherever it is asked, and whatever is lost."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -115,6 +116,21 @@ def test_an_answer_of_a_replica_that_was_thought_lost_counts_as_a_forward():
     router.finished(ticket, np.array([True, False]))
     assert router.counts.forwards == 1
     assert router.queued_tokens(0) == 0
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_is_reported_after_its_replica_was_lost_counts_as_recomputed(late):
+    router = Router(2, slack_tokens=0)
+    rows = np.flatnonzero(home_of(KEYS, 2) == 0)[:4]
+    (ticket,) = assign(router, rows)
+    router.lost(0, 0)  # after it had answered, and before its asker could say so
+    if not late:
+        router.finished(ticket, np.array([True, True, True, False]))
+    (again,) = assign(router, rows)
+    router.finished(again, np.ones(4, bool))
+    if late:
+        router.finished(ticket, np.array([True, True, True, False]))
+    assert (router.counts.forwards, router.counts.recomputed) == (7, 3)
 
 
 def test_what_a_dead_asker_left_behind_is_no_work_but_stays_where_it_is():
