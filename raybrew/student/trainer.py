@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +75,17 @@ def fit(
     resources: Any = scaling_config.resources_per_worker or {}
     cpus = resources.get("CPU", 1)
     keep = run_config.checkpoint_config.num_to_keep if run_config.checkpoint_config else None
+    config = {
+        "plan": plan,
+        "teachers": teachers,
+        "mailbox": mailbox,
+        "num_threads": plan.training.num_threads or max(1, int(cpus)),
+        "checkpoints": Checkpoints(checkpoints, keep or 2),
+    }
     trainer = TorchTrainer(
-        _train_rank,
-        train_loop_config={
-            "plan": plan,
-            "teachers": teachers,
-            "mailbox": mailbox,
-            "num_threads": plan.training.num_threads or max(1, int(cpus)),
-            "checkpoints": Checkpoints(checkpoints, keep or 2),
-        },
+        # Not as `train_loop_config`: Ray Train's controller unpickles that, and would import
+        # transformers for it before any rank starts.
+        partial(_train_rank, config),
         scaling_config=scaling_config,
         run_config=replace(
             run_config, callbacks=[*(run_config.callbacks or []), FaultWatch(mailbox)]

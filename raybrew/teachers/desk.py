@@ -71,7 +71,7 @@ class _Watched:
 
 
 class Desk:
-    """Keeps the books of a pool. `pool` wraps it in an actor."""
+    """Keeps the books of a pool; a plain class that `desk_actor` wraps in an actor."""
 
     def __init__(self, members: Mapping[str, Member]):
         now = time.monotonic()

@@ -14,20 +14,17 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.client import PoolAddress, PoolClient, outcome, raised
-from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.desk import Member
+from raybrew.teachers.desk_actor import start_desk
 from raybrew.teachers.filling import Filling
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.policy import LossPolicy
@@ -83,7 +80,11 @@ class TeacherPool:
                 index += 1
             replicas[hosting.spec.name] = handles
         budgets = {hosting.spec.name: hosting.spec.batch_tokens for hosting in hostings}
-        self.address = PoolAddress(_start_desk(hostings, replicas), replicas, budgets)
+        members = {
+            name: Member(replicas[name], hosting.policy, hosting.spec.batch_tokens)
+            for name, hosting in self._hostings.items()
+        }
+        self.address = PoolAddress(start_desk(members, MANY), replicas, budgets)
         self._client = PoolClient(self.address)
 
     def __enter__(self) -> "TeacherPool":
@@ -261,30 +262,6 @@ def _loaded(hosting: Hosting, handle: ActorHandle, reference: Any, until: float)
             lives -= 1
             logger.warning("teacher %r: a replica died while it was loaded; it loads again", name)
             reference = handle.load.remote()
-
-
-def _start_desk(hostings: Sequence[Hosting], replicas: dict[str, list[ActorHandle]]) -> ActorHandle:
-    members = {
-        hosting.spec.name: Member(
-            replicas[hosting.spec.name], hosting.policy, hosting.spec.batch_tokens
-        )
-        for hosting in hostings
-    }
-    here = ray.get_runtime_context().get_node_id()
-    actor: Any = ray.remote(_DeskActor)
-    return actor.options(
-        num_cpus=0,
-        max_concurrency=MANY,
-        max_restarts=-1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-    ).remote(cloudpickle.dumps(members))  # pyright: ignore[reportPrivateImportUsage]
-
-
-class _DeskActor(Desk):
-    # Its members as bytes: an actor whose arguments hold handles may not come back (Ray #53727).
-    # The pool holds the replicas for as long as there is a desk.
-    def __init__(self, members: bytes):
-        super().__init__(cloudpickle.loads(members))
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -19,6 +19,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ[faulty.ENVIRONMENT] = str(tmp_path_factory.mktemp("faults"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    # A process a run less; the lab of faults has it on.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     # More CPUs than the machine has: placement is what is tested, not speed.
     ray.init(num_cpus=6, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
     yield

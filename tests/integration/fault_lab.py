@@ -47,6 +47,7 @@ def start() -> str:
     """Start a head without students, and nodes of one student worker each; return the address."""
     global _cluster
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.3"
     # W&B's process of the tests' own process would serve this one too, and nobody here find it.
     os.environ.pop("WANDB_SERVICE", None)
