@@ -1,7 +1,8 @@
 """Which replica of a teacher answers which key: bookkeeping without Ray, clock or threads.
 
     keys ──► somebody has it, or is at it ──► that replica
-         └─► new ──► its home replica, unless another one has much less to do ──► remembered
+         └─► new ──► whole forwards, or what has the same home
+                       └─► the home replica, unless another has much less to do ──► remembered
 
 A key is remembered from the moment that it is handed out until its label is on disk, where every
 asker finds it. That makes a label asked for twice at once cost one forward, however the requests
@@ -131,12 +132,13 @@ class Router:
         tickets = [self._hand_out(n, rows, names, tokens) for n, rows in parts]
         home = home_of(keys, len(self._lanes))
         if together:
-            home[fresh] = home[fresh[:1]] if len(fresh) else home[fresh]
-            most_tokens = int(tokens.sum()) + 1
-        for homes, together_rows in self._groups(fresh, home, tokens):
-            for rows in _split(together_rows, tokens, most_tokens):
-                number = min(homes, key=self.queued_tokens)
-                tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
+            wholes = [(home[fresh[0]], fresh)] if len(fresh) else []
+        elif tokens[fresh].sum() >= most_tokens:
+            wholes = self._wholes(fresh, home, tokens, most_tokens)
+        else:
+            wholes = self._groups(fresh, home, tokens)
+        for number, rows in wholes:
+            tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
         return tickets
 
     def finished(self, ticket: Ticket, computed: np.ndarray) -> None:
@@ -262,20 +264,32 @@ class Router:
         """Return the tokens that a replica has been handed and has not answered."""
         return self._lanes[replica].queued_tokens
 
+    def _wholes(
+        self, fresh: np.ndarray, home: np.ndarray, tokens: np.ndarray, most_tokens: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield homes and parts that fill a forward each, but for the last: neighbouring homes.
+
+        Cut by the home of each key they would fill none, and every replica's last forward would
+        be half empty.
+        """
+        first = int(home[fresh[0]])
+        for number, rows in enumerate(_split(fresh, tokens, most_tokens)):
+            yield (first + number) % len(self._lanes), rows
+
     def _groups(
         self, fresh: np.ndarray, home: np.ndarray, tokens: np.ndarray
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield homes and their new keys, several homes at once where each has few."""
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield homes and their new keys, several homes' together where each has few."""
         homes: list[int] = []
         parts: list[np.ndarray] = []
         for number in np.unique(home[fresh]).tolist():
             homes.append(number)
             parts.append(fresh[home[fresh] == number])
             if sum(int(tokens[part].sum()) for part in parts) >= self._least:
-                yield homes, np.concatenate(parts)
+                yield min(homes, key=self.queued_tokens), np.concatenate(parts)
                 homes, parts = [], []
         if parts:
-            yield homes, np.concatenate(parts)
+            yield min(homes, key=self.queued_tokens), np.concatenate(parts)
 
     def _choose(self, home: int) -> int:
         up = [number for number, lane in enumerate(self._lanes) if lane.up]

@@ -84,6 +84,17 @@ def test_parts_are_not_much_larger_than_asked_for():
     assert len(together) == 1
 
 
+def test_a_question_of_several_forwards_falls_into_full_ones_of_neighbouring_homes():
+    router = Router(3, slack_tokens=1000)
+    tickets = assign(router, np.arange(100), most_tokens=16)
+    sizes = [len(ticket.rows) for ticket in tickets]
+    assert sizes == [16] * 6 + [4]
+    first = tickets[0].replica
+    assert first == home_of(KEYS[:1], 3)[0]
+    assert [ticket.replica for ticket in tickets] == [(first + n) % 3 for n in range(7)]
+    assert (holder(assign(router, np.arange(100)), 100) == holder(tickets, 100)).all()
+
+
 def test_a_lost_replica_is_forgotten_with_all_it_had():
     router = Router(2, slack_tokens=0)
     rows = np.arange(60)
