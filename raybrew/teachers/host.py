@@ -2,22 +2,29 @@
 
 Its methods are coroutines, so that many questions wait at once and figures are given during a
 forward: the work is the compute thread's (see `gatherer`), the event loop only waits for it.
+
+Nothing here imports torch before a replica is made: whoever unpickles a handle, as the desk does,
+gets this module with it.
 """
+
+from __future__ import annotations
 
 import asyncio
 import uuid
-from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from raybrew.data.encoding import EncodedView
-from raybrew.labels.payload import Signal
-from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.gatherer import Gatherer
 from raybrew.teachers.ledger import Ledger
-from raybrew.teachers.replica import Answer, Replica
-from raybrew.teachers.teacher import TeacherSpec
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+
+    from raybrew.data.encoding import EncodedView
+    from raybrew.labels.payload import Signal
+    from raybrew.labels.spec import StoreSpec
+    from raybrew.teachers.replica import Answer
+    from raybrew.teachers.teacher import TeacherSpec
 
 __all__ = ["ReplicaHost"]
 
@@ -32,6 +39,9 @@ class ReplicaHost:
     """Hosts one replica of a teacher."""
 
     def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
+        from raybrew.teachers.gatherer import Gatherer
+        from raybrew.teachers.replica import Replica
+
         self._replica = Replica(spec, signals, store)
         self._gatherer = Gatherer(
             self._replica.ask_together,

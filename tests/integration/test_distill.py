@@ -38,12 +38,20 @@ def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
     return load_file(Path(result.student, "model.safetensors"))
 
 
-def test_first_run_labels_once_and_a_second_one_starts_no_teacher(models, tmp_path):
-    job = make_job(models, tmp_path / "store")
-    first = run(job, tmp_path / "1")
+@pytest.fixture(scope="module")
+def job(models, tmp_path_factory) -> rb.DistillJob:
+    return make_job(models, tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="module")
+def result(job, tmp_path_factory) -> rb.RunResult:
+    return run(job, tmp_path_factory.mktemp("job"))
+
+
+def test_first_run_labels_once_and_a_second_one_starts_no_teacher(job, result, tmp_path):
     # Two epochs, six rows twice, two teachers: one forward for each (teacher, content).
-    assert first.labels["needed"] == first.labels["forwards"] == 2 * UNIQUE
-    assert first.labels["in_store"] == 0
+    assert result.labels["needed"] == result.labels["forwards"] == 2 * UNIQUE
+    assert result.labels["in_store"] == 0
     second = run(job, tmp_path / "2")
     assert second.labels["in_store"] == second.labels["needed"] == 2 * UNIQUE
     assert second.labels["forwards"] == second.labels["misses"] == 0
@@ -54,17 +62,7 @@ def test_first_run_labels_once_and_a_second_one_starts_no_teacher(models, tmp_pa
     for name, value in weights(second).items():
         assert torch.equal(value, weights(third)[name]), name
     assert losses(second) == losses(third)
-    np.testing.assert_allclose(losses(first), losses(second), rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def job(models, tmp_path_factory) -> rb.DistillJob:
-    return make_job(models, tmp_path_factory.mktemp("labels"))
-
-
-@pytest.fixture(scope="module")
-def result(job, tmp_path_factory) -> rb.RunResult:
-    return run(job, tmp_path_factory.mktemp("job"))
+    np.testing.assert_allclose(losses(result), losses(second), rtol=1e-5)
 
 
 def test_what_a_run_leaves_behind(job, result):
@@ -113,10 +111,16 @@ def test_teachers_accuracy_is_that_of_their_models(models, result):
     assert result.ensembles["sum"]["accuracy"] == pytest.approx(accuracy(logits[0] + logits[1]))
 
 
-def test_two_workers_give_the_losses_of_one_with_twice_the_batch(models, tmp_path):
-    job = make_job(
+def job_without_dropout(models, store: Path, replicas: int) -> rb.DistillJob:
+    return make_job(
         models,
-        tmp_path / "store",
+        store,
+        teachers=[
+            rb.Teacher(
+                name=name, task="sum", model=path, replicas=replicas, resources={"CPU": 0.25}
+            )
+            for name, path in models.items()
+        ],
         # 90 rows in batches of 16: the last batch of an epoch has 10, five a rank.
         training=rb.TrainingConfig(num_steps=20, batch_size=16, learning_rate=1e-3, num_threads=1),
         student=rb.Student(
@@ -129,38 +133,33 @@ def test_two_workers_give_the_losses_of_one_with_twice_the_batch(models, tmp_pat
             }
         ),
     )
-    one = losses(run(job, tmp_path / "1", workers=1))
-    two = losses(run(job, tmp_path / "2", workers=2))
-    assert len(one) == len(two) == 20
-    np.testing.assert_allclose(one, two, atol=1e-5, rtol=0)
-    assert one[0] - one[-1] > 1e-3
 
 
-def test_labels_ahead_are_those_computed_along_the_way(models, tmp_path):
-    along = run(make_job(models, tmp_path / "s1"), tmp_path / "1")
-    labels = rb.LabelConfig(store=str(tmp_path / "s2"), when="ahead")
-    ahead = run(make_job(models, tmp_path / "s2", labels=labels), tmp_path / "2", workers=2)
+def test_two_workers_give_the_losses_of_one_with_twice_the_batch(models, tmp_path):
+    one = run(job_without_dropout(models, tmp_path / "s1", replicas=1), tmp_path / "1", workers=1)
+    two = run(job_without_dropout(models, tmp_path / "s2", replicas=2), tmp_path / "2", workers=2)
+    # Two ranks ask two replicas of each teacher: no work is done twice.
+    assert two.labels["forwards"] == two.labels["needed"] == 2 * UNIQUE
+    assert len(losses(one)) == len(losses(two)) == 20
+    np.testing.assert_allclose(losses(one), losses(two), atol=1e-5, rtol=0)
+    assert losses(one)[0] - losses(one)[-1] > 1e-3
+
+
+def test_labels_ahead_are_those_computed_along_the_way(models, result, tmp_path):
+    labels = rb.LabelConfig(store=str(tmp_path / "store"), when="ahead")
+    ahead = run(make_job(models, tmp_path / "store", labels=labels), tmp_path, workers=2)
     assert ahead.labels["forwards"] == ahead.labels["needed"] == 2 * UNIQUE
     assert ahead.labels["misses"] == 0
     # Dropout masks differ between one worker and two, the labels don't.
-    assert ahead.teachers == along.teachers
-    assert ahead.ensembles == along.ensembles
+    assert ahead.teachers == result.teachers
+    assert ahead.ensembles == result.ensembles
 
 
-def test_replicas_share_the_work_without_doing_any_twice(models, tmp_path):
-    teachers = [
-        rb.Teacher(name="a", task="sum", model=models["a"], replicas=2, resources={"CPU": 0.25})
-    ]
-    result = run(make_job(models, tmp_path / "store", teachers=teachers), tmp_path, workers=2)
-    assert result.labels["forwards"] == result.labels["needed"] == UNIQUE
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_teacher_in_the_workers_computes_each_label_once(models, tmp_path, workers):
+def test_a_teacher_in_the_workers_computes_each_label_once(models, tmp_path):
     inside = rb.Teacher(name="a", task="sum", model=models["a"], placement="worker")
     outside = rb.Teacher(name="b", task="sum", model=models["b"], resources={"CPU": 0.25})
     job = make_job(models, tmp_path / "store", teachers=[inside, outside])
-    result = run(job, tmp_path, workers)
+    result = run(job, tmp_path, workers=2)
     assert result.labels["forwards"] == result.labels["needed"] == 2 * UNIQUE
     assert set(result.teachers) == {"a", "b"}
 

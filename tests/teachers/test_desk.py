@@ -1,6 +1,8 @@
 """The desk with replicas that are stand-ins: what it does about those that hang, die, come back."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +191,11 @@ def test_who_waits_long_for_another_run_says_so_once(ended):
         assert (event["fault"], event["who"]) == ("labels elsewhere", "teacher 'a', replica 0")
 
     asyncio.run(story())
+
+
+def test_what_ray_loads_beside_the_replicas_and_ranks_is_light():
+    # The desk with its handles of replicas, the mailbox, and the callback in Train's controller.
+    modules = "raybrew.teachers.desk_actor, raybrew.teachers.host, raybrew.mailbox"
+    code = f"import sys, {modules}, raybrew.student.faults; print('transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
