@@ -1,6 +1,7 @@
 """A loss that is NaN on one of two ranks: the run stops, or both leave the step out."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -15,14 +16,14 @@ from tests.made import STUDENT_CONFIG, make_job
 from tests.student.in_process import Recorder, build
 from tests.traces import temporaries
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("cluster")]
 
 STEPS = 9
 PLAIN = {**STUDENT_CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 WORKERS = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1})
 
 
-def nan_job(models, store: Path, on_nan: str) -> rb.DistillJob:
+def nan_job(models, store: Path, on_nan: Literal["skip", "stop"]) -> rb.DistillJob:
     adaptor = "tests.integration.slow_adaptors:nan_at_a_word"
     settings = {"num_steps": STEPS, "batch_size": 16, "optimizer": "SGD", "learning_rate": 0.1}
     return make_job(
