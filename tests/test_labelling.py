@@ -9,6 +9,7 @@ import pytest
 import raybrew as rb
 from raybrew.errors import LabelsLost
 from raybrew.events import Event
+from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling
 from raybrew.preparation import prepare
 from raybrew.run import Run
@@ -69,3 +70,15 @@ def test_labels_that_are_lost_again_and_again_end_the_run(filled, tmp_path):
         labelling.lost(LabelsLost("7 labels are missing"))
     with pytest.raises(LabelsLost, match="7 labels"):
         labelling.lost(LabelsLost("7 labels are missing"))
+
+
+def test_teachers_whose_evaluation_labels_a_full_store_did_not_keep_are_not_judged(
+    filled, tmp_path, caplog
+):
+    preparation = prepare(filled, tmp_path / "data")
+    with pytest.raises(rb.LabelError, match="30 labels of evaluation rows are missing"):
+        judge_teachers(filled, preparation)
+    labels = filled.labels.model_copy(update={"on_full": "go_on"})
+    going_on = filled.model_copy(update={"labels": labels})
+    assert judge_teachers(going_on, preparation) == ({}, {})
+    assert "teachers of task 'sum' are not judged" in caplog.text
