@@ -80,16 +80,16 @@ class Shard:
     _changed_ns: int | None = None
 
     def verify(self) -> None:
-        """Check the content against the checksum: once, and when the file was written to since.
+        """Check the content against the checksum: once, and when the file was changed since.
 
-        A file that was deleted is still mapped, and serves as before.
+        A file that was deleted is still mapped, and serves on.
 
         Raises:
             DamagedShardError: they differ, or another process has found that they do.
 
         """
         changed_ns = self._look()
-        if self.verified and changed_ns in (None, self._changed_ns):
+        if self.verified and changed_ns == self._changed_ns:
             return
         found = _checksum(self.keys, self.payload)
         if found != self.checksum:

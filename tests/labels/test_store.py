@@ -129,6 +129,16 @@ def test_a_shard_that_is_written_to_after_it_was_read_gives_no_wrong_label(tmp_p
         assert payload.values[:, 0].tolist() == [3]
 
 
+def test_a_shard_that_is_damaged_and_then_deleted_gives_no_wrong_label(tmp_path):
+    store = open_store(tmp_path)
+    write(store, 1, 2)
+    assert values(store, 1, 2) == [1, 2]
+    (path,) = shard_files(tmp_path)
+    damage_flip(path)
+    path.unlink()
+    assert not store.contains(make_keys(1, 2)).any()
+
+
 def test_a_shard_that_was_touched_is_read_on(tmp_path):
     store = open_store(tmp_path)
     write(store, 1)
