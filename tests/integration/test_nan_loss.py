@@ -70,5 +70,5 @@ def test_a_loss_that_is_nan_on_one_of_two_ranks_stops_both_or_is_left_out_by_bot
     found = load_file(Path(result.student, "model.safetensors"))
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
-    print(f"gradient not finite: 0 s, {len(skipped)} steps left out of {STEPS}")
+    print(f"gradient not finite: {len(skipped)} of {STEPS} steps left out")
     assert temporaries(tmp_path) == []
