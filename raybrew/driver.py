@@ -8,9 +8,10 @@ prepare ──► Ray, resources checked ──► teachers ──► [labels ah
 from dataclasses import asdict
 from functools import partial
 
-from ray.train import RunConfig, ScalingConfig
+from ray.train import Result, RunConfig, ScalingConfig
 
 from raybrew.config import DistillJob, TrainJob
+from raybrew.errors import LabelsLost
 from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling, LabelResult
 from raybrew.planning import distill_plan, supervised_plan
@@ -50,22 +51,38 @@ def distill(
         replicas = preparation.replicas(in_workers=True)
         run.start(replicas, together=job.labels.when == "along")
         labelling = Labelling(job, preparation, run, in_workers=True)
-        with labelling.pool() as pool:
-            ahead = job.labels.when == "ahead"
-            if ahead:
-                labelling.fill(pool, ("train", "eval"))
-                labelling.close(pool)
-            plan = distill_plan(job, labelling.kept())
-            if pool is None or ahead:
-                fitted = run.fit(plan, None)
-            else:
-                fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
-            if not ahead:
-                labelling.fill(pool, ("eval",))
-                labelling.close(pool)
-            labelling.note_workers(fitted.return_value or {})
+        fitted = None
+        while fitted is None:
+            try:
+                fitted = _fit(job, labelling, run)
+            except LabelsLost as lost:
+                labelling.lost(lost)
+        labelling.note_workers(fitted.return_value or {})
         teachers, ensembles = judge_teachers(job, labelling.kept())
         return run.finish(fitted, teachers, ensembles, labelling.counts, preparation.data_counts())
+
+
+def _fit(job: DistillJob, labelling: Labelling, run: Run) -> Result:
+    """Train, from the newest checkpoint if there is one, with teachers if labels are missing.
+
+    Raises:
+        LabelsLost: labels that were there before training are gone.
+    """
+    ahead = job.labels.when == "ahead"
+    with labelling.pool() as pool:
+        if ahead:
+            labelling.fill(pool, ("train", "eval"))
+            labelling.close(pool)
+        plan = distill_plan(job, labelling.kept())
+        if pool is None or ahead:
+            fitted = run.fit(plan, None)
+        else:
+            fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
+            labelling.fill(pool, ("eval",))
+            labelling.close(pool)
+    # Of what is gone since, nobody has missed these yet.
+    labelling.restore("eval")
+    return fitted
 
 
 def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResult:

@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "LabelError",
+    "LabelsLost",
     "RaybrewError",
     "StoreFullError",
     "TeacherError",
@@ -39,6 +40,10 @@ class TeacherGone(TeacherError):
 
 class LabelError(RaybrewError):
     """A label is missing, damaged, or was written by something else than what asks for it."""
+
+
+class LabelsLost(LabelError):
+    """Labels that were in the store are gone, and no teacher is there who could compute them."""
 
 
 class StoreFullError(LabelError):

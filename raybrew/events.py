@@ -97,7 +97,7 @@ class Recovery:
         done, at = self._last
         self._last = (step, now)
         if not faults and before:
-            faults = [("workers changed", "the student", f"{before} workers before")]
+            faults = [("workers changed", "the student", f"{_count(before, 'worker')} before")]
         again = f"; went on after step {step} with {_count(workers, 'worker')}"
         return [
             Event(

@@ -46,8 +46,8 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
         if task.eval is None:
             continue
         mine = [teacher for teacher in preparation.teachers if teacher.task == number]
-        judge = _Judge(job, task, task.eval, mine)
         try:
+            judge = _Judge(job, task, task.eval, mine)
             predictions = judge.predictions()
         except LabelError as error:
             if job.labels.on_full == "stop":

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raybrew.config import DistillJob
-from raybrew.errors import LabelError, RaybrewError
+from raybrew.errors import LabelError, LabelsLost, RaybrewError
 from raybrew.events import Event
+from raybrew.labels.location import DAMAGED
 from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _ROUNDS = 5
 """Times that the store is filled until nothing is missing: a lost replica leaves gaps."""
+_LOSSES = 3
+"""So often training goes on after labels were lost that it had found in the store."""
 _COUNTS = ("forwards", "retried", "recomputed", "losses")
 
 
@@ -84,6 +87,8 @@ class Labelling:
         self.counts: dict[str, float] = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
         self.teachers: dict[str, dict[str, float]] = {}
         self.dropped: set[str] = set()
+        self._losses = 0
+        self._damaged = self._set_aside()
         for teacher in preparation.teachers:
             mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
             for side in preparation.tasks[teacher.task].folders:
@@ -92,12 +97,14 @@ class Labelling:
                 mine["in_store"] += unique - len(missing)
             for name in ("needed", "in_store"):
                 self.counts[name] += mine[name]
+        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
+        self._complete = all(mine["needed"] == mine["in_store"] for mine in hosted)
 
     @contextmanager
     def pool(self) -> Iterator[TeacherPool | None]:
         """Start the teachers, if any label is missing at all."""
-        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
-        if all(mine["needed"] == mine["in_store"] for mine in hosted):
+        self._before = {name: dict(figures) for name, figures in self.teachers.items()}
+        if self._complete:
             logger.info("no label of the pool's teachers is missing: none is started")
             yield None
             return
@@ -163,7 +170,9 @@ class Labelling:
         for event in pool.take_events():
             self._run.survived(Event(**event))
         for name, figures in pool.figures().items():
-            self.teachers[name] |= figures
+            # Other replicas may have come before these.
+            sums = {count: self._before[name][count] + figures[count] for count in _COUNTS}
+            self.teachers[name] |= figures | sums
             values = {f"teacher/{name}/{key}": value for key, value in figures.items()}
             self._run.tracker.log(values, step=self._run.step)
         hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
@@ -176,6 +185,27 @@ class Labelling:
             self.note(pool)
         except RaybrewError as error:
             logger.warning("the teachers' figures were not to be had: %s", error)
+
+    def lost(self, error: LabelsLost) -> None:
+        """Take note that labels are gone that training had found: teachers are needed again.
+
+        Raises:
+            LabelsLost: it happens again and again.
+        """
+        self._losses += 1
+        if self._losses > _LOSSES:
+            raise error
+        self._complete = False
+        self._note_damage()
+        self._run.went_wrong("labels lost", "label store", str(error))
+
+    def restore(self, side: str) -> None:
+        """Compute what is gone of a split since it was seen in the store."""
+        if self._job.labels.on_full == "stop" and self._fillings((side,)):
+            self._complete = False
+            with self.pool() as pool:
+                self.fill(pool, (side,))
+                self.close(pool)
 
     def kept(self) -> Preparation:
         """Return the preparation without the teachers that were dropped."""
@@ -192,6 +222,30 @@ class Labelling:
             pool.flush()
             self.note(pool)
             pool.stop()
+            self._note_damage()
+            self._note_unstored()
+
+    def _note_damage(self) -> None:
+        found = self._set_aside()
+        for path in sorted(found.keys() - self._damaged.keys()):
+            what = f"{path} was set aside; its labels are computed again"
+            self._run.survived(Event("label shard damaged", f"teacher {found[path]!r}", what))
+        self._damaged |= found
+
+    def _note_unstored(self) -> None:
+        for name, figures in self.teachers.items():
+            if unstored := figures.get("unstored", 0.0):
+                what = f"{unstored:.0f} labels were not kept, as labels.on_full says"
+                self._run.survived(Event("label store full", f"teacher {name!r}", what))
+
+    def _set_aside(self) -> dict[str, str]:
+        # By file, whose labels it holds.
+        return {
+            file.path: teacher.teacher.name
+            for teacher in self._preparation.teachers
+            for file in self._labels.location.files(teacher.fingerprint)
+            if file.name.endswith(DAMAGED)
+        }
 
     def _fillings(self, sides: tuple[str, ...]) -> list[Filling]:
         fillings = [

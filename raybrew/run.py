@@ -203,6 +203,10 @@ class Run:
         """Record a fault that the run goes on after."""
         self.events.add(event)
 
+    def went_wrong(self, fault: str, who: str, what: str) -> None:
+        """Take note of a fault that training starts again after; recorded when it does."""
+        self._recovery.fault({"fault": fault, "who": who, "what": what})
+
     def _note_spilling(self) -> None:
         spilled = spilled_objects()
         if spilled is not None and self._spilled is not None and spilled > self._spilled:

@@ -7,15 +7,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+import raybrew as rb
 from raybrew import cli
+from raybrew.jobfile import load_job
 from tests.made import STUDENT_CONFIG, make_data, make_model
+from tests.student.in_process import Recorder, build
+from tests.traces import temporaries
 
 
 @pytest.fixture(scope="module")
@@ -178,41 +185,156 @@ def test_a_missing_file_and_a_bad_file(tmp_path, capfd):
     assert "Traceback" not in shown
 
 
-def ray_processes(parent: int) -> list[str]:
-    """Ray's processes of the session that this process started, found by their parents' group."""
+def ray_processes(session: int) -> list[str]:
+    """Ray's processes of the session of processes that this one leads."""
     listing = subprocess.run(
         ["ps", "-eo", "sid,args"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     mine = [line.split(None, 1) for line in listing]
     words = ("raylet", "gcs_server", "ray::")
-    return [line[1] for line in mine if line[0] == str(parent) and any(w in line[1] for w in words)]
+    return [
+        line[1].strip()
+        for line in mine
+        if line[0] == str(session) and any(w in line[1] for w in words)
+    ]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+AGENTS_S = 100.0
+
+
+class Distilling:
+    """`raybrew distill` in a session of its own, with a folder of its own for temporary files."""
+
+    def __init__(self, folder: Path, job: str, *arguments: str):
+        self._said, self._metrics = folder / "said.txt", folder / "runs" / "run" / "metrics.jsonl"
+        self._before = len(self.steps())
+        with self._said.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "raybrew", "distill", job, *arguments],
+                stderr=log,
+                stdout=log,
+                start_new_session=True,
+                env={**os.environ, "RAY_ADDRESS": "local", "TMPDIR": str(folder / "tmp")},
+            )
+
+    def steps(self) -> list[int]:
+        """Return the steps that were recorded, as they came."""
+        lines = self._metrics.read_text().splitlines() if self._metrics.exists() else []
+        read = [json.loads(line) for line in lines if line.endswith("}")]
+        return [line["step"] for line in read if "train/sum/loss" in line]
+
+    def wait_for(self, step: int) -> None:
+        """Wait until it has taken a step."""
+
+        def there() -> bool:
+            assert self._process.poll() is None, self._said.read_text()
+            return max(self.steps()[self._before :], default=0) >= step
+
+        wait_until(there, 200, f"the run didn't get to step {step}")
+
+    def stop(self, signal_: signal.Signals) -> tuple[int, str]:
+        """Send a signal; return the exit code and what was said."""
+        assert ray_processes(self._process.pid)
+        self._process.send_signal(signal_)
+        return self.end()
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end; return the exit code and what was said. Nothing else of it lives."""
+        code = self._process.wait(timeout=120)
+        # Killed, it can't end Ray's two agents, which wait a minute for a node that is gone.
+        late = AGENTS if code == -signal.SIGKILL else ()
+        wait_until(lambda: set(self.left()) <= set(late), 20, "Ray was left behind")
+        return code, self._said.read_text()
+
+    def give_up(self) -> None:
+        """End it, if it is still there."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(timeout=120)
+
+    def left(self) -> list[str]:
+        """Return the processes of Ray that live."""
+        return ray_processes(self._process.pid)
+
+
+@pytest.fixture
+def runs() -> Iterator[list[Distilling]]:
+    """Runs that a test starts; none of them outlives it."""
+    started: list[Distilling] = []
+    yield started
+    for run in started:
+        run.give_up()
 
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_ctrl_c_ends_soon_and_leaves_no_process(files, tmp_path):
-    values = job(tmp_path, training={"num_steps": 100_000}, tracking={"log_every": 1})
-    values["labels"] = {"store": str(tmp_path / "store")}
-    with (tmp_path / "err.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "raybrew", "distill", write(files, values)],
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "RAY_ADDRESS": "local"},
-        )
-    metrics = tmp_path / "runs" / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 200
-    while not (metrics.exists() and metrics.stat().st_size):
-        assert process.poll() is None, (tmp_path / "err.txt").read_text()
-        assert time.monotonic() < deadline, "the run didn't get to its first step"
-        time.sleep(0.5)
-    assert ray_processes(process.pid)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    time.sleep(2)
-    assert not ray_processes(process.pid)
-    assert "interrupted" in (tmp_path / "err.txt").read_text()
-    assert "Traceback" not in (tmp_path / "err.txt").read_text()
+def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
+    files, tmp_path, runs
+):
+    every = 4
+    values = job(
+        tmp_path,
+        # Dropout is on; the adaptor takes its time, so that signals find the run at work.
+        student={"config": STUDENT_CONFIG, "adaptor": "tests.integration.slow_adaptors:slow"},
+        training={"num_steps": 50, "batch_size": 8, "checkpoint_every": every, "num_threads": 1},
+        tracking={"log_every": 1},
+        labels={"store": str(tmp_path / "store"), "when": "ahead"},
+    )
+    file = write(files, values)
+    (tmp_path / "tmp").mkdir()
+    stops = (
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    )
+    run = Distilling(tmp_path, file)
+    runs.append(run)
+    run.wait_for(7)
+    for number, (signal_, expected, word) in enumerate(stops):
+        begin = time.monotonic()
+        code, said = run.stop(signal_)
+        assert code == expected, said
+        assert word in said
+        assert "Traceback" not in said
+        if signal_ != signal.SIGKILL:
+            assert "goes on with --resume" in said
+            assert temporaries(tmp_path) == []
+        taken = run.steps()
+        run = Distilling(tmp_path, file, "--resume")
+        runs.append(run)
+        run.wait_for(1)
+        again = run.steps()[len(taken)]
+        # From the newest checkpoint: one may have been on its way to the disk.
+        assert again % every == 1
+        # A driver that is killed doesn't record the last steps that it was told of.
+        unsaid = 2 * every if signal_ == signal.SIGKILL else 0
+        assert taken[-1] - 2 * every < again - 1 <= taken[-1] + unsaid
+        seconds, steps = time.monotonic() - begin, max(taken[-1] - again + 1, 0)
+        print(f"{signal_.name} and --resume: {seconds:.1f} s, {steps} steps")
+        run.wait_for(18 + 10 * number)
+    code, said = run.end()
+    assert code == 0, said
+    assert temporaries(tmp_path) == []
+    assert not list((tmp_path / "tmp").iterdir())
+    # What one process makes of it, without any Ray.
+    plain = load_job(rb.DistillJob, file).job
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    whole, _ = build(plain, tmp_path / "whole")
+    whole.run(Recorder())
+    torch.set_num_threads(threads)
+    found = load_file(tmp_path / "runs" / "run" / "student" / "model.safetensors")
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(found[name], value), name
+    wait_until(lambda: not any(run.left() for run in runs), AGENTS_S, "Ray was left behind")
 
 
 @pytest.mark.ray

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ DAMAGED = ".damaged"
 TEMPORARY = ".tmp"
 LOCK = ".lock"
 MAX_LISTINGS = 20
+TOUCH_S = 30.0
+"""Used so lately that it need not be noted again: whoever reads the file looks at it anew then."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What an operating system calls having no room."""
 _SHARD = re.compile(r"shard-[0-9a-f]{32}\.arrow")
@@ -230,8 +233,12 @@ class LocalLocation(Location):
 
     def touch(self, path: str, used_s: float | None = None) -> None:
         """See `Location`."""
+        target = self.base / path
         try:
-            os.utime(self.base / path, None if used_s is None else (used_s, used_s))
+            if used_s is not None:
+                os.utime(target, (used_s, used_s))
+            elif target.stat().st_mtime < time.time() - TOUCH_S:
+                os.utime(target)
         except OSError as error:
             # Gone since; or a store that may only be read, which serves as well.
             if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):

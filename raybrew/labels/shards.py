@@ -7,7 +7,7 @@
 
 A shard is written under a temporary name and renamed when it is whole and on disk, so that no
 reader ever sees half of one. It is read by memory map; the checksum is verified the first time
-that a process looks for a label in it.
+that a process looks for a label in it, and again where somebody has written to the file since.
 """
 
 import errno
@@ -22,7 +22,7 @@ import pyarrow.ipc as ipc
 import xxhash
 
 from raybrew.errors import LabelError, StoreFullError
-from raybrew.labels.location import FULL, Location
+from raybrew.labels.location import DAMAGED, FULL, Location
 from raybrew.labels.payload import Payload
 
 __all__ = [
@@ -67,6 +67,7 @@ class Shard:
         keys: uint64 (n, 2), read-only.
         payload: the values, read-only views of the memory map.
         checksum: what the content should hash to.
+        nbytes: size of the file.
         verified: whether it was seen to.
     """
 
@@ -74,22 +75,43 @@ class Shard:
     keys: np.ndarray
     payload: Payload
     checksum: str
+    nbytes: int
     verified: bool = False
+    _changed_ns: int | None = None
 
     def verify(self) -> None:
-        """Check the content against the checksum, once.
+        """Check the content against the checksum: once, and when the file was changed since.
+
+        A file that was deleted is still mapped, and serves on.
 
         Raises:
-            DamagedShardError: they differ.
+            DamagedShardError: they differ, or another process has found that they do.
 
         """
-        if not self.verified:
-            found = _checksum(self.keys, self.payload)
-            if found != self.checksum:
-                raise DamagedShardError(
-                    f"shard {self.path}: expected checksum {self.checksum}, got {found}"
-                )
-            self.verified = True
+        changed_ns = self._look()
+        if self.verified and changed_ns == self._changed_ns:
+            return
+        found = _checksum(self.keys, self.payload)
+        if found != self.checksum:
+            raise DamagedShardError(
+                f"shard {self.path}: expected checksum {self.checksum}, got {found}"
+            )
+        self.verified, self._changed_ns = True, changed_ns
+
+    def _look(self) -> int | None:
+        """Return when the file was changed, None if it is gone."""
+        try:
+            status = self.path.stat()
+        except FileNotFoundError:
+            if self.path.with_name(self.path.name + DAMAGED).exists():
+                raise DamagedShardError(f"shard {self.path}: was set aside as damaged") from None
+            return None
+        if status.st_size != self.nbytes:
+            # Before it is read: a map of more than there is ends the process.
+            raise DamagedShardError(
+                f"shard {self.path}: expected {self.nbytes} bytes, got {status.st_size}"
+            )
+        return status.st_mtime_ns
 
 
 def write_shard(
@@ -152,12 +174,13 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
         LabelError: this machine can't read it.
 
     """
+    nbytes = path.stat().st_size
     keys, payload, metadata = _read(path)
     expected = {"format": FORMAT, "teacher": teacher, "signal": signal}
     found = {name: metadata.get(name) for name in expected}
     if found != expected:
         raise DamagedShardError(f"shard {path}: expected {expected}, got {found}")
-    return Shard(path, keys, payload, metadata.get("checksum", "none"))
+    return Shard(path, keys, payload, metadata.get("checksum", "none"), nbytes)
 
 
 def read_header(name: str, source: pa.NativeFile) -> Header:

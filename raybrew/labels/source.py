@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import LabelError, TeacherGone
+from raybrew.errors import LabelError, LabelsLost, TeacherGone
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import SignalStore
 
@@ -130,7 +130,8 @@ class LabelSource:
             is to be gone on after (`on_loss: drop`).
 
         Raises:
-            LabelError: a label is neither in the store nor can anybody compute it.
+            LabelsLost: labels are missing and no teacher was started who could compute them.
+            LabelError: they came with the data, and are missing.
         """
         number = step // self.window
         for earlier in [n for n in self._windows if n < number]:
@@ -177,7 +178,8 @@ class LabelSource:
         self.figures.misses += int((~found[:num_rows]).sum())
         if not found.all():
             if self.asker is None or teacher.supplied:
-                raise LabelError(
+                kind = LabelError if teacher.supplied else LabelsLost
+                raise kind(
                     f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
                     "store and no teacher was started; were files of the store deleted?"
                 )

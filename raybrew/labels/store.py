@@ -182,29 +182,27 @@ class SignalStore:
         )
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Among the shards, those that are hit for the first time having been verified.
+        # Among the shards, those that are hit having been verified.
         while True:
             found, shard, row = self._index.find(keys)
-            if self._all_used:
-                return found, shard, row
-            hit = np.unique(shard[found])
-            if not self._use(hit[~self._used[hit]].tolist()):
+            hit = np.flatnonzero(np.bincount(shard[found]))
+            if not self._use(hit.tolist()):
                 return found, shard, row
 
     def _use(self, numbers: list[int]) -> bool:
         """Verify shards; return whether one had to be replaced, so that all have new numbers."""
         for number in numbers:
             name = self._names[number]
+            shard = self._shards[name]
+            if not shard.verified:
+                self._location.touch(self._path(name))
             try:
-                self._shards[name].verify()
+                shard.verify()
             except DamagedShardError as error:
                 del self._shards[name]
                 replaced = self._replace(name, error)
                 self._index_shards(self._shards | ({name: replaced} if replaced else {}))
                 return True
-            self._location.touch(self._path(name))
-            self._used[number] = True
-        self._all_used = bool(self._used.all())
         return False
 
     def _list(self) -> None:
@@ -268,8 +266,6 @@ class SignalStore:
         self._names = list(shards)
         self._payloads = [shard.payload for shard in shards.values()]
         self._index = KeyIndex([shard.keys for shard in shards.values()])
-        self._used = np.array([shard.verified for shard in shards.values()], bool)
-        self._all_used = bool(self._used.all())
 
     def _path(self, name: str) -> str:
         return f"{self.folder}/{name}"

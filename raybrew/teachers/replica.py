@@ -174,6 +174,9 @@ class Replica:
 
     def fill_view(self, view: EncodedView, *, patient: bool = True) -> Answer:
         """Compute labels of these examples into the store without returning them."""
+        if self._here(view.keys, self._signals).any():
+            # Who asks has not found them: perhaps their files were deleted, and are mapped here.
+            self._known(view.keys, self._signals, now=True)
         computed, left = self._compute_missing(view, self._signals, patient=patient)
         self._flush_now_and_then()
         return Answer({}, computed, left)

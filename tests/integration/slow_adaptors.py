@@ -7,13 +7,31 @@ from pathlib import Path
 import torch
 
 STEP_S = 0.06
+STEPS_ALONE, JOINED_S = 5, 100.0
 NAN_TOKEN = 44  # the last word of tests.made
+
+_alone: list[int] = []
 
 
 def slow(batch, outputs):
     if torch.is_grad_enabled():
         time.sleep(STEP_S)
     return {"logits": outputs.logits, "inputs_mask": batch["attention_mask"]}
+
+
+def alone_until_the_others_come(batch, outputs):
+    """A rank that is alone takes a few steps, and waits: that another joins is what ends it."""
+    if torch.is_grad_enabled() and torch.distributed.get_world_size() == 1:
+        _alone.append(1)
+        if len(_alone) > STEPS_ALONE:
+            time.sleep(JOINED_S)
+    return slow(batch, outputs)
+
+
+def rounded(batch, outputs):
+    """A teacher's answers whose bits don't depend on which examples a forward has besides."""
+    logits = torch.round(outputs.logits * 256) / 256
+    return {"logits": logits, "inputs_mask": batch["attention_mask"]}
 
 
 def nan_at_a_word(batch, outputs):

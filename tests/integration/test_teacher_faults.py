@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 import raybrew as rb
 from tests.made import make_job
 from tests.teachers import faulty
+from tests.traces import temporaries
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -35,13 +37,17 @@ def faults(cluster) -> Iterator[None]:
     faulty.clear()
 
 
-def run(models, folder: Path, replicas: int = 2, **teacher) -> rb.RunResult:
+def run(
+    models, folder: Path, replicas: int = 2, labels: dict[str, Any] | None = None, **teacher
+) -> rb.RunResult:
     host = {"replicas": replicas, "resources": {"CPU": 0.5}, "batch_tokens": 64, **teacher}
     adaptor = "tests.teachers.faulty:faulty"
+    store = folder / "store"
     job = make_job(
         models,
-        folder / "store",
+        store,
         teachers=[rb.Teacher(name="a", task="sum", model=models["a"], adaptor=adaptor, **host)],
+        labels=rb.LabelConfig(store=str(store), window=3, **labels or {}),
     )
     return rb.distill(
         job,
@@ -60,12 +66,12 @@ def survived(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(models, cluster, tmp_path_factory) -> dict[str, torch.Tensor]:
+def undisturbed(models, cluster, tmp_path_factory) -> rb.RunResult:
     faulty.clear()
     result = run(models, tmp_path_factory.mktemp("undisturbed"))
     assert result.labels["forwards"] == result.labels["needed"] == UNIQUE
     assert result.labels["losses"] == 0
-    return weights(result)
+    return result
 
 
 def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -74,12 +80,18 @@ def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
         assert torch.equal(found[name], value), name
 
 
-def assert_same(result: rb.RunResult, expected: dict[str, torch.Tensor]) -> None:
-    assert_equal(weights(result), expected)
+def say_cost(what: str, result: rb.RunResult, undisturbed: rb.RunResult) -> None:
+    seconds = result.times["train"] - undisturbed.times["train"]
+    print(f"{what}: {seconds:.1f} s, 0 steps")
+
+
+def assert_same(result: rb.RunResult, undisturbed: rb.RunResult) -> None:
+    assert_equal(weights(result), weights(undisturbed))
     labels = result.labels
     # Every label once, but for those that died with a replica before they were on disk.
     assert labels["forwards"] == labels["needed"] + labels["recomputed"]
     assert labels["needed"] == UNIQUE
+    assert temporaries(Path(result.folder).parent) == []
 
 
 def test_a_replica_killed_in_a_forward_and_one_that_hangs(models, tmp_path, undisturbed, caplog):
@@ -98,6 +110,7 @@ def test_a_replica_killed_in_a_forward_and_one_that_hangs(models, tmp_path, undi
     assert len(lost) == 2
     assert any("died" in line for line in lost)
     assert any("hung for" in line for line in lost)
+    say_cost("a replica killed in a forward, one that hangs for 10 s", result, undisturbed)
 
 
 def test_all_replicas_killed_at_once_and_one_ten_times_slower(
@@ -120,6 +133,22 @@ def test_all_replicas_killed_at_once_and_one_ten_times_slower(
     assert_same(result, undisturbed)
     assert result.labels["losses"] == 2
     assert any("teacher down (teacher 'a'" in line for line in survived(caplog))
+    say_cost("all replicas killed, one ten times slower", result, undisturbed)
+
+
+def test_a_store_that_is_full_keeps_nothing_and_the_student_is_the_same(
+    models, tmp_path, undisturbed, caplog
+):
+    # One replica: it has the labels in memory, so that each is computed once all the same.
+    result = run(models, tmp_path, 1, {"max_bytes": 1, "on_full": "go_on"})
+    assert_same(result, undisturbed)
+    assert not list((tmp_path / "store").rglob("*.arrow"))
+    (said,) = [event for event in result.survived if event["fault"] == "label store full"]
+    assert f"{UNIQUE} labels" in said["what"]
+    assert any("label store full (teacher 'a')" in line for line in survived(caplog))
+    # What the teacher said of the evaluation rows can't be read any longer.
+    assert result.teachers == {}
+    say_cost("the store is full", result, undisturbed)
 
 
 @pytest.mark.long
@@ -134,6 +163,8 @@ def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
     assert_same(result, undisturbed)
     assert result.labels["losses"] == 2
     assert "survived: teacher down (teacher 'a'" in done.stderr
+    (down,) = [event for event in result.survived if event["fault"] == "teacher down"]
+    print(f"the node of all replicas killed: {down['lost_s']} s, 0 steps")
 
 
 def test_a_teacher_that_is_gone_for_good_is_dropped_and_the_others_go_on(models, tmp_path, caplog):

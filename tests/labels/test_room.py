@@ -78,6 +78,18 @@ def test_looking_for_labels_counts_as_use(tmp_path):
     assert path.stat().st_mtime > time.time() - HOUR_S / 2
 
 
+def test_use_is_noted_twice_a_minute_at_most(tmp_path):
+    # Who has verified a shard does so again where its time changed.
+    location = LocalLocation(tmp_path)
+    path = tmp_path / "file"
+    path.touch()
+    for seconds, noted in ((5, False), (60, True)):
+        used_ago(path, seconds)
+        before = path.stat().st_mtime
+        location.touch("file")
+        assert (path.stat().st_mtime > before) == noted
+
+
 def test_a_bound_that_the_run_itself_exceeds_is_a_full_store(tmp_path):
     store = open_store(tmp_path, max_bytes=4000)
     write(store, 1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.errors import LabelError, TeacherGone
+from raybrew.errors import LabelsLost, TeacherGone
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import LabelSource, TeacherLabels
 from raybrew.labels.store import LabelStore
@@ -124,7 +124,7 @@ def test_a_label_that_nobody_can_give_is_an_error(tmp_path):
         for step in range(14):
             source.get(step)
 
-    with pytest.raises(LabelError, match=r"teacher '.'.*labels are missing from the store"):
+    with pytest.raises(LabelsLost, match=r"teacher '.'.*labels are missing from the store"):
         serve_all()
 
 

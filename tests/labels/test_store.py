@@ -12,7 +12,7 @@ from raybrew.labels import shards
 from raybrew.labels.index import KeyIndex
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
-from tests.labels.stores import logits, make_keys, open_store, shard_files, values
+from tests.labels.stores import logits, make_keys, open_store, shard_files, values, write
 
 
 def test_labels_are_there_at_once_for_the_writer_and_after_flush_for_others(tmp_path):
@@ -110,6 +110,41 @@ def test_a_damaged_shard_is_set_aside_and_its_labels_can_be_written_again(tmp_pa
     again.append(make_keys(1, 2), logits(1, 2))
     again.flush()
     assert values(open_store(tmp_path), 1, 2, 3) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_empty])
+def test_a_shard_that_is_written_to_after_it_was_read_gives_no_wrong_label(tmp_path, damage):
+    store = open_store(tmp_path)
+    write(store, 1, 2)
+    write(store, 3)
+    first, second = open_store(tmp_path), open_store(tmp_path)
+    assert values(first, 1, 2, 3) == values(second, 1, 2, 3) == [1, 2, 3]
+    (path,) = [p for p in shard_files(tmp_path) if np.float32(2.5).tobytes() in p.read_bytes()]
+    damage(path)
+    # The second finds it set aside by the first, and has what is damaged mapped.
+    for reader in (first, second):
+        found, payload = reader.read(make_keys(1, 2, 3))
+        assert found.tolist() == [False, False, True]
+        assert payload is not None
+        assert payload.values[:, 0].tolist() == [3]
+
+
+def test_a_shard_that_is_damaged_and_then_deleted_gives_no_wrong_label(tmp_path):
+    store = open_store(tmp_path)
+    write(store, 1, 2)
+    assert values(store, 1, 2) == [1, 2]
+    (path,) = shard_files(tmp_path)
+    damage_flip(path)
+    path.unlink()
+    assert not store.contains(make_keys(1, 2)).any()
+
+
+def test_a_shard_that_was_touched_is_read_on(tmp_path):
+    store = open_store(tmp_path)
+    write(store, 1)
+    assert values(store, 1) == [1]
+    shard_files(tmp_path)[0].touch()
+    assert values(store, 1) == [1]
 
 
 def test_a_shard_deleted_while_it_is_open_goes_on_serving_and_then_is_missing(tmp_path):

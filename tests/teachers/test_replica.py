@@ -71,6 +71,23 @@ def test_a_second_signal_is_computed_without_storing_the_first_twice(tmp_path):
     assert len(LabelStore(tmp_path).signal("f1", SIGNALS[1])) == len(VIEW)
 
 
+def test_labels_whose_file_was_deleted_are_computed_when_the_store_is_filled(tmp_path):
+    writer = replica_of(tmp_path, Counting())
+    writer.ask(VIEW, SIGNALS)
+    writer.flush()
+    teacher = Counting()
+    filler = replica_of(tmp_path, teacher)
+    filler.ask(VIEW, SIGNALS)
+    assert not teacher.keys
+    for shard in tmp_path.rglob("shard-*.arrow"):
+        shard.unlink()
+    # They are mapped, so that it could answer still; but whoever comes later could not.
+    filler.fill_view(VIEW)
+    filler.flush()
+    assert len(teacher.keys) == len(VIEW)
+    assert len(LabelStore(tmp_path).signal("f1", SIGNALS[0])) == len(VIEW)
+
+
 def test_a_shard_damaged_between_two_questions_is_computed_again(tmp_path):
     writer = replica_of(tmp_path, Counting())
     writer.ask(VIEW, SIGNALS)
