@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -121,23 +122,26 @@ def test_no_key_is_ever_two_processes(actions):
             owner = {number: each for number, each in owner.items() if each != who}
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """Have the operating system say that a file can't grow."""
+    """Have the operating system say that a file can't grow: neither can one with pytest's output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_on_a_full_disk_nothing_is_claimed_and_the_run_goes_on(tmp_path, small_disk, caplog):
+def test_on_a_full_disk_nothing_is_claimed_and_the_run_goes_on(tmp_path, caplog):
     claims = Claims(tmp_path)
-    assert take(claims, 1, 2) == [True, True]
-    assert take(claims, 3) == [True]
+    with small_disk():
+        taken = take(claims, 1, 2), take(claims, 3)
+        claims.release()
+    assert taken == ([True, True], [True])
     assert sum("can't hold claims" in record.getMessage() for record in caplog.records) == 1
-    claims.release()
 
 
 def test_where_files_have_no_locks_that_is_said(tmp_path, monkeypatch, caplog):
