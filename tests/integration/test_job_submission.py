@@ -6,30 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from ray.job_submission import JobStatus
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.integration.fault_lab import RAYS_OWN
-from tests.integration.three_nodes import ThreeNodes, processes, three_nodes, until_none
+from tests.integration.three_nodes import processes, three_nodes, until_none
 from tests.made import CLASSES, make_data, make_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 UNIQUE = 84 + 30  # rows that differ
 SUBMITTED = Path(__file__).with_name("submitted")
-
-
-def actors(nodes: ThreeNodes) -> list[str]:
-    """Return the classes of the run's actors that live."""
-    listed = nodes.get("/api/v0/actors?limit=1000")["data"]["result"]["result"]
-    assert listed
-    living = [each["class_name"] for each in listed if each["state"] != "DEAD"]
-    return [name for name in living if name not in RAYS_OWN]
-
-
-def groups(nodes: ThreeNodes) -> list[str]:
-    listed = nodes.get("/api/v0/placement_groups?limit=1000")["data"]["result"]["result"]
-    assert listed
-    return [each["placement_group_id"] for each in listed if each["state"] != "REMOVED"]
 
 
 def witnessed(folder: Path) -> dict[str, dict[str, int]]:
@@ -65,10 +52,11 @@ def test_a_submitted_job_runs_its_parts_on_their_nodes_and_leaves_nothing(tmp_pa
         said = nodes.submit(SUBMITTED, sys.executable, "driver.py", str(tmp_path))
         assert said.returncode == 0, said.stdout + said.stderr
         assert "Job 'submitted' succeeded" in said.stdout
-        job = nodes.get("/api/jobs/submitted")
-        assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0)
-        assert job["driver_node_id"] == nodes.head
-        assert until_none(lambda: actors(nodes)) == until_none(lambda: groups(nodes)) == []
+        job = nodes.job()
+        assert (job.status, job.driver_exit_code) == (JobStatus.SUCCEEDED, 0)
+        assert job.driver_node_id == nodes.head
+        assert until_none(lambda: set(nodes.actors()) - RAYS_OWN) == set()
+        assert until_none(nodes.groups) == []
         assert processes(witnesses)
     assert until_none(lambda: processes(witnesses)) == {}
     seen = witnessed(witnesses)

@@ -14,13 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.util.state import list_actors, list_placement_groups
 
 WITNESSES = "RAYBREW_TEST_WITNESSES"
 """Every process of the cluster has it in its environment: a folder, see `submitted/witness.py`."""
@@ -37,11 +38,6 @@ class ThreeNodes:
     teachers: str
     students: str
 
-    def get(self, path: str) -> Any:
-        """Return what the job server answers."""
-        with urllib.request.urlopen(f"{self.address}{path}", timeout=30) as answer:
-            return json.load(answer)
-
     def submit(self, working_dir: Path, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command as the job `submitted`, and wait for its end."""
         ray = str(Path(sys.executable).with_name("ray"))
@@ -52,6 +48,23 @@ class ThreeNodes:
             text=True,
             timeout=240,
         )
+
+    # By Ray's own clients: a Ray that this process has may have set it to ask for tokens.
+    def job(self) -> JobDetails:
+        """Return what the job server says of the job."""
+        return JobSubmissionClient(self.address).get_job_info("submitted")
+
+    def actors(self) -> list[str]:
+        """Return the classes of the actors that live."""
+        listed = list_actors(self.address, limit=1000)
+        assert listed, "not one was ever there"
+        return [str(actor.class_name) for actor in listed if actor.state != "DEAD"]
+
+    def groups(self) -> list[str]:
+        """Return the placement groups that hold resources."""
+        listed = list_placement_groups(self.address, limit=1000)
+        assert listed, "not one was ever there"
+        return [group.placement_group_id for group in listed if group.state != "REMOVED"]
 
 
 @contextlib.contextmanager
