@@ -124,7 +124,7 @@ def test_no_key_is_ever_two_processes(actions):
 
 @contextmanager
 def small_disk() -> Iterator[None]:
-    """Have the operating system say that a file can't grow: neither can one with pytest's output."""
+    """Let no file grow, as the operating system says it: not even one with pytest's output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8, before[1]))
