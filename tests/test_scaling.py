@@ -26,7 +26,7 @@ def test_too_few_replicas_are_the_bound():
 
 
 def test_requests_of_a_few_examples_overrun_the_desk_and_larger_ones_do_not():
-    small = simulated(Setting(32, 32, CALLS, tickets_of_a_forward=None))
+    small = simulated(Setting(32, 32, CALLS, batch_tokens=128))
     assert small.desk_busy > 0.9
     assert small.share < 0.9
     larger = simulated(Setting(32, 32, CALLS))

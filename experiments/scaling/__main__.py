@@ -15,15 +15,12 @@ from experiments.scaling.costs import CallCosts, measured_costs
 from experiments.scaling.simulation import Outcome, Setting, simulated
 from experiments.scaling.store import StoreFigures, measured_store
 from raybrew.report import render_table
-from raybrew.teachers.desk import TICKETS_OF_A_FORWARD
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 KEYS = (100_000, 1_000_000, 10_000_000)
 ON_PAPER = 100_000_000
-WAYS = {
-    "As many replicas as ranks": TICKETS_OF_A_FORWARD,
-    "The same, every key to its own home (as it was before)": None,
-}
+FORWARDS = (4096, 512)
+"""Tokens of a forward, at most: what a GPU likes, and the default on a CPU."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,11 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     costs = CallCosts(*(each / 1e6 for each in known)) if known else measured_costs()
     print(costs_table(costs), flush=True)
     outcomes = {
-        title: {
-            size: simulated(Setting(size, size, costs, tickets_of_a_forward=share))
-            for size in given.sizes
+        f"As many replicas as ranks, forwards of {tokens} tokens": {
+            size: simulated(Setting(size, size, costs, batch_tokens=tokens)) for size in given.sizes
         }
-        for title, share in WAYS.items()
+        for tokens in FORWARDS
     }
     for title, each in outcomes.items():
         print(outcomes_table(title, each), flush=True)

@@ -39,8 +39,6 @@ class Setting:
         window: steps of a question.
         max_windows: questions under way.
         num_windows: length of the run.
-        tickets_of_a_forward: requests are no smaller than that share of a forward; None for as
-            small as it comes.
     """
 
     ranks: int
@@ -55,7 +53,6 @@ class Setting:
     window: int = 8
     max_windows: int = 2
     num_windows: int = 12
-    tickets_of_a_forward: int | None = TICKETS_OF_A_FORWARD
 
 
 @dataclass(frozen=True)
@@ -108,11 +105,10 @@ class _Replica:
 class _Run:
     def __init__(self, setting: Setting):
         self._s = setting
-        share = setting.tickets_of_a_forward
         self._router = Router(
             setting.replicas,
             slack_tokens=2 * setting.batch_tokens,
-            least_tokens=0 if share is None else setting.batch_tokens // share,
+            least_tokens=setting.batch_tokens // TICKETS_OF_A_FORWARD,
         )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()

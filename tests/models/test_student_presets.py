@@ -56,7 +56,8 @@ def test_a_preset_is_a_student_of_its_teachers_vocabulary(name, tmp_path):
     model.save_pretrained(tmp_path / "student")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
     with torch.inference_mode():
-        assert torch.equal(again(**batch).logits, model(**batch).logits)
+        # A GRU's last bits depend on where its weights lie in memory.
+        torch.testing.assert_close(again(**batch).logits, model(**batch).logits)
 
 
 def test_a_preset_stands_alone():
