@@ -25,6 +25,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 WITNESSES = "RAYBREW_TEST_WITNESSES"
 """Every process of the cluster has it in its environment: a folder, see `submitted/witness.py`."""
+JOB_S = 600.0
 STOP_S = 60.0
 STORE_BYTES = 80 << 20
 
@@ -46,7 +47,7 @@ class ThreeNodes:
             [ray, "job", "submit", "--address", self.address, *options, "--", *command],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=JOB_S,
         )
 
     # By Ray's own clients: a Ray that this process has may have set it to ask for tokens.
