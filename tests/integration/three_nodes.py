@@ -57,13 +57,13 @@ class ThreeNodes:
 
     def actors(self) -> list[str]:
         """Return the classes of the actors that live."""
-        listed = list_actors(self.address, limit=1000)
+        listed: list[Any] = list_actors(self.address, limit=1000)
         assert listed, "not one was ever there"
         return [str(actor.class_name) for actor in listed if actor.state != "DEAD"]
 
     def groups(self) -> list[str]:
         """Return the placement groups that hold resources."""
-        listed = list_placement_groups(self.address, limit=1000)
+        listed: list[Any] = list_placement_groups(self.address, limit=1000)
         assert listed, "not one was ever there"
         return [group.placement_group_id for group in listed if group.state != "REMOVED"]
 
