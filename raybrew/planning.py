@@ -1,6 +1,9 @@
 """From a prepared job to what each rank is to do, as values."""
 
-from raybrew.config import DistillationConfig, DistillJob, TrainJob
+from collections.abc import Collection
+from pathlib import Path
+
+from raybrew.config import DistillationConfig, DistillJob, Student, TrainJob
 from raybrew.labels.spec import StoreSpec
 from raybrew.preparation import Preparation, PreparedTask
 from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan
@@ -10,6 +13,7 @@ __all__ = ["distill_plan", "supervised_plan"]
 
 def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
     """Return what each rank of a distillation is to do."""
+    hosts = job.hosts()
     return RankPlan(
         tasks=tuple(_task(t, job.objective_of(t.task.name)) for t in preparation.tasks),
         teachers=tuple(
@@ -26,8 +30,8 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
             )
             for teacher in preparation.teachers
         ),
-        student=job.student,
-        hosts=job.hosts(),
+        student=_student(job.student, hosts),
+        hosts={n: t.model_copy(update={"model": _folder(t.model)}) for n, t in hosts.items()},
         training=job.training,
         mixing=job.mixing,
         tracking=job.tracking,
@@ -44,7 +48,7 @@ def supervised_plan(job: TrainJob, preparation: Preparation) -> RankPlan:
     return RankPlan(
         tasks=tuple(_task(task, None) for task in preparation.tasks),
         teachers=(),
-        student=job.model,
+        student=_student(job.model, ()),
         hosts={},
         training=job.training,
         mixing=job.mixing,
@@ -67,3 +71,20 @@ def _task(prepared: PreparedTask, distillation: DistillationConfig | None) -> Ta
         distillation=distillation,
         rounds=task.rounds,
     )
+
+
+def _student(student: Student, teachers: Collection[str]) -> Student:
+    layers = student.layers_from
+    folders = {
+        "model": _folder(student.model),
+        "tokenizer_from": _folder(student.tokenizer_from, teachers),
+        "layers_from": None if layers is None else (_folder(layers[0], teachers), layers[1]),
+    }
+    return student.model_copy(update=folders)
+
+
+def _folder(path: str | None, names: Collection[str] = ()) -> str | None:
+    # Ranks have a working directory of their own: relative paths are the driver's.
+    if path is None or path in names or not Path(path).expanduser().is_dir():
+        return path
+    return str(Path(path).expanduser().absolute())

@@ -25,6 +25,7 @@ from ray.util.state import list_actors, list_placement_groups
 
 WITNESSES = "RAYBREW_TEST_WITNESSES"
 """Every process of the cluster has it in its environment: a folder, see `submitted/witness.py`."""
+JOB_S = 600.0
 STOP_S = 60.0
 STORE_BYTES = 80 << 20
 
@@ -46,7 +47,7 @@ class ThreeNodes:
             [ray, "job", "submit", "--address", self.address, *options, "--", *command],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=JOB_S,
         )
 
     # By Ray's own clients: a Ray that this process has may have set it to ask for tokens.
@@ -56,13 +57,13 @@ class ThreeNodes:
 
     def actors(self) -> list[str]:
         """Return the classes of the actors that live."""
-        listed = list_actors(self.address, limit=1000)
+        listed: list[Any] = list_actors(self.address, limit=1000)
         assert listed, "not one was ever there"
         return [str(actor.class_name) for actor in listed if actor.state != "DEAD"]
 
     def groups(self) -> list[str]:
         """Return the placement groups that hold resources."""
-        listed = list_placement_groups(self.address, limit=1000)
+        listed: list[Any] = list_placement_groups(self.address, limit=1000)
         assert listed, "not one was ever there"
         return [group.placement_group_id for group in listed if group.state != "REMOVED"]
 
