@@ -75,7 +75,7 @@ def load_job(
     """
     file = Path(path).expanduser()
     values = _read(file)
-    _resolve_paths(values, file.absolute().parent)
+    resolve_paths(values, file.absolute().parent)
     for override in overrides:
         target, equals, text = override.partition("=")
         if not equals or not target.strip():
@@ -139,7 +139,8 @@ def _ray_section(values: dict[str, Any], name: str, mistakes: list[str]) -> dict
     return section or {}
 
 
-def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+def resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    """Make a job's relative paths absolute, in place; see above which are taken from the folder."""
     tasks, teachers = _mappings(values.get("tasks")), _mappings(values.get("teachers"))
     names = [teacher.get("name") for teacher in teachers]
     for task in tasks:

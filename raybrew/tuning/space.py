@@ -6,14 +6,15 @@ base job + {path: range} ──► every value against its field ──► combi
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from raybrew.config import DistillJob
 from raybrew.errors import ConfigError
 from raybrew.job_paths import set_path
 from raybrew.job_values import values_of
-from raybrew.jobfile import validate
+from raybrew.jobfile import resolve_paths, validate
 from raybrew.tuning.ranges import Range
 
 __all__ = ["JobSpace"]
@@ -35,10 +36,12 @@ class JobSpace:
     Args:
         base: the job that the paths are set in.
         ranges: by path.
+        folder: what relative paths are relative to; trials have working directories of their own.
     """
 
     base: DistillJob
     ranges: Mapping[str, Range]
+    folder: Path = field(default_factory=Path.cwd)
 
     def job(self, config: Config) -> DistillJob:
         """Return the base job with these paths set.
@@ -49,6 +52,7 @@ class JobSpace:
         values = values_of(self.base)
         for path, value in config.items():
             set_path(values, path, value, DistillJob)
+        resolve_paths(values, self.folder)
         return validate(DistillJob, values)
 
     def check(self) -> None:

@@ -10,8 +10,9 @@ from ray import tune
 import raybrew as rb
 from raybrew.tuning.domains import range_of, space_from
 from raybrew.tuning.space import JobSpace
-from tests.made import make_job
+from tests.made import make_job, make_model
 
+STUDENT = rb.Student(layers_from=("a", (0,)))
 MATCH = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "cos", "teacher": "a"}
 
 
@@ -27,6 +28,20 @@ def refused(given: dict[str, Any], base: rb.DistillJob | None = None) -> str:
     with pytest.raises(rb.ConfigError) as error:
         space_of(given, base).check()
     return str(error.value)
+
+
+def test_trials_find_what_is_relative_to_the_drivers_folder(tmp_path, monkeypatch):
+    for name in ("a", "base"):
+        make_model(tmp_path / "models" / name, 0)
+    monkeypatch.chdir(tmp_path)
+    base = make_job({"a": "models/a", "b": "hub/b"}, Path("store"), student=STUDENT)
+    space = space_of({"student.layers_from.0": tune.choice(["a", "models/base"])}, base)
+    monkeypatch.chdir("/")
+    made = [space.job({"student.layers_from.0": of}) for of in ("a", "models/base")]
+    assert [teacher.model for teacher in made[0].teachers] == [f"{tmp_path}/models/a", "hub/b"]
+    assert made[0].labels.store == f"{tmp_path}/store"
+    layers = [job.student.layers_from for job in made]
+    assert layers == [("a", (0,)), (f"{tmp_path}/models/base", (0,))]
 
 
 def test_paths_of_every_section_can_be_set():
