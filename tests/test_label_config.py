@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raybrew.config import LabelConfig
-from raybrew.jobfile import _resolve_paths
+from raybrew.jobfile import resolve_paths
 
 
 def test_sizes_are_read_as_people_write_them():
@@ -28,5 +28,5 @@ def test_settings_of_a_store_that_cant_be_are_refused(values, said):
 
 def test_a_store_behind_a_uri_is_no_path_of_the_file(tmp_path):
     values = {"labels": {"store": "s3://bucket/labels", "cache": "cache"}}
-    _resolve_paths(values, tmp_path)
+    resolve_paths(values, tmp_path)
     assert values["labels"] == {"store": "s3://bucket/labels", "cache": str(tmp_path / "cache")}

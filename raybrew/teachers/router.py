@@ -132,7 +132,7 @@ class Router:
         tickets = [self._hand_out(n, rows, names, tokens) for n, rows in parts]
         home = home_of(keys, len(self._lanes))
         if together:
-            wholes = [(home[fresh[0]], fresh)] if len(fresh) else []
+            wholes = [(int(home[fresh[0]]), fresh)] if len(fresh) else []
         elif tokens[fresh].sum() >= most_tokens:
             wholes = self._wholes(fresh, home, tokens, most_tokens)
         else:
