@@ -56,7 +56,10 @@ def controller_dies() -> None:
 
 def node_dies() -> None:
     """Kill the node of the last rank, and let another one join."""
-    node_id = alive(RANK)[-1]["Address"]["NodeID"]
+    _replace_node(alive(RANK)[-1]["Address"]["NodeID"])
+
+
+def _replace_node(node_id: str) -> None:
     lab_cluster.remove_node(next(n for n in lab_cluster.nodes if n.node_id == node_id))
     lab_cluster.add_node()
 
@@ -78,7 +81,8 @@ def node_is_preempted() -> None:
     before, deadline = checkpoints.paths(), time.monotonic() + PREEMPTION_S
     while checkpoints.paths() == before and time.monotonic() < deadline:
         time.sleep(0.05)
-    node_dies()
+    # That one: Ray ends a node that it has drained, and no rank need be on it any more.
+    _replace_node(node_id)
 
 
 def nodes_leave() -> None:
