@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,7 +214,7 @@ AGENTS_S = 100.0
 class Distilling:
     """`raybrew distill` in a session of its own, with a folder of its own for temporary files."""
 
-    def __init__(self, folder: Path, job: str, *arguments: str):
+    def __init__(self, folder: Path, ray: Path, job: str, *arguments: str):
         self._said, self._metrics = folder / "said.txt", folder / "runs" / "run" / "metrics.jsonl"
         self._before = len(self.steps())
         with self._said.open("w") as log:
@@ -222,7 +223,12 @@ class Distilling:
                 stderr=log,
                 stdout=log,
                 start_new_session=True,
-                env={**os.environ, "RAY_ADDRESS": "local", "TMPDIR": str(folder / "tmp")},
+                env={
+                    **os.environ,
+                    "RAY_ADDRESS": "local",
+                    "RAY_TMPDIR": str(ray),
+                    "TMPDIR": str(folder / "tmp"),
+                },
             )
 
     def steps(self) -> list[int]:
@@ -266,6 +272,13 @@ class Distilling:
 
 
 @pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps its session: a short path, for the names of its sockets."""
+    with tempfile.TemporaryDirectory(prefix="rb-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def runs() -> Iterator[list[Distilling]]:
     """Runs that a test starts; none of them outlives it."""
     started: list[Distilling] = []
@@ -277,7 +290,7 @@ def runs() -> Iterator[list[Distilling]]:
 @pytest.mark.ray
 @pytest.mark.long
 def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
-    files, tmp_path, runs
+    files, tmp_path, runs, ray_folder
 ):
     every = 4
     values = job(
@@ -295,7 +308,7 @@ def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
         (signal.SIGTERM, 143, "terminated"),
         (signal.SIGKILL, -signal.SIGKILL, ""),
     )
-    run = Distilling(tmp_path, file)
+    run = Distilling(tmp_path, ray_folder, file)
     runs.append(run)
     run.wait_for(7)
     for number, (signal_, expected, word) in enumerate(stops):
@@ -308,7 +321,7 @@ def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
             assert "goes on with --resume" in said
             assert temporaries(tmp_path) == []
         taken = run.steps()
-        run = Distilling(tmp_path, file, "--resume")
+        run = Distilling(tmp_path, ray_folder, file, "--resume")
         runs.append(run)
         run.wait_for(1)
         again = run.steps()[len(taken)]

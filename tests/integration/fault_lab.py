@@ -25,6 +25,9 @@ from tests.integration.strikes import FAULTS, aim
 WAIT_S = 300.0
 """A run that takes longer hangs: the watchdog says who waits for what."""
 
+_striker = ThreadPoolExecutor(1)
+"""Strikes from one thread for all runs: the nodes that a thread starts die with it."""
+
 
 @dataclass
 class Strike:
@@ -82,13 +85,12 @@ def _strike(folder: Path, strikes: list[Strike], over: threading.Event) -> None:
 @contextlib.contextmanager
 def striking(folder: Path, strikes: list[Strike]) -> Iterator[None]:
     over = threading.Event()
-    with ThreadPoolExecutor(1) as thread:
-        struck = thread.submit(_strike, folder, strikes, over)
-        try:
-            yield
-        finally:
-            over.set()
-        struck.result()
+    struck = _striker.submit(_strike, folder, strikes, over)
+    try:
+        yield
+    finally:
+        over.set()
+    struck.result()
 
 
 def fill(job: rb.DistillJob, folder: str) -> None:
