@@ -364,7 +364,7 @@ def test_labelling_goes_on_where_ctrl_c_stopped_it(files, tmp_path):
     values = job(tmp_path, teachers=[teacher])
     values["labels"] = {"store": str(tmp_path / "store")}
     values["tasks"][0]["train"] = "many.parquet"
-    make_data(120).to_parquet(str(files / "many.parquet"))
+    make_data(300).to_parquet(str(files / "many.parquet"))
     env = {**os.environ, "RAY_ADDRESS": "local", "RAYBREW_TEST_FORWARDS": str(log)}
 
     def label(name: str) -> subprocess.Popen:
