@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
-from raybrew import cli
 from raybrew.jobfile import load_job
+from tests.commands import raybrew
 from tests.made import STUDENT_CONFIG, make_data, make_model
 from tests.student.in_process import Recorder, build
 from tests.traces import temporaries
@@ -58,14 +58,6 @@ def write(folder: Path, values: dict) -> str:
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
-
-
-def raybrew(*arguments: str) -> int:
-    sys.argv = ["raybrew", *arguments]
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 WRONG = {

@@ -1,6 +1,5 @@
 """`raybrew evaluate` and `raybrew inspect`: figures by hand, tables, mistakes."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +8,8 @@ import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raybrew as rb
-from raybrew import cli
 from raybrew.inspection import inspect_model
+from tests.commands import raybrew
 from tests.made import make_data, make_model, make_yes_no_data
 from tests.student.in_process import Recorder, build
 from tests.student.test_several_tasks import job as two_task_job
@@ -54,14 +53,6 @@ def write(folder: Path, *tasks: str) -> str:
     path = folder / f"{'-'.join(tasks)}.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
-
-
-def raybrew(*arguments: str) -> int:
-    sys.argv = ["raybrew", *arguments]
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def accuracy(model: Path | str) -> float:

@@ -3,27 +3,18 @@
 import json
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from raybrew import cli
 from raybrew.labels.manifest import read_manifest, write_manifest
 from raybrew.labels.store import LabelStore
+from tests.commands import raybrew
 from tests.labels.stores import open_store, shard_files, values, write
 
 A_DAY_AGO = time.time() - 86400.0
-
-
-def raybrew(*arguments: str) -> int:
-    sys.argv = ["raybrew", *arguments]
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ import numpy as np
 
 from experiments.scaling.costs import CallCosts
 from raybrew.teachers.desk import TICKETS_OF_A_FORWARD
-from raybrew.teachers.router import Router, Ticket
+from raybrew.teachers.router import Router
+from raybrew.teachers.tickets import Ticket
 
 __all__ = ["Outcome", "Setting", "simulated"]
 

@@ -26,7 +26,7 @@ from raybrew.teachers.background import Background, all_of
 from raybrew.teachers.credits import Credits
 from raybrew.teachers.policy import MAX_LOSSES
 from raybrew.teachers.replica import Answer
-from raybrew.teachers.router import Ticket
+from raybrew.teachers.tickets import Ticket
 
 __all__ = ["PoolAddress", "PoolClient", "outcome"]
 

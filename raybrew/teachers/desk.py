@@ -21,7 +21,8 @@ from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers.figures import figures_of
 from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy, Verdict
-from raybrew.teachers.router import Router, Ticket
+from raybrew.teachers.router import Router
+from raybrew.teachers.tickets import Ticket
 
 __all__ = ["TICKETS_OF_A_FORWARD", "Desk", "Member"]
 

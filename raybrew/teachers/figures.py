@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from raybrew.teachers.router import RouterCounts
+from raybrew.teachers.tickets import RouterCounts
 
 __all__ = ["figures_of"]
 

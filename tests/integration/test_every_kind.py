@@ -5,7 +5,6 @@ train-teacher ──► a language model ──► its largest logits ──► 
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ import yaml
 from ray.train import RunConfig, ScalingConfig
 
 import raybrew as rb
-from raybrew import cli
 from tests import own_models
+from tests.commands import raybrew
 from tests.kinds.judges import JUDGES, figures, load_alone
 from tests.kinds.made_kinds import make_kind_model
 from tests.kinds.made_tasks import (
@@ -65,14 +64,6 @@ MATCHES = [
     {**HIDDEN, "loss": "hidden_mse", "teacher": "sum"},
     {**HIDDEN, "loss": "cos", "teacher": "tags"},
 ]
-
-
-def raybrew(*arguments: str) -> int:
-    sys.argv = ["raybrew", *arguments]
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 @dataclass(frozen=True)

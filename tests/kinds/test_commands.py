@@ -4,7 +4,6 @@ What trains is what trains on Ray, in this process: the processes around it are 
 kind, and tests/integration starts them.
 """
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,23 +12,15 @@ import pytest
 import yaml
 
 import raybrew as rb
-from raybrew import cli
 from raybrew.kinds import KINDS
 from raybrew.planning import supervised_plan
 from raybrew.preparation import prepare_supervised
 from raybrew.student.building import build_training
 from raybrew.student.world import World
+from tests.commands import raybrew
 from tests.kinds.made_kinds import make_kind_model, make_rows, names_of
 from tests.made import make_data, make_model
 from tests.student.in_process import Recorder
-
-
-def raybrew(*arguments: str) -> int:
-    sys.argv = ["raybrew", *arguments]
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert isinstance(end.value.code, int)
-    return end.value.code
 
 
 def write_job(folder: Path, kind: str) -> Path:

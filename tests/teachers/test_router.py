@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybrew.teachers.router import Router, Ticket, home_of
+from raybrew.teachers.router import Router, home_of
+from raybrew.teachers.tickets import Ticket
 
 KEYS = np.random.default_rng(0).integers(0, 2**63, (400, 2)).astype(np.uint64)
 
