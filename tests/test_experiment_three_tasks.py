@@ -34,8 +34,13 @@ def test_each_part_is_the_same_job_with_one_task():
         alone = without_teachers(part)
         assert (alone.training, alone.model) == (part.training, job.student)
         assert alone.tasks[0].transfer == ()
-    steps = [only(job, task).training.num_steps for task in METRICS]
-    assert (steps, job.training.num_steps) == ([200, 100, 100], 400)
+    # Together the parts have the steps of the whole, each by its share.
+    whole, shares = job.training.num_steps, job.mixing.probabilities
+    assert whole is not None
+    assert shares is not None
+    steps = {task: only(job, task).training.num_steps for task in METRICS}
+    assert steps == {task: shares[task] * whole for task in METRICS}
+    assert sum(shares.values()) == 1
     for teacher in TEACHERS.values():
         assert load_job(rb.TrainJob, teacher).job.tasks[0].name in METRICS
 
