@@ -20,7 +20,7 @@ from experiments.benchmarks.student_setting import (
     timed_run,
 )
 
-NUM_ROWS, ROUNDS = 1600, 11
+NUM_ROWS, ROUNDS = 1600, 41
 
 
 def records(num_rows: int = NUM_ROWS, rounds: int = ROUNDS) -> list[Record]:

@@ -6,6 +6,7 @@ w of each row ──► mean over the valid rows of all ranks ──► T + (mea
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -101,6 +102,11 @@ def _around(
     return rows.masked_fill(~valid, float(temperature))
 
 
+@cache
+def _parameters_of(function: Callable[..., float | int | Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
 @dataclass(frozen=True)
 class TemperatureScheduler:
     """A temperature scheduler with its options; picklable."""
@@ -133,7 +139,7 @@ class TemperatureScheduler:
         """
         side = {"mask": mask, "sum_over_ranks": sum_over_ranks}
         # One of the user's may have no use for them.
-        known = inspect.signature(self.function).parameters
+        known = _parameters_of(self.function)
         asked = {key: value for key, value in side.items() if key in known}
         return self.function(student_logits, teacher_logits, temperature, **asked, **self.options)
 

@@ -29,6 +29,7 @@ from raybrew.objective import Objective
 from raybrew.student.batches import StudentTask
 from raybrew.student.cadence import Cadence
 from raybrew.student.checkpoint import Progress, Snapshot, load_checkpoint, snapshot
+from raybrew.student.draws import seed_draws
 from raybrew.student.evaluations import evaluate_task, next_evaluation
 from raybrew.student.extensions import call_back, postprocess, postprocessors_of
 from raybrew.student.hooks import Hooks, Saver
@@ -152,7 +153,7 @@ class StudentTraining:
             call_back(self.config, self.model, self.step)
 
     def _train_step(self, ready: ReadyStep, hooks: Hooks) -> None:
-        torch.manual_seed(_seed(self.config.seed, self.step, self.world.rank))
+        seed_draws(self.config.seed, self.step, self.world.rank, self.world.device)
         assert self._take_step is not None, "`begin` comes first"
         # Here, not where batches are made ready: whatever is drawn follows from the seed above.
         functions = postprocessors_of(self.config)
@@ -292,8 +293,3 @@ class StudentTraining:
     @property
     def _pad(self) -> int:
         return int(str(self.tokenizer.pad_token_id or 0))
-
-
-def _seed(*parts: int) -> int:
-    # Dropout depends on (seed, step, rank) alone: a resumed run draws what it would have drawn.
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
