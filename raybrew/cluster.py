@@ -41,6 +41,9 @@ def ray_session() -> Iterator[None]:
     """Connect to the cluster of RAY_ADDRESS, or start Ray here and end it afterwards.
 
     A Ray that is connected already is used and left as it is.
+
+    Raises:
+        ConfigError: no Ray can be reached or started.
     """
     if ray.is_initialized():
         yield
@@ -48,13 +51,20 @@ def ray_session() -> Iterator[None]:
     # Bars and results are the run's output; Ray's own lines stay in its log files.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    ray.init(
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        include_dashboard=False,
-        dashboard_host="127.0.0.1",
-        namespace="raybrew",
-    )
+    try:
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            namespace="raybrew",
+        )
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"Ray: it can't be reached or started: {error}. A cluster is reached by RAY_ADDRESS "
+            f"({os.environ.get('RAY_ADDRESS', 'not set')}); without it one is started here, with "
+            "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short"
+        ) from error
     try:
         yield
     finally:
