@@ -46,6 +46,8 @@ def judge_teachers(job: DistillJob, preparation: Preparation) -> tuple[Metrics, 
         if task.eval is None:
             continue
         mine = [teacher for teacher in preparation.teachers if teacher.task == number]
+        if not mine:  # all of them were dropped, or it is learnt from labels alone
+            continue
         try:
             judge = _Judge(job, task, task.eval, mine)
             predictions = judge.predictions()

@@ -91,4 +91,11 @@ class Follower:
                 logger.warning("the run's messages were lost: %s", error)
                 continue
             for message in messages:
-                self._on_message(message)
+                self._hand_over(message)
+
+    def _hand_over(self, message: Message) -> None:
+        try:
+            self._on_message(message)
+        except Exception:
+            # A disk that is full, say: the run goes on, and what comes later may be written.
+            logger.exception("a message of the run could not be noted: %s", message.get("kind"))

@@ -13,11 +13,11 @@ __all__ = ["load_yaml", "same_run"]
 
 _FREE = re.compile(
     r"tracking\..*"
-    r"|labels\.(store|when|window|max_windows)"
-    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens)"
+    r"|labels\.(store|when|window|max_windows|max_bytes|on_full|cache|cache_max_bytes)"
+    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens|on_loss|deadline_s|lost_after_s)"
     r"|training\.(num_threads|eval_batch_size|prefetch|checkpoint_every|checkpoint_every_minutes|on_nan)"
 )
-"""Fields that may change: they say where and how fast, not what the student learns."""
+"""Fields that may change: they say where, how fast, and what is done about faults."""
 
 
 def load_yaml(path: Path) -> Mapping[str, Any]:

@@ -104,7 +104,18 @@ def _classes(task: Task, row: int, value: Any, names: Sequence[str], what: str) 
                 f"in {task.label!r}, got {len(value)} of them"
             )
         return np.array(value, np.int64)
-    there[class_numbers(value, names, f"{what}: row {row}", task.label)] = 1
+    numbers = class_numbers(value, names, f"{what}: row {row}", task.label)
+    if (numbers < 0).any():
+        raise DataError(
+            f"{what}: row {row}: expected classes in {task.label!r}, got {value!r}; a row without "
+            "label is null, one of no class an empty list"
+        )
+    if len(set(numbers.tolist())) < len(numbers):
+        raise DataError(
+            f"{what}: row {row}: expected each class once in {task.label!r}, got {value!r}; a "
+            "value for each of the classes is written as true or false, not as 1 or 0"
+        )
+    there[numbers] = 1
     return there
 
 

@@ -110,12 +110,17 @@ def _numbers(task: Task, column: Sequence[Any], names: Sequence[str], side: str)
     numbers = np.full((len(column), len(names)), np.nan, np.float32)
     for row, value in enumerate(column):
         values = value if isinstance(value, list) else [value]
-        wrong = any(isinstance(v, bool) or not isinstance(v, int | float | None) for v in values)
+        wrong = not all(v is None or _is_number(v) for v in values)
         if wrong or (value is not None and len(values) != len(names)):
+            expected = "a finite number" if len(names) == 1 else f"{len(names)} finite numbers"
             raise DataError(
-                f"tasks[{task.name}].{side}: row {row}: expected "
-                f"{'a number' if len(names) == 1 else f'{len(names)} numbers'} in {task.label!r}, "
+                f"tasks[{task.name}].{side}: row {row}: expected {expected} in {task.label!r}, "
                 f"got {value!r}"
             )
         numbers[row] = [math.nan if v is None else v for v in values]
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    # NaN is a missing label, as pandas and Arrow write it.
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)

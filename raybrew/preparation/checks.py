@@ -244,7 +244,8 @@ def _check_length(what: str, config: PreTrainedConfig, task: Task) -> None:
     most = getattr(config, "max_position_embeddings", None)
     # RoBERTa counts positions from the padding id on.
     reserved = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
-    if most is not None and task.max_length > most - reserved:
+    # XLNet writes -1: any length.
+    if most is not None and most > 0 and task.max_length > most - reserved:
         raise ConfigError(
             f"tasks[{task.name}].max_length: expected at most {most - reserved}, the positions of "
             f"the model of {what}, got {task.max_length}"

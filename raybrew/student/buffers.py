@@ -73,10 +73,12 @@ class Blocks:
             The same with tensors on the device, and on a GPU the event after which they are there.
         """
         block = self._blocks[step % len(self._blocks)]
-        block.begin()
         if self._stream is None:
+            block.begin()
             return map_tensors(value, block.hold), None
-        with torch.cuda.stream(self._stream):
+        # Which GPU is current is a matter of each thread.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            block.begin()
             moved = map_tensors(
                 value, lambda each: block.hold(each).to(self._device, non_blocking=True)
             )

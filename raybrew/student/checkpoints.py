@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import xxhash
+from safetensors import SafetensorError
 
 from raybrew.errors import CheckpointError
 from raybrew.student.checkpoint import read_score
@@ -65,7 +66,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
             _sync_folder(self.folder)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"checkpoint of step {step}: {self.folder} can't be written: {error}; make room, "
                 "then go on with --resume"

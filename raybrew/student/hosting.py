@@ -17,15 +17,16 @@ from raybrew.teachers.local import Askers, LocalAsker
 __all__ = ["asker_of", "fill_shares", "host_teachers"]
 
 
-def host_teachers(plan: RankPlan, num_threads: int) -> LocalAsker | None:
+def host_teachers(plan: RankPlan, num_threads: int, world: World) -> LocalAsker | None:
     """Return the teachers that this rank hosts; they are loaded at their first label.
 
     Args:
         plan: of the rank.
         num_threads: PyTorch threads of the rank.
+        world: the rank.
     """
     mine = [(t.hosted, t.signals) for t in plan.teachers if t.hosted is not None]
-    return LocalAsker(mine, plan.store, num_threads) if mine else None
+    return LocalAsker(mine, plan.store, num_threads, world.device) if mine else None
 
 
 def asker_of(plan: RankPlan, local: LocalAsker | None, pool: Asker | None) -> Asker | None:

@@ -25,6 +25,18 @@ __all__ = [
 ]
 
 
+_OTHER_STEPS = ("LBFGS", "SparseAdam")
+"""Optimizers that need more than a dense gradient for a step."""
+_OTHER_ARGUMENTS = (
+    SchedulerType.REDUCE_ON_PLATEAU,
+    SchedulerType.GREEDY,
+    SchedulerType.WARMUP_STABLE_DECAY,
+    SchedulerType.COSINE_WITH_MIN_LR,
+    SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
+)
+"""Schedules that need more than the length of warm-up and run."""
+
+
 def check_optimization(config: TrainingConfig) -> None:
     """Refuse an optimizer, an argument of it, or a schedule that doesn't exist.
 
@@ -32,12 +44,13 @@ def check_optimization(config: TrainingConfig) -> None:
         ConfigError: names the field and the nearest names.
     """
     optimizer = getattr(torch.optim, config.optimizer, None)
-    known = [n for n, c in vars(torch.optim).items() if _is_optimizer(c)]
+    known = [n for n, c in vars(torch.optim).items() if _is_optimizer(c) and n not in _OTHER_STEPS]
     _known("training.optimizer", config.optimizer, known)
     arguments = list(inspect.signature(optimizer).parameters)[1:]  # type: ignore[arg-type]
     for name in config.optimizer_options:
         _known("training.optimizer_options", name, [a for a in arguments if a != "lr"])
-    _known("training.lr_scheduler", config.lr_scheduler, [kind.value for kind in SchedulerType])
+    schedules = [kind.value for kind in SchedulerType if kind not in _OTHER_ARGUMENTS]
+    _known("training.lr_scheduler", config.lr_scheduler, schedules)
 
 
 def optimizer_class(config: TrainingConfig) -> type[Optimizer]:

@@ -151,7 +151,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     pool = None if config["teachers"] is None else PoolClient(config["teachers"])
-    local = host_teachers(plan, config["num_threads"])
+    local = host_teachers(plan, config["num_threads"], world)
     training = build_training(plan, world, asker_of(plan, local, pool))
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
@@ -159,13 +159,19 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     ddp = {"find_unused_parameters": True} if len(plan.tasks) > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])
-    with CheckpointWriter(config["checkpoints"]) as writer:
-        values = training.run(_RayHooks(config["mailbox"], world, writer))
+    try:
+        with CheckpointWriter(config["checkpoints"]) as writer:
+            values = training.run(_RayHooks(config["mailbox"], world, writer))
+    finally:
+        if local is not None:
+            # However it ended, what was computed is kept; a pool flushes by itself.
+            local.flush()
     if training.labels is not None:
         figures = training.labels.figures
         here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]
         names = ("hits", "misses", "dropped", "forwards_in_workers")
-        total = world.total(torch.tensor(here, dtype=torch.float64)).tolist()
+        counts = torch.tensor(here, dtype=torch.float64, device=world.device)
+        total = world.total(counts).tolist()
         values |= {f"labels/{name}": count for name, count in zip(names, total, strict=True)}
     return values
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import RaybrewError, TeacherError
@@ -245,6 +245,9 @@ class PoolClient:
             return call.result()
         except RayActorError as error:
             await self._of_desk(lambda desk: desk.lost.remote(*life, "died"))
+            raise _Lost from error
+        except ObjectLostError as error:
+            # The answer was on a node that is gone; whether the replica was, the desk will see.
             raise _Lost from error
         finally:
             call.cancel()

@@ -83,6 +83,8 @@ class Desk:
                     len(member.replicas),
                     slack_tokens=2 * member.batch_tokens,
                     least_tokens=member.batch_tokens // TICKETS_OF_A_FORWARD,
+                    # A desk that died and lives again knows nothing of the tickets before.
+                    first_number=time.time_ns(),
                 ),
                 [{} for _ in member.replicas],
                 [False] * len(member.replicas),

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Payload, Signal
@@ -22,6 +23,8 @@ from raybrew.teachers.router import home_of
 from raybrew.teachers.teacher import TeacherSpec
 
 __all__ = ["Askers", "LocalAsker"]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class LocalAsker:
         teachers: each with the signals that it serves.
         store: of the labels.
         num_threads: PyTorch threads, those of the rank: teacher and student take turns on them.
+        device: of the rank, whose GPU the teachers are on, too.
     """
 
     def __init__(
@@ -46,17 +50,24 @@ class LocalAsker:
         teachers: Sequence[tuple[TeacherSpec, tuple[Signal, ...]]],
         store: StoreSpec | str,
         num_threads: int,
+        device: torch.device = _CPU,
     ):
         self._replicas = {
             spec.name: Replica(replace(spec, num_threads=num_threads), signals, store)
             for spec, signals in teachers
         }
-        self._thread = ThreadPoolExecutor(1, "raybrew-teacher")
+        # Which GPU is current is a matter of each thread.
+        self._thread = ThreadPoolExecutor(1, "raybrew-teacher", _use, (device,))
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> _Waiting:
         """Start computing labels; see `raybrew.labels.source.Asker`."""
         replica = self._replicas[teacher]
-        return _Waiting(self._thread.submit(lambda: replica.ask(view, signals).payloads))
+
+        def answer() -> dict[str, Payload]:
+            self._let_go(replica)
+            return replica.ask(view, signals).payloads
+
+        return _Waiting(self._thread.submit(answer))
 
     def fill_share(self, teacher: str, view: EncodedView, rank: int, world_size: int) -> None:
         """Compute this rank's share of the labels that the store lacks; they are on disk then.
@@ -70,8 +81,16 @@ class LocalAsker:
         _, first = np.unique(view.keys, axis=0, return_index=True)
         mine = np.sort(first[home_of(view.keys[first], world_size) == rank])
         replica = self._replicas[teacher]
+        self._thread.submit(self._let_go, replica).result()
         self._thread.submit(replica.fill_view, view.take(mine)).result()
         self.flush()
+
+    def _let_go(self, replica: Replica) -> None:
+        # The same model under another name: on one thread, none of the two can wait for a label
+        # that the other has claimed and not written.
+        for other in self._replicas.values():
+            if other is not replica and other.spec.fingerprint == replica.spec.fingerprint:
+                other.flush()
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -91,6 +110,11 @@ class LocalAsker:
         """End the thread and let the models go."""
         self._thread.shutdown(cancel_futures=True)
         self._replicas.clear()
+
+
+def _use(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 class Askers:

@@ -103,6 +103,7 @@ class Replica:
         self._forward_since: float | None = None
         self._waiting_since: float | None = None
         self._flushed = time.monotonic()
+        self._most_rows: int | None = None
 
     def load(self) -> None:
         """Load the model now rather than at the first label that has to be computed."""
@@ -123,6 +124,13 @@ class Replica:
             TeacherError: the teacher gave an answer that can't be used.
             LabelError: labels vanish from the store as fast as they are written.
         """
+        most = self._most_rows or max(1, len(view))
+        starts = range(0, max(1, len(view)), most)
+        parts = [view.take(np.arange(n, min(n + most, len(view)))) for n in starts]
+        answers = [self._ask_at_once(part, signals) for part in parts]
+        return answers[0] if len(answers) == 1 else _joined(answers)
+
+    def _ask_at_once(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         computed = np.zeros(len(view), bool)
         for _ in range(_MAX_ATTEMPTS):
             computed |= self._compute_missing(view, signals)[0]
@@ -132,6 +140,11 @@ class Replica:
                 payloads = {n: p for n, (_, p) in answers.items() if p is not None}
                 self._flush_now_and_then()
                 return Answer(payloads, computed)
+            if len(view) > 1 and any(store.unstored for store in self._stores.values()):
+                # The store has no room, and memory keeps fewer labels than these at once.
+                self._most_rows = len(view) // 2
+                answer = self.ask(view, signals)
+                return Answer(answer.payloads, computed | answer.computed)
         raise LabelError(
             f"teacher {self.spec.name!r}: its labels vanished {_MAX_ATTEMPTS} times between being "
             "written and read; is something else deleting files in the store?"
@@ -225,22 +238,24 @@ class Replica:
         rows = np.sort(first)
         rows = rows[~self._here(view.keys[rows], signals)]
         waiting = False
-        while len(rows):
-            taken = self._claims.take(view.keys[rows], waiting=waiting)
-            # Whoever let go of a key has written its label before.
-            known = self._known(view.keys[rows], signals, now=taken.moved)
-            mine = rows[taken.mine & ~known]
-            self._compute(view, mine, signals)
-            computed[mine] = True
-            rows = rows[~(taken.mine | known)]
-            if not patient or not len(rows):
-                break
-            # Nobody waits who has what somebody else may wait for.
-            self.flush()
-            self._waiting_since = self._waiting_since or time.monotonic()
-            time.sleep(WAIT_S)
-            waiting = True
-        self._waiting_since = None
+        try:
+            while len(rows):
+                taken = self._claims.take(view.keys[rows], waiting=waiting)
+                # Whoever let go of a key has written its label before.
+                known = self._known(view.keys[rows], signals, now=taken.moved)
+                mine = rows[taken.mine & ~known]
+                self._compute(view, mine, signals)
+                computed[mine] = True
+                rows = rows[~(taken.mine | known)]
+                if not patient or not len(rows):
+                    break
+                # Nobody waits who has what somebody else may wait for.
+                self.flush()
+                self._waiting_since = self._waiting_since or time.monotonic()
+                time.sleep(WAIT_S)
+                waiting = True
+        finally:
+            self._waiting_since = None
         self._figures.hits += int(len(view) - computed.sum() - len(rows))
         return computed, rows
 
@@ -292,6 +307,14 @@ class Replica:
         for signal in signals:
             self._stores[signal.name].refresh(now=now)
         return self._here(keys, signals)
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    payloads = {
+        name: Payload.concat([answer.payloads[name] for answer in answers])
+        for name in answers[0].payloads
+    }
+    return Answer(payloads, np.concatenate([answer.computed for answer in answers]))
 
 
 def _rows(answer: Answer, start: int, stop: int) -> Answer:

@@ -52,9 +52,13 @@ class Router:
         least_tokens: new keys of neighbouring homes go together until they have so many tokens.
             With many replicas a question would fall into as many requests of a few examples, and
             the desk's one thread would be the first to be overrun.
+        first_number: of its tickets, higher than those of a router before it, some of which may
+            still be under way.
     """
 
-    def __init__(self, num_replicas: int, slack_tokens: int, least_tokens: int = 0):
+    def __init__(
+        self, num_replicas: int, slack_tokens: int, least_tokens: int = 0, first_number: int = 0
+    ):
         self._lanes = [_Lane() for _ in range(num_replicas)]
         self._slack, self._least = slack_tokens, least_tokens
         self._holder: dict[int, int] = {}
@@ -64,7 +68,7 @@ class Router:
         self._late: dict[int, list[int]] = {}
         self._doubtful: set[int] = set()
         self._elsewhere: set[int] = set()
-        self._numbers = 0
+        self._numbers = first_number
         # Tickets that replicas have reported, and their askers have not: they may never.
         self._heard: set[int] = set()
         self.counts = RouterCounts()

@@ -5,6 +5,7 @@ Tune  ──ended───────────────► its last figur
 """
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -144,10 +145,9 @@ class TrialFollower:
         self._thread.join()
         _current.remove(self)
 
-    @property
-    def lacks_trials(self) -> bool:
-        """Whether fewer trials began than the sweep has."""
-        return self._total is not None and len(self.trials) < self._total
+    def lacks(self, begun: int) -> bool:
+        """Return whether fewer trials began than the sweep has."""
+        return self._total is not None and begun < self._total
 
     def take(self, message: Message) -> None:
         """Take figures that a trial has sent."""
@@ -166,7 +166,9 @@ class TrialFollower:
     def evaluated(self, result: Mapping[str, Any]) -> None:
         """Show the best score so far."""
         score = result.get(self._score)
-        if score is not None and (self._best is None or self._sign * (score - self._best) > 0):
+        if score is None or not math.isfinite(score):
+            return
+        if self._best is None or self._sign * (score - self._best) > 0:
             self._best = score
             self._bars.note(BAR, f"best {self._score} {score:.4f}")
 
@@ -190,19 +192,25 @@ class TrialFollower:
                 item = self._work.get(timeout=1.0)
             except queue.Empty:
                 item = {}
-            if item is None:
-                going = False
-            elif isinstance(item, _Ended):
-                self._ended.append(item)
-            elif item.get("kind") == "values":
-                self._log_values(item)
-            elif item.get("kind") == "event":
-                event = Event(**item["event"])
-                name = self._names.get(item["trial"], item["trial"])
-                self._events.add(replace(event, who=f"{name}: {event.who}"))
-            self._close(time.monotonic() - (LINGER_S if going else 0))
+            going = item is not None
+            try:
+                self._do(item)
+                self._close(time.monotonic() - (LINGER_S if going else 0))
+            except Exception:
+                # A disk that is full, say: trials go on, and what comes later may be written.
+                _log.exception("what a trial said could not be noted")
         for trial in list(self._trackers):  # trials that were stopped with the sweep
             self._trackers.pop(trial).finish(1)
+
+    def _do(self, item: Message | _Ended | None) -> None:
+        if isinstance(item, _Ended):
+            self._ended.append(item)
+        elif item is not None and item.get("kind") == "values":
+            self._log_values(item)
+        elif item is not None and item.get("kind") == "event":
+            event = Event(**item["event"])
+            name = self._names.get(item["trial"], item["trial"])
+            self._events.add(replace(event, who=f"{name}: {event.who}"))
 
     def _log_values(self, message: Message) -> None:
         tracker = self._trackers.get(message["trial"]) or self._open(message["trial"])

@@ -68,11 +68,14 @@ class Search:
         with follower, Follower(mailbox, follower.take), _quiet_tune():
             tuner = self._tuner(mailbox, resume=resume)
             results = tuner.fit()
+        analysis = ExperimentAnalysis(results.experiment_path)
+        # Where all were done before, Tune had nothing to do, and the follower saw none.
+        trials = follower.trials or analysis.trials or []
         # Tune ends quietly on Ctrl-C, and makes the trials that are still to come no more.
-        early = self.tune_config.time_budget_s is None and follower.lacks_trials
-        if early or any(not trial.is_finished() for trial in follower.trials):
+        early = self.tune_config.time_budget_s is None and follower.lacks(len(trials))
+        if early or any(not trial.is_finished() for trial in trials):
             raise KeyboardInterrupt
-        return self._rows(results)
+        return self._rows(analysis)
 
     def _tuner(self, mailbox: ActorHandle, *, resume: bool) -> tune.Tuner:
         trainable = self._trainable(mailbox)
@@ -136,8 +139,7 @@ class Search:
             verbose=0 if given.verbose == tune.RunConfig().verbose else given.verbose,
         )
 
-    def _rows(self, results: tune.ResultGrid) -> list[TrialRow]:
-        analysis = ExperimentAnalysis(results.experiment_path)
+    def _rows(self, analysis: ExperimentAnalysis) -> list[TrialRow]:
         frames = analysis.trial_dataframes
         metric = self.tune_config.metric
         assert metric is not None, "with_defaults has set it"

@@ -1,5 +1,6 @@
 """The trials as a study of Optuna's, which knows how to weigh parameters and to draw them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,13 +25,16 @@ FEWEST = 4
 def study_of(
     rows: Sequence[TrialRow], ranges: Mapping[str, Range], mode: str
 ) -> optuna.study.Study:
-    """Return the trials that have a score, each at its last one, whether or not it was stopped."""
+    """Return the trials that have a score, each at its last one, whether or not it was stopped.
+
+    A score that is no finite number, such as the correlation of a constant, is none.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     searched = {path: each for path, each in ranges.items() if each.searches}
     distributions = {path: _distribution(path, rows, each) for path, each in searched.items()}
     for row in rows:
-        if row.score is None or row.status == "failed":
+        if row.status == "failed" or row.score is None or not math.isfinite(row.score):
             continue
         study.add_trial(
             create_trial(
@@ -38,7 +42,7 @@ def study_of(
                 value=row.score,
                 params={path: _parameter(row.config[path], searched[path]) for path in searched},
                 distributions=distributions,
-                intermediate_values=dict(row.curve),
+                intermediate_values={n: y for n, y in row.curve if math.isfinite(y)},
             )
         )
     return study

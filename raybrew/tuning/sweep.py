@@ -189,6 +189,9 @@ class _Sweep:
             if isinstance(given, Mapping) and "grid_search" in given
         ]
         samples = self._config.num_samples
+        if getattr(self._config.search_alg, "_points_to_evaluate", None):
+            # Points that the user gives stand for as many of the grid's as agree with them.
+            return None
         return None if samples < 0 else samples * math.prod(grids)
 
     def _finish(

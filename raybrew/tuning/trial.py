@@ -58,7 +58,8 @@ class StudentTrial(tune.Trainable):
         if training.step < training.num_steps:
             training.advance(hooks)
         else:  # a copy of a trial that was done, under PBT
-            hooks.evaluated(training.step, training.evaluate(hooks), training.save)
+            values = training.evaluate(hooks) | {"train/progress": 1.0}
+            hooks.evaluated(training.step, values, training.save)
         return trial_figures(training, hooks.values)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -49,7 +49,7 @@ def test_teachers_in_the_worker_teach_what_a_pool_teaches(models, tmp_path, when
     labels = rb.LabelConfig(store=str(tmp_path / "own"), window=3, when=when)
     job = make_job(models, tmp_path, teachers=teachers, labels=labels)
     plan = distill_plan(job, prepare(job, tmp_path / "2"))
-    local = host_teachers(plan, num_threads=1)
+    local = host_teachers(plan, num_threads=1, world=World())
     assert local is not None
     training = build_training(plan, World(), asker_of(plan, local, None))
     fill_shares(plan, training.tasks, local, World())
