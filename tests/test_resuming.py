@@ -18,7 +18,9 @@ def test_the_job_itself_and_changes_of_speed_and_place_may_go_on(tmp_path):
     job = make_job({"a": "x/a"}, tmp_path / "store")
     before = saved(job, tmp_path)
     same_run(before, job)
-    teacher = job.teachers[0].model_copy(update={"replicas": 4, "resources": {"GPU": 0.5}})
+    teacher = job.teachers[0].model_copy(
+        update={"replicas": 4, "resources": {"GPU": 0.5}, "on_loss": "wait", "deadline_s": 5.0}
+    )
     training = job.training.model_copy(update={"checkpoint_every": 5, "num_threads": 3})
     changed = make_job(
         {"a": "x/a"},
@@ -27,7 +29,8 @@ def test_the_job_itself_and_changes_of_speed_and_place_may_go_on(tmp_path):
         training=training,
         tracking=rb.TrackingConfig(log_every=3),
     )
-    same_run(before, changed)
+    room = changed.labels.model_copy(update={"max_bytes": 10**9, "on_full": "go_on"})
+    same_run(before, changed.model_copy(update={"labels": room}))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ plan ──► LocalAsker ──► before the first step: this rank's share of 
 └──► Askers (with the pool's) ──► LabelSource
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -14,7 +15,7 @@ from raybrew.student.building import RankPlan
 from raybrew.student.world import World
 from raybrew.teachers.local import Askers, LocalAsker
 
-__all__ = ["asker_of", "fill_shares", "host_teachers"]
+__all__ = ["asker_of", "fill_shares", "host_teachers", "kept"]
 
 
 def host_teachers(plan: RankPlan, num_threads: int, world: World) -> LocalAsker | None:
@@ -57,3 +58,13 @@ def fill_shares(
         local.unload()
     # Nobody goes on before all shares are on disk.
     world.total(torch.zeros(1, device=world.device))
+
+
+@contextlib.contextmanager
+def kept(local: LocalAsker | None) -> Iterator[None]:
+    """Write what the rank's teachers computed when training ends, however it ends."""
+    try:
+        yield
+    finally:
+        if local is not None:
+            local.flush()

@@ -39,7 +39,7 @@ from raybrew.student.checkpoint import Snapshot
 from raybrew.student.checkpoint_writer import CheckpointWriter
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.faults import FaultWatch, fault_message
-from raybrew.student.hosting import asker_of, fill_shares, host_teachers
+from raybrew.student.hosting import asker_of, fill_shares, host_teachers, kept
 from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
 from raybrew.teachers.client import PoolAddress, PoolClient
@@ -159,13 +159,8 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     ddp = {"find_unused_parameters": True} if len(plan.tasks) > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])
-    try:
-        with CheckpointWriter(config["checkpoints"]) as writer:
-            values = training.run(_RayHooks(config["mailbox"], world, writer))
-    finally:
-        if local is not None:
-            # However it ended, what was computed is kept; a pool flushes by itself.
-            local.flush()
+    with kept(local), CheckpointWriter(config["checkpoints"]) as writer:
+        values = training.run(_RayHooks(config["mailbox"], world, writer))
     if training.labels is not None:
         figures = training.labels.figures
         here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]

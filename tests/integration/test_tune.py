@@ -253,6 +253,11 @@ def test_a_stopped_sweep_goes_on_where_it_was(models, tmp_path):
     # No step of a finished trial was taken again; the stopped one went on from its checkpoint.
     assert steps(0) == list(range(20, 401, 20))
     assert steps(1) == list(range(20, 401, 20))
+    # A sweep that is done, but for its report, gets that.
+    (tmp_path / "runs" / "sweep" / "report.json").unlink()
+    subprocess.run([*command, "--resume"], env=local, timeout=300, check=True)
+    again = json.loads((tmp_path / "runs" / "sweep" / "report.json").read_text())
+    assert again["trials"] == report["trials"]
     changed = subprocess.run(
         [*command, "--resume", "--set", "distillation.temperature=9"],
         capture_output=True,

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 import raybrew as rb
 from raybrew.student.cadence import Cadence
@@ -134,3 +135,12 @@ def test_cadence_in_steps_and_minutes():
     assert Cadence(1, None, World()).is_set
     assert not Cadence(None, None, World()).is_set
     assert not Cadence(None, None, World()).due(1)
+
+
+def test_a_disk_that_is_full_under_safetensors_is_our_error(tmp_path):
+    def full(folder: Path) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    with pytest.raises(rb.CheckpointError, match=r"step 8.*No space left.*--resume"):
+        Checkpoints(tmp_path).write(8, full)
+    assert list(tmp_path.iterdir()) == []

@@ -9,10 +9,11 @@ import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import TeacherGone
 from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.store import LabelStore
 from raybrew.planning import distill_plan
 from raybrew.preparation import prepare
 from raybrew.student.building import build_training
-from raybrew.student.hosting import asker_of, fill_shares, host_teachers
+from raybrew.student.hosting import asker_of, fill_shares, host_teachers, kept
 from raybrew.student.loop import StudentTraining
 from raybrew.student.world import World
 from tests.made import make_job, make_model
@@ -59,6 +60,24 @@ def test_teachers_in_the_worker_teach_what_a_pool_teaches(models, tmp_path, when
     assert local.forwards() == 2 * (UNIQUE_EVAL + UNIQUE_TRAIN)
     assert training.labels is not None
     assert (training.labels.figures.misses == 0) == (when == "ahead")
+    local.close()
+
+
+def test_what_was_computed_is_in_the_store_wherever_training_ends(models, tmp_path):
+    inside = rb.Teacher(name="a", task="sum", model=models["a"], placement="worker")
+    # Not the end of an epoch, which writes labels by itself.
+    steps = rb.TrainingConfig(num_steps=3, batch_size=16, num_threads=1, prefetch=0)
+    job = make_job(models, tmp_path / "store", teachers=[inside], training=steps)
+    plan = distill_plan(job, prepare(job, tmp_path / "data"))
+    local = host_teachers(plan, num_threads=1, world=World())
+    assert local is not None
+    training = build_training(plan, World(), asker_of(plan, local, None))
+    with kept(local):
+        training.run(Recorder())
+    (teacher,) = plan.teachers
+    signal = teacher.signals[0]
+    stored = LabelStore(plan.store).signal(teacher.fingerprint, signal)
+    assert len(stored) == local.forwards() > 0
     local.close()
 
 

@@ -1,5 +1,6 @@
 """Teachers in the asker's process: the same answers, each label once, shares that are disjoint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,13 @@ def test_each_teacher_has_its_own_asker_and_each_is_flushed_once():
     askers.flush()
     assert (far.asked, near.asked) == (["a", "c"], ["b"])
     assert far.flushed == near.flushed == 1
+
+
+def test_two_names_of_one_model_share_what_either_computed(spec, tmp_path):
+    specs = [spec, replace(spec, name="b")]
+    asker = LocalAsker([(each, SIGNALS) for each in specs], str(tmp_path), num_threads=1)
+    answers = [asker.ask(name, VIEW, SIGNALS) for name in "ab"]
+    one, two = (answer.result()[SIGNALS[0].name].values for answer in answers)
+    np.testing.assert_array_equal(one, two)
+    assert asker.forwards() == 32
+    asker.close()

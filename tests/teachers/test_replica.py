@@ -1,12 +1,16 @@
 """A replica: what is known is not computed, and what is damaged is computed again."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import TeacherError
+from raybrew.labels import store as store_module
 from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
@@ -171,3 +175,18 @@ def test_what_has_been_computed_for_a_while_is_on_disk(tmp_path, monkeypatch):
     other = Counting()
     replica_of(tmp_path, other).ask(VIEW, SIGNALS)
     assert not other.keys
+
+
+def test_a_full_store_answers_questions_larger_than_it_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "FLUSH_BYTES", 4 * VIEW.keys[0].nbytes)
+    teacher = Counting()
+    spec = StoreSpec(str(tmp_path), max_bytes=1, on_full="go_on")
+    replica = Replica(replace(SPEC, batch_tokens=32), SIGNALS, spec, teacher)
+    for _ in range(2):
+        answer = replica.ask(VIEW, SIGNALS)
+        for signal in SIGNALS:
+            found = answer.payloads[signal.name].values
+            np.testing.assert_array_equal(found, expected(np.arange(len(VIEW))))
+    # Nothing of it is on disk, and what was asked for again was computed again.
+    assert replica.figures()["unstored"] > 0
+    assert len(teacher.keys) >= 2 * len(VIEW)

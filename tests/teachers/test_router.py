@@ -253,3 +253,14 @@ def test_few_new_keys_of_many_homes_go_together_and_replicas_share_them():
         assert router.assign(more, ones(more), most_tokens=1000) is not None
     queued = [router.queued_tokens(number) for number in range(50)]
     assert max(queued) < 3 * 2000 / 50
+
+
+def test_tickets_of_a_desk_that_died_are_nobodys():
+    old, new = Router(1, slack_tokens=10), Router(1, slack_tokens=10, first_number=10**9)
+    (before,) = assign(old, range(3))
+    (now,) = assign(new, range(5))
+    new.finished(before, ones(range(3)))
+    new.heard(0, before.number + 1, ones(range(2)))
+    assert new.queued_tokens(0) > 0
+    new.finished(now, ones(range(5)))
+    assert new.queued_tokens(0) == 0

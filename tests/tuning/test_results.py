@@ -179,3 +179,9 @@ def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path):
     text = render_page(facts, pictures)
     assert "No trial has a score" in text
     assert Page(text).sections == ["best", "importance", "curves", "trials", "price"]
+
+
+def test_a_score_that_is_no_number_is_none():
+    rows = [*made_rows(6), row("constant", math.nan, config=made_rows(1)[0].config)]
+    study = study_of(rows, RANGES, "max")
+    assert [trial.value for trial in study.trials] == [each.score for each in rows[:-1]]

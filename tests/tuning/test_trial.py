@@ -106,6 +106,13 @@ def test_a_trial_goes_on_from_a_checkpoint_with_its_own_learning_rate(job, tmp_p
     mutated = trial.train()
     assert mutated["step"] == 2 * EPOCH
     assert mutated["train/sum/loss"] != whole["train/sum/loss"]
+    # A copy of one that was done is done, and says so.
+    trial.save_checkpoint(str(tmp_path / "done"))
+    assert trial.reset_config(config(1e-3))
+    trial.load_checkpoint(str(tmp_path / "done"))
+    copy = trial.train()
+    assert copy["done"]
+    assert copy["train/progress"] == 1.0
 
 
 def test_no_trial_asks_a_teacher(job, tmp_path, monkeypatch):
