@@ -123,6 +123,11 @@ class _Sweep:
                 f"tune: its report needs {', '.join(missing)}; pip install 'raybrew[tune]'"
             )
         JobSpace(self._job, self._ranges).check()
+        if self._job.labels.on_full == "go_on":
+            raise ConfigError(
+                "labels.on_full: expected stop in a sweep (the teachers are gone by the time that "
+                "a trial needs a label that was not stored), got go_on"
+            )
         if copies_checkpoints(self._config.scheduler) and self._scaling.min_workers > 1:
             raise ConfigError(
                 "tune: population based training hands checkpoints from trial to trial, which "

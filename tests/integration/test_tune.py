@@ -196,6 +196,13 @@ def test_combinations_that_cannot_be_are_named_before_any_label(models, tmp_path
     assert not (tmp_path / "store").exists()
 
 
+def test_labels_that_may_be_left_out_are_no_labels_for_a_sweep(models, tmp_path):
+    labels = rb.LabelConfig(store=str(tmp_path / "store"), on_full="go_on")
+    job = make_job(models, tmp_path / "store", labels=labels)
+    with pytest.raises(rb.ConfigError, match=r"labels\.on_full: expected stop in a sweep"):
+        sweep(job, {"distillation.temperature": tune.grid_search([1.0, 4.0])}, tmp_path)
+
+
 @pytest.mark.long
 def test_a_stopped_sweep_goes_on_where_it_was(models, tmp_path):
     make_data(90, twice=6).to_parquet(str(tmp_path / "train.parquet"))
