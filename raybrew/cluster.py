@@ -185,7 +185,7 @@ def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:
             )
     try:
         return kind(**values)
-    except (TypeError, ValueError, AssertionError, DeprecationWarning) as error:
+    except Exception as error:  # Ray's classes don't say what they raise; nothing runs as yet
         raise ConfigError(
             f"{what}: Ray's {kind.__name__} refused {dict(values)}: {error}"
         ) from error

@@ -66,6 +66,7 @@ def test_verify_names_every_damaged_file_and_touches_nothing(store, capsys):
     assert first.name in shown
     assert second.name in shown
     assert "2 files damaged" in shown
+    assert "prune" in shown
     assert sorted(store.rglob("*")) == before
 
 
@@ -103,6 +104,8 @@ def test_prune_by_teacher_takes_a_beginning_of_the_fingerprint(store, capsys):
 
 
 def test_prune_merges_small_shards(store, capsys):
+    assert raybrew("store", "prune", str(store), "--merge", "--dry-run") == 0
+    assert "would merge 2 shards" in capsys.readouterr().out
     assert raybrew("store", "prune", str(store), "--merge") == 0
     assert "merged 2 shards" in capsys.readouterr().out
     assert len(shard_files(store / "aa11")) == 1
@@ -111,7 +114,7 @@ def test_prune_merges_small_shards(store, capsys):
 
 def test_prune_deletes_what_a_dead_writer_left_and_not_what_a_live_one_writes(store):
     folder = shard_files(store)[0].parent
-    old, new = (folder / f"shard-{n}.arrow.{n}.tmp" for n in (1, 2))
+    old, new = (folder / f"shard-{n:032x}.arrow.{n:032x}.tmp" for n in (1, 2))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (A_DAY_AGO, A_DAY_AGO))
@@ -121,12 +124,45 @@ def test_prune_deletes_what_a_dead_writer_left_and_not_what_a_live_one_writes(st
 
 
 def test_nothing_else_in_the_folder_is_deleted(store):
-    strangers = [store / "notes.txt", store / "aa11" / "shard-readme.arrow", store / "x" / "y.bin"]
+    random, signal = "0" * 32, "logits-float32"
+    strangers = [
+        store / "notes.txt",
+        store / "proj" / "manifest.json",
+        store / "aa11" / "shard-readme.arrow",
+        store / f"shard-{random}.arrow",
+        store / "x" / "y" / "z" / f"shard-{random}.arrow.damaged",
+        store / "aa11" / signal / "report.damaged",
+        store / "aa11" / signal / "draft.tmp.txt",
+        store / f"shard-{random}.arrow.{random}.tmp",
+    ]
     for path in strangers:
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(exist_ok=True, parents=True)
         path.write_text("mine")
-    assert raybrew("store", "prune", str(store), "--max-size", "0", "--teacher", "aa11") == 0
+        os.utime(path, (A_DAY_AGO, A_DAY_AGO))
+    command = ("store", "prune", str(store), "--max-size", "0", "--teacher", "aa11", "--damaged")
+    assert raybrew(*command) == 0
     assert all(path.exists() for path in strangers)
+    assert raybrew("store", "prune", str(store), "--teacher", "proj") == 2
+    # What is left is a store all the same, if an empty one.
+    assert raybrew("store", "ls", str(store)) == 0
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "proj/manifest.json", "a/b/c.tmp"])
+@pytest.mark.parametrize("command", [["ls"], ["verify"], ["prune", "--damaged"]])
+def test_a_folder_of_other_things_is_no_store(tmp_path, capsys, command, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("[" * 100_000)
+    assert raybrew("store", command[0], str(tmp_path), *command[1:]) == 2
+    told = capsys.readouterr().err
+    assert f"got {tmp_path}, which holds {name}" in told
+    assert path.exists()
+
+
+def test_a_manifest_that_is_none_hides_no_labels(store, capsys):
+    (store / "aa11" / "manifest.json").write_text("[" * 60_000)
+    assert raybrew("store", "ls", str(store), "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["model"] == ""
 
 
 @pytest.mark.parametrize(
@@ -137,6 +173,9 @@ def test_nothing_else_in_the_folder_is_deleted(store):
         (["prune", "{}"], "expected --max-size, --teacher, --damaged or --merge"),
         (["prune", "{}", "--max-size", "many"], r"--max-size: expected a size.*'many'"),
         (["prune", "{}", "--max-size=-1"], r"--max-size: expected a size.*'-1'"),
+        (["prune", "{}", "--max-size", "10%"], r"--max-size: expected a size.*'10%'"),
+        (["ls", "s3://"], r"expected a URI with a bucket.*got none after s3://"),
+        (["ls", ""], r"expected a folder or URI, got ''"),
         (["prune", "{}", "--teacher", "cc"], r"--teacher: .*aa11, bb22.*'cc'"),
         (["prune", "{}", "--teacher", ""], r"--teacher: .*''"),
     ],

@@ -64,6 +64,11 @@ def verify(store: Store = None) -> None:
             print(line)
         print(f"{location.root}: {total:,} bytes of labels checked, {len(wrong)} files damaged")
         if wrong:
+            print(
+                "a run that needs their labels sets such files aside and computes them again; what "
+                f"was set aside goes with raybrew store prune {location.root} --damaged, the "
+                "others you may delete by hand"
+            )
             raise typer.Exit(DAMAGE_FOUND)
 
 
@@ -103,21 +108,33 @@ def prune(
             if not dry_run:
                 location.remove(pruned.file.path)
         _tell(going, dry_run)
-        if merge and not dry_run:
-            print(f"merged {_merge(location)} shards")
+        if damaged:
+            print(
+                f"--damaged takes what was set aside; what wasn't yet is named by "
+                f"raybrew store verify {location.root}"
+            )
+        if merge:
+            print(f"{'would merge' if dry_run else 'merged'} {_merge(location, dry_run)} shards")
 
 
 def _opened(store: str | None) -> "Location":
     from raybrew.config import LabelConfig
     from raybrew.errors import ConfigError
+    from raybrew.labels.layout import check_is_store
     from raybrew.labels.location import LocalLocation
     from raybrew.labels.remote import location_of
     from raybrew.labels.spec import StoreSpec
 
+    if store is not None and not store.strip():
+        raise ConfigError(f"label store: expected a folder or URI, got {store!r}")
     labels = LabelConfig() if store is None else LabelConfig(store=store)
     location = location_of(StoreSpec.of(labels))
     if isinstance(location, LocalLocation) and not location.base.is_dir():
         raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
+    try:
+        check_is_store(location)
+    except OSError as error:
+        raise ConfigError(f"label store: {location.root} can't be read: {error}") from error
     return location
 
 
@@ -131,11 +148,13 @@ def _bytes(text: str) -> int:
         raise ConfigError(f"--max-size: {error}") from None
 
 
-def _merge(location: "Location") -> int:
-    from raybrew.labels.merging import merge_small
+def _merge(location: "Location", dry_run: bool) -> int:
+    from raybrew.labels.merging import count_small, merge_small
 
     folders = sorted({file.folder for file in location.shards() if file.path.count("/") == 2})
     count = 0
+    if dry_run:
+        return sum(count_small(location, folder) for folder in folders)
     for folder in folders:
         teacher, _, signal = folder.partition("/")
         count += merge_small(location, folder, teacher=teacher, signal=signal, at_least=2)

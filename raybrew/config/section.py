@@ -1,5 +1,6 @@
 """What the sections of a job are made of: frozen models, and values that a file can hold."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
@@ -97,16 +98,23 @@ ImportPath = Annotated[Any, BeforeValidator(_as_import_path), PlainSerializer(im
 """A function, given as such or as `package.module:name`; a saved config records the path."""
 
 
+_SIZE = re.compile(r"([0-9]+(\.[0-9]+)?|\.[0-9]+)\s*[A-Za-z]*")
+
+
 def as_bytes(value: Any) -> int:
     """Read a number of bytes: `50GB`, `1.5GiB`, or a number.
 
     Raises:
         ValueError: it is none.
     """
+    wrong = ValueError(f"expected a size such as 50GB, 1.5GiB or 1000000, got {value!r}")
+    # Pydantic itself reads the beginning of a text alone: the 10 of `10%`.
+    if isinstance(value, bool) or (isinstance(value, str) and not _SIZE.fullmatch(value.strip())):
+        raise wrong
     try:
         return int(TypeAdapter(ByteSize).validate_python(value))
     except ValidationError:
-        raise ValueError(f"expected a size such as 50GB or 1000000, got {value!r}") from None
+        raise wrong from None
 
 
 Bytes = Annotated[int, BeforeValidator(as_bytes)]

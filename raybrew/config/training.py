@@ -122,6 +122,7 @@ class LabelConfig(Section):
 
     store: ModelPath = Field(
         default="~/.cache/raybrew/labels",
+        min_length=1,
         description="Folder of the store, or a URI that pyarrow reads (s3://, gs://, abfs://); "
         "share it between runs.",
     )

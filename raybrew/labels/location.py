@@ -30,6 +30,7 @@ __all__ = [
     "Location",
     "StoredFile",
     "checked_name",
+    "is_set_aside",
     "is_shard",
 ]
 
@@ -73,6 +74,11 @@ class StoredFile:
 def is_shard(name: str) -> bool:
     """Return whether a file of this name is a shard: no other name of a store is ever opened."""
     return _SHARD.fullmatch(name) is not None
+
+
+def is_set_aside(name: str) -> bool:
+    """Return whether a file of this name was a shard, and set aside as damaged."""
+    return name.endswith(DAMAGED) and is_shard(name.removesuffix(DAMAGED))
 
 
 def checked_name(name: str) -> str:

@@ -56,7 +56,7 @@ def read_manifest(location: Location, fingerprint: str) -> dict[str, str]:
     """Return a teacher's names; nothing where they were not noted."""
     try:
         values = json.loads(location.read_bytes(f"{fingerprint}/{MANIFEST}")[:_MAX_BYTES])
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # brackets in brackets, thousands deep
         return {}
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return {}

@@ -15,7 +15,7 @@ from raybrew.labels.location import Location, StoredFile
 from raybrew.labels.payload import Payload
 from raybrew.labels.shards import DamagedShardError, Shard, open_shard, write_shard
 
-__all__ = ["SMALL_BYTES", "TOO_MANY", "merge_small"]
+__all__ = ["SMALL_BYTES", "TOO_MANY", "count_small", "merge_small"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,11 @@ SMALL_BYTES = 8 << 20
 TOO_MANY = 16
 """So many small shards are merged into one."""
 _MERGED_BYTES = 128 << 20
+
+
+def count_small(location: Location, folder: str) -> int:
+    """Return how many shards of a teacher and a signal would be merged, if all are whole."""
+    return sum(len(group) for group in _groups(_small(location, folder)) if len(group) > 1)
 
 
 def merge_small(
@@ -45,7 +50,7 @@ def merge_small(
     """
     merged = 0
     with location.exclusive(f"{folder}/merge") as mine:
-        small = [file for file in location.shards(folder) if file.nbytes < SMALL_BYTES]
+        small = _small(location, folder)
         if not mine or len(small) < at_least:
             return 0
         for group in _groups(small):
@@ -61,6 +66,10 @@ def merge_small(
             merged += len(whole)
     logger.debug("label store %s: merged %d shards of %s", location.root, merged, folder)
     return merged
+
+
+def _small(location: Location, folder: str) -> list[StoredFile]:
+    return [file for file in location.shards(folder) if file.nbytes < SMALL_BYTES]
 
 
 def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:

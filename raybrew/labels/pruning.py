@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raybrew.errors import ConfigError
-from raybrew.labels.location import DAMAGED, TEMPORARY, Location, StoredFile, is_shard
-from raybrew.labels.manifest import MANIFEST
+from raybrew.labels.layout import kind_of, teachers_of
+from raybrew.labels.location import Location, StoredFile
 from raybrew.labels.room import evictable
 
 __all__ = ["Pruned", "find_teachers", "plan_pruning"]
 
 ABANDONED_S = 3600.0
 """A temporary file that nobody has written to for so long was left by a process that died."""
+_OF_A_TEACHER = ("shard", "damaged", "manifest")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def find_teachers(location: Location, given: Sequence[str]) -> set[str]:
     Raises:
         ConfigError: one means no teacher of the store, or several.
     """
-    known = sorted({file.path.partition("/")[0] for file in location.files() if file.folder})
+    known = sorted(teachers_of(location))
     found = set()
     for start in given:
         meant = [teacher for teacher in known if start and teacher.startswith(start)]
@@ -62,29 +63,27 @@ def plan_pruning(
     """Return what would go.
 
     Args:
-        files: all of the store.
+        files: all in the folder of the store; those that aren't the store's stay.
         max_bytes: what it may have left, least recently used labels going first.
         teachers: fingerprints of teachers whose labels go.
         damaged: whether what was set aside goes.
     """
     now = time.time()
     going: dict[str, Pruned] = {}
+    kinds = {file.path: kind_of(file.path) for file in files}
     for file in files:
-        if TEMPORARY in file.name and now - file.used_s > ABANDONED_S:
+        kind = kinds[file.path]
+        if kind == "temporary" and now - file.used_s > ABANDONED_S:
             going[file.path] = Pruned(file, "temporary")
-        elif file.path.partition("/")[0] in teachers and _ours(file):
+        elif file.path.partition("/")[0] in teachers and kind in _OF_A_TEACHER:
             going[file.path] = Pruned(file, "teacher")
-        elif damaged and file.name.endswith(DAMAGED):
+        elif damaged and kind == "damaged":
             going[file.path] = Pruned(file, "damaged")
     if max_bytes is not None:
-        left = [file for file in files if file.path not in going]
+        left = [file for file in files if file.path not in going and kinds[file.path]]
         excess = sum(file.nbytes for file in left) - max_bytes
-        shards = [file for file in left if is_shard(file.name)]
+        shards = [file for file in left if kinds[file.path] == "shard"]
         # Where even all of them are not enough, what remains is no label.
         oldest = evictable(shards, min(excess, sum(f.nbytes for f in shards)), float("inf")) or []
         going |= {file.path: Pruned(file, "size") for file in oldest}
     return list(going.values())
-
-
-def _ours(file: StoredFile) -> bool:
-    return is_shard(file.name) or file.name.endswith(DAMAGED) or file.name == MANIFEST

@@ -54,6 +54,12 @@ def location_of(spec: StoreSpec) -> Location:
         ) from error
     if isinstance(filesystem, pafs.LocalFileSystem):
         return LocalLocation(Path(base))
+    if not base:
+        scheme = spec.root.partition("://")[0]
+        raise ConfigError(
+            f"labels.store: expected a URI with a bucket or folder, such as "
+            f"{scheme}://bucket/labels, got none after {scheme}://"
+        )
     return RemoteLocation(filesystem, base, shown, spec)
 
 

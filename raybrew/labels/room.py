@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 
 from raybrew.errors import StoreFullError
-from raybrew.labels.location import DAMAGED, Location, StoredFile, is_shard
+from raybrew.labels.location import Location, StoredFile, is_set_aside, is_shard
 
 __all__ = ["evictable", "make_room"]
 
@@ -29,7 +29,7 @@ def evictable(files: Sequence[StoredFile], excess: int, since: float) -> list[St
     Returns:
         As few as it takes, in this order; None if all that may go is not enough.
     """
-    damaged = [file for file in files if file.name.endswith(DAMAGED)]
+    damaged = [file for file in files if is_set_aside(file.name)]
     idle = [file for file in files if is_shard(file.name) and file.used_s < since - CLOCKS_S]
     going: list[StoredFile] = []
     for file in damaged + sorted(idle, key=lambda file: (file.used_s, file.path)):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from raybrew.labels.location import DAMAGED, Location, StoredFile, is_shard
+from raybrew.labels.location import Location, StoredFile, is_set_aside, is_shard
 from raybrew.labels.manifest import read_manifest
 from raybrew.labels.shards import DamagedShardError, open_shard, read_header
 
@@ -45,7 +45,7 @@ def survey(location: Location) -> list[Holding]:
         teacher, _, signal = folder.partition("/")
         shards = [file for file in files if is_shard(file.name)]
         counts = [_count(location, file) for file in shards]
-        aside = sum(file.name.endswith(DAMAGED) for file in files)
+        aside = sum(is_set_aside(file.name) for file in files)
         holdings.append(
             Holding(
                 teacher=teacher,
@@ -77,7 +77,7 @@ def verify(location: Location, on_checked: Callable[[StoredFile], None]) -> list
         for file in files:
             if is_shard(file.name):
                 wrong += _check(location, file, teacher, signal)
-            elif file.name.endswith(DAMAGED):
+            elif is_set_aside(file.name):
                 wrong.append(f"{file.path}: set aside as damaged before")
             on_checked(file)
     return wrong
@@ -99,7 +99,7 @@ def _folders(files: Sequence[StoredFile]) -> Iterator[tuple[str, list[StoredFile
     for folder, group in groupby(
         sorted(inside, key=lambda file: (file.folder, file.name)), key=lambda file: file.folder
     ):
-        mine = [f for f in group if is_shard(f.name) or f.name.endswith(DAMAGED)]
+        mine = [f for f in group if is_shard(f.name) or is_set_aside(f.name)]
         if mine:
             yield folder, mine
 

@@ -8,8 +8,11 @@ The name is that of a function of `ray.tune`; behind it stand its arguments, as 
 name, as a mapping. `choice` and `grid_search` take the list of values itself.
 """
 
+import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from ray import tune
@@ -35,6 +38,20 @@ FUNCTIONS = {
     "qlograndint": tune.qlograndint,
 }
 _OF_VALUES = ("choice", "grid_search")
+_ENDS, _NORMAL = ("lower", "upper"), ("mean", "sd")
+_ARGUMENTS = {
+    "uniform": _ENDS,
+    "quniform": (*_ENDS, "q"),
+    "loguniform": _ENDS,
+    "qloguniform": (*_ENDS, "q"),
+    "randn": _NORMAL,
+    "qrandn": (*_NORMAL, "q"),
+    "randint": _ENDS,
+    "qrandint": (*_ENDS, "q"),
+    "lograndint": _ENDS,
+    "qlograndint": (*_ENDS, "q"),
+}
+_OPTIONAL = {"randn": _NORMAL, "qrandint": ("q",)}
 _DEVIATIONS = 6
 """A normal distribution is taken to end so many standard deviations from its mean."""
 _SAMPLES = 64
@@ -54,34 +71,67 @@ def space_from(values: Any) -> dict[str, Any]:
     return {str(path): domain_from(str(path), given) for path, given in values.items()}
 
 
-def domain_from(path: str, given: Any) -> Any:
-    """Return what `{function: arguments}` says in Tune's own objects."""
+def domain_from(path: str, given: Any, section: str = "space") -> Any:
+    """Return what `{function: arguments}` says in Tune's own objects.
+
+    Args:
+        path: what it is for.
+        given: what stands there.
+        section: where, for messages.
+
+    Raises:
+        ConfigError: Tune has no such function, or it doesn't take these arguments.
+    """
+    what = f"{section}.{path}"
     name = next(iter(given)) if isinstance(given, Mapping) and len(given) == 1 else None
     if name not in FUNCTIONS:
         near = difflib.get_close_matches(str(name), FUNCTIONS, n=1)
         raise ConfigError(
-            f"space.{path}: expected {{function: arguments}} with one of {', '.join(FUNCTIONS)}, "
+            f"{what}: expected {{function: arguments}} with one of {', '.join(FUNCTIONS)}, "
             f"got {given!r}" + (f"; did you mean {near[0]}?" if near else "")
         )
     arguments = given[name]
     function: Any = FUNCTIONS[name]
     if name in _OF_VALUES:
         if not isinstance(arguments, list) or not arguments:
-            raise ConfigError(f"space.{path}: {name} takes a list of values, got {arguments!r}")
+            raise ConfigError(f"{what}: {name} takes a list of values, got {arguments!r}")
         return function(arguments)
+    values = _named_arguments(what, name, arguments)
+    for argument, value in values.items():
+        _check_number(what, name, argument, value, whole="int" in name)
     try:
-        if isinstance(arguments, Mapping):
-            return function(**arguments)
-        return function(*(arguments if isinstance(arguments, list) else [arguments]))
+        return function(**values)
     except (TypeError, ValueError, AssertionError) as error:
-        raise ConfigError(f"space.{path}: Tune's {name} refused {arguments!r}: {error}") from error
+        raise ConfigError(f"{what}: Tune's {name} refused {arguments!r}: {error}") from error
+
+
+def _named_arguments(what: str, name: str, given: Any) -> dict[str, Any]:
+    known, optional = _ARGUMENTS[name], _OPTIONAL.get(name, ())
+    listed = given if isinstance(given, (list, Mapping)) else [given]
+    named = dict(listed) if isinstance(listed, Mapping) else dict(zip(known, listed, strict=False))
+    required = [argument for argument in known if argument not in optional]
+    if len(listed) > len(known) or set(named) - set(known) or set(required) - set(named):
+        also = f", of which {' and '.join(optional)} may be left out" if optional else ""
+        raise ConfigError(f"{what}: {name} takes {', '.join(known)}{also}; got {given!r}")
+    return named
+
+
+def _check_number(what: str, name: str, argument: str, value: Any, *, whole: bool) -> None:
+    kind = Integral if whole else Real
+    if isinstance(value, bool) or not isinstance(value, kind) or not math.isfinite(value):
+        number = "an integer" if whole else "a number"
+        raise ConfigError(f"{what}: expected {number} as {argument} of {name}, got {value!r}")
+    if argument in ("q", "sd") and value <= 0:
+        raise ConfigError(
+            f"{what}: expected a number greater than 0 as {argument} of {name}, got {value!r}"
+        )
 
 
 def range_of(path: str, given: Any) -> Range:
     """Return what a path can become: Tune's search space, or a value that stays.
 
     Raises:
-        ConfigError: an empty choice, or numbers without end.
+        ConfigError: an empty choice, numbers without end, or an interval with nothing in it.
     """
     if isinstance(given, Mapping) and set(given) == {"grid_search"}:
         return _choice(path, f"grid_search({given['grid_search']!r})", given["grid_search"])
@@ -116,18 +166,36 @@ def _choice(path: str, said: str, values: Any) -> Range:
 
 def _numbers(path: str, said: str, given: Float | Integer) -> Range:
     sampler: Any = given.get_sampler()
+    step = None
     if hasattr(sampler, "get_sampler"):  # rounded to a step
-        sampler = sampler.get_sampler()
-        quantized = True
-    else:
-        quantized = False
+        sampler, step = sampler.get_sampler(), sampler.q
+        _check_number(f"space.{path}", said, "q", step, whole=isinstance(given, Integer))
     integer, low, high = isinstance(given, Integer), given.lower, given.upper
     if isinstance(sampler, Normal):
         low = sampler.mean - _DEVIATIONS * sampler.sd
         high = sampler.mean + _DEVIATIONS * sampler.sd
-    elif integer and not quantized:
+    numbers = all(isinstance(end, Integral if integer else Real) for end in (low, high))
+    if not numbers or not (abs(low) < float("inf") and abs(high) < float("inf")):
+        kind = "of integers " if integer else ""
+        raise ConfigError(f"space.{path}: expected an interval {kind}with ends, got {said}")
+    if low >= high:
+        raise ConfigError(
+            f"space.{path}: expected an interval whose lower end is below its upper end, got {said}"
+        )
+    if step and math.floor(high / step) < math.ceil(low / step):
+        raise ConfigError(f"space.{path}: expected a multiple of {step} within, got {said}")
+    if integer and step is None:
         high -= 1  # Tune's integers end before their upper bound
-    if not (abs(low) < float("inf") and abs(high) < float("inf")):
-        raise ConfigError(f"space.{path}: expected an interval with ends, got {said}")
     log = "LogUniform" in type(sampler).__name__
-    return Range.between(said, low, high, integer=integer, log=log)
+    made = Range.between(said, low, high, integer=integer, log=log)
+    return made if integer else dataclasses.replace(made, inner=_broken(low, high, step))
+
+
+def _broken(low: float, high: float, step: float | None) -> float | None:
+    """Return a number within that is no integer; None if all are, or none was found."""
+    if step is None:
+        middle = low + (high - low) * 0.4
+        return (middle + high) / 2 if middle.is_integer() else middle
+    first = math.ceil(low / step)
+    near = ((first + n) * step for n in range(3))
+    return next((n for n in near if n <= high and not float(n).is_integer()), None)

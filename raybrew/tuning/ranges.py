@@ -21,6 +21,7 @@ class Range:
         interval: (low, high) of numbers, both within; None for choices.
         integer: whether the interval holds integers alone.
         log: whether it is searched by its logarithm.
+        inner: a broken number of the interval, which a field of integers refuses.
     """
 
     said: str
@@ -29,6 +30,7 @@ class Range:
     interval: tuple[float, float] | None = None
     integer: bool = False
     log: bool = False
+    inner: float | None = None
 
     @staticmethod
     def choice(said: str, values: tuple[Any, ...]) -> "Range":
@@ -43,6 +45,11 @@ class Range:
             return Range(said, values, True, (low, high), integer=True, log=log)
         ends = (int(low), int(high)) if integer else (float(low), float(high))
         return Range(said, ends, False, (low, high), integer=integer, log=log)
+
+    @property
+    def tried(self) -> tuple[Any, ...]:
+        """What is checked against the field."""
+        return self.values if self.inner is None else (*self.values, self.inner)
 
     @property
     def searches(self) -> bool:

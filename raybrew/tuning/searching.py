@@ -17,7 +17,7 @@ from ray.train import ScalingConfig
 from ray.tune import CheckpointConfig, ExperimentAnalysis
 from ray.tune.experiment import Trial
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, RaybrewError
 from raybrew.mailbox import Follower, start_mailbox
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.tuning.brief import Brief
@@ -67,7 +67,12 @@ class Search:
         mailbox = start_mailbox()
         with follower, Follower(mailbox, follower.take), _quiet_tune():
             tuner = self._tuner(mailbox, resume=resume)
-            results = tuner.fit()
+            try:
+                results = tuner.fit()
+            except Exception as error:
+                if follower.trials or isinstance(error, RaybrewError):
+                    raise
+                raise _refused(error) from error  # before there was any trial
         analysis = ExperimentAnalysis(results.experiment_path)
         # Where all were done before, Tune had nothing to do, and the follower saw none.
         trials = follower.trials or analysis.trials or []
@@ -99,7 +104,7 @@ class Search:
                 run_config=self._run_config(place),
             )
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ConfigError(f"tune: Ray Tune refused the sweep: {error}") from error
+            raise _refused(error) from error
 
     @property
     def _in_one_process(self) -> bool:
@@ -144,6 +149,10 @@ class Search:
         metric = self.tune_config.metric
         assert metric is not None, "with_defaults has set it"
         return [_row(trial, frames.get(trial.trial_id), metric) for trial in analysis.trials]
+
+
+def _refused(error: Exception) -> ConfigError:
+    return ConfigError(f"tune: Ray Tune refused the sweep: {error}")
 
 
 def _row(trial: Trial, frame: Any, metric: str) -> TrialRow:

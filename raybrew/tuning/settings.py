@@ -7,6 +7,7 @@ search_alg: {optuna: {seed: 0}}
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,19 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
+from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from raybrew.cluster import build_ray_object
 from raybrew.errors import ConfigError
+from raybrew.tuning.arguments import check_arguments, check_settings
 from raybrew.tuning.domains import domain_from, range_of
 from raybrew.tuning.ranges import Range
 
 __all__ = [
     "SCORE",
+    "check_space",
     "concurrency",
     "copies_checkpoints",
     "mutated_ranges",
@@ -87,8 +91,13 @@ def tune_run_config_from(values: Mapping[str, Any]) -> tune.RunConfig | None:
 
 
 def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
-    """Return the settings with the score as the metric, where they name none."""
+    """Return the settings with the score as the metric, where they name none.
+
+    Raises:
+        ConfigError: settings that Tune can't use.
+    """
     config = config or tune.TuneConfig()
+    check_settings(config)
     of_parts = [
         part
         for part in (config.scheduler, config.search_alg)
@@ -100,6 +109,32 @@ def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
             f"{', '.join(type(part).__name__ for part in of_parts)}"
         )
     return dataclasses.replace(config, metric=config.metric or SCORE, mode=config.mode or "max")
+
+
+def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
+    """Refuse a space that the searcher can't search.
+
+    Raises:
+        ConfigError: names what it can't take.
+    """
+    searcher: Any = config.search_alg
+    searcher = getattr(searcher, "searcher", searcher)  # where its trials are limited
+    if not isinstance(searcher, Searcher):
+        return
+    grids = [p for p, each in space.items() if isinstance(each, Mapping) and "grid_search" in each]
+    if grids:
+        raise ConfigError(
+            f"space.{grids[0]}: {type(searcher).__name__} takes no grid_search; expected a choice "
+            "of the same values, or tune.search_alg: random"
+        )
+    if not isinstance(searcher, OptunaSearch):
+        return
+    for path, each in space.items():
+        try:
+            with warnings.catch_warnings(action="ignore"):  # it says them again when it begins
+                OptunaSearch.convert_search_space({path: each})
+        except ValueError as error:
+            raise ConfigError(f"space.{path}: {error}") from error
 
 
 def copies_checkpoints(scheduler: TrialScheduler | None) -> bool:
@@ -115,13 +150,15 @@ def mutated_ranges(scheduler: TrialScheduler | None) -> dict[str, Range]:
     """
     if not isinstance(scheduler, PopulationBasedTraining):
         return {}
-    found = {}
+    found: dict[str, Range] = {}
     for path, given in scheduler._hyperparam_mutations.items():
         if not _is_mutable(path):
             raise ConfigError(
                 f"hyperparam_mutations: {path} can't change while a student trains; expected "
                 f"paths that begin with {', '.join(_MUTABLE)}, or end with .weight"
             )
+        if isinstance(given, list) and not given:
+            raise ConfigError(f"hyperparam_mutations.{path}: expected at least one value, got []")
         found[path] = (
             Range.choice(f"one of {given!r}", tuple(given))
             if isinstance(given, list)
@@ -159,19 +196,32 @@ def _named(what: str, given: Any, known: Mapping[str, Any]) -> Any:
     name, arguments = given, {}
     if isinstance(given, Mapping) and len(given) == 1:
         name, arguments = next(iter(given.items()))
-    if name not in known or not isinstance(arguments or {}, Mapping):
+    named = isinstance(name, str) and name in known
+    if not named or not isinstance({} if arguments is None else arguments, Mapping):
         raise ConfigError(
             f"{what}: expected {{name: {{argument: value}}}} with one of {', '.join(known)}, "
             f"got {given!r}"
         )
-    arguments = dict(arguments or {})
+    what, arguments = f"{what}.{name}", dict(arguments or {})
+    check_arguments(what, arguments)
     mutations = arguments.get("hyperparam_mutations")
     if isinstance(mutations, Mapping):
+        section = f"{what}.hyperparam_mutations"
         arguments["hyperparam_mutations"] = {
-            path: domain if isinstance(domain, list) else domain_from(path, domain)
-            for path, domain in mutations.items()
+            str(path): _mutation(section, str(path), given) for path, given in mutations.items()
         }
-    return build_ray_object(known[name], f"{what}.{name}", arguments)
+    return build_ray_object(known[name], what, arguments)
+
+
+def _mutation(section: str, path: str, given: Any) -> Any:
+    if isinstance(given, list) and given:
+        return given
+    if isinstance(given, list) or (isinstance(given, Mapping) and "grid_search" in given):
+        raise ConfigError(
+            f"{section}.{path}: expected a list of values, or a search space such as "
+            f"{{uniform: [1, 10]}}, got {given!r}"
+        )
+    return domain_from(path, given, section)
 
 
 def scaling_section(scaling: ScalingConfig) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class JobSpace:
     def _wrong_values(self) -> Iterator[str]:
         first = {path: each.values[0] for path, each in self.ranges.items()}
         for path, each in self.ranges.items():
-            for value in each.values:
+            for value in each.tried:
                 try:
                     self.job({**first, path: value})
                 except ConfigError as error:

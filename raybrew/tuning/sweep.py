@@ -24,15 +24,18 @@ from raybrew.jobfile import dump_yaml
 from raybrew.judging import Metrics, judge_teachers
 from raybrew.labelling import Labelling
 from raybrew.run import Run
+from raybrew.run_folder import RunFolder
 from raybrew.student.checkpoint import STUDENT
 from raybrew.tracking import check_tracking
 from raybrew.tuning.domains import range_of
 from raybrew.tuning.following import TrialFollower
 from raybrew.tuning.ranges import Range
+from raybrew.tuning.remembered import check_is_sweep, remember
 from raybrew.tuning.result import TuneResult, render_sweep
 from raybrew.tuning.results import TrialRow, best_of, ranked, results_csv
 from raybrew.tuning.searching import TRIALS, Search
 from raybrew.tuning.settings import (
+    check_space,
     copies_checkpoints,
     mutated_ranges,
     scaling_section,
@@ -107,7 +110,7 @@ class _Sweep:
         with Run(job, "tune", self._scaling, place, resume=self._resume) as run:
             with run.stage("prepare"):
                 space = JobSpace(self._base(run.folder.data), self._ranges)
-                self._remember(run)
+                remember(run.folder, self._ranges, resume=self._resume)
                 found = survey(space, run.folder.data)
             run.start(found.passes[0].preparation.replicas(in_workers=False), together=False)
             labels = _label(found, run)
@@ -128,6 +131,10 @@ class _Sweep:
                 "labels.on_full: expected stop in a sweep (the teachers are gone by the time that "
                 "a trial needs a label that was not stored), got go_on"
             )
+        check_space(self._config, self._given)
+        if self._resume:
+            where = self._run_config
+            check_is_sweep(RunFolder(str(where.storage_path), str(where.name)).path)
         if copies_checkpoints(self._config.scheduler) and self._scaling.min_workers > 1:
             raise ConfigError(
                 "tune: population based training hands checkpoints from trial to trial, which "
@@ -145,17 +152,6 @@ class _Sweep:
         temperatures = tuple(sorted({*job.labels.top_k_temperatures, *listed}))
         labels = job.labels.model_copy(update={"top_k_temperatures": temperatures})
         return job.model_copy(update={"labels": labels})
-
-    def _remember(self, run: Run) -> None:
-        """Write down what the sweep is over; refuse to go on with another."""
-        now = {path: each.said for path, each in self._ranges.items()}
-        file = run.folder.path / "space.json"
-        if self._resume and file.exists() and json.loads(file.read_text()) != now:
-            raise ConfigError(
-                f"resume: {file} says that the sweep began with another space; go on with that, or "
-                "start a new sweep under another run.name"
-            )
-        run.folder.write_json(file.name, now)
 
     def _search(self, found: Survey, run: Run) -> list[TrialRow]:
         search = Search(

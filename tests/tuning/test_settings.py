@@ -1,5 +1,7 @@
 """Tune's objects from YAML, and what a sweep adds to them."""
 
+import datetime
+
 import pytest
 from ray import tune
 from ray.train import ScalingConfig
@@ -7,8 +9,12 @@ from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, PopulationBas
 from ray.tune.search.optuna import OptunaSearch
 
 import raybrew as rb
+from raybrew.run_folder import RunFolder
+from raybrew.tuning.domains import range_of
+from raybrew.tuning.remembered import check_is_sweep, remember
 from raybrew.tuning.settings import (
     SCORE,
+    check_space,
     concurrency,
     copies_checkpoints,
     mutated_ranges,
@@ -40,13 +46,104 @@ def test_schedulers_and_searchers_are_named_in_yaml():
         ({"num_sample": 3}, "num_samples"),
         ({"scheduler": {"ashaa": {}}}, "asha"),
         ({"scheduler": {"asha": {"max_tt": 3}}}, "max_t"),
-        ({"scheduler": {"asha": {"max_t": -1}}}, "refused"),
+        ({"scheduler": {"asha": {"max_t": -1}}}, "max_t: expected a number greater than 0"),
         ({"search_alg": {"optuna": 3}}, "argument: value"),
+        ({"search_alg": {"optuna": 0}}, "argument: value"),
+        ({"scheduler": {"asha": {}, "fifo": {}}}, "with one of asha"),
+        ({"scheduler": ["asha"]}, r"with one of asha.*got \['asha'\]"),
+        ({"scheduler": {"pbt": {}}}, "tune.scheduler.pbt: Ray's PopulationBasedTraining refused"),
+        ({"mode": "maximum"}, "tune.mode: expected min or max, got 'maximum'"),
+        ({"mode": ["max"]}, "tune.mode: expected min or max"),
+        ({"metric": ""}, "tune.metric: expected a name, got ''"),
+        ({"metric": 3}, "tune.metric"),
+        ({"num_samples": 0}, "tune.num_samples: expected an integer of at least 1"),
+        ({"num_samples": -2}, "tune.num_samples"),
+        ({"num_samples": 1.5}, "tune.num_samples"),
+        ({"num_samples": None}, "tune.num_samples"),
+        ({"num_samples": "many"}, "tune.num_samples"),
+        ({"max_concurrent_trials": -1}, "tune.max_concurrent_trials: .*at least 0"),
+        ({"max_concurrent_trials": True}, "tune.max_concurrent_trials"),
+        ({"time_budget_s": 0}, "tune.time_budget_s: expected a number of seconds greater than 0"),
+        ({"time_budget_s": "1h"}, "tune.time_budget_s.*'1h'"),
+        ({"reuse_actors": "no"}, "tune.reuse_actors: expected true or false"),
+        ({"trial_name_creator": "x"}, "tune.trial_name_creator: expected a function"),
+        ({"trial_dirname_creator": "x"}, "tune.trial_dirname_creator: expected a function"),
+        ({"search_alg": {"optuna": {"seed": "a"}}}, "tune.search_alg.optuna.seed: .*integer"),
+        ({"search_alg": {"optuna": {"seed": 1.5}}}, "tune.search_alg.optuna.seed: .*integer"),
+        ({"search_alg": {"optuna": {"space": {}}}}, "optuna.space: expected the search spaces"),
+        ({"search_alg": {"optuna": {"sampler": "tpe"}}}, "refused"),
+        ({"search_alg": {"random": {"max_concurrent": -1}}}, "max_concurrent: .*at least 0"),
+        ({"scheduler": {"median_stopping": {"grace_period": "1"}}}, "grace_period: .*got '1'"),
+        ({"scheduler": {"asha": {"max_t": "9"}}}, "max_t: expected a number.*got '9'"),
+        ({"scheduler": {"hyperband": {"reduction_factor": 1}}}, "reduction_factor: .*than 1"),
     ],
 )
-def test_what_tune_has_not_got_is_said(values, what):
+def test_what_tune_cant_use_is_said_before_anything_runs(values, what):
     with pytest.raises(rb.ConfigError, match=what):
-        tune_config_from(values)
+        with_defaults(tune_config_from(values))
+
+
+@pytest.mark.parametrize(
+    ("mutations", "what"),
+    [
+        (5, "hyperparam_mutations: expected a mapping"),
+        ({}, "hyperparam_mutations: expected a mapping"),
+        ({"training.learning_rate": []}, "training.learning_rate: expected a list of values"),
+        ({"training.learning_rate": 5}, "mutations.training.learning_rate: expected {function"),
+        ({"training.learning_rate": {"grid_search": [1]}}, "expected a list of values"),
+        ({"training.learning_rate": {"uniform": [1]}}, "uniform takes lower, upper"),
+    ],
+)
+def test_mutations_that_cant_be_are_said_with_their_place(mutations, what):
+    with pytest.raises(rb.ConfigError, match=f"tune.scheduler.pbt.*{what}"):
+        tune_config_from({"scheduler": {"pbt": {"hyperparam_mutations": mutations}}})
+
+
+def test_no_value_to_change_to_is_said_in_a_script_too():
+    scheduler = PopulationBasedTraining(hyperparam_mutations={"distillation.temperature": []})
+    with pytest.raises(rb.ConfigError, match="expected at least one value"):
+        mutated_ranges(scheduler)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (tune.grid_search([1, 2]), "OptunaSearch takes no grid_search"),
+        (tune.randn(1, 0.1), "space.distillation.temperature: Optuna search does not support"),
+    ],
+)
+def test_spaces_that_optuna_cant_search_are_said_before_anything_runs(given, what):
+    space = {"distillation.temperature": given, "training.seed": tune.randint(1, 3)}
+    with pytest.raises(rb.ConfigError, match=what):
+        check_space(tune_config_from({"search_alg": "optuna"}), space)
+    check_space(tune_config_from({}), space)
+    check_space(tune_config_from({"search_alg": "optuna"}), {"x": tune.choice([1, [2]])})
+
+
+def test_settings_that_tune_can_use_are_left_alone():
+    config = tune.TuneConfig(num_samples=-1, time_budget_s=datetime.timedelta(hours=1))
+    assert with_defaults(config).time_budget_s == datetime.timedelta(hours=1)
+    assert with_defaults(tune_config_from({"search_alg": {"optuna": {"seed": None}}})).search_alg
+    assert with_defaults(tune.TuneConfig(trial_name_creator=str, max_concurrent_trials=0))
+
+
+def test_only_a_sweep_goes_on_and_with_its_own_space_alone(tmp_path):
+    folder = RunFolder(str(tmp_path), "run")
+    ranges = {"training.seed": range_of("training.seed", tune.choice([1, 2]))}
+    folder.path.mkdir()
+    check_is_sweep(folder.path)
+    (folder.path / "job.yaml").touch()
+    with pytest.raises(rb.ConfigError, match=r"expected a sweep to resume in .*run, got a run"):
+        check_is_sweep(folder.path)
+    remember(folder, ranges, resume=False)
+    check_is_sweep(folder.path)
+    remember(folder, ranges, resume=True)
+    with pytest.raises(rb.ConfigError, match="began with another space"):
+        remember(folder, {}, resume=True)
+    for broken in ("{", "[" * 100_000, ""):
+        (folder.path / "space.json").write_text(broken)
+        with pytest.raises(rb.ConfigError, match=r"space\.json, got a file that can't be read"):
+            remember(folder, ranges, resume=True)
 
 
 def test_the_score_is_the_metric_where_none_is_named():

@@ -100,6 +100,18 @@ def test_an_unknown_path_names_the_nearest():
         ("training.num_steps", tune.choice([5, 10]), r"num_epochs.*both"),
         ("training.learning_rate", tune.sample_from(lambda spec: -1.0), r"can give -1\.0"),
         ("distillation", {"temperature": tune.uniform(1, 2)}, r"distillation\.temperature"),
+        ("training.batch_size", tune.uniform(1, 2), r"can give 1\.4.*valid integer"),
+        ("training.batch_size", tune.quniform(1, 2, 0.5), r"can give 1\.5.*valid integer"),
+        ("distillation.temperature", tune.uniform(10, 1), r"lower end is below.*\(10, 1\)"),
+        ("distillation.temperature", tune.uniform(1, 1), r"lower end is below"),
+        ("distillation.temperature", tune.loguniform(10, 1), r"lower end is below"),
+        ("distillation.temperature", tune.qrandn(5, 0.1, 0), r"greater than 0 as q"),
+        ("training.batch_size", tune.randint(5, 5), r"lower end is below"),
+        ("training.batch_size", tune.randint(9, 1), r"lower end is below"),
+        ("training.batch_size", tune.randint(1, "x"), r"an interval of integers with ends"),  # type: ignore[arg-type]
+        ("training.batch_size", tune.randint(1.5, 2.5), r"an interval of integers"),  # type: ignore[arg-type]
+        ("training.batch_size", tune.qrandint(1, 10, 0), r"greater than 0 as q"),
+        ("training.batch_size", tune.qrandint(1, 3, 5), r"a multiple of 5"),
     ],
 )
 def test_a_value_out_of_its_fields_range_is_found_before_any_trial(path, given, what):
@@ -117,6 +129,11 @@ def test_integers_end_before_their_upper_bound_unless_they_are_quantized():
     assert range_of("x", tune.qrandint(2, 8, 2)).values == tuple(range(2, 9))
     wide = range_of("x", tune.lograndint(1, 1000))
     assert (wide.values, wide.complete, wide.log) == ((1, 999), False, True)
+
+
+def test_steps_that_are_whole_suit_a_field_of_integers():
+    space_of({"training.seed": tune.quniform(2, 10, 2)}).check()
+    space_of({"training.learning_rate": tune.randn(1e-3, 1e-4)}).check()
 
 
 def test_combinations_are_looked_at_while_they_are_few():
@@ -178,8 +195,24 @@ def test_a_space_in_yaml_is_tunes_own():
         (4, "function: arguments"),
         ({"choice": []}, "list of values"),
         ({"choice": "ce"}, "list of values"),
-        ({"uniform": [1, 2, 3]}, "refused"),
+        ({"uniform": [1, 2, 3]}, r"uniform takes lower, upper; got \[1, 2, 3\]"),
+        ({"uniform": {"low": 1, "upper": 2}}, "uniform takes lower, upper"),
+        ({"uniform": 1}, "uniform takes lower, upper"),
         ({"loguniform": [-1, 2]}, "refused"),
+        ({"loguniform": [1, 10, 1]}, "loguniform takes lower, upper; got"),
+        ({"loguniform": [1, 10, 0]}, "loguniform takes lower, upper; got"),
+        ({"quniform": [1, 2, 0]}, "greater than 0 as q of quniform, got 0"),
+        ({"quniform": [1, 2, -1]}, "greater than 0 as q of quniform, got -1"),
+        ({"qloguniform": [1, 2, 0]}, "greater than 0 as q of qloguniform, got 0"),
+        ({"qrandn": [5, 0.1, 0]}, "greater than 0 as q of qrandn, got 0"),
+        ({"randn": [5, 0]}, "greater than 0 as sd of randn, got 0"),
+        ({"qrandint": [1, 10, 0]}, "greater than 0 as q of qrandint, got 0"),
+        ({"qlograndint": [1, 10, 0]}, "greater than 0 as q of qlograndint, got 0"),
+        ({"randint": [1, "x"]}, "an integer as upper of randint, got 'x'"),
+        ({"randint": [1.5, 2.5]}, r"an integer as lower of randint, got 1\.5"),
+        ({"uniform": [1, True]}, "a number as upper of uniform, got True"),
+        ({"uniform": [1, None]}, "a number as upper of uniform, got None"),
+        ({"uniform": [1, float("inf")]}, "a number as upper of uniform, got inf"),
         ({"sample_from": ["import os"]}, "function: arguments"),
     ],
 )
