@@ -83,7 +83,11 @@ def evaluate(
     job: Annotated[Path, typer.Argument(help="A job's YAML file, or the folder of a run.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to evaluate, folders or hub ids; the run's student."),
+        typer.Argument(
+            help="Models to evaluate, folders or hub ids; if left out, the student of the run "
+            "whose folder is given as JOB.",
+            show_default=False,
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task of the job, for models of one task among several.")

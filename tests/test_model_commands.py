@@ -85,6 +85,29 @@ def test_a_student_of_several_tasks_is_evaluated_on_each(folder, student):
     assert found["sum"]["accuracy"] == pytest.approx(accuracy(student / "sum"))
 
 
+def test_classes_go_by_their_names(folder, tmp_path, capfd):
+    job, named = write(folder, "sum"), {}
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "a")
+    for name, order in (("same", (0, 1, 2)), ("other", (2, 0, 1))):
+        with torch.no_grad():
+            for tensor in model.classifier.parameters():
+                tensor.copy_(tensor[list(order)])
+        labels = [("down", "level", "up")[n] for n in order]
+        model.config.id2label = dict(enumerate(labels))
+        model.config.label2id = {label: n for n, label in enumerate(labels)}
+        model.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(folder / "a").save_pretrained(tmp_path / name)
+        assert raybrew("evaluate", job, str(tmp_path / name)) == 0
+        (line,) = [s for s in capfd.readouterr().out.splitlines() if s.startswith(str(tmp_path))]
+        named[name] = line.removeprefix(str(tmp_path / name)).replace(" ", "")
+    assert named["same"] == named["other"]
+    assert f"{accuracy(folder / 'a'):.4f}" in named["other"]
+    alien = make_model(tmp_path / "alien", 0, labels=("up", "down", "flat"))
+    assert raybrew("evaluate", job, alien) == 2
+    shown = " ".join(capfd.readouterr().err.split())
+    assert "labels (down, level, up) in any order, got up, down, flat" in shown
+
+
 def test_tables_of_several_tasks_and_what_is_unclear(folder, student, capfd):
     job = write(folder, "sum", "among")
     assert raybrew("evaluate", job, str(student)) == 0
