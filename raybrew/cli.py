@@ -131,7 +131,7 @@ def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None, resume: b
         result = run(
             file.job,
             scaling_config=scaling_config_from(file.scaling),
-            run_config=run_config_from(file.run),
+            run_config=run_config_from(file.run, resume=resume),
             resume=resume,
         )
         print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")

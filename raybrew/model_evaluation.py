@@ -42,7 +42,8 @@ def evaluate(
         By task, the metrics of its kind.
 
     Raises:
-        ConfigError: the model hasn't got the task's labels, in whatever order, or it isn't clear which task is meant.
+        ConfigError: the model hasn't got the task's labels, in whatever order, or it isn't clear
+            which task is meant.
         DataError: the data isn't what its task says.
     """
     found = {}
