@@ -18,7 +18,13 @@ from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
-from raybrew.models.pretrained import describe_names, load_model, read_config, read_tokenizer
+from raybrew.models.pretrained import (
+    architecture_of,
+    describe_names,
+    load_model,
+    read_config,
+    read_tokenizer,
+)
 from raybrew.models.student_files import task_folders
 from raybrew.preparation.checks import check_class_names, class_order
 from raybrew.preparation.tables import encode_table, read_table
@@ -92,7 +98,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     table = read_table(task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
-    kind, adaptor = own.get((config.architectures or [""])[0], (table.kind, None))
+    kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
     names = table.label_names
     if kind.has_labels and config.num_labels != kind.num_labels(names, config):
         raise ConfigError(

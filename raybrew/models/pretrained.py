@@ -32,6 +32,8 @@ from raybrew.hub import hub_in_reach
 
 __all__ = [
     "BUILD_ERRORS",
+    "READ_ERRORS",
+    "architecture_of",
     "describe_names",
     "first_line",
     "load_model",
@@ -65,8 +67,8 @@ BUILD_ERRORS = (
     ImportError,
 )
 """What transformers raises on values of a configuration that make no model."""
-# The last is PyTorch's, of weights in a pickle that hold more than weights.
-_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError)
+READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
+"""And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 
 
 @contextmanager
@@ -99,6 +101,21 @@ def read_config(path: str, what: str, *, trust: bool = False) -> PreTrainedConfi
     """
     source = _locate(path, what, ("config.json",), "a config.json")
     return _read(AutoConfig, source, what, "a model configuration", trust)
+
+
+def architecture_of(config: PreTrainedConfig, path: str) -> str:
+    """Return the name of the class that wrote a folder; empty where none is named.
+
+    Raises:
+        ConfigError: What config.json says of it is no list of names.
+    """
+    named: object = config.architectures or [""]
+    if not isinstance(named, (list, tuple)) or not isinstance(named[0], str):
+        raise ConfigError(
+            f"{path}: expected `architectures` of config.json to be a list of classes' names, "
+            f"got {named!r}"
+        )
+    return named[0]
 
 
 def runs_own_code(config: PreTrainedConfig) -> bool:
@@ -228,7 +245,7 @@ def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: 
             return auto.from_pretrained(
                 source, trust_remote_code=trust, local_files_only=offline, **options
             )
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         if offline:
             got = (
                 "no such folder here, and as a hub id it isn't in the local cache while the hub "
