@@ -15,10 +15,10 @@ from raybrew.models import bigru
 from raybrew.models.parameters import count_parameters, display_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import (
     BUILD_ERRORS,
-    READ_ERRORS,
     architecture_of,
+    describe_names,
     first_line,
-    quiet_transformers,
+    load_model,
     read_config,
 )
 from raybrew.models.student_files import task_folders
@@ -118,7 +118,7 @@ def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: i
             _examples_per_s(model, {"input_ids": ids}, repeats),
         )
     except BUILD_ERRORS as error:  # it reads pictures or sounds, or wants more than a text
-        untimed = first_line(error)
+        untimed = _reason(model, error)
     return Inspection(
         name=name,
         architecture=type(model).__name__,
@@ -132,15 +132,24 @@ def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: i
     )
 
 
+def _reason(model: nn.Module, error: Exception) -> str:
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        return f"it reads {reads}"
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "it has a decoder, which reads a text of its own"
+    if isinstance(error, (AttributeError, TypeError)):
+        return "it needs other inputs besides"
+    return first_line(error)
+
+
 def _load(name: str, config: PreTrainedConfig) -> nn.Module:
-    model_class = _class_of(config, name)
-    try:
-        with quiet_transformers():
-            model = model_class.from_pretrained(name, config=config, dtype=torch.float32)
-    except READ_ERRORS as error:
+    model, info = load_model(_class_of(config, name), name, "model", config)
+    if wrong := info["mismatched_keys"]:
+        names = describe_names(str(each[0] if isinstance(each, tuple) else each) for each in wrong)
         raise ConfigError(
-            f"model: expected weights at {name!r}, got: {first_line(error)}"
-        ) from error
+            f"{name}: expected weights of the sizes that config.json says, got others of {names}"
+        )
     return model.eval()
 
 

@@ -32,7 +32,6 @@ from raybrew.hub import hub_in_reach
 
 __all__ = [
     "BUILD_ERRORS",
-    "READ_ERRORS",
     "architecture_of",
     "describe_names",
     "first_line",
@@ -67,7 +66,7 @@ BUILD_ERRORS = (
     ImportError,
 )
 """What transformers raises on values of a configuration that make no model."""
-READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
+_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
 """And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 
 
@@ -245,7 +244,7 @@ def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: 
             return auto.from_pretrained(
                 source, trust_remote_code=trust, local_files_only=offline, **options
             )
-    except READ_ERRORS as error:
+    except _READ_ERRORS as error:
         if offline:
             got = (
                 "no such folder here, and as a hub id it isn't in the local cache while the hub "
@@ -256,6 +255,8 @@ def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: 
                 "a model that needs code of its own, which could do anything here; if you have "
                 f"read it and trust it, set {_section(what)}trust_remote_code: true"
             )
+        elif isinstance(error, (UnpicklingError, EOFError)):
+            got = "a file that is damaged, or holds more than weights, which is never run"
         else:
             got = first_line(error)
         raise ConfigError(f"{what}: expected {noun} at {source!r}, got: {got}") from error
