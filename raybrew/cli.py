@@ -83,7 +83,11 @@ def evaluate(
     job: Annotated[Path, typer.Argument(help="A job's YAML file, or the folder of a run.")],
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to evaluate, folders or hub ids; the run's student."),
+        typer.Argument(
+            help="Models to evaluate, folders or hub ids; if left out, the student of the run "
+            "whose folder is given as JOB.",
+            show_default=False,
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task of the job, for models of one task among several.")
@@ -127,7 +131,7 @@ def _run(run: Any, kind: Any, path: Path, overrides: list[str] | None, resume: b
         result = run(
             file.job,
             scaling_config=scaling_config_from(file.scaling),
-            run_config=run_config_from(file.run),
+            run_config=run_config_from(file.run, resume=resume),
             resume=resume,
         )
         print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")

@@ -15,9 +15,11 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
+from raybrew.ray_arguments import check_ray_arguments
 
 __all__ = [
     "MAX_FAILURES",
+    "NOTHING_TO_RESUME",
     "build_ray_object",
     "check_resources",
     "ray_session",
@@ -28,8 +30,11 @@ __all__ = [
 
 Resources = Mapping[str, float]
 
+DEPRECATED = "DEPRECATED"
+"""The default of what Ray's classes once took."""
 MAX_FAILURES = 3
 """So often training starts again after ranks failed, where the job doesn't say."""
+NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
 STATS_S = 10.0
 """How long a node may take to say what its object store did."""
 
@@ -152,11 +157,16 @@ def scaling_config_from(values: Mapping[str, Any]) -> ScalingConfig | None:
     return build_ray_object(ScalingConfig, "scaling", plain)
 
 
-def run_config_from(values: Mapping[str, Any]) -> RunConfig | None:
+def run_config_from(values: Mapping[str, Any], *, resume: bool = False) -> RunConfig | None:
     """Return Ray's RunConfig with the arguments of a job file's `run:`.
 
     `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
+
+    Raises:
+        ConfigError: an argument that can't be, or no name of a run to resume.
     """
+    if resume and values.get("name") is None:
+        raise ConfigError(NOTHING_TO_RESUME)
     if not values:
         return None
     values = {"failure_config": {"max_failures": MAX_FAILURES}, **values}
@@ -174,15 +184,17 @@ def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an argument that it hasn't got, or refuses.
     """
-    known = list(inspect.signature(kind).parameters)
+    parameters = inspect.signature(kind).parameters.values()
+    known = [each.name for each in parameters if each.default != DEPRECATED]
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.5)
+            near = difflib.get_close_matches(str(name), known, 3, 0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise ConfigError(
                 f"{what}.{name}: expected an argument of Ray's {kind.__name__} "
                 f"({', '.join(known)}){hint}"
             )
+    check_ray_arguments(what, values)
     try:
         return kind(**values)
     except Exception as error:  # Ray's classes don't say what they raise; nothing runs as yet

@@ -7,17 +7,36 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from raybrew.errors import ConfigError
 from raybrew.models import bigru
 from raybrew.models.parameters import count_parameters, display_parameters, latency_ms, size_mb
-from raybrew.models.pretrained import first_line, quiet_transformers, read_config
+from raybrew.models.pretrained import (
+    BUILD_ERRORS,
+    architecture_of,
+    describe_names,
+    first_line,
+    load_model,
+    read_config,
+)
 from raybrew.models.student_files import task_folders
 
 __all__ = ["Inspection", "inspect_model", "render_inspection"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a model answers.
+
+    Args:
+        latency_ms: one example on one core: median, 10th and 90th percentile.
+        examples_per_s: in batches on all threads.
+    """
+
+    latency_ms: tuple[float, float, float]
+    examples_per_s: float
 
 
 @dataclass(frozen=True)
@@ -30,8 +49,8 @@ class Inspection:
         tree: its parameters as a table.
         parameters: how many numbers they hold, shared ones once.
         megabytes: their memory, in 2²⁰ bytes.
-        latency_ms: one example on one core: median, 10th and 90th percentile.
-        examples_per_s: in batches on all threads.
+        speed: how fast it answers; None if it takes more than tokens.
+        untimed: why it wasn't timed, if it wasn't.
         length: tokens of an example.
         batch_size: examples of a batch.
     """
@@ -41,8 +60,8 @@ class Inspection:
     tree: str
     parameters: int
     megabytes: float
-    latency_ms: tuple[float, float, float]
-    examples_per_s: float
+    speed: Speed | None
+    untimed: str
     length: int
     batch_size: int
 
@@ -69,12 +88,17 @@ def inspect_model(
 
 def render_inspection(found: Inspection) -> str:
     """Return it as text that a person reads."""
-    median, low, high = found.latency_ms
-    return (
+    about = (
         f"{found.name} ({found.architecture})\n\n{found.tree}\n\n"
-        f"{found.parameters:,} parameters, {found.megabytes:.1f} MB; examples of {found.length} "
+        f"{found.parameters:,} parameters, {found.megabytes:.1f} MB; "
+    )
+    if found.speed is None:
+        return f"{about}it can't be timed on tokens alone: {found.untimed}\n"
+    median, low, high = found.speed.latency_ms
+    return (
+        f"{about}examples of {found.length} "
         f"tokens: {median:.1f} ms each on one core (10 % to 90 %: {low:.1f} to {high:.1f}), "
-        f"{found.examples_per_s:.0f} a second in batches of {found.batch_size} on "
+        f"{found.speed.examples_per_s:.0f} a second in batches of {found.batch_size} on "
         f"{torch.get_num_threads()} threads\n"
     )
 
@@ -82,40 +106,64 @@ def render_inspection(found: Inspection) -> str:
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
     most = getattr(config, "max_position_embeddings", None)
-    if most is not None and length > most:
+    # XLNet writes -1: any length.
+    if isinstance(most, int) and 0 < most < length:
         raise ConfigError(f"--length: expected at most {most} for {name}, got {length}")
     model = _load(name, config)
-    ids = _some_ids(config, batch_size, length)
+    speed, untimed = None, ""
+    try:
+        ids = _some_ids(config, batch_size, length)
+        speed = Speed(
+            latency_ms(model, [{"input_ids": row[None]} for row in ids], repeats=repeats),
+            _examples_per_s(model, {"input_ids": ids}, repeats),
+        )
+    except BUILD_ERRORS as error:  # it reads pictures or sounds, or wants more than a text
+        untimed = _reason(model, error)
     return Inspection(
         name=name,
         architecture=type(model).__name__,
         tree=display_parameters(model, max_level),
         parameters=count_parameters(model),
         megabytes=size_mb(model),
-        latency_ms=latency_ms(model, [{"input_ids": row[None]} for row in ids], repeats=repeats),
-        examples_per_s=_examples_per_s(model, {"input_ids": ids}, repeats),
+        speed=speed,
+        untimed=untimed,
         length=length,
         batch_size=batch_size,
     )
 
 
+def _reason(model: nn.Module, error: Exception) -> str:
+    reads = getattr(model, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        return f"it reads {reads}"
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return "it has a decoder, which reads a text of its own"
+    if isinstance(error, (AttributeError, TypeError)):
+        return "it needs other inputs besides"
+    return first_line(error)
+
+
 def _load(name: str, config: PreTrainedConfig) -> nn.Module:
-    try:
-        with quiet_transformers():
-            model = _class_of(config).from_pretrained(name, config=config, dtype=torch.float32)
-    except (OSError, ValueError, SafetensorError) as error:
+    model, info = load_model(_class_of(config, name), name, "model", config)
+    if wrong := info["mismatched_keys"]:
+        names = describe_names(str(each[0] if isinstance(each, tuple) else each) for each in wrong)
         raise ConfigError(
-            f"model: expected weights at {name!r}, got: {first_line(error)}"
-        ) from error
+            f"{name}: expected weights of the sizes that config.json says, got others of {names}"
+        )
     return model.eval()
 
 
-def _class_of(config: PreTrainedConfig) -> Any:
+def _class_of(config: PreTrainedConfig, name: str) -> Any:
     """Return the class that wrote the folder, with its head; the bare model where none is named."""
-    named = (config.architectures or [""])[0]
+    named = architecture_of(config, name)
     for module in (transformers, bigru):
         found = getattr(module, named, None)
-        if isinstance(found, type) and issubclass(found, nn.Module):
+        if isinstance(found, type) and issubclass(found, PreTrainedModel):
+            if found.config_class is not None and not isinstance(config, found.config_class):
+                raise ConfigError(
+                    f"{name}: expected `architectures` of config.json to name a class of models of "
+                    f"type {config.model_type}, got {named}"
+                )
             return found
     return AutoModel
 

@@ -25,6 +25,8 @@ _WORDS = (
     (r"a valid boolean.*", "true or false"),
     (r"a valid (integer|number), .*", r"a valid \1"),
 )
+_FORMS = ("float", "bool")
+"""Of a value of `Options`."""
 
 
 def explain(error: ValidationError, root_model: type[BaseModel], extra: Iterable[str] = ()) -> str:
@@ -44,8 +46,22 @@ def explain(error: ValidationError, root_model: type[BaseModel], extra: Iterable
         if mistake["type"] != "too_short"
         or not any(len(other) > len(place) and other[: len(place)] == place for other in places)
     ]
-    lines = [_line(dict(mistake), root_model, tuple(extra)) for mistake in mistakes]
+    lines = [_line(mistake, root_model, tuple(extra)) for mistake in _of_values(mistakes)]
     return "\n".join(dict.fromkeys(lines))
+
+
+def _of_values(mistakes: Iterable[Any]) -> list[dict[str, Any]]:
+    """Take out of the places what only pydantic knows of: a key, the forms of a value."""
+    found = [dict(mistake) for mistake in mistakes]
+    places = {tuple(mistake["loc"]) for mistake in found}
+    for mistake in found:
+        *above, last = mistake["loc"] or ("",)
+        if last == "[key]":
+            mistake |= {"loc": above[:-1], "type": "form", "msg": "expected texts as keys"}
+        elif last in _FORMS and {(*above, form) for form in _FORMS} <= places:
+            said = "expected a number, or true or false"
+            mistake |= {"loc": above, "type": "form", "msg": said}
+    return found
 
 
 def _line(mistake: dict[str, Any], root: type[BaseModel], extra: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 model ──► its folder for the task ──► own tokenizer ──► rows encoded ──► logits ──► metrics
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,16 @@ from raybrew.data.split import STUDENT_VIEW
 from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import Kind, kind_of
-from raybrew.models.adaptors import adaptor_of
-from raybrew.models.pretrained import describe_names, load_model, read_config, read_tokenizer
+from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
+from raybrew.models.pretrained import (
+    architecture_of,
+    describe_names,
+    load_model,
+    read_config,
+    read_tokenizer,
+)
 from raybrew.models.student_files import task_folders
+from raybrew.preparation.checks import check_class_names, class_order
 from raybrew.preparation.tables import encode_table, read_table
 
 __all__ = ["evaluate"]
@@ -40,7 +48,8 @@ def evaluate(
         By task, the metrics of its kind.
 
     Raises:
-        ConfigError: the model hasn't got the task's labels, or it isn't clear which task is meant.
+        ConfigError: the model hasn't got the task's labels, in whatever order, or it isn't clear
+            which task is meant.
         DataError: the data isn't what its task says.
     """
     found = {}
@@ -89,13 +98,14 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     table = read_table(task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
-    kind, adaptor = own.get((config.architectures or [""])[0], (table.kind, None))
+    kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
     names = table.label_names
     if kind.has_labels and config.num_labels != kind.num_labels(names, config):
         raise ConfigError(
             f"{folder}: expected {kind.num_labels(names, config)} labels as task {task.name!r} has "
             f"({', '.join(names)}), got a model with {config.num_labels}"
         )
+    check_class_names(folder, config, table)
     model, info = load_model(kind.model_class, folder, "model", config)
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if lacking:
@@ -106,7 +116,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        adaptor_of(task.kind, adaptor, task.adaptor),
+        _in_order(adaptor_of(task.kind, adaptor, task.adaptor), class_order(config, table)),
         int(str(tokenizer.pad_token_id or 0)),
         device,
     )
@@ -117,3 +127,15 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         rows = np.arange(len(split))
         predicted = predict(hosted, kind, split, rows, batch_size=job.training.eval_batch_size)
         return kind.metrics(predicted, split, rows, names)
+
+
+def _in_order(adaptor: Adaptor, order: Sequence[int] | None) -> Adaptor:
+    """Return the adaptor with the logits in the order of the task's classes."""
+    if order is None:
+        return adaptor
+
+    def ordered(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+        view = view_of(adaptor, batch, outputs)
+        return {**vars(view), "logits": [logits[..., list(order)] for logits in view.logits]}
+
+    return ordered

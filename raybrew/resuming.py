@@ -22,7 +22,11 @@ _FREE = re.compile(
 
 def load_yaml(path: Path) -> Mapping[str, Any]:
     """Read the job that a run was started with."""
-    values = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected the job of a run in UTF-8, got: {error}") from None
+    values = parse_yaml(text, str(path))
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected the job of a run, got {type(values).__name__}")
     return values

@@ -10,8 +10,15 @@ from typing import Any
 
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 
-from raybrew.cluster import MAX_FAILURES, check_resources, ray_session, spilled_objects
+from raybrew.cluster import (
+    MAX_FAILURES,
+    NOTHING_TO_RESUME,
+    check_resources,
+    ray_session,
+    spilled_objects,
+)
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
+from raybrew.errors import ConfigError, DataError
 from raybrew.events import Event, EventLog, Recovery
 from raybrew.interrupts import sigterm_as_interrupt
 from raybrew.jobfile import dump_yaml
@@ -72,6 +79,8 @@ class Run:
     ):
         self._job = job
         self._scaling = scaling_config or ScalingConfig()
+        if resume and run_config is None:
+            raise ConfigError(NOTHING_TO_RESUME)
         name = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
         self._config = run_config or RunConfig(
             name=name,
@@ -100,7 +109,7 @@ class Run:
             self._stack.__exit__(*error)
         finally:
             self.checkpoints.clean()
-            self.folder.withdraw()
+            self.folder.withdraw(refused=isinstance(error[1], (ConfigError, DataError)))
 
     @property
     def seconds(self) -> float:

@@ -12,21 +12,33 @@ events.jsonl     what the run survived
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
+from raybrew.ray_arguments import check_ray_arguments
 from raybrew.resuming import load_yaml, same_run
 
 __all__ = ["RunFolder"]
+
+
+_BEFORE_THE_JOB = {"data", "space.json", ".job.yaml.tmp", ".space.json.tmp"}
+"""What a run has in its folder before it writes its job."""
+_AT_THE_START = {
+    *_BEFORE_THE_JOB,
+    *("job.yaml", "metrics.jsonl", "events.jsonl", "tensorboard", "wandb"),
+}
+"""What it has before its first step."""
 
 
 class RunFolder:
     """A run's folder on a disk that every node of the run sees."""
 
     def __init__(self, storage_path: str, name: str):
+        check_ray_arguments("run", {"name": name, "storage_path": storage_path})
         scheme = urlsplit(storage_path).scheme
         if scheme not in ("", "file"):
             raise ConfigError(
@@ -34,7 +46,8 @@ class RunFolder:
                 f"{storage_path!r}; {scheme}:// is not supported"
             )
         self.path = Path(urlsplit(storage_path).path).expanduser().absolute() / name
-        self._made = False
+        self._made: list[Path] = []  # the folder and those it is in, where they were not there
+        self._before: set[str] | None = None  # what it held
 
     @property
     def data(self) -> Path:
@@ -60,8 +73,17 @@ class RunFolder:
 
         Raises:
             ConfigError: it holds a run already, or none to resume, or that of another job, or
-                it can't be made.
+                something else, or it can't be made.
         """
+        try:
+            self._check(job, resume)
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._before = set() if self._made else self._entries()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+
+    def _check(self, job: DistillJob | TrainJob, resume: bool) -> None:
         saved = self.path / "job.yaml"
         if resume and not self.path.is_dir():
             raise ConfigError(
@@ -75,16 +97,33 @@ class RunFolder:
                 f"run.name: {self.path} holds a run already; go on with it (--resume), choose "
                 "another name, or delete it"
             )
-        self._made = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+        if not self.path.is_dir() or saved.exists():
+            return
+        if foreign := sorted(self._entries() - _BEFORE_THE_JOB):
+            listed = ", ".join(foreign[:8]) + (", …" if len(foreign) > 8 else "")
+            raise ConfigError(
+                f"run.name: expected {'the folder of a run' if resume else 'a new folder'}, got "
+                f"{self.path}, which has no job.yaml, but holds {listed}; choose another name"
+            )
 
-    def withdraw(self) -> None:
-        """Remove the folder of a run that was refused: made for it, and never begun."""
-        if self._made and not (self.path / "job.yaml").exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+    def withdraw(self, *, refused: bool = False) -> None:
+        """Remove what was made for a run that never began.
+
+        Args:
+            refused: whether the run was refused, which it may be after it wrote its job.
+        """
+        if self._before is None or "job.yaml" in self._before or not self.path.is_dir():
+            return
+        now = self._entries()
+        if now <= _AT_THE_START if refused else "job.yaml" not in now:
+            for name in (now - self._before) & _AT_THE_START:
+                _remove(self.path / name)
+            for folder in self._made:
+                with suppress(OSError):  # something else came to be in it
+                    folder.rmdir()
+
+    def _entries(self) -> set[str]:
+        return {entry.name for entry in self.path.iterdir()}
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, whole or not at all."""
@@ -103,3 +142,10 @@ class RunFolder:
         shutil.copytree(source, temporary)
         shutil.rmtree(self.student, ignore_errors=True)
         temporary.rename(self.student)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -103,6 +103,38 @@ WRONG = {
     ),
     "unknown task": ({"--": "teachers.a.task=summ"}, r"expected a task of this job.*sum.*summ"),
     "unknown Ray argument": ({"scaling": {"num_worker": 2}}, r"scaling\.num_worker.*num_workers"),
+    "a number as a Ray argument": ({"scaling": {5: 2}}, r"scaling\.5: expected an argument"),
+    "null as a Ray argument": ({"run": {None: 2}}, r"run\.None: expected an argument"),
+    "resources that are none": ({"--": "scaling.resources_per_worker=5"}, r"mapping.*got 5"),
+    "resources that are no numbers": (
+        {"--": "scaling.resources_per_worker.CPU=x"},
+        r"scaling\.resources_per_worker: expected a mapping of numbers.*'x'",
+    ),
+    "null resources": ({"--": "scaling.resources_per_worker.CPU=null"}, r"of numbers.*None"),
+    "negative resources": ({"--": "scaling.resources_per_worker.CPU=-1"}, r"from 0.*-1"),
+    "a GPU, perhaps": ({"--": "scaling.use_gpu=maybe"}, r"scaling\.use_gpu.*true.*'maybe'"),
+    "unknown strategy": (
+        {"--": "scaling.placement_strategy=FOO"},
+        r"scaling\.placement_strategy: expected one of PACK, .*got 'FOO'",
+    ),
+    "a list as a name": ({"--": "run.name=[1]"}, r"run\.name: expected a name.*got \[1\]"),
+    "no name": ({"--": "run.name=''"}, r"run\.name: expected a name.*got ''"),
+    "a name that leads away": ({"--": "run.name=../x"}, r"run\.name.*without slashes.*'\.\./x'"),
+    "a number as a folder": ({"--": "run.storage_path=5"}, r"run\.storage_path.*text.*got 5"),
+    "failures that are no number": (
+        {"--": "run.failure_config.max_failures=x"},
+        r"run\.failure_config\.max_failures: expected a whole number.*'x'",
+    ),
+    "no runtime environment": ({"--": "run.worker_runtime_env=5"}, r"worker_runtime_env.*mapping"),
+    "callbacks": ({"--": "run.callbacks=5"}, r"run\.callbacks: expected none.*got 5$"),
+    "what Ray once took": (
+        {"--": "run.verbose=1"},
+        r"^raybrew: run\.verbose: expected an arg",
+    ),
+    "a store that is a file": ({"labels": {"store": "eval.parquet"}}, r"labels\.store.*is none"),
+    "a store below a file": ({"labels": {"store": "eval.parquet/x"}}, r"labels\.store: expected a"),
+    "a store nowhere": ({"labels": {"store": "/proc/x"}}, r"labels\.store.*can be made.*/proc/x"),
+    "a store of no scheme": ({"labels": {"store": "foo://bar"}}, r"labels\.store.*foo://bar"),
 }
 
 
@@ -123,7 +155,31 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     found = " ".join(shown.err.split())
     assert found.startswith("raybrew: ")
     assert re.search(message, found), found
-    assert not (files / "runs" / "run" / "job.yaml").exists()
+    assert not (files / "runs").exists()
+
+
+def test_a_run_to_resume_has_a_name(files, monkeypatch, capfd):
+    monkeypatch.chdir(files)
+    values = job(files, run={"storage_path": str(files / "runs")})
+    for changes in ({}, {"run": {}}):
+        assert raybrew("distill", write(files, values | changes), "--resume") == 2
+        assert "expected run.name to say which run" in capfd.readouterr().err
+
+
+def test_a_filling_has_a_name_of_its_own(files, monkeypatch, capfd):
+    names = []
+
+    def fill(_, run_config):
+        names.append(run_config.name)
+        raise rb.ConfigError("enough")
+
+    monkeypatch.setattr("raybrew.commands.label.fill", fill)
+    for name in ("run", None):
+        assert raybrew("label", write(files, job(files, run={"name": name}))) == 2
+    assert names[0].startswith("run-label-")
+    assert names[1].startswith("label-")
+    assert raybrew("label", write(files, job(files, run={"name": [1]}))) == 2
+    assert "run.name: expected a name" in capfd.readouterr().err
 
 
 SPACES = {

@@ -178,6 +178,15 @@ run: 3
             "teachers.a.model=null",
             "teachers[0]: expected one of `model` and `logits`, got neither",
         ),
+        (
+            "distillation.kd_loss_options.alpha=x",
+            "distillation.kd_loss_options.alpha: expected a number, or true or false, got 'x'",
+        ),
+        ("student.config={5: 1}", "student.config: expected texts as keys, got 5"),
+        (
+            "tasks=[{name: mr, train: x}, {name: mr, train: y}]",
+            "tasks: expected different names, got mr twice",
+        ),
     ],
 )
 def test_mistakes_between_fields_and_of_whole_sections(file, override, line):

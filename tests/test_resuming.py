@@ -75,13 +75,55 @@ def test_a_folder_is_taken_up_only_when_there_is_one(tmp_path):
         folder.create(job)
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    with pytest.raises(rb.ConfigError, match=r"photos, which has no job\.yaml, but holds a\.jpg"):
+        RunFolder(str(tmp_path), "photos").create(job, resume=resume)
+    (tmp_path / "file").touch()
+    with pytest.raises(rb.ConfigError, match=r"no such folder|can't be made"):
+        RunFolder(str(tmp_path), "file").create(job, resume=resume)
+    # A run that was stopped while it encoded its data.
+    (tmp_path / "stopped" / "data" / "sum").mkdir(parents=True)
+    RunFolder(str(tmp_path), "stopped").create(job, resume=resume)
+
+
+def test_a_job_that_cant_be_read_is_no_run_to_resume(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "job.yaml").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "folder" / "job.yaml").mkdir(parents=True)
+    for name in ("bytes", "folder"):
+        with pytest.raises(rb.ConfigError, match=r"job\.yaml: expected the job of a run in UTF-8"):
+            RunFolder(str(tmp_path), name).create(job, resume=True)
+
+
+def test_a_run_that_was_refused_after_it_wrote_its_job_leaves_no_folder(tmp_path):
+    job = make_job({"a": "x/a"}, tmp_path / "store")
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        for begun in (False, True):
+            folder = RunFolder(str(tmp_path / "runs" if name == "new" else tmp_path), name)
+            folder.create(job)
+            folder.write("job.yaml", dump_yaml(job))
+            folder.write("metrics.jsonl", "")
+            if begun:
+                folder.checkpoints.mkdir()
+            folder.withdraw(refused=True)
+            assert folder.path.exists() == (begun or name == "empty")
+            assert begun == (folder.path / "job.yaml").exists()
+    assert (tmp_path / "runs").exists()
+
+
 def test_a_run_that_was_refused_leaves_no_folder(tmp_path):
     job = make_job({"a": "x/a"}, tmp_path / "store")
-    refused = RunFolder(str(tmp_path), "refused")
+    refused = RunFolder(str(tmp_path / "runs"), "refused")
     refused.create(job)
     (refused.path / "data").mkdir()
     refused.withdraw()
-    assert not refused.path.exists()
+    assert not (tmp_path / "runs").exists()
     begun = RunFolder(str(tmp_path), "begun")
     begun.create(job)
     begun.write("job.yaml", dump_yaml(job))

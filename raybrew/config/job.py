@@ -31,7 +31,7 @@ class _Job(Section):
     @field_validator("tasks")
     @classmethod
     def _task_names(cls, tasks: Sequence[Task]) -> Sequence[Task]:
-        _unique("tasks", [task.name for task in tasks])
+        _unique([task.name for task in tasks])
         return tasks
 
     def to_plain(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class DistillJob(_Job):
     @model_validator(mode="after")
     def _references(self) -> "DistillJob":
         names = [teacher.name for teacher in self.teachers]
-        _unique("teachers", names)
+        _unique(names, "teachers: ")
         tasks = [task.name for task in self.tasks]
         for teacher in self.teachers:
             if teacher.task not in tasks:
@@ -117,7 +117,7 @@ class DistillJob(_Job):
         return tuple(teacher for teacher in self.teachers if teacher.task == task)
 
 
-def _unique(what: str, names: list[str]) -> None:
+def _unique(names: list[str], what: str = "") -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{what}: expected different names, got {', '.join(twice)} twice")
+        raise ValueError(f"{what}expected different names, got {', '.join(twice)} twice")

@@ -32,6 +32,7 @@ from raybrew.hub import hub_in_reach
 
 __all__ = [
     "BUILD_ERRORS",
+    "architecture_of",
     "describe_names",
     "first_line",
     "load_model",
@@ -65,8 +66,8 @@ BUILD_ERRORS = (
     ImportError,
 )
 """What transformers raises on values of a configuration that make no model."""
-# The last is PyTorch's, of weights in a pickle that hold more than weights.
-_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError)
+_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
+"""And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 
 
 @contextmanager
@@ -99,6 +100,21 @@ def read_config(path: str, what: str, *, trust: bool = False) -> PreTrainedConfi
     """
     source = _locate(path, what, ("config.json",), "a config.json")
     return _read(AutoConfig, source, what, "a model configuration", trust)
+
+
+def architecture_of(config: PreTrainedConfig, path: str) -> str:
+    """Return the name of the class that wrote a folder; empty where none is named.
+
+    Raises:
+        ConfigError: What config.json says of it is no list of names.
+    """
+    named: object = config.architectures or [""]
+    if not isinstance(named, (list, tuple)) or not isinstance(named[0], str):
+        raise ConfigError(
+            f"{path}: expected `architectures` of config.json to be a list of classes' names, "
+            f"got {named!r}"
+        )
+    return named[0]
 
 
 def runs_own_code(config: PreTrainedConfig) -> bool:
@@ -239,6 +255,8 @@ def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: 
                 "a model that needs code of its own, which could do anything here; if you have "
                 f"read it and trust it, set {_section(what)}trust_remote_code: true"
             )
+        elif isinstance(error, (UnpicklingError, EOFError)):
+            got = "a file that is damaged, or holds more than weights, which is never run"
         else:
             got = first_line(error)
         raise ConfigError(f"{what}: expected {noun} at {source!r}, got: {got}") from error

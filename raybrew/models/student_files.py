@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.errors import CheckpointError
+from raybrew.errors import CheckpointError, ConfigError
 from raybrew.models.multitask import MultiTaskStudent
 
 __all__ = ["load_student", "save_student", "task_folders"]
@@ -65,11 +65,22 @@ def load_student(model: nn.Module, folder: Path) -> None:
 
 
 def task_folders(student: Path) -> dict[str, Path]:
-    """Return the folder of each task's model; empty where there is one task."""
+    """Return the folder of each task's model; empty where there is one task.
+
+    Raises:
+        ConfigError: its list of tasks is none.
+    """
     path = student / _TASKS
     if not path.is_file():
         return {}
-    return {name: student / name for name in json.loads(path.read_text())["tasks"]}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: expected the tasks of a student, got: {error}") from None
+    names = said.get("tasks") if isinstance(said, dict) else None
+    if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
+        raise ConfigError(f'{path}: expected {{"tasks": [names]}}, got {str(said)[:80]}')
+    return {name: student / name for name in names}
 
 
 def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

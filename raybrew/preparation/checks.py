@@ -19,6 +19,7 @@ from raybrew.preparation.tables import Table
 __all__ = [
     "TeacherModel",
     "check_augmentation",
+    "check_class_names",
     "check_columns",
     "check_droppable",
     "check_labels",
@@ -204,16 +205,22 @@ def _check_outputs(
             f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
             f"model with {found}"
         )
+    check_class_names(what, config, table)
+
+
+def check_class_names(what: str, config: PreTrainedConfig, table: Table) -> None:
+    """Refuse a model whose classes have names, but not those of the task."""
+    kind, classes = table.kind, table.label_names
     if class_order(config, table) is None and kind.has_names and not _order_unknown(config, table):
         raise ConfigError(
             f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
             f"{', '.join(_names(config))}; set tasks[{table.task.name}].label_names to the names "
-            "that the teacher has, in the order of the data's numbers"
+            "that the model has, in the order of the data's numbers"
         )
 
 
 def class_order(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
-    """Return a teacher's number of each of the task's classes.
+    """Return a model's number of each of the task's classes.
 
     Returns:
         None where they are the task's, or can't be told by names, upper and lower case alike.

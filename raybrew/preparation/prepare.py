@@ -12,6 +12,7 @@ from raybrew.data.split import STUDENT_VIEW
 from raybrew.data.supplied import column_fingerprint
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
+from raybrew.labels.usable import check_store
 from raybrew.matching.plan import TaskMatch
 from raybrew.matching.reader import needs_attention
 from raybrew.matching.signals import code_name
@@ -95,10 +96,12 @@ def read_tables(job: DistillJob) -> list[Table]:
     """Read the data of a job whose names are known to exist.
 
     Raises:
-        ConfigError: a loss, a mixture, an optimizer or an option that doesn't exist.
+        ConfigError: a loss, a mixture, an optimizer or an option that doesn't exist, or a store
+            that can't be used.
         DataError: data that isn't what its task says.
     """
     check_names(job)
+    check_store(job.labels)
     return [read_table(task, job.teachers_of(task.name)) for task in job.tasks]
 
 
