@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from raybrew.models import bigru
 from raybrew.models.parameters import count_parameters, display_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import first_line, quiet_transformers, read_config
 from raybrew.models.student_files import task_folders
+from raybrew.paths import user_path
 
 __all__ = ["Inspection", "inspect_model", "render_inspection"]
 
@@ -62,7 +62,7 @@ def inspect_model(
     Raises:
         ConfigError: no model is there, or it can't read so many tokens.
     """
-    folders = task_folders(Path(model).expanduser())
+    folders = task_folders(user_path(model, "model"))
     names = [str(folder) for folder in folders.values()] or [model]
     return [_inspect(name, max_level, length, batch_size, repeats) for name in names]
 

@@ -19,6 +19,7 @@ from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import adaptor_of
 from raybrew.models.pretrained import describe_names, load_model, read_config, read_tokenizer
 from raybrew.models.student_files import task_folders
+from raybrew.paths import user_path
 from raybrew.preparation.tables import encode_table, read_table
 
 __all__ = ["evaluate"]
@@ -55,7 +56,7 @@ def _pairs(job: DistillJob | TrainJob, model: str, name: str | None) -> list[tup
     tasks = {task.name: task for task in job.tasks}
     if name is not None and name not in tasks:
         raise ConfigError(f"task: expected one of {', '.join(tasks)}, got {name!r}")
-    folders = {n: str(f) for n, f in task_folders(Path(model).expanduser()).items()}
+    folders = {n: str(f) for n, f in task_folders(user_path(model, "model")).items()}
     if not folders:
         if name is None and len(tasks) > 1:
             raise ConfigError(

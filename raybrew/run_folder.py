@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
+from raybrew.paths import user_path
 from raybrew.resuming import load_yaml, same_run
 
 __all__ = ["RunFolder"]
@@ -33,7 +34,8 @@ class RunFolder:
                 f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
                 f"{storage_path!r}; {scheme}:// is not supported"
             )
-        self.path = Path(urlsplit(storage_path).path).expanduser().absolute() / name
+        storage = user_path(urlsplit(storage_path).path, "run.storage_path")
+        self.path = user_path(storage.absolute() / name, "run.name")
         self._made = False
 
     @property

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.errors import ConfigError
+from raybrew.paths import user_path
 
 __all__ = ["converted", "is_textbrewer"]
 
@@ -58,7 +59,7 @@ def converted(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file can't be read, or holds a key or a value that TextBrewer doesn't know.
     """
-    values = dict(given) if isinstance(given, Mapping) else _read(Path(given).expanduser())
+    values = dict(given) if isinstance(given, Mapping) else _read(given)
     for key in values:
         if key not in _KEYS:
             near = get_close_matches(key, _KEYS, n=2)
@@ -82,7 +83,8 @@ def _is_textbrewers_scheduler(value: Any) -> bool:
     return value == "none" or isinstance(value, list | tuple)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(given: str | Path) -> dict[str, Any]:
+    path = user_path(given, "TextBrewer's JSON file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

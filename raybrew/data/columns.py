@@ -86,7 +86,7 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
     """Return a column's values.
 
     Raises:
-        DataError: it is missing; names the nearest ones.
+        DataError: it is missing, and names the nearest ones, or its texts aren't UTF-8.
     """
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, 3, 0.4)
@@ -94,7 +94,10 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
         raise DataError(
             f"{what}: expected a column {name!r}, got {', '.join(dataset.column_names)}{hint}"
         )
-    return dataset[name][:]
+    try:
+        return dataset[name][:]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: expected text in UTF-8 in {name!r}, got: {error}") from error
 
 
 def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:
