@@ -101,6 +101,11 @@ def test_paths_of_the_file_that_exist_beside_it_are_taken_from_there(file, tmp_p
         ("a: 1\na: 2\n", "the key 'a' stands in line 1 already"),
         ("a: !!python/object/apply:os.system ['false']\n", "could not determine a constructor"),
         ("a: 1\n---\nb: 2\n", "expected YAML, got: but found another document"),
+        ('a: 1\nx: !!int ""\n', "line 2, column 4: expected YAML, got: '', which is no !!int"),
+        ('x: !!float ""\n', "got: '', which is no !!float"),
+        ("x: !!bool foo\n", "got: 'foo', which is no !!bool"),
+        ("x: !!int foo\n", "got: 'foo', which is no !!int"),
+        ("x: !!timestamp foo\n", "got: 'foo', which is no !!timestamp"),
         ("a: \x07\n", "expected YAML, got: unacceptable character"),
     ],
 )

@@ -12,7 +12,15 @@ from raybrew.config import Task
 from raybrew.data.supplied import SuppliedLogits
 from raybrew.errors import DataError
 
-__all__ = ["Rows", "read_column", "read_routes", "read_rows", "read_texts", "read_words"]
+__all__ = [
+    "Rows",
+    "read_column",
+    "read_lists",
+    "read_routes",
+    "read_rows",
+    "read_texts",
+    "read_words",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,21 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
         return dataset[name][:]
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: expected text in UTF-8 in {name!r}, got: {error}") from error
+
+
+def read_lists(dataset: Dataset, name: str, what: str, noun: str) -> list[list[Any] | None]:
+    """Return a column of lists, where null stands for an unknown one.
+
+    Raises:
+        DataError: it is missing, or a row holds something else; `noun` says of what the lists are.
+    """
+    values = read_column(dataset, name, what)
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, list):
+            raise DataError(
+                f"{what}: row {row}: expected a list of {noun} in {name!r}, got {value!r}"
+            )
+    return values
 
 
 def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:

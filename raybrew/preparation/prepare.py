@@ -10,6 +10,7 @@ from raybrew.config import DistillJob, Task, Teacher, TrainJob
 from raybrew.data.mixing import check_mixing
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.data.supplied import column_fingerprint
+from raybrew.errors import DataError
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
 from raybrew.matching.plan import TaskMatch
@@ -74,6 +75,12 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     for task in job.tasks:
         kind_of(task.kind, job.model.architecture, "model.architecture")
     tables = [read_table(task) for task in job.tasks]
+    for table in tables:
+        if not table.kind.num_labelled(table.train):
+            raise DataError(
+                f"tasks[{table.task.name}].train: expected labels to learn from in "
+                f"{table.task.label!r}, got none in {len(table.train)} rows"
+            )
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
         adaptor_of(task.kind, job.model.adaptor, task.adaptor)

@@ -184,6 +184,9 @@ def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
     names, train, _ = read_labels(task(label_names=["x", "y", "z"]), made(["z", "x"]), None)
     assert names == ("x", "y", "z")
     assert train.tolist() == [2, 0]
+    names, train, _ = read_labels(task(), made([2.0, None, 0.0, float("nan")]), None)
+    assert names == ("0", "1", "2")
+    assert train.tolist() == [2, -1, 0, -1]
     coded = made(["u", "v"]).class_encode_column("label")
     assert read_labels(task(), coded, None)[0] == ("u", "v")
 
@@ -199,7 +202,11 @@ def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
         ),
         (["a", "b"], ["c"], {}, r"eval: row 0.*classes a, b.*'c'"),
         ([0, 1, 2], None, {"label_names": ["x", "y"]}, r"train: row 2.*x, y.*got 2"),
-        ([0.5, 1.5], None, {}, r"expected two classes or more"),
+        ([0.5, 1.5], None, {}, r"train: row 0: expected a class as a name or.*got 0\.5, a float"),
+        ([0, 1], [0.5], {}, r"eval: row 0.*got 0\.5"),
+        ([True, False], None, {}, r"row 0.*got True, a bool"),
+        ([None, [1]], None, {}, r"row 1.*got \[1\], a list"),
+        ([{"a": 1}], None, {}, r"row 0.*got \{'a': 1\}, a dict"),
         ([0, 0], None, {}, "expected two classes or more.*got 0"),
         ([True, False], None, {"label_names": ["x", "y"]}, "got True"),
         (
