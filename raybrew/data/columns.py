@@ -32,12 +32,14 @@ class Rows:
         pairs: second texts; None for single ones.
         labels: what is to be learnt of each row, in the form of the kind of task.
         supplied: by teacher, logits that the data has already.
+        what: the job's field of the split, for messages of what encodes it.
     """
 
     texts: Sequence[Any]
     pairs: Sequence[str] | None = None
     labels: Any = None
     supplied: Mapping[str, SuppliedLogits] = field(default_factory=dict)
+    what: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)

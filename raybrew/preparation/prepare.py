@@ -30,6 +30,7 @@ from raybrew.preparation.checks import (
     class_order,
 )
 from raybrew.preparation.matches import check_adaptors, task_matches
+from raybrew.preparation.names import check_adaptor_paths, check_objective_names
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
 from raybrew.preparation.supplying import store_supplied
@@ -71,6 +72,7 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     for task in job.tasks:
         check_augmentation(task)
     check_extensions(job.training)
+    check_adaptor_paths(job)
     check_mixing(job.mixing, [task.name for task in job.tasks])
     for task in job.tasks:
         kind_of(task.kind, job.model.architecture, "model.architecture")
@@ -83,7 +85,6 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
             )
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
-        adaptor_of(task.kind, job.model.adaptor, task.adaptor)
         check_mask(task, {STUDENT_VIEW: tokenizer})
     return Preparation(
         tuple(
@@ -114,7 +115,9 @@ def check_names(job: DistillJob) -> None:
     for task in job.tasks:
         check_augmentation(task)
         check_columns(task, job.teachers_of(task.name))
+        check_objective_names(job, task)
         _objective(job, task, _logits_signal(job, task.name, None))
+    check_adaptor_paths(job)
     check_adaptors(job)
     check_optimization(job.training)
     check_extensions(job.training)

@@ -121,7 +121,7 @@ def test_training_on_nothing_is_refused(kind, tmp_path):
 def test_a_passage_longer_than_its_room_says_which_row(models, tmp_path):
     job = job_of("question-answering", models["question-answering"], tmp_path)
     short = job.tasks[0].model_copy(update={"max_length": 14, "stride": 9})
-    with pytest.raises(rb.DataError, match=r"tasks\[t\]: row 0: expected a question that leaves"):
+    with pytest.raises(rb.DataError, match=r"tasks\[t\]\.train: row 0: expected a question that"):
         prepare(job.model_copy(update={"tasks": (short,)}), tmp_path / "data")
 
 
