@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from raybrew.models.pretrained import (
     read_config,
 )
 from raybrew.models.student_files import task_folders
+from raybrew.paths import user_path
 
 __all__ = ["Inspection", "inspect_model", "render_inspection"]
 
@@ -81,7 +81,7 @@ def inspect_model(
     Raises:
         ConfigError: no model is there, or it can't read so many tokens.
     """
-    folders = task_folders(Path(model).expanduser())
+    folders = task_folders(user_path(model, "model"))
     names = [str(folder) for folder in folders.values()] or [model]
     return [_inspect(name, max_level, length, batch_size, repeats) for name in names]
 

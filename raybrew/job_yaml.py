@@ -32,6 +32,16 @@ class _Loader(yaml.SafeLoader):
                 seen[key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a value that isn't of its own tag, as `!!bool maybe`; PyYAML just breaks there."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (LookupError, AttributeError, TypeError, ValueError):
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            got = repr(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
+            wrong = f"{got}, which is no {tag}"
+            raise ConstructorError(None, None, wrong, node.start_mark) from None
+
 
 for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),

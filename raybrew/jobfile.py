@@ -29,6 +29,7 @@ from raybrew.errors import ConfigError
 from raybrew.job_mistakes import explain
 from raybrew.job_paths import set_path
 from raybrew.job_yaml import parse_yaml
+from raybrew.paths import data_path, user_path
 
 __all__ = ["JobFile", "dump_yaml", "explain", "load_job", "set_path", "validate"]
 
@@ -73,7 +74,7 @@ def load_job(
     Raises:
         ConfigError: The file can't be read, or what it says is no such job; names every mistake.
     """
-    file = Path(path).expanduser()
+    file = user_path(path, "job file")
     values = _read(file)
     resolve_paths(values, file.absolute().parent)
     for override in overrides:
@@ -144,10 +145,10 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
     tasks, teachers = _mappings(values.get("tasks")), _mappings(values.get("teachers"))
     names = [teacher.get("name") for teacher in teachers]
     for task in tasks:
-        _resolve(task, ("train", "eval"), folder)
+        _resolve(task, ("train", "eval"), folder, data=True)
         if isinstance(task.get("transfer"), list):
             sources = dict(enumerate(task["transfer"]))
-            _resolve(sources, list(sources), folder)
+            _resolve(sources, list(sources), folder, data=True)
             task["transfer"] = list(sources.values())
     for teacher in teachers:
         _resolve(teacher, ("model",), folder)
@@ -174,10 +175,13 @@ def _mappings(section: Any) -> list[dict[str, Any]]:
     return [each for each in section if isinstance(each, dict)] if isinstance(section, list) else []
 
 
-def _resolve(section: dict[Any, Any], keys: Sequence[Any], folder: Path) -> None:
+def _resolve(
+    section: dict[Any, Any], keys: Sequence[Any], folder: Path, *, data: bool = False
+) -> None:
     for key in keys:
         value = section.get(key)
         if isinstance(value, str) and value and "\0" not in value and len(value) < 1024:
             target = os.path.abspath(folder / value)
-            if os.path.exists(target):
+            path = data_path(target)[0] if data else target
+            if os.path.exists(path):
                 section[key] = target

@@ -26,6 +26,7 @@ from raybrew.models.pretrained import (
     read_tokenizer,
 )
 from raybrew.models.student_files import task_folders
+from raybrew.paths import user_path
 from raybrew.preparation.checks import check_class_names, class_order
 from raybrew.preparation.tables import encode_table, read_table
 
@@ -64,7 +65,7 @@ def _pairs(job: DistillJob | TrainJob, model: str, name: str | None) -> list[tup
     tasks = {task.name: task for task in job.tasks}
     if name is not None and name not in tasks:
         raise ConfigError(f"task: expected one of {', '.join(tasks)}, got {name!r}")
-    folders = {n: str(f) for n, f in task_folders(Path(model).expanduser()).items()}
+    folders = {n: str(f) for n, f in task_folders(user_path(model, "model")).items()}
     if not folders:
         if name is None and len(tasks) > 1:
             raise ConfigError(

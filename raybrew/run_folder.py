@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
+from raybrew.paths import user_path
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.resuming import load_yaml, same_run
 
@@ -45,7 +46,8 @@ class RunFolder:
                 f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
                 f"{storage_path!r}; {scheme}:// is not supported"
             )
-        self.path = Path(urlsplit(storage_path).path).expanduser().absolute() / name
+        storage = user_path(urlsplit(storage_path).path, "run.storage_path")
+        self.path = user_path(storage.absolute() / name, "run.name")
         self._made: list[Path] = []  # the folder and those it is in, where they were not there
         self._before: set[str] | None = None  # what it held
 

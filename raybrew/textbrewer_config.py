@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raybrew.errors import ConfigError
+from raybrew.paths import user_path
 
 __all__ = ["converted", "is_textbrewer"]
 
@@ -58,7 +59,7 @@ def converted(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file can't be read, or holds a key or a value that TextBrewer doesn't know.
     """
-    values = dict(given) if isinstance(given, Mapping) else _read(Path(given).expanduser())
+    values = dict(given) if isinstance(given, Mapping) else _read(given)
     for key in values:
         if key not in _KEYS:
             near = get_close_matches(key, _KEYS, n=2)
@@ -73,8 +74,11 @@ def converted(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
         result |= _weight_scheduler(weight, values)
     if "kd_loss_type" in values:
         result["kd_loss"] = values["kd_loss_type"]
-    if values.get("intermediate_matches"):
-        result["matches"] = list(values["intermediate_matches"])
+    matches = values.get("intermediate_matches")
+    if matches:
+        if not isinstance(matches, list | tuple):
+            raise ConfigError(f"intermediate_matches: expected a list of matches, got {matches!r}")
+        result["matches"] = list(matches)
     return result
 
 
@@ -82,7 +86,8 @@ def _is_textbrewers_scheduler(value: Any) -> bool:
     return value == "none" or isinstance(value, list | tuple)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(given: str | Path) -> dict[str, Any]:
+    path = user_path(given, "TextBrewer's JSON file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -97,12 +102,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _temperature_scheduler(given: Any) -> dict[str, Any]:
     if given is None or given == "none":
         return {}
-    name, *arguments = given if isinstance(given, list | tuple) else [given]
-    known = _SCHEDULER_ARGUMENTS.get(name)
+    name, *arguments = (given or [None]) if isinstance(given, list | tuple) else [given]
+    known = _SCHEDULER_ARGUMENTS.get(name) if isinstance(name, str) else None
     if known is None:
         raise ConfigError(
             f"temperature_scheduler: expected one of {', '.join(_SCHEDULER_ARGUMENTS)}, got "
-            f"{name!r}"
+            f"{name if isinstance(name, str) else given!r}"
         )
     if len(arguments) == 1 and isinstance(arguments[0], Mapping):
         options = dict(arguments[0])

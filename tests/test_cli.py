@@ -71,7 +71,32 @@ WRONG = {
         {"--": "teachers.a.placement=worker"},
         r"teachers\[0\].*placement: worker.*without resources",
     ),
-    "unknown loss": ({"--": "distillation.kd_loss=kll"}, r"kll.*kl"),
+    "unknown loss": ({"--": "distillation.kd_loss=kll"}, r"distillation\.kd_loss: .*kll.*kl"),
+    "unknown loss of a task": (
+        {"--": "tasks.sum.distillation.kd_loss=kll"},
+        r"tasks\[sum\]\.distillation\.kd_loss: Unknown KD loss 'kll'",
+    ),
+    "unknown option": (
+        {"--": "distillation.kd_loss_options={alpa: 1}"},
+        r"distillation\.kd_loss: Unknown option of KD loss",
+    ),
+    "unknown temperature scheduler": (
+        {"--": "distillation.temperature_scheduler=flws"},
+        r"distillation\.temperature_scheduler: Unknown",
+    ),
+    "unknown mixture": ({"--": "distillation.mixture=mean"}, r"distillation\.mixture: Unknown"),
+    "unknown weight schedule": (
+        {"--": "distillation.hard_label_weight_scheduler=line"},
+        r"distillation\.hard_label_weight_scheduler: Unknown weight schedule 'line'",
+    ),
+    "unknown match preset": (
+        {"--": "distillation.matches=[L3_hidden_msee]"},
+        r"distillation\.matches\[0\]: There is no match preset",
+    ),
+    "adaptor that leads nowhere": (
+        {"--": "teachers.a.adaptor=nope:x"},
+        r"teachers\[a\]\.adaptor: adaptor 'nope:x' can't be imported",
+    ),
     "unknown optimizer": (
         {"--": "training.optimizer=AdamWW"},
         r"training\.optimizer.*AdamWW.*AdamW",

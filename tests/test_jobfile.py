@@ -63,6 +63,20 @@ def test_a_job_without_teachers(tmp_path):
     assert load_job(TrainJob, tmp_path / "t.yaml").job.model.model == str(tmp_path / "m")
 
 
+def test_a_split_of_a_folder_beside_the_file(file, tmp_path, monkeypatch):
+    for folder in ("saved", "at@1"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "at@1" / "train.csv").touch()
+    file.write_text(
+        "tasks: [{name: t, train: saved@dev, eval: at@1/train.csv, transfer: [saved@a, no@a]}]\n"
+        "teachers: [{name: a, task: t, model: m}]\nstudent: {model: m}\ntraining: {num_epochs: 1}"
+    )
+    monkeypatch.chdir("/")
+    task = load_job(DistillJob, file).job.tasks[0]
+    assert (task.train, task.eval) == (f"{tmp_path}/saved@dev", f"{tmp_path}/at@1/train.csv")
+    assert task.transfer == (f"{tmp_path}/saved@a", "no@a")
+
+
 def test_paths_of_the_file_that_exist_beside_it_are_taken_from_there(file, tmp_path, monkeypatch):
     for folder in ("runs/a", "a", "org", "store"):
         (tmp_path / folder).mkdir(parents=True)
@@ -87,6 +101,11 @@ def test_paths_of_the_file_that_exist_beside_it_are_taken_from_there(file, tmp_p
         ("a: 1\na: 2\n", "the key 'a' stands in line 1 already"),
         ("a: !!python/object/apply:os.system ['false']\n", "could not determine a constructor"),
         ("a: 1\n---\nb: 2\n", "expected YAML, got: but found another document"),
+        ('a: 1\nx: !!int ""\n', "line 2, column 4: expected YAML, got: '', which is no !!int"),
+        ('x: !!float ""\n', "got: '', which is no !!float"),
+        ("x: !!bool foo\n", "got: 'foo', which is no !!bool"),
+        ("x: !!int foo\n", "got: 'foo', which is no !!int"),
+        ("x: !!timestamp foo\n", "got: 'foo', which is no !!timestamp"),
         ("a: \x07\n", "expected YAML, got: unacceptable character"),
     ],
 )

@@ -298,6 +298,10 @@ def test_textbrewers_configs_are_taken_as_they_are(tmp_path: Path):
             {"kd_loss_weight_scheduler": "cosine", "is_caching_logits": False},
             r"one of linear_decay, linear_growth, got 'cosine'",
         ),
+        ({"temperature_scheduler": [[1]]}, r"one of constant, flsw, cwsm, got \[\[1\]\]"),
+        ({"temperature_scheduler": []}, r"one of constant, flsw, cwsm, got \[\]"),
+        ({"intermediate_matches": 5}, r"intermediate_matches: expected a list of matches, got 5"),
+        ({"intermediate_matches": True}, r"expected a list of matches, got True"),
         ("nowhere.json", r"JSON file.*'nowhere.json'"),
     ],
 )

@@ -8,6 +8,7 @@ from raybrew.errors import ConfigError
 from raybrew.job_yaml import parse_yaml
 from raybrew.jobfile import load_job
 from raybrew.model_evaluation import evaluate as evaluate_model
+from raybrew.paths import user_path
 from raybrew.report import render_table
 
 __all__ = ["evaluate"]
@@ -25,6 +26,7 @@ def evaluate(path: Path, models: Sequence[str], task: str | None, overrides: Seq
     Raises:
         ConfigError: no model was named, and no student is there.
     """
+    path = user_path(path, "job")
     run = path if path.is_dir() else None
     file = path / "job.yaml" if run else path
     if not models:

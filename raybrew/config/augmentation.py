@@ -64,9 +64,9 @@ class Operation(Section):
         ):
             raise ValueError(f"{self.name}: expected p in [0, 1], got {options['p']}")
         if self.name == "n_gram_sampling":
-            _check_distribution("n_gram_sampling: p_ng", options["p_ng"], len(options["l_ng"]))
             if min(options["l_ng"], default=0) < 1:
                 raise ValueError(f"expected lengths of 1 or more in l_ng, got {options['l_ng']}")
+            _check_distribution("n_gram_sampling: p_ng", options["p_ng"], len(options["l_ng"]))
         return self
 
 

@@ -63,10 +63,12 @@ def _answers(value: Any, passage: str, where: str, column: str, search: bool) ->
         ) from None
     answers = []
     for text, start in pairs:
+        if not isinstance(text, str):
+            raise DataError(f"{where}: expected answers as text in {column!r}, got {text!r}")
         got = passage[start : start + len(text)] if isinstance(start, int) else None
         if got == text and text:
             answers.append(Answer(text, start))
-        elif search and isinstance(start, int) and isinstance(text, str) and text:
+        elif search and isinstance(start, int) and text:
             answers.append(Answer(text, _nearest(text, start, passage), moved=True))
         else:
             raise DataError(

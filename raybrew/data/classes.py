@@ -23,7 +23,7 @@ def read_labels(
     """Read the task's label column of both splits as class numbers.
 
     The classes are those of `class_names`. A negative number or null means that the row has no
-    label.
+    label. Numbers with gaps may have become floats: 2.0 is class 2, NaN no label.
 
     Returns:
         The classes' names, and int64 (N,) for either split; -1 where there is no label.
@@ -34,7 +34,7 @@ def read_labels(
     """
     what = f"tasks[{task.name}]"
     column = read_column(train, task.label, f"{what}.train")
-    names = class_names(task, column, train.features[task.label], what)
+    names = class_names(task, ([value] for value in column), train.features[task.label], what)
     train_labels = class_numbers(column, names, f"{what}.train", task.label)
     if evaluation is None:
         return names, train_labels, None
@@ -42,12 +42,14 @@ def read_labels(
     return names, train_labels, class_numbers(other, names, f"{what}.eval", task.label)
 
 
-def class_names(task: Task, values: Iterable[Any], feature: Any, what: str) -> tuple[str, ...]:
+def class_names(
+    task: Task, rows: Iterable[Iterable[Any]], feature: Any, what: str
+) -> tuple[str, ...]:
     """Work out the classes of a task.
 
     Args:
         task: may name them.
-        values: single training labels; passed over once.
+        rows: single labels of each training row; passed over once.
         feature: what the data set says of a single label.
         what: the job's task, for messages.
 
@@ -56,17 +58,21 @@ def class_names(task: Task, values: Iterable[Any], feature: Any, what: str) -> t
         else 0 … the largest label.
 
     Raises:
-        DataError: there are fewer than two classes.
+        DataError: there are fewer than two classes, or a label is neither a number nor a name.
     """
     if task.label_names is not None:
         return tuple(task.label_names)
-    column = list(values)
+    column = [
+        _checked(value, f"{what}.train: row {row}", task.label)
+        for row, values in enumerate(rows)
+        for value in values
+    ]
     if isinstance(feature, ClassLabel) and feature.names:
         names = tuple(feature.names)
     elif any(isinstance(value, str) for value in column):
         names = tuple(sorted({value for value in column if isinstance(value, str)}))
     else:
-        largest = max((value for value in column if _is_class_number(value)), default=-1)
+        largest = max((value for value in column if isinstance(value, int)), default=UNLABELLED)
         if largest >= MAX_NUMBERED:
             raise DataError(
                 f"{what}.train: expected class numbers from 0 in {task.label!r}, got {largest}, "
@@ -82,7 +88,9 @@ def class_names(task: Task, values: Iterable[Any], feature: Any, what: str) -> t
     return names
 
 
-def class_numbers(column: Sequence[Any], names: Sequence[str], what: str, label: str) -> np.ndarray:
+def class_numbers(
+    column: Sequence[Any], names: Sequence[str], what: str, label: str, row: int | None = None
+) -> np.ndarray:
     """Return a column of labels as class numbers, int64 (N,), -1 where there is none.
 
     Args:
@@ -90,29 +98,44 @@ def class_numbers(column: Sequence[Any], names: Sequence[str], what: str, label:
         names: the classes.
         what: the job's field of the split, for messages.
         label: name of the column.
+        row: whose labels they all are; None where each is that of its own row.
 
     Raises:
         DataError: a label is outside of the classes; names its row.
     """
     index = {name: number for number, name in enumerate(names)}
     numbers = np.empty(len(column), np.int64)
-    for row, value in enumerate(column):
-        if value is None or (_is_class_number(value) and value < 0):
-            numbers[row] = UNLABELLED
-        elif _is_class_number(value) and value < len(names):
-            numbers[row] = value
-        elif isinstance(value, str) and value in index:
-            numbers[row] = index[value]
-        else:
+    for at, value in enumerate(column):
+        number = index.get(value) if isinstance(value, str) else _class_number(value)
+        if number is None or number >= len(names):
             raise DataError(
-                f"{what}: row {row}: expected a label of the {len(names)} classes "
-                f"{_shown(names)} in {label!r}, got {value!r}"
+                f"{what}: row {at if row is None else row}: expected a label of the {len(names)} "
+                f"classes {_shown(names)} in {label!r}, got {value!r}"
             )
+        numbers[at] = number
     return numbers
 
 
-def _is_class_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _class_number(value: Any) -> int | None:
+    """Return the number that a label is, -1 where there is none; None for what is no number."""
+    if value is None or value != value:
+        return UNLABELLED
+    if isinstance(value, bool) or not (
+        isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    ):
+        return None
+    return max(int(value), UNLABELLED)
+
+
+def _checked(value: Any, where: str, label: str) -> str | int:
+    """Return a label's name or number."""
+    found = value if isinstance(value, str) else _class_number(value)
+    if found is None:
+        raise DataError(
+            f"{where}: expected a class as a name or a number from 0 in {label!r}, got {value!r}, "
+            f"a {type(value).__name__}"
+        )
+    return found
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -12,7 +12,15 @@ from raybrew.config import Task
 from raybrew.data.supplied import SuppliedLogits
 from raybrew.errors import DataError
 
-__all__ = ["Rows", "read_column", "read_routes", "read_rows", "read_texts", "read_words"]
+__all__ = [
+    "Rows",
+    "read_column",
+    "read_lists",
+    "read_routes",
+    "read_rows",
+    "read_texts",
+    "read_words",
+]
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,14 @@ class Rows:
         pairs: second texts; None for single ones.
         labels: what is to be learnt of each row, in the form of the kind of task.
         supplied: by teacher, logits that the data has already.
+        what: the job's field of the split, for messages of what encodes it.
     """
 
     texts: Sequence[Any]
     pairs: Sequence[str] | None = None
     labels: Any = None
     supplied: Mapping[str, SuppliedLogits] = field(default_factory=dict)
+    what: str = ""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -86,7 +96,7 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
     """Return a column's values.
 
     Raises:
-        DataError: it is missing; names the nearest ones.
+        DataError: it is missing, and names the nearest ones, or its texts aren't UTF-8.
     """
     if name not in dataset.column_names:
         near = difflib.get_close_matches(name, dataset.column_names, 3, 0.4)
@@ -94,7 +104,25 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
         raise DataError(
             f"{what}: expected a column {name!r}, got {', '.join(dataset.column_names)}{hint}"
         )
-    return dataset[name][:]
+    try:
+        return dataset[name][:]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what}: expected text in UTF-8 in {name!r}, got: {error}") from error
+
+
+def read_lists(dataset: Dataset, name: str, what: str, noun: str) -> list[list[Any] | None]:
+    """Return a column of lists, where null stands for an unknown one.
+
+    Raises:
+        DataError: it is missing, or a row holds something else; `noun` says of what the lists are.
+    """
+    values = read_column(dataset, name, what)
+    for row, value in enumerate(values):
+        if value is not None and not isinstance(value, list):
+            raise DataError(
+                f"{what}: row {row}: expected a list of {noun} in {name!r}, got {value!r}"
+            )
+    return values
 
 
 def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 from raybrew.hub import hub_in_reach
+from raybrew.paths import data_path, user_path
 
 __all__ = ["load_source", "quiet_datasets"]
 
@@ -47,13 +48,23 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
 
 
 def _load(source: str, what: str) -> Dataset:
-    path, _, split = source.partition("@")
-    place = Path(path).expanduser()
+    path, split = data_path(source)
+    place = user_path(path, what, DataError)
     with quiet_datasets():
         if place.is_dir():
             return _saved(place, split, what)
         if place.suffix.lower() in _BUILDERS:
+            if split:
+                raise DataError(
+                    f"{what}: expected a file without split, or a folder or hub id as path@split, "
+                    f"got @{split} of the file {place}"
+                )
             return _file(place, what)
+        if place.exists():
+            raise DataError(
+                f"{what}: expected a folder that `save_to_disk` wrote, or a file of the type "
+                f"{', '.join(_BUILDERS)}, got {place}"
+            )
         match = _HUB_ID.fullmatch(path)
         if match is None or path.startswith((".", "/", "~")):
             raise _missing(place, what)
@@ -84,11 +95,14 @@ def _file(place: Path, what: str) -> Dataset:
 def _saved(place: Path, split: str, what: str) -> Dataset:
     try:
         loaded = datasets.load_from_disk(str(place))
-    except (FileNotFoundError, ValueError, OSError) as error:
+    # KeyError, TypeError: of JSON files that say something else.
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         files = sorted(path.name for path in place.iterdir())[:8]
+        told = isinstance(error, ValueError | OSError)
+        reason = "" if told else f", which can't be read ({type(error).__name__}: {error})"
         raise DataError(
             f"{what}: expected a folder that `save_to_disk` wrote, got {place} with "
-            f"{', '.join(files) or 'nothing'} in it"
+            f"{', '.join(files) or 'nothing'} in it{reason}"
         ) from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:

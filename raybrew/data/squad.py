@@ -27,7 +27,7 @@ _HEAD = 4096
 
 def is_squad(path: Path) -> bool:
     """Whether a JSON file begins as one of this form."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8", errors="replace") as file:
         head = "".join(file.read(_HEAD).split())
     return head.startswith("{") and '"paragraphs":[' in head and '"data":[' in head
 
@@ -50,12 +50,16 @@ def read_squad(path: Path, what: str) -> Dataset:
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
-    except (ValueError, KeyError, TypeError) as error:
+        if not rows:
+            raise DataError(f"{what}: expected questions, got none in {path}")
+        return Dataset.from_list(rows, features=_FEATURES)
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{what}: expected questions in SQuAD's form (data, paragraphs, qas) in {path}, got "
             f"{type(error).__name__}: {error}"
         ) from error
-    return Dataset.from_list(rows, features=_FEATURES)
 
 
 def _row(question: dict[str, Any], context: str) -> dict[str, Any]:

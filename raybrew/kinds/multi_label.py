@@ -1,7 +1,6 @@
 """Any number of classes for each text: each is there or not by itself."""
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Task
 from raybrew.data.classes import class_names, class_numbers
-from raybrew.data.columns import Rows, read_column, read_rows
+from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
 from raybrew.kinds.kind import Kind
@@ -35,13 +34,13 @@ class MultiLabel(Kind):
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
         """Read texts and lists of classes; see `Kind.read`."""
         what = f"tasks[{task.name}]"
-        column = read_column(train, task.label, f"{what}.train")
+        column = read_lists(train, task.label, f"{what}.train", "classes")
         feature = getattr(train.features[task.label], "feature", None)
-        listed = [each for each in column if isinstance(each, list) and not _is_mask(each)]
-        if task.label_names is None and not listed and any(map(_is_mask, column)):
+        listed = [() if each is None or _is_mask(each) else each for each in column]
+        if task.label_names is None and not any(listed) and any(map(_is_mask, column)):
             names = tuple(map(str, range(max(len(each or ()) for each in column))))
         else:
-            names = class_names(task, chain.from_iterable(listed), feature, what)
+            names = class_names(task, listed, feature, what)
         rows = _rows(task, train, names, f"{what}.train")
         if evaluation is None:
             return names, rows, None
@@ -83,19 +82,17 @@ class MultiLabel(Kind):
 
 
 def _rows(task: Task, dataset: Dataset, names: Sequence[str], what: str) -> Rows:
-    column = read_column(dataset, task.label, what)
+    column = read_lists(dataset, task.label, what, "classes")
     labels = np.stack([_classes(task, row, value, names, what) for row, value in enumerate(column)])
     return read_rows(task, dataset, what, labels)
 
 
-def _classes(task: Task, row: int, value: Any, names: Sequence[str], what: str) -> np.ndarray:
+def _classes(
+    task: Task, row: int, value: list[Any] | None, names: Sequence[str], what: str
+) -> np.ndarray:
     """Return 0 or 1 for each class, int64 (C,), or -1 for all of them."""
     if value is None:
         return np.full(len(names), UNLABELLED, np.int64)
-    if not isinstance(value, list):
-        raise DataError(
-            f"{what}: row {row}: expected a list of classes in {task.label!r}, got {value!r}"
-        )
     there = np.zeros(len(names), np.int64)
     if _is_mask(value):
         if len(value) != len(names):
@@ -104,7 +101,7 @@ def _classes(task: Task, row: int, value: Any, names: Sequence[str], what: str) 
                 f"in {task.label!r}, got {len(value)} of them"
             )
         return np.array(value, np.int64)
-    numbers = class_numbers(value, names, f"{what}: row {row}", task.label)
+    numbers = class_numbers(value, names, what, task.label, row)
     if (numbers < 0).any():
         raise DataError(
             f"{what}: row {row}: expected classes in {task.label!r}, got {value!r}; a row without "

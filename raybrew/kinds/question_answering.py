@@ -56,7 +56,7 @@ class QuestionAnswering(Kind):
     ) -> EncodedSplit:
         """Encode windows of passages; several of a row share its answers."""
         assert rows.pairs is not None, "a question has a passage"
-        what = f"tasks[{task.name}]"
+        what = rows.what or f"tasks[{task.name}]"
         windows = encode_windows(
             tokenizers[STUDENT_VIEW], rows.texts, rows.pairs, task.max_length, task.stride, what
         )
@@ -232,7 +232,7 @@ def _rows(task: Task, dataset: Dataset, what: str) -> Rows:
     assert rows.pairs is not None, "the kind of task names the passage's column"
     search = task.answers_at == "search"
     answers = read_answers(dataset, task.label, rows.pairs, what, search=search)
-    return Rows(rows.texts, rows.pairs, answers)
+    return Rows(rows.texts, rows.pairs, answers, what=what)
 
 
 def _searched(rows: Rows) -> dict[str, int]:

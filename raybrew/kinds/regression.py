@@ -19,6 +19,8 @@ from raybrew.labels.payload import Payload
 
 __all__ = ["Regression", "regression_metrics"]
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Regression(Kind):
     """Numbers for each example. Its outputs are no logits: no temperature divides them."""
@@ -39,7 +41,7 @@ class Regression(Kind):
         what = f"tasks[{task.name}]"
         column = read_column(train, task.label, f"{what}.train")
         lists = [value for value in column if isinstance(value, list)]
-        width = len(lists[0]) if lists else 1
+        width = max(1, len(lists[0])) if lists else 1
         names = tuple(task.label_names or [f"{task.label}_{n}" for n in range(width)])
         if len(names) == 1 or not lists:
             names = (task.label,)
@@ -113,6 +115,7 @@ def _numbers(task: Task, column: Sequence[Any], names: Sequence[str], side: str)
         wrong = not all(v is None or _is_number(v) for v in values)
         if wrong or (value is not None and len(values) != len(names)):
             expected = "a finite number" if len(names) == 1 else f"{len(names)} finite numbers"
+            expected += f" up to ±{_LARGEST:.1e}" if wrong else ""
             raise DataError(
                 f"tasks[{task.name}].{side}: row {row}: expected {expected} in {task.label!r}, "
                 f"got {value!r}"
@@ -123,4 +126,8 @@ def _numbers(task: Task, column: Sequence[Any], names: Sequence[str], side: str)
 
 def _is_number(value: Any) -> bool:
     # NaN is a missing label, as pandas and Arrow write it.
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (value != value or abs(value) <= _LARGEST)
+    )

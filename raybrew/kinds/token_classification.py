@@ -9,7 +9,6 @@ has already are those of its words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 
 from raybrew.config import Task
 from raybrew.data.classes import class_names, class_numbers
-from raybrew.data.columns import Rows, read_column, read_words
+from raybrew.data.columns import Rows, read_lists, read_words
 from raybrew.data.encoding import EncodedView, view_from_ids
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.data.words import encode_words
@@ -45,9 +44,10 @@ class TokenClassification(Kind):
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
         """Read words and their tags; see `Kind.read`."""
         what = f"tasks[{task.name}]"
-        tags = read_column(train, task.label, f"{what}.train")
+        read_words(train, task.text, f"{what}.train")
+        tags = read_lists(train, task.label, f"{what}.train", "tags")
         feature = getattr(train.features[task.label], "feature", None)
-        names = class_names(task, chain.from_iterable(t or () for t in tags), feature, what)
+        names = class_names(task, (t or () for t in tags), feature, what)
         rows = _rows(task, train, names, f"{what}.train")
         if evaluation is None:
             return names, rows, None
@@ -154,26 +154,22 @@ def word_metrics(
 
 def _rows(task: Task, dataset: Dataset, names: Sequence[str], what: str) -> Rows:
     words = read_words(dataset, task.text, what)
-    tags = read_column(dataset, task.label, what)
+    tags = read_lists(dataset, task.label, what, "tags")
     labels = [_tags(task, row, words[row], tags[row], names, what) for row in range(len(words))]
     return Rows(words, labels=labels)
 
 
 def _tags(
-    task: Task, row: int, words: list[str], tags: Any, names: Sequence[str], what: str
+    task: Task, row: int, words: list[str], tags: list[Any] | None, names: Sequence[str], what: str
 ) -> np.ndarray:
     if tags is None:
         return np.full(len(words), -1)
-    if not isinstance(tags, list):
-        raise DataError(
-            f"{what}: row {row}: expected a list of tags in {task.label!r}, got {tags!r}"
-        )
     if len(tags) != len(words):
         raise DataError(
             f"{what}: row {row}: expected a tag for each of the {len(words)} words in "
             f"{task.text!r}, got {len(tags)} in {task.label!r}"
         )
-    return class_numbers(tags, names, f"{what}: row {row}", task.label)
+    return class_numbers(tags, names, what, task.label, row)
 
 
 def _by_token(

@@ -3,8 +3,9 @@
 import os
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+
+from raybrew.paths import user_path
 
 if TYPE_CHECKING:
     from raybrew.config import LabelConfig
@@ -42,10 +43,10 @@ class StoreSpec:
         """Return what a job says of its store, for a run that begins now."""
         root = labels.store
         if not is_uri(root):
-            root = os.path.abspath(Path(root).expanduser())
+            root = os.path.abspath(user_path(root, "labels.store"))
         return StoreSpec(
             root=root,
-            cache=os.path.abspath(Path(labels.cache).expanduser()),
+            cache=os.path.abspath(user_path(labels.cache, "labels.cache")),
             max_bytes=labels.max_bytes,
             cache_max_bytes=labels.cache_max_bytes,
             on_full=labels.on_full,

@@ -24,7 +24,7 @@ def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[...
     module_name, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{what} {target!r} can't be imported: {error}. Give it as "
             '"package.module:name", from a module that every worker can import.'

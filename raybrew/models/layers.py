@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raybrew.config import Teacher
 from raybrew.errors import ConfigError
-from raybrew.models.model_source import ModelSource
+from raybrew.models.model_source import ModelSource, field_of
 from raybrew.models.pretrained import (
     describe_names,
     load_model,
@@ -148,7 +148,7 @@ def model_from_layers(
     Raises:
         ConfigError: The teacher's weights can't be read, are incomplete or don't fit.
     """
-    field = f"teachers[{teacher.name}].model"
+    field = field_of(teacher)
     source, info = load_model(
         model_class, teacher.model_path, field, ModelSource.of_teacher(teacher).config()
     )

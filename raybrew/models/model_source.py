@@ -2,12 +2,26 @@
 
 from dataclasses import dataclass
 
+from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.config import Teacher
 from raybrew.models.pretrained import read_config, read_tokenizer
 
-__all__ = ["ModelSource"]
+__all__ = ["LayerSource", "ModelSource", "field_of"]
+
+
+class LayerSource(Teacher):
+    """A model that is no teacher, whose layers the student takes."""
+
+    field: str = Field(description="Of the job that gave it.")
+
+
+def field_of(teacher: Teacher) -> str:
+    """Return the job's field that gave a teacher's model."""
+    if isinstance(teacher, LayerSource):
+        return teacher.field
+    return f"teachers[{teacher.name}].model"
 
 
 @dataclass(frozen=True)
@@ -27,8 +41,7 @@ class ModelSource:
     @staticmethod
     def of_teacher(teacher: Teacher) -> "ModelSource":
         """Return that of a teacher of the job."""
-        field = f"teachers[{teacher.name}].model"
-        return ModelSource(teacher.model_path, field, teacher.trust_remote_code)
+        return ModelSource(teacher.model_path, field_of(teacher), teacher.trust_remote_code)
 
     def config(self) -> PreTrainedConfig:
         """Read the configuration; see `read_config`."""

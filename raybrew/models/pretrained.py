@@ -29,6 +29,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.errors import ConfigError
 from raybrew.hub import hub_in_reach
+from raybrew.paths import user_path
 
 __all__ = [
     "BUILD_ERRORS",
@@ -270,7 +271,7 @@ def _section(what: str) -> str:
 
 def _locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
     """Return the folder, checked to hold one of the files, or a hub id."""
-    folder = Path(path).expanduser()
+    folder = user_path(path, what)
     if folder.is_dir():
         if not any(file.is_file() for pattern in patterns for file in folder.glob(pattern)):
             held = sorted(entry.name for entry in folder.iterdir())

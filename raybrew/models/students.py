@@ -26,7 +26,7 @@ from raybrew.models.layers import (
     weight_origins,
 )
 from raybrew.models.learning import check_learning, limit_learning
-from raybrew.models.model_source import ModelSource
+from raybrew.models.model_source import LayerSource, ModelSource, field_of
 from raybrew.models.own_class import OwnClass
 from raybrew.models.pretrained import (
     describe_names,
@@ -71,7 +71,7 @@ def student_config(
     Raises:
         ConfigError: A path, key, layer or pattern is wrong, or they make no model.
     """
-    teachers = _with_layer_source(student, teachers)
+    teachers = _with_layer_source(student, teachers, what)
     tokenizer = _tokenizer(student, teachers, what)
     config = _base_config(student, teachers, what, kind)
     _set_labels(config, num_labels, label_names, kind, what)
@@ -90,7 +90,7 @@ def student_config(
     model = meta_model(kind.model_class, config, what)
     if student.layers_from is not None:
         name, layers = student.layers_from
-        field = f"teachers[{name}].model"
+        field = field_of(teachers[name])
         teacher = meta_model(
             kind.model_class, ModelSource.of_teacher(teachers[name]).config(), field
         )
@@ -126,7 +126,7 @@ def build_student(
     Raises:
         ConfigError: As `student_config`, or weights are missing or don't fit.
     """
-    teachers = _with_layer_source(student, teachers)
+    teachers = _with_layer_source(student, teachers, what)
     config, tokenizer = student_config(
         student,
         num_labels=num_labels,
@@ -147,13 +147,18 @@ def build_student(
     return model.train(), tokenizer
 
 
-def _with_layer_source(student: Student, teachers: Mapping[str, Teacher]) -> Mapping[str, Teacher]:
+def _with_layer_source(
+    student: Student, teachers: Mapping[str, Teacher], what: str
+) -> Mapping[str, Teacher]:
     """Let a model that isn't a teacher, named by its path, lend its layers as a teacher does."""
     source = student.layers_from[0] if student.layers_from else ""
     if "/" not in source or source in teachers:
         return teachers
-    lender = Teacher.model_construct(
-        name=source, model=source, trust_remote_code=student.trust_remote_code
+    lender = LayerSource.model_construct(
+        name=source,
+        model=source,
+        trust_remote_code=student.trust_remote_code,
+        field=f"{what}.layers_from",
     )
     return {**teachers, source: lender}
 

@@ -10,6 +10,7 @@ from raybrew.config import DistillJob, Task, Teacher, TrainJob
 from raybrew.data.mixing import check_mixing
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.data.supplied import column_fingerprint
+from raybrew.errors import DataError
 from raybrew.kinds import kind_of
 from raybrew.labels.payload import Signal
 from raybrew.labels.usable import check_store
@@ -30,6 +31,7 @@ from raybrew.preparation.checks import (
     class_order,
 )
 from raybrew.preparation.matches import check_adaptors, task_matches
+from raybrew.preparation.names import check_adaptor_paths, check_objective_names
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
 from raybrew.preparation.supplying import store_supplied
@@ -71,13 +73,19 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
     for task in job.tasks:
         check_augmentation(task)
     check_extensions(job.training)
+    check_adaptor_paths(job)
     check_mixing(job.mixing, [task.name for task in job.tasks])
     for task in job.tasks:
         kind_of(task.kind, job.model.architecture, "model.architecture")
     tables = [read_table(task) for task in job.tasks]
+    for table in tables:
+        if not table.kind.num_labelled(table.train):
+            raise DataError(
+                f"tasks[{table.task.name}].train: expected labels to learn from in "
+                f"{table.task.label!r}, got none in {len(table.train)} rows"
+            )
     config, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
-        adaptor_of(task.kind, job.model.adaptor, task.adaptor)
         check_mask(task, {STUDENT_VIEW: tokenizer})
     return Preparation(
         tuple(
@@ -110,7 +118,9 @@ def check_names(job: DistillJob) -> None:
     for task in job.tasks:
         check_augmentation(task)
         check_columns(task, job.teachers_of(task.name))
+        check_objective_names(job, task)
         _objective(job, task, _logits_signal(job, task.name, None))
+    check_adaptor_paths(job)
     check_adaptors(job)
     check_optimization(job.training)
     check_extensions(job.training)

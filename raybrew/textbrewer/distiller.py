@@ -20,6 +20,7 @@ from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import is_uri
 from raybrew.labels.store import LabelStore
 from raybrew.losses.match_spec import MatchSpec
+from raybrew.paths import user_path
 from raybrew.textbrewer.batch_loss import BatchLoss, Losses
 from raybrew.textbrewer.distillation_config import DistillationConfig
 from raybrew.textbrewer.fingerprint import teacher_fingerprint
@@ -214,7 +215,7 @@ class Distiller(Training):
     def _store(self) -> str:
         given = self.t_config.label_store
         root = str(Path(self.t_config.output_dir) / "labels" if given is None else given)
-        return root if is_uri(root) else os.path.abspath(Path(root).expanduser())
+        return root if is_uri(root) else os.path.abspath(user_path(root, "label_store"))
 
     def _compared(self, task: str, batch: Any, args: Mapping[str, Any]) -> tuple[Said, Losses]:
         return self._tasks[task].losses(

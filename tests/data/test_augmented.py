@@ -214,6 +214,10 @@ def test_supervised_training_reads_copies_too(models, tmp_path):
             {"name": "n_gram_sampling", "l_ng": [0], "p_ng": [1.0]},
             r"expected lengths of 1 or more in l_ng",
         ),
+        (
+            {"name": "n_gram_sampling", "l_ng": [], "p_ng": []},
+            r"expected lengths of 1 or more in l_ng, got \(\)",
+        ),
     ],
 )
 def test_mistakes(operation, said):

@@ -6,7 +6,7 @@ from datasets import config as datasets_config
 
 from raybrew.config import Task
 from raybrew.data.classes import read_labels
-from raybrew.data.columns import read_rows
+from raybrew.data.columns import read_column, read_rows
 from raybrew.data.sources import load_source
 from raybrew.errors import DataError
 
@@ -47,6 +47,14 @@ def test_every_form_gives_the_same_rows(kind, data, tmp_path):
         ("bad.jsonl", b'{"a": 1}\n{"b":', r"bad\.jsonl can't be read"),
         ("empty.csv", b"", "empty file"),
         ("none.csv", b"text,label\n", "empty data set"),
+        ("latin.json", '[{"text": "é"}]'.encode("latin-1"), r"latin\.json can't be read as \.json"),
+        (
+            "squad.json",
+            '{"data":[{"paragraphs":[{"context":"é","qas":[]}]}]}'.encode("latin-1"),
+            "expected questions in SQuAD's form.*utf-8",
+        ),
+        ("noqas.json", b'{"data":[{"paragraphs":[]}]}', r"expected questions, got none in .*noqas"),
+        ("rows.txt", b"a", r"or a file of the type \.parquet, .*\.tsv, got .*rows\.txt"),
     ],
 )
 def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd):
@@ -58,6 +66,52 @@ def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd)
         load(str(tmp_path / name))
     assert len(str(caught.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("code", ["latin-1", "utf-16"])
+def test_a_json_file_of_another_encoding_is_a_data_error(code, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_bytes('[{"text": "é"}]'.encode(code))
+    with pytest.raises(DataError, match=r"rows\.json can't be read"):
+        load(str(path))
+
+
+def test_texts_that_arent_utf8_are_a_data_error(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes('{"text": "é", "label": 1}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match="w: expected text in UTF-8 in 'text', got: 'utf-8' codec"):
+        read_column(load_source(str(path), "w"), "text", "w")
+
+
+def test_a_split_of_a_file_is_refused_and_a_path_as_it_is_written_wins(data, tmp_path):
+    folder = tmp_path / "at@1"
+    data.to_csv(str(folder / "rows@2.csv"))
+    assert load(str(folder / "rows@2.csv")) == ROWS
+    with pytest.raises(DataError, match=r"train: expected a file without split.*got @test of the"):
+        load(str(folder / "rows@2.csv@test"))
+    with pytest.raises(DataError, match=r"data set at .*at@1/row\.csv, got no such file; .*rows@2"):
+        load(str(folder / "row.csv"))
+    DatasetDict({"dev": data}).save_to_disk(str(folder / "saved"))
+    assert load(str(folder / "saved@dev")) == ROWS
+
+
+@pytest.mark.parametrize("path", ["~nosuch/x.csv", "~nosuch/x", "x" * 300, "x" * 300 + ".csv"])
+def test_paths_that_cant_be_looked_up(path):
+    with pytest.raises(DataError, match=r"tasks\[t\]\.train: expected a path, got '[x~]"):
+        load(path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+def test_a_saved_data_set_with_a_damaged_description(name, content, data, tmp_path):
+    folder = tmp_path / "saved"
+    if name == "state.json":
+        data.save_to_disk(str(folder))
+    else:
+        DatasetDict({"dev": data}).save_to_disk(str(folder))
+    (folder / name).write_text(content)
+    with pytest.raises(DataError, match=r"expected a folder that `save_to_disk`.*can't be read"):
+        load(str(folder))
 
 
 def test_folders_and_ids_that_cant_be_used(data, tmp_path):
@@ -130,6 +184,9 @@ def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
     names, train, _ = read_labels(task(label_names=["x", "y", "z"]), made(["z", "x"]), None)
     assert names == ("x", "y", "z")
     assert train.tolist() == [2, 0]
+    names, train, _ = read_labels(task(), made([2.0, None, 0.0, float("nan")]), None)
+    assert names == ("0", "1", "2")
+    assert train.tolist() == [2, -1, 0, -1]
     coded = made(["u", "v"]).class_encode_column("label")
     assert read_labels(task(), coded, None)[0] == ("u", "v")
 
@@ -145,7 +202,11 @@ def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
         ),
         (["a", "b"], ["c"], {}, r"eval: row 0.*classes a, b.*'c'"),
         ([0, 1, 2], None, {"label_names": ["x", "y"]}, r"train: row 2.*x, y.*got 2"),
-        ([0.5, 1.5], None, {}, r"expected two classes or more"),
+        ([0.5, 1.5], None, {}, r"train: row 0: expected a class as a name or.*got 0\.5, a float"),
+        ([0, 1], [0.5], {}, r"eval: row 0.*got 0\.5"),
+        ([True, False], None, {}, r"row 0.*got True, a bool"),
+        ([None, [1]], None, {}, r"row 1.*got \[1\], a list"),
+        ([{"a": 1}], None, {}, r"row 0.*got \{'a': 1\}, a dict"),
         ([0, 0], None, {}, "expected two classes or more.*got 0"),
         ([True, False], None, {"label_names": ["x", "y"]}, "got True"),
         (

@@ -4,13 +4,14 @@ import typing
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from pydantic import ValidationError
 
 import raybrew as rb
 from raybrew.config.task import KindName
 from raybrew.kinds import KINDS
 from raybrew.models.adaptors import ADAPTORS
-from raybrew.preparation import prepare
+from raybrew.preparation import prepare, prepare_supervised
 from tests.kinds.made_kinds import TAGS, make_kind_model
 from tests.kinds.test_runs import job_of
 from tests.made import CLASSES, make_data, make_job, make_model
@@ -88,10 +89,39 @@ def test_columns_that_a_kind_has_for_its_own():
         rb.Task(name="t", kind="question-answering", train="x", text_pair=None)
 
 
+def test_classes_have_different_names():
+    with pytest.raises(ValidationError, match="expected different `label_names`, got a twice"):
+        rb.Task(name="t", train="x", label_names=["a", "a", "b"])
+
+
+@pytest.mark.parametrize(
+    "kind", ["sequence-classification", "multi-label", "regression", "question-answering"]
+)
+def test_training_on_nothing_is_refused(kind, tmp_path):
+    pairs = kind == "question-answering"
+    data = Dataset.from_dict({"text": ["w1"] * 2, "text_pair": ["w2"] * 2, "label": [None] * 2})
+    task = rb.Task(
+        name="t",
+        kind=kind,
+        train=data,
+        text="text",
+        text_pair="text_pair" if pairs else None,
+        label="label",
+        label_names=None if pairs or kind == "regression" else ["a", "b"],
+    )
+    job = rb.TrainJob(
+        tasks=(task,), model=rb.Student(model="m"), training=rb.TrainingConfig(num_steps=1)
+    )
+    with pytest.raises(
+        rb.DataError, match=r"tasks\[t\]\.train: expected labels to learn from in 'label', got none"
+    ):
+        prepare_supervised(job, tmp_path / "data")
+
+
 def test_a_passage_longer_than_its_room_says_which_row(models, tmp_path):
     job = job_of("question-answering", models["question-answering"], tmp_path)
     short = job.tasks[0].model_copy(update={"max_length": 14, "stride": 9})
-    with pytest.raises(rb.DataError, match=r"tasks\[t\]: row 0: expected a question that leaves"):
+    with pytest.raises(rb.DataError, match=r"tasks\[t\]\.train: row 0: expected a question that"):
         prepare(job.model_copy(update={"tasks": (short,)}), tmp_path / "data")
 
 

@@ -48,7 +48,7 @@ def test_sets_of_classes(labels, changes, names, expected):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([["art"], ["arts"]], r"row 1.*sport, money, art.*got 'arts'"),
+        ([["art"], ["arts"]], r"row 1: expected a label.*sport, money, art.*got 'arts'"),
         ([[True, False]], r"row 0: expected true or false for each of the 3 classes.*got 2"),
     ],
 )
@@ -57,9 +57,10 @@ def test_wrong_sets_are_named(labels, said):
         rows_of(SETS, labels, label_names=TOPICS)
 
 
-def test_a_class_alone_is_no_set():
+@pytest.mark.parametrize("names", [TOPICS, None])
+def test_a_class_alone_is_no_set(names):
     with pytest.raises(rb.DataError, match="row 0: expected a list of classes"):
-        rows_of(SETS, ["art"], label_names=TOPICS)
+        rows_of(SETS, ["art"], label_names=names)
 
 
 def split_of(labels: np.ndarray) -> EncodedSplit:
@@ -98,8 +99,10 @@ def test_numbers():
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([[1.0, 2.0], [1.0]], r"row 1: expected 2 numbers in 'label', got \[1.0\]"),
-        (["much"], r"row 0: expected a number in 'label', got 'much'"),
+        ([[1.0, 2.0], [1.0]], r"row 1: expected 2 finite numbers in 'label', got \[1.0\]"),
+        (["much"], r"row 0: expected a finite number up to ±3\.4e\+38 in 'label', got 'much'"),
+        ([1e300], r"row 0: expected a finite number up to ±3\.4e\+38 in 'label', got 1e\+300"),
+        ([[], []], r"row 0: expected a finite number in 'label', got \[\]"),
     ],
 )
 def test_wrong_numbers_are_named(labels, said):

@@ -264,6 +264,11 @@ def test_wrong_rows_are_named(wrong, said):
         encoded([row("two"), wrong])
 
 
+def test_answers_that_are_numbers():
+    with pytest.raises(rb.DataError, match="row 0: expected answers as text in 'answers', got 5"):
+        encoded([row("two", answers={"text": [5], "answer_start": [4]})])
+
+
 def test_the_form_that_squad_is_published_in(tmp_path):
     questions = [
         {"id": 1, "question": "where", "answers": [{"text": "two", "answer_start": 4}]},

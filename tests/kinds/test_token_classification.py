@@ -119,12 +119,24 @@ def test_words_that_a_teacher_has_no_room_for_are_masked_and_counted():
     ("words", "tags", "said"),
     [
         ([["a"], ["a", "b"]], [["O"], ["O"]], r"row 1: expected a tag for each of the 2 words"),
-        ([["a"]], [["B-ORG"]], r"row 0.*O, B-PER.*got 'B-ORG'"),
+        ([["a"]], [["B-ORG"]], r"row 0: expected a label of.*O, B-PER.*got 'B-ORG'"),
     ],
 )
 def test_wrong_rows_are_named(words, tags, said):
     with pytest.raises(rb.DataError, match=rf"tasks\[t\]\.train: {said}"):
         encoded(words, tags)
+
+
+def test_tags_are_lists():
+    table = Dataset.from_dict({"words": [["a"]], "tags": ["O"]})
+    with pytest.raises(rb.DataError, match="row 0: expected a list of tags in 'tags', got 'O'"):
+        KIND.read(task(), table, None)
+
+
+def test_a_missing_column_of_words_is_said_before_its_tags():
+    table = Dataset.from_dict({"text": [["a"]], "tags": [["O"]]})
+    with pytest.raises(rb.DataError, match="expected a column 'words', got text, tags"):
+        KIND.read(task(), table, None)
 
 
 def test_texts_are_no_words():

@@ -106,5 +106,9 @@ def test_the_more_special_adaptor_wins_and_paths_are_resolved():
     assert adaptor_of(kind, None, None) is ADAPTORS[kind]
     assert adaptor_of(kind, path, user_adaptors.no_attention) is user_adaptors.last_layer_first
     assert adaptor_of(kind, None, user_adaptors.no_attention) is user_adaptors.no_attention
-    with pytest.raises(ConfigError, match=r"adaptor 'nowhere:x' can't be imported"):
-        adaptor_of(kind, "nowhere:x")
+
+
+@pytest.mark.parametrize("path", ["nowhere:x", "..relative:x", "json:", ":x"])
+def test_import_paths_that_lead_nowhere(path):
+    with pytest.raises(ConfigError, match=rf"adaptor '{path}' can't be imported"):
+        adaptor_of("sequence-classification", path)

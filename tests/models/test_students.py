@@ -184,5 +184,7 @@ def test_layers_may_come_from_a_model_that_is_no_teacher(tmp_path):
     source, layer = weights(path), model.state_dict()
     name = "bert.encoder.layer.{}.output.dense.weight"
     assert torch.equal(layer[name.format(0)], source[name.format(1)])
+    with pytest.raises(ConfigError, match=r"student\.layers_from: expected a folder.*got '/nope'"):
+        check(Student(layers_from=("/nope", (0,))), {})
     with pytest.raises(ConfigError, match=r"layers_from: expected layers of.*got 9"):
         check(Student(layers_from=(path, (9,))), {})

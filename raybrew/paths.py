@@ -1,0 +1,55 @@
+"""Paths as a user writes them: of a home, of any length, with a split behind them."""
+
+import os
+from pathlib import Path
+
+from raybrew.errors import ConfigError, DataError
+
+__all__ = ["data_path", "user_path"]
+
+
+def user_path(
+    path: str | os.PathLike[str],
+    what: str,
+    error: type[ConfigError] | type[DataError] = ConfigError,
+) -> Path:
+    """Return a path with its `~` replaced, such that one can ask whether something is there.
+
+    Args:
+        path: as it was written.
+        what: the job's field or the argument that gave it, for messages.
+        error: what to raise.
+
+    Raises:
+        ConfigError, DataError: there is no such home, or the system takes no such path.
+    """
+    try:
+        place = Path(path).expanduser()
+        place.exists()
+    except RuntimeError:
+        got = "no user of this name has a home"
+    except OSError as refused:
+        got = str(refused.strerror)
+    else:
+        return place
+    raise error(f"{what}: expected a path, got {_short(path)}: {got}")
+
+
+def data_path(source: str) -> tuple[str, str]:
+    """Part `path@split`; a path that exists as it is written has no split."""
+    path, at, split = source.rpartition("@")
+    if not at or "/" in split or _exists(source):
+        return source, ""
+    return path, split
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).expanduser().exists()
+    except (RuntimeError, OSError):
+        return False
+
+
+def _short(path: str | os.PathLike[str]) -> str:
+    text = str(path)
+    return repr(text if len(text) <= 80 else text[:77] + "…")
