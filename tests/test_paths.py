@@ -37,7 +37,7 @@ def test_a_path_that_cant_be_looked_up_names_its_field(place, path, got):
 
 
 def test_a_runs_name_may_be_too_long(tmp_path):
-    with pytest.raises(rb.ConfigError, match=r"run\.name: expected a path.*File name too long"):
+    with pytest.raises(rb.ConfigError, match=r"run\.name: expected a name .*of at most 200 bytes"):
         RunFolder(str(tmp_path), LONG)
 
 
