@@ -22,10 +22,10 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.labels.payload import Payload, Signal
+from raybrew.teachers.answer import Answer
 from raybrew.teachers.background import Background, all_of
 from raybrew.teachers.credits import Credits
 from raybrew.teachers.policy import MAX_LOSSES
-from raybrew.teachers.replica import Answer
 from raybrew.teachers.tickets import Ticket
 
 __all__ = ["PoolAddress", "PoolClient", "outcome"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raybrew.data.encoding import EncodedView
     from raybrew.labels.payload import Signal
     from raybrew.labels.spec import StoreSpec
-    from raybrew.teachers.replica import Answer
+    from raybrew.teachers.answer import Answer
     from raybrew.teachers.teacher import TeacherSpec
 
 __all__ = ["ReplicaHost"]

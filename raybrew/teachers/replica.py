@@ -16,7 +16,7 @@ pools, runs and processes the store's claims say the same (see `labels.claims`).
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -29,54 +29,16 @@ from raybrew.labels.claims import CLAIMS, Claims
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
+from raybrew.teachers.answer import Answer, ReplicaFigures
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, chunks_by_tokens
 
-__all__ = ["Answer", "Replica", "ReplicaFigures"]
+__all__ = ["Replica"]
 
 _MAX_ATTEMPTS = 3
 FLUSH_S = 10.0
 """Labels are on disk after so many seconds at work: no more is lost with a replica."""
 WAIT_S = 0.05
 """How often is looked for labels that another process is at."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A replica's answer to a question of n examples.
-
-    Args:
-        payloads: by signal name, n rows in the order of the question; empty if nothing but the
-            filling of the store was asked for.
-        computed: which rows cost a forward, bool (n,).
-        left: rows that other processes are at, int64; none unless nobody was to wait for them.
-    """
-
-    payloads: dict[str, Payload]
-    computed: np.ndarray
-    left: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
-
-
-@dataclass
-class ReplicaFigures:
-    """What a replica has done since it started.
-
-    Args:
-        examples: forwards of single examples.
-        hits: labels that were asked for and already known.
-        batches: forwards.
-        tokens: real tokens that went through the teacher.
-        padded_tokens: the same with padding.
-        compute_s: time in the teacher, seconds.
-        payload_bytes: bytes of labels that were computed.
-    """
-
-    examples: int = 0
-    hits: int = 0
-    batches: int = 0
-    tokens: int = 0
-    padded_tokens: int = 0
-    compute_s: float = 0.0
-    payload_bytes: int = 0
 
 
 class _Answers(Protocol):
@@ -128,7 +90,7 @@ class Replica:
         starts = range(0, max(1, len(view)), most)
         parts = [view.take(np.arange(n, min(n + most, len(view)))) for n in starts]
         answers = [self._ask_at_once(part, signals) for part in parts]
-        return answers[0] if len(answers) == 1 else _joined(answers)
+        return answers[0] if len(answers) == 1 else Answer.joined(answers)
 
     def _ask_at_once(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         computed = np.zeros(len(view), bool)
@@ -165,9 +127,7 @@ class Replica:
                 # Whose fault it is shows when each stands alone; what was computed is known now.
                 return [self._tried(view, signals) for view in views]
             ends = np.cumsum([len(view) for view in views])
-            return [
-                _rows(whole, end - len(view), end) for view, end in zip(views, ends, strict=True)
-            ]
+            return [whole.rows(end - len(view), end) for view, end in zip(views, ends, strict=True)]
         return [self._tried(view, signals) for view in views]
 
     def fill(
@@ -307,16 +267,3 @@ class Replica:
         for signal in signals:
             self._stores[signal.name].refresh(now=now)
         return self._here(keys, signals)
-
-
-def _joined(answers: Sequence[Answer]) -> Answer:
-    payloads = {
-        name: Payload.concat([answer.payloads[name] for answer in answers])
-        for name in answers[0].payloads
-    }
-    return Answer(payloads, np.concatenate([answer.computed for answer in answers]))
-
-
-def _rows(answer: Answer, start: int, stop: int) -> Answer:
-    payloads = {name: payload.slice(start, stop) for name, payload in answer.payloads.items()}
-    return Answer(payloads, answer.computed[start:stop])

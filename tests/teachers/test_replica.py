@@ -12,7 +12,8 @@ from raybrew.labels import store as store_module
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.teachers.replica import Answer, Replica
+from raybrew.teachers.answer import Answer
+from raybrew.teachers.replica import Replica
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 from tests.made import make_data, make_tokenizer
 
