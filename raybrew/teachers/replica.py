@@ -64,7 +64,7 @@ class Replica:
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
         self._waiting_since: float | None = None
-        self._held_since: float | None = None  # the first label that is not on disk
+        self._flushed = time.monotonic()
         self._most_rows: int | None = None
 
     def load(self) -> None:
@@ -159,7 +159,7 @@ class Replica:
         for store in self._stores.values():
             store.flush()
         self._claims.release()
-        self._held_since = None
+        self._flushed = time.monotonic()
 
     def wanted(self) -> bool:
         """Return whether another process waits for a flush; any thread may ask."""
@@ -201,8 +201,6 @@ class Replica:
         try:
             while len(rows):
                 taken = self._claims.take(view.keys[rows], waiting=waiting)
-                if taken.mine.any():
-                    self._held_since = self._held_since or time.monotonic()
                 # Whoever let go of a key has written its label before.
                 known = self._known(view.keys[rows], signals, now=taken.moved)
                 mine = rows[taken.mine & ~known]
@@ -246,8 +244,7 @@ class Replica:
         figures.padded_tokens += len(asked) * int(asked.lengths.max())
 
     def _flush_now_and_then(self) -> None:
-        since = self._held_since
-        if (since is not None and time.monotonic() - since > FLUSH_S) or self.wanted():
+        if time.monotonic() - self._flushed > FLUSH_S or self.wanted():
             self.flush()
 
     def _loaded(self) -> _Answers:
