@@ -30,7 +30,7 @@ from raybrew.student.building import RankPlan
 from raybrew.student.checkpoint import STUDENT
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.trainer import fit
-from raybrew.teachers.client import PoolAddress
+from raybrew.teachers.address import PoolAddress
 from raybrew.tracking import Tracker
 
 __all__ = ["Run", "RunResult"]

@@ -23,7 +23,8 @@ from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record, ratio
 from raybrew.data.encoding import EncodedView
 from raybrew.labels.payload import Signal
-from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.address import PoolAddress
+from raybrew.teachers.client import PoolClient
 from raybrew.teachers.pool import Hosting, TeacherPool
 from raybrew.teachers.teacher import TeacherSpec
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import ray
 
-from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.desk import Desk
 from raybrew.teachers.policy import LossPolicy
+from raybrew.teachers.watched import Member
 
 __all__ = ["CallCosts", "measured_costs"]
 

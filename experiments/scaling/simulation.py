@@ -22,6 +22,8 @@ from raybrew.teachers.tickets import Ticket
 
 __all__ = ["Outcome", "Setting", "simulated"]
 
+NONE_LEFT = np.empty(0, np.int64)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -191,7 +193,8 @@ class _Run:
                 self._step_if_ready()
 
         def answered() -> None:
-            self._router.finished(ticket, np.ones(len(ticket.rows), bool))
+            computed = np.ones(len(ticket.rows), bool)
+            self._router.answered(ticket.replica, ticket.number, computed, NONE_LEFT)
             self._at_desk(s.costs.finished_s, noted)
 
         def arrived() -> None:

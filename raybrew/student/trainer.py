@@ -42,7 +42,8 @@ from raybrew.student.faults import FaultWatch, fault_message
 from raybrew.student.hosting import asker_of, fill_shares, host_teachers, kept
 from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
-from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.address import PoolAddress
+from raybrew.teachers.client import PoolClient
 
 __all__ = ["fit"]
 

@@ -9,7 +9,7 @@ on an event loop beside the asker's thread.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +22,14 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.labels.payload import Payload, Signal
+from raybrew.teachers.address import PoolAddress
 from raybrew.teachers.answer import Answer
 from raybrew.teachers.background import Background, all_of
 from raybrew.teachers.credits import Credits
 from raybrew.teachers.policy import MAX_LOSSES
 from raybrew.teachers.tickets import Ticket
 
-__all__ = ["PoolAddress", "PoolClient", "outcome"]
+__all__ = ["PoolClient", "raised"]
 
 MAX_REQUESTS = 8
 MAX_BYTES = 256 << 20
@@ -41,21 +42,6 @@ Send = Callable[[ActorHandle, np.ndarray, int], Any]
 """Sends the question about some rows to a replica, with the number of its ticket."""
 
 
-@dataclass(frozen=True)
-class PoolAddress:
-    """How to reach a pool; can be sent to any process of the cluster.
-
-    Args:
-        desk: the desk's actor.
-        replicas: by teacher, the handles of its replicas.
-        batch_tokens: by teacher, most tokens of a forward.
-    """
-
-    desk: ActorHandle
-    replicas: Mapping[str, Sequence[ActorHandle]]
-    batch_tokens: Mapping[str, int]
-
-
 def raised(teacher: str, error: Exception) -> Exception:
     """Return what a failed call is to the caller: ours as it was raised, else a TeacherError."""
     if isinstance(error, RayTaskError):
@@ -63,14 +49,6 @@ def raised(teacher: str, error: Exception) -> Exception:
             return error.cause
         return TeacherError(f"teacher {teacher!r} failed: {error.cause!r}")
     return TeacherError(f"teacher {teacher!r}: a replica died and can't be restarted: {error}")
-
-
-def outcome(teacher: str, reference: ray.ObjectRef) -> Any:
-    """Wait for a replica's answer; see `raised` for what it raises."""
-    try:
-        return ray.get(reference)
-    except (RayTaskError, RayActorError) as error:
-        raise raised(teacher, error) from error
 
 
 @dataclass(frozen=True)
@@ -139,6 +117,10 @@ class PoolClient:
         What a replica had not written when it was lost is missing then; who needs it asks again.
         """
         self._background.start(self._flush()).result()
+
+    def of_desk(self, call: Callable[[ActorHandle], Any]) -> Any:
+        """Return what a call of the desk gives; waits for a desk that has to begin anew."""
+        return self._background.start(self._of_desk(call)).result()
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -219,8 +201,8 @@ class PoolClient:
                 self._returned.notify_all()
         if answer is not None:
             self._learn(teacher, answer, tokens)
-            computed = answer.computed
-            await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, computed))
+            told = answer.computed, answer.left
+            await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, *told))
         return answer
 
     async def _answer(

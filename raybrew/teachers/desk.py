@@ -9,22 +9,21 @@ Only keys and counts pass it. What it decides is in `router` and `policy`; here 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers.figures import figures_of
 from raybrew.teachers.ledger import Entry
-from raybrew.teachers.policy import LossPolicy, Verdict
+from raybrew.teachers.policy import Verdict
 from raybrew.teachers.router import Router
 from raybrew.teachers.tickets import Ticket
+from raybrew.teachers.watched import Member, Watched
 
-__all__ = ["TICKETS_OF_A_FORWARD", "Desk", "Member"]
+__all__ = ["TICKETS_OF_A_FORWARD", "Desk"]
 
 POLL_S = 0.5
 IDLE_LOOKS = 20
@@ -37,47 +36,13 @@ ANSWER_S = 5.0
 """A health check that takes longer is asked again; see `LossPolicy.is_dumb`."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A teacher of the pool.
-
-    Args:
-        replicas: handles of the actors that host it.
-        policy: what is decided when they fail.
-        batch_tokens: most tokens of a forward.
-    """
-
-    replicas: Sequence[ActorHandle]
-    policy: LossPolicy
-    batch_tokens: int
-
-
-@dataclass
-class _Watched:
-    member: Member
-    router: Router
-    # By replica, by life of it: what it last said of itself.
-    lives: list[dict[str, dict[str, float]]]
-    gone: list[bool]
-    seen_s: list[float]
-    down_since: float | None = None
-    ended: set[str] = field(default_factory=set)
-    # Lives that were said to wait for other runs.
-    patient: set[str] = field(default_factory=set)
-    # By replica: marks of the looks since it has had nothing to do.
-    idle: dict[int, list[int]] = field(default_factory=dict)
-    # By replica: which life of it was heard last, and up to which place of its ledger.
-    heard: dict[int, tuple[str, int]] = field(default_factory=dict)
-    dropped: bool = False
-
-
 class Desk:
     """Keeps the books of a pool; a plain class that `desk_actor` wraps in an actor."""
 
-    def __init__(self, members: Mapping[str, Member]):
+    def __init__(self, members: Mapping[str, Member], *, anew: bool = False):
         now = time.monotonic()
         self._watched = {
-            name: _Watched(
+            name: Watched(
                 member,
                 Router(
                     len(member.replicas),
@@ -94,6 +59,8 @@ class Desk:
         }
         self._tasks: list[asyncio.Task] = []
         self._events: list[dict[str, Any]] = []
+        if anew:
+            self._say_of("desk died", "the teachers' desk", "it began anew, and asks the replicas")
 
     async def begin(self) -> None:
         """Begin to watch; called when the teachers are loaded, and by itself in a new life."""
@@ -130,9 +97,14 @@ class Desk:
             self._decide(teacher, watched)
             await asyncio.sleep(POLL_S / 2)
 
-    async def finished(self, teacher: str, ticket: Ticket, computed: np.ndarray) -> None:
-        """Note an answer; see `Router.finished`."""
-        self._watched[teacher].router.finished(ticket, computed)
+    async def finished(
+        self, teacher: str, ticket: Ticket, computed: np.ndarray, left: np.ndarray
+    ) -> None:
+        """Note an answer that its asker has; see `Router.answered`."""
+        router = self._watched[teacher].router
+        if router.knows(ticket.number):
+            router.answered(ticket.replica, ticket.number, computed, left)
+        # A ticket of the desk before this one: the replica tells what it cost.
 
     async def refused(self, teacher: str, ticket: Ticket) -> None:
         """Note an error; see `Router.refused`."""
@@ -172,12 +144,12 @@ class Desk:
         await asyncio.gather(*checks)
         return {name: self._figures_of(watched) for name, watched in self._watched.items()}
 
-    def _figures_of(self, watched: _Watched) -> dict[str, float]:
+    def _figures_of(self, watched: Watched) -> dict[str, float]:
         router, lanes = watched.router, range(len(watched.member.replicas))
         queued = sum(router.queued_tokens(number) for number in lanes)
         return figures_of(watched.lives, router.counts, watched.member.batch_tokens, queued)
 
-    def _decide(self, teacher: str, watched: _Watched) -> None:
+    def _decide(self, teacher: str, watched: Watched) -> None:
         now = time.monotonic()
         down_s = now - (watched.down_since if watched.down_since is not None else now)
         verdict = watched.member.policy.verdict(down_s, gone=all(watched.gone))
@@ -230,14 +202,15 @@ class Desk:
     def _note_health(self, teacher: str, number: int, epoch: int, health: dict[str, Any]) -> None:
         watched = self._watched[teacher]
         watched.seen_s[number] = time.monotonic()
-        life, lives, answers = health.pop("life"), watched.lives[number], health.pop("answers")
+        life, lives = health.pop("life"), watched.lives[number]
+        answers, heard = health.pop("answers"), health.pop("heard")
         if life in watched.ended:
             return
         if lives and life not in lives and watched.router.is_up(number):
             # It died and came back between two looks.
             self._note_loss(teacher, number, epoch, "died")
         lives[life] = health
-        self._hear(watched, number, life, answers)
+        self._hear(watched, number, life, answers, heard)
         if not watched.router.is_up(number):
             self._note_return(teacher, number)
         self._note_idleness(watched, number, idle=not health["waiting"])
@@ -250,17 +223,22 @@ class Desk:
             watched.ended.add(life)
             self._end(teacher, number, watched.router.epoch(number), f"hung for {forward_s:.1f} s")
 
-    def _hear(self, watched: _Watched, number: int, life: str, answers: Sequence[Entry]) -> None:
+    def _hear(
+        self, watched: Watched, number: int, life: str, answers: Sequence[Entry], heard: int
+    ) -> None:
         known, place = watched.heard.get(number, ("", 0))
-        place = place if known == life else 0
+        if known != life:
+            # Another desk heard them, if there was one before this one.
+            watched.router.answered_before(heard)
+            place = 0
         for entry in answers:
             # Looks overlap: what one has told, another one may tell again.
             if entry.place > place:
-                watched.router.heard(number, entry.ticket, entry.computed)
+                watched.router.answered(number, entry.ticket, entry.computed, entry.left)
                 place = entry.place
         watched.heard[number] = (life, place)
 
-    def _note_idleness(self, watched: _Watched, number: int, *, idle: bool) -> None:
+    def _note_idleness(self, watched: Watched, number: int, *, idle: bool) -> None:
         marks = watched.idle.setdefault(number, [])
         if not idle:
             marks.clear()
@@ -299,4 +277,7 @@ class Desk:
         lost_s: float | None = None,
     ) -> None:
         who = f"teacher {teacher!r}" + ("" if number is None else f", replica {number}")
+        self._say_of(fault, who, what, lost_s)
+
+    def _say_of(self, fault: str, who: str, what: str, lost_s: float | None = None) -> None:
         self._events.append({"fault": fault, "who": who, "what": what, "lost_s": lost_s})

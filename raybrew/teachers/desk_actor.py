@@ -8,13 +8,14 @@ from ray import cloudpickle
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.desk import Desk
+from raybrew.teachers.watched import Member
 
 __all__ = ["start_desk"]
 
 
 def start_desk(members: Mapping[str, Member], max_concurrency: int) -> ActorHandle:
-    """Start a desk on this process's node; it costs no CPU.
+    """Start a desk on this process's node, whose death both die of; it costs no CPU.
 
     Args:
         members: by name; whoever starts it holds their replicas for as long as there is a desk.
@@ -26,11 +27,12 @@ def start_desk(members: Mapping[str, Member], max_concurrency: int) -> ActorHand
         num_cpus=0,
         max_concurrency=max_concurrency,
         max_restarts=-1,
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
     ).remote(cloudpickle.dumps(dict(members)))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class _DeskActor(Desk):
     # Its members as bytes: an actor whose arguments hold handles may not come back (Ray #53727).
     def __init__(self, members: bytes):
-        super().__init__(cloudpickle.loads(members))
+        context: Any = ray.get_runtime_context()
+        super().__init__(cloudpickle.loads(members), anew=context.was_current_actor_reconstructed)

@@ -92,7 +92,8 @@ class ReplicaHost:
             are `waiting` or at work, `life`, which differs after a restart, and the `answers` that
             were not heard yet.
         """
-        self._flush_if_wanted()
+        self._flush_if_due()
+        answers = self._ledger.since(heard if life == self._life else 0)
         return {
             **self._replica.figures(),
             "forward_s": self._replica.forward_s(),
@@ -100,10 +101,11 @@ class ReplicaHost:
             "queue_age_s": self._gatherer.queue_age_s(),
             "waiting": self._gatherer.waiting(),
             "life": self._life,
-            "answers": self._ledger.since(heard if life == self._life else 0),
+            "answers": answers,
+            "heard": self._ledger.forgotten(),
         }
 
-    def _flush_if_wanted(self) -> None:
-        # One that has nothing to do would keep others waiting.
-        if self._replica.wanted() and (self._flushing is None or self._flushing.done()):
+    def _flush_if_due(self) -> None:
+        # One that has nothing to do would keep others waiting, and its labels in memory.
+        if self._replica.flush_due() and (self._flushing is None or self._flushing.done()):
             self._flushing = self._gatherer.run(self._replica.flush, first=True)

@@ -6,11 +6,18 @@ asker ──question, ticket──► replica ──answer──► asker ──
 An asker that is killed, or interrupted, leaves questions behind that are computed all the same.
 """
 
-import threading
-from concurrent.futures import Future
-from dataclasses import dataclass
+from __future__ import annotations
 
-import numpy as np
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+
+    from raybrew.teachers.answer import Answer
 
 __all__ = ["Entry", "Ledger"]
 
@@ -23,11 +30,13 @@ class Entry:
         place: in the ledger, from 1 on.
         ticket: number of the ticket that it is the answer to.
         computed: which of its rows cost a forward, bool (n,).
+        left: its rows that have no label yet, int64.
     """
 
     place: int
     ticket: int
     computed: np.ndarray
+    left: np.ndarray
 
 
 class Ledger:
@@ -37,13 +46,14 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._count = 0
+        self._forgotten = 0
 
     def expect(self, ticket: int, answer: Future) -> Future:
         """Note an answer as soon as it is there, before anybody gets it; an error is none."""
 
         def note(done: Future) -> None:
             if not done.cancelled() and done.exception() is None:
-                self._add(ticket, done.result().computed)
+                self._add(ticket, done.result())
 
         answer.add_done_callback(note)
         return answer
@@ -51,10 +61,17 @@ class Ledger:
     def since(self, heard: int) -> list[Entry]:
         """Return what came after a place, and forget what came before."""
         with self._lock:
-            self._entries = [entry for entry in self._entries if entry.place > heard]
+            gone = [entry for entry in self._entries if entry.place <= heard]
+            self._forgotten += sum(int(entry.computed.sum()) for entry in gone)
+            self._entries = self._entries[len(gone) :]
             return list(self._entries)
 
-    def _add(self, ticket: int, computed: np.ndarray) -> None:
+    def forgotten(self) -> int:
+        """Return how many forwards the answers cost that were forgotten."""
+        with self._lock:
+            return self._forgotten
+
+    def _add(self, ticket: int, answer: Answer) -> None:
         with self._lock:
             self._count += 1
-            self._entries.append(Entry(self._count, ticket, computed))
+            self._entries.append(Entry(self._count, ticket, answer.computed, answer.left))

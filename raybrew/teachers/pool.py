@@ -22,13 +22,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.client import PoolAddress, PoolClient, outcome, raised
-from raybrew.teachers.desk import Member
+from raybrew.teachers.address import PoolAddress
+from raybrew.teachers.client import PoolClient, raised
 from raybrew.teachers.desk_actor import start_desk
 from raybrew.teachers.filling import Filling
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
+from raybrew.teachers.watched import Member
 
 __all__ = ["Filling", "Hosting", "TeacherPool"]
 
@@ -189,13 +190,11 @@ class TeacherPool:
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Return figures by teacher; see `Desk.figures`."""
-        desk: Any = self.address.desk
-        return outcome("desk", desk.figures.remote())
+        return self._client.of_desk(lambda desk: desk.figures.remote())
 
     def take_events(self) -> list[dict[str, Any]]:
         """Return what was survived since the last call; see `Desk.take_events`."""
-        desk: Any = self.address.desk
-        return outcome("desk", desk.take_events.remote())
+        return self._client.of_desk(lambda desk: desk.take_events.remote())
 
     def stop(self) -> None:
         """End every replica and give the resources back."""

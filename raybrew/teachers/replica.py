@@ -64,7 +64,7 @@ class Replica:
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
         self._waiting_since: float | None = None
-        self._flushed = time.monotonic()
+        self._held_since: float | None = None  # the first label that is not on disk
         self._most_rows: int | None = None
 
     def load(self) -> None:
@@ -100,7 +100,7 @@ class Replica:
             # A shard that is found damaged now is set aside; its labels are missing then.
             if all(found.all() for found, _ in answers.values()):
                 payloads = {n: p for n, (_, p) in answers.items() if p is not None}
-                self._flush_now_and_then()
+                self._flush_if_wanted()
                 return Answer(payloads, computed)
             if len(view) > 1 and any(store.unstored for store in self._stores.values()):
                 # The store has no room, and memory keeps fewer labels than these at once.
@@ -151,7 +151,7 @@ class Replica:
             # Who asks has not found them: perhaps their files were deleted, and are mapped here.
             self._known(view.keys, self._signals, now=True)
         computed, left = self._compute_missing(view, self._signals, patient=patient)
-        self._flush_now_and_then()
+        self._flush_if_wanted()
         return Answer({}, computed, left)
 
     def flush(self) -> None:
@@ -159,7 +159,12 @@ class Replica:
         for store in self._stores.values():
             store.flush()
         self._claims.release()
-        self._flushed = time.monotonic()
+        self._held_since = None
+
+    def flush_due(self) -> bool:
+        """Return whether a flush is due, or another process waits for one; any thread may ask."""
+        since = self._held_since
+        return (since is not None and time.monotonic() - since > FLUSH_S) or self.wanted()
 
     def wanted(self) -> bool:
         """Return whether another process waits for a flush; any thread may ask."""
@@ -193,6 +198,9 @@ class Replica:
         self, view: EncodedView, signals: tuple[Signal, ...], *, patient: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
         """Have all labels there; return which rows cost a forward, and which are left to others."""
+        if self.flush_due():
+            # Not after the answer: should it die in between, nobody could say who computed them.
+            self.flush()
         computed = np.zeros(len(view), bool)
         _, first = np.unique(view.keys, axis=0, return_index=True)
         rows = np.sort(first)
@@ -201,6 +209,8 @@ class Replica:
         try:
             while len(rows):
                 taken = self._claims.take(view.keys[rows], waiting=waiting)
+                if taken.mine.any():
+                    self._held_since = self._held_since or time.monotonic()
                 # Whoever let go of a key has written its label before.
                 known = self._known(view.keys[rows], signals, now=taken.moved)
                 mine = rows[taken.mine & ~known]
@@ -243,8 +253,8 @@ class Replica:
         figures.tokens += int(asked.lengths.sum())
         figures.padded_tokens += len(asked) * int(asked.lengths.max())
 
-    def _flush_now_and_then(self) -> None:
-        if time.monotonic() - self._flushed > FLUSH_S or self.wanted():
+    def _flush_if_wanted(self) -> None:
+        if self.wanted():
             self.flush()
 
     def _loaded(self) -> _Answers:

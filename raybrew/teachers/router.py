@@ -7,6 +7,9 @@
 A key is remembered from the moment that it is handed out until its label is on disk, where every
 asker finds it. That makes a label asked for twice at once cost one forward, however the requests
 are spread. What a lost replica had is forgotten, and counted when it is computed again.
+
+An answer is told of by its asker and by its replica (see `ledger`), either of which may die first:
+it counts when it is first told, also after its replica was lost (see `tally`).
 """
 
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from raybrew.teachers.tally import Tally
 from raybrew.teachers.tickets import RouterCounts, Ticket
 
 __all__ = ["Router", "home_of"]
@@ -38,8 +42,6 @@ class _Lane:
     open: dict[int, _Open] = field(default_factory=dict)
     # Answered, but perhaps not on disk: (number of the answer, keys).
     unwritten: list[tuple[int, list[int]]] = field(default_factory=list)
-    # Tickets that their askers have reported, and the replica has not yet.
-    reported: set[int] = field(default_factory=set)
 
 
 class Router:
@@ -62,16 +64,13 @@ class Router:
         self._lanes = [_Lane() for _ in range(num_replicas)]
         self._slack, self._least = slack_tokens, least_tokens
         self._holder: dict[int, int] = {}
-        self._orphans: set[int] = set()
-        # Of lives that ended: tickets whose answer an asker may have, and report late; all their
-        # keys, and those of them that were computed elsewhere since.
-        self._late: dict[int, list[int]] = {}
-        self._doubtful: set[int] = set()
-        self._elsewhere: set[int] = set()
-        self._numbers = first_number
-        # Tickets that replicas have reported, and their askers have not: they may never.
-        self._heard: set[int] = set()
-        self.counts = RouterCounts()
+        self._first_number = self._numbers = first_number
+        self._tally = Tally()
+
+    @property
+    def counts(self) -> RouterCounts:
+        """What became of the questions so far."""
+        return self._tally.counts
 
     def assign(
         self,
@@ -113,56 +112,36 @@ class Router:
             tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
         return tickets
 
-    def finished(self, ticket: Ticket, computed: np.ndarray) -> None:
-        """Note an answer that its asker reports.
+    def answered(self, replica: int, number: int, computed: np.ndarray, left: np.ndarray) -> None:
+        """Note an answer, whoever tells of it.
 
         Args:
-            ticket: the part that was answered.
-            computed: which of its rows cost a forward, bool (n,); the others were known.
-        """
-        if ticket.number in self._heard:
-            self._heard.remove(ticket.number)
-            return
-        if ticket.epoch == self.epoch(ticket.replica):
-            self._lanes[ticket.replica].reported.add(ticket.number)
-        self._count(ticket.replica, ticket.number, computed)
-
-    def heard(self, replica: int, number: int, computed: np.ndarray) -> None:
-        """Note an answer that a replica reports: whoever asked may be dead.
-
-        Args:
-            replica: which, in its present life.
+            replica: whose.
             number: of the ticket that was answered.
             computed: which of its rows cost a forward, bool (n,).
+            left: its rows that have no label yet, int64; all others were known.
         """
-        reported = self._lanes[replica].reported
-        if number in reported:
-            reported.remove(number)
-            return
-        self._heard.add(number)
-        self._count(replica, number, computed)
-
-    def _count(self, replica: int, number: int, computed: np.ndarray) -> None:
         lane = self._lanes[replica]
-        self.counts.forwards += int(computed.sum())
-        if number in self._late:
-            self._count_late(_made(self._late.pop(number), computed))
-            return
         part = lane.open.pop(number, None)
-        if part is None:  # nobody waited any longer
-            return
-        lane.queued_tokens -= part.tokens
-        made = _made(part.keys, computed)
-        self.counts.recomputed += len(made & self._orphans)
-        self._orphans -= made
-        self._elsewhere |= made & self._doubtful
-        lane.unwritten.append((self.mark(), part.keys))
+        if part is not None:
+            lane.queued_tokens -= part.tokens
+            lane.unwritten.append((self.mark(), part.keys))
+            self._tally.answered(part.keys, computed, left, self._under_way)
+        elif self._tally.is_late(number):
+            self._tally.answered_late(number, computed, left, self._under_way)
+        elif not self.knows(number):
+            self.answered_before(int(computed.sum()))
 
-    def _count_late(self, made: set[int]) -> None:
-        """Count what a replica computed before it was lost, and its asker reports afterwards."""
-        twice = made & self._elsewhere
-        self.counts.recomputed += len(twice)
-        self._orphans |= made - twice
+    def answered_before(self, computed: int) -> None:
+        """Count forwards for tickets of a router before this one: of which keys is not known."""
+        self.counts.forwards += computed
+
+    def knows(self, number: int) -> bool:
+        """Return whether a ticket is this router's, not of one before it."""
+        return number > self._first_number
+
+    def _under_way(self) -> set[int]:
+        return {key for lane in self._lanes for part in lane.open.values() for key in part.keys}
 
     def refused(self, ticket: Ticket) -> None:
         """Note that a part was answered with an error; nobody holds its labels."""
@@ -181,6 +160,7 @@ class Router:
             part = lane.open.pop(number)
             lane.queued_tokens -= part.tokens
             lane.unwritten.append((self.mark(), part.keys))
+            self._tally.given_up(number, part.keys)
 
     def lost(self, replica: int, epoch: int) -> bool:
         """Note that a replica is gone with all that it had not written.
@@ -197,11 +177,9 @@ class Router:
             return False
         for number, part in lane.open.items():
             self._forget(part.keys)
-            self._late[number] = part.keys
-            self._doubtful.update(part.keys)
+            self._tally.given_up(number, part.keys)
         for _, names in lane.unwritten:
             self._forget(names)
-            self._orphans.update(names)
         self._lanes[replica] = _Lane(up=False, epoch=epoch + 1)
         self.counts.losses += 1
         return True
@@ -222,6 +200,7 @@ class Router:
             for number, names in lane.unwritten:
                 if number < mark:
                     self._forget(names)
+                    self._tally.on_disk(names)
             lane.unwritten = [each for each in lane.unwritten if each[0] >= mark]
 
     def is_up(self, replica: int) -> bool:
@@ -284,10 +263,6 @@ class Router:
     def _forget(self, names: list[int]) -> None:
         for name in names:
             self._holder.pop(name, None)
-
-
-def _made(names: list[int], computed: np.ndarray) -> set[int]:
-    return {name for name, new in zip(names, computed.tolist(), strict=True) if new}
 
 
 def _split(rows: np.ndarray, tokens: np.ndarray, most_tokens: int) -> list[np.ndarray]:

@@ -12,12 +12,14 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.teachers import desk as desk_module
-from raybrew.teachers.desk import Desk, Member
+from raybrew.teachers.desk import Desk
 from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy
+from raybrew.teachers.watched import Member
 
 KEYS = np.random.default_rng(0).integers(0, 2**63, (40, 2)).astype(np.uint64)
 ONES = np.ones(40, np.int64)
+NONE = np.empty(0, np.int64)
 
 
 class Replica:
@@ -33,6 +35,7 @@ class Replica:
             "waiting": 0,
             "life": "first",
             "answers": [],
+            "heard": 0,
         }
         self.heard: list[tuple[str, int]] = []
         self.health = self
@@ -57,8 +60,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[Replica]:
     return gone
 
 
-def desk_of(replicas: list[Any], on_loss: Any = "fail") -> Desk:
-    return Desk({"a": Member(replicas, LossPolicy(on_loss, 5.0, 0.2), 1000)})
+def desk_of(replicas: list[Any], on_loss: Any = "fail", *, anew: bool = False) -> Desk:
+    return Desk({"a": Member(replicas, LossPolicy(on_loss, 5.0, 0.2), 1000)}, anew=anew)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -160,18 +163,37 @@ def test_what_a_replica_tells_of_questions_whose_asker_died_is_counted_once(ende
         (second,) = await desk.assign("a", KEYS[30:], ONES[30:], 1000, False, False)
         # Told again and again, as looks that overlap do; the second one's asker lives.
         replica.said["answers"] = [
-            Entry(1, first.number, np.ones(30, bool)),
-            Entry(2, second.number, np.arange(10) < 4),
+            Entry(1, first.number, np.ones(30, bool), NONE),
+            Entry(2, second.number, np.arange(10) < 4, NONE),
         ]
         router = desk._watched["a"].router
         await until(lambda: router.counts.forwards)
-        await desk.finished("a", second, np.arange(10) < 4)
+        await desk.finished("a", second, np.arange(10) < 4, NONE)
         await until(lambda: replica.heard.count(("first", 2)) > 2)
         assert router.counts.forwards == 34
         assert router.queued_tokens(0) == 0
         # Another life has a ledger of its own, that begins with 1.
         replica.said |= {"life": "second", "answers": []}
         await until(lambda: ("second", 0) in replica.heard)
+
+    asyncio.run(story())
+
+
+def test_a_desk_that_begins_anew_hears_of_replicas_what_they_had_told_the_one_before(ended):
+    async def story() -> None:
+        old = desk_of([Replica()])
+        (ticket,) = await old.assign("a", KEYS[:10], ONES[:10], 1000, False, False)
+        replica = Replica()
+        replica.said |= {"heard": 20, "answers": [Entry(5, ticket.number, np.ones(10, bool), NONE)]}
+        desk = desk_of([replica], anew=True)
+        await desk.begin()
+        # Its asker tells of it as well, before or after.
+        await desk.finished("a", ticket, np.ones(10, bool), NONE)
+        router = desk._watched["a"].router
+        await until(lambda: replica.heard.count(("first", 5)) > 2)
+        assert router.counts.forwards == 30
+        (event,) = await desk.take_events()
+        assert event["fault"] == "desk died"
 
     asyncio.run(story())
 

@@ -28,7 +28,9 @@ def test_answers_are_told_until_they_were_heard():
         (3, 2, 2),
     ]
     assert ledger.since(0) == told
+    assert ledger.forgotten() == 0
     assert [entry.ticket for entry in ledger.since(2)] == [2]
+    assert ledger.forgotten() == 3 + 1
     assert [entry.ticket for entry in ledger.since(0)] == [2]  # what was heard is forgotten
     answered(ledger, 9)
     assert [entry.place for entry in ledger.since(3)] == [4]

@@ -172,8 +172,12 @@ def test_one_questions_error_is_not_the_others(tmp_path):
 
 def test_what_has_been_computed_for_a_while_is_on_disk(tmp_path, monkeypatch):
     monkeypatch.setattr("raybrew.teachers.replica.FLUSH_S", 0.0)
-    replica_of(tmp_path, Counting()).ask(VIEW, SIGNALS)
-    other = Counting()
+    replica, other = replica_of(tmp_path, Counting()), Counting()
+    assert not replica.flush_due()
+    replica.ask(VIEW, SIGNALS)
+    assert replica.flush_due()
+    replica.ask(VIEW.take(np.arange(1)), SIGNALS)  # before it looks at the next question
+    assert not replica.flush_due()
     replica_of(tmp_path, other).ask(VIEW, SIGNALS)
     assert not other.keys
 
