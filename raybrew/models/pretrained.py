@@ -4,7 +4,6 @@ Each reader takes `what`, the field of the job that asked for the path, and turn
 which a path can be wrong into one `ConfigError` that names this field.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.errors import ConfigError
 from raybrew.hub import hub_in_reach
-from raybrew.paths import user_path
+from raybrew.models.locating import locate
 
 __all__ = [
     "BUILD_ERRORS",
@@ -46,7 +45,6 @@ __all__ = [
     "runs_own_code",
 ]
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 TOKENIZER_FILES = (
     "tokenizer.json",
     "vocab.txt",
@@ -99,7 +97,7 @@ def read_config(path: str, what: str, *, trust: bool = False) -> PreTrainedConfi
     Raises:
         ConfigError: The folder is missing, has no config.json, or can't be read.
     """
-    source = _locate(path, what, ("config.json",), "a config.json")
+    source = locate(path, what, ("config.json",), "a config.json")
     return _read(AutoConfig, source, what, "a model configuration", trust)
 
 
@@ -137,7 +135,7 @@ def read_tokenizer(path: str, what: str, *, trust: bool = False) -> PreTrainedTo
     Raises:
         ConfigError: The folder is missing, has no tokenizer, or it can't be read.
     """
-    source = _locate(path, what, TOKENIZER_FILES, "a tokenizer")
+    source = locate(path, what, TOKENIZER_FILES, "a tokenizer")
     tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, "a tokenizer", trust)
     # Where files are missing, transformers returns a tokenizer that knows special tokens only.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
@@ -168,7 +166,7 @@ def load_model(
     Raises:
         ConfigError: There are no weights, or they can't be read.
     """
-    source = _locate(path, what, WEIGHT_FILES, "weights (model.safetensors)")
+    source = locate(path, what, WEIGHT_FILES, "weights (model.safetensors)")
     model, info = _read(
         model_class,
         source,
@@ -267,36 +265,3 @@ def _section(what: str) -> str:
     """Return the part of a field's name before its last point, with it."""
     section, point, _ = what.partition(" ")[0].rpartition(".")
     return section + point
-
-
-def _locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
-    """Return the folder, checked to hold one of the files, or a hub id."""
-    folder = user_path(path, what)
-    if folder.is_dir():
-        if not any(file.is_file() for pattern in patterns for file in folder.glob(pattern)):
-            held = sorted(entry.name for entry in folder.iterdir())
-            listing = ", ".join(held[:8]) + (", …" if len(held) > 8 else "")
-            raise ConfigError(
-                f"{what}: expected a folder with {noun}, got {path!r}, which holds "
-                + (listing or "nothing")
-            )
-        return str(folder)
-    if folder.exists():
-        raise ConfigError(
-            f"{what}: expected a folder with {noun} or a hub id, got the file {path!r}"
-        )
-    # `runs/a` may be a hub id; where there is a folder `runs` it is a misspelt path.
-    if not HUB_ID.fullmatch(path) or ("/" in path and folder.parent.is_dir()):
-        raise ConfigError(
-            f"{what}: expected a folder with {noun} or a hub id, got {path!r}, which doesn't "
-            f"exist{_sibling(folder)}"
-        )
-    return path
-
-
-def _sibling(folder: Path) -> str:
-    if not folder.parent.is_dir():
-        return ""
-    names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
-    near = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
