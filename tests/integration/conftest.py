@@ -22,7 +22,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     # A process a run less; the lab of faults has it on.
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     # More CPUs than the machine has: placement is what is tested, not speed.
-    ray.init(num_cpus=6, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    # Never another one that runs on this machine, as those of tests with several nodes do.
+    ray.init(
+        "local",
+        num_cpus=6,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        include_dashboard=False,
+    )
     yield
     ray.shutdown()
 

@@ -14,8 +14,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import raybrew as rb
 from raybrew.jobfile import load_job
 from tests.made import CLASSES, make_data, make_job
+from tests.student import in_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
 UNIQUE = 84 + 30  # rows of make_job's data that differ
 
@@ -57,12 +58,12 @@ def test_first_run_labels_once_and_a_second_one_starts_no_teacher(job, result, t
     assert second.labels["forwards"] == second.labels["misses"] == 0
     assert second.labels["hits"] == 2 * 2 * 90
     assert "start_teachers" not in second.times
-    # The same seed and the same labels: the same student, bit for bit.
-    third = run(job, tmp_path / "3")
-    for name, value in weights(second).items():
-        assert torch.equal(value, weights(third)[name]), name
-    assert losses(second) == losses(third)
-    np.testing.assert_allclose(losses(result), losses(second), rtol=1e-5)
+    # The same seed and the same labels: the same student, bit for bit, and by another way too.
+    for name, value in weights(result).items():
+        assert torch.equal(value, weights(second)[name]), name
+    assert losses(result) == losses(second)
+    alone = in_process.run(job, tmp_path / "alone")
+    np.testing.assert_allclose(losses(second), alone.term("sum"), rtol=1e-5)
 
 
 def test_what_a_run_leaves_behind(job, result):
@@ -111,15 +112,15 @@ def test_teachers_accuracy_is_that_of_their_models(models, result):
     assert result.ensembles["sum"]["accuracy"] == pytest.approx(accuracy(logits[0] + logits[1]))
 
 
-def job_without_dropout(models, store: Path, replicas: int) -> rb.DistillJob:
+def job_without_dropout(models, store: Path) -> rb.DistillJob:
     return make_job(
         models,
         store,
         teachers=[
             rb.Teacher(
-                name=name, task="sum", model=path, replicas=replicas, resources={"CPU": 0.25}
+                name=name, task="sum", model=models[name], replicas=count, resources={"CPU": 0.25}
             )
-            for name, path in models.items()
+            for name, count in (("a", 2), ("b", 1))
         ],
         # 90 rows in batches of 16: the last batch of an epoch has 10, five a rank.
         training=rb.TrainingConfig(num_steps=20, batch_size=16, learning_rate=1e-3, num_threads=1),
@@ -136,21 +137,23 @@ def job_without_dropout(models, store: Path, replicas: int) -> rb.DistillJob:
 
 
 def test_two_workers_give_the_losses_of_one_with_twice_the_batch(models, tmp_path):
-    one = run(job_without_dropout(models, tmp_path / "s1", replicas=1), tmp_path / "1", workers=1)
-    two = run(job_without_dropout(models, tmp_path / "s2", replicas=2), tmp_path / "2", workers=2)
-    # Two ranks ask two replicas of each teacher: no work is done twice.
-    assert two.labels["forwards"] == two.labels["needed"] == 2 * UNIQUE
-    assert len(losses(one)) == len(losses(two)) == 20
-    np.testing.assert_allclose(losses(one), losses(two), atol=1e-5, rtol=0)
-    assert losses(one)[0] - losses(one)[-1] > 1e-3
+    # One is this process, with labels that it computes itself.
+    one = in_process.run(job_without_dropout(models, tmp_path / "s1"), tmp_path / "1").term("sum")
+    result = run(job_without_dropout(models, tmp_path / "s2"), tmp_path / "2", workers=2)
+    two = losses(result)
+    # Two ranks ask two replicas of a teacher, and the one of another: no work is done twice.
+    assert result.labels["forwards"] == result.labels["needed"] == 2 * UNIQUE
+    assert len(one) == len(two) == 20
+    np.testing.assert_allclose(one, two, atol=1e-5, rtol=0)
+    assert one[0] - one[-1] > 1e-3
 
 
 def test_labels_ahead_are_those_computed_along_the_way(models, result, tmp_path):
     labels = rb.LabelConfig(store=str(tmp_path / "store"), when="ahead")
-    ahead = run(make_job(models, tmp_path / "store", labels=labels), tmp_path, workers=2)
+    ahead = run(make_job(models, tmp_path / "store", labels=labels), tmp_path)
     assert ahead.labels["forwards"] == ahead.labels["needed"] == 2 * UNIQUE
     assert ahead.labels["misses"] == 0
-    # Dropout masks differ between one worker and two, the labels don't.
+    np.testing.assert_allclose(losses(ahead), losses(result), rtol=1e-5)
     assert ahead.teachers == result.teachers
     assert ahead.ensembles == result.ensembles
 

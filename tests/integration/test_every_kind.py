@@ -31,7 +31,7 @@ from tests.kinds.made_tasks import (
     write_tasks,
 )
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
 ADAPTED = ("self_attn.q_proj", "mlp.up_proj")
 STEPS = 50

@@ -11,7 +11,7 @@ import raybrew as rb
 from raybrew.extensions import KINDS
 from tests.made import make_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture

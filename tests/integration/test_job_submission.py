@@ -13,7 +13,7 @@ from tests.integration.lab_cluster import RAYS_OWN
 from tests.integration.three_nodes import processes, three_nodes, until_none
 from tests.made import CLASSES, make_data, make_model
 
-pytestmark = [pytest.mark.ray, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.long]
 
 UNIQUE = 84 + 30  # rows that differ
 SUBMITTED = Path(__file__).with_name("submitted")

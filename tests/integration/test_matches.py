@@ -12,9 +12,10 @@ from transformers import AutoModelForSequenceClassification
 import raybrew as rb
 from raybrew.labels.claims import CLAIMS
 from tests.made import STUDENT_CONFIG, make_job
+from tests.student import in_process
 from tests.student.user_adaptors import last_layer_first
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
 UNIQUE = 84 + 30  # rows of make_job's data that differ
 NUM_STEPS = 12
@@ -50,8 +51,8 @@ TERMS = (
 )
 
 
-def run(models, store: Path, folder: Path, workers: int, matches=MATCHES) -> rb.RunResult:
-    job = make_job(
+def job_of(models, store: Path, matches=MATCHES) -> rb.DistillJob:
+    return make_job(
         models,
         store,
         distillation=rb.DistillationConfig(temperature=2, hard_label_weight=0.5, matches=matches),
@@ -67,9 +68,12 @@ def run(models, store: Path, folder: Path, workers: int, matches=MATCHES) -> rb.
             }
         ),
     )
+
+
+def run(job: rb.DistillJob, folder: Path) -> rb.RunResult:
     return rb.distill(
         job,
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name="run", storage_path=str(folder)),
     )
 
@@ -83,18 +87,17 @@ def term(result: rb.RunResult, name: str) -> list[float]:
 def test_two_workers_with_matches_and_projections_are_one(models, tmp_path):
     # The mean of a user's own number depends on the passes: the library's losses don't.
     own = [match for match in MATCHES if "loss" in match and "module_T" not in match]
-    one = run(models, tmp_path / "1", tmp_path / "run1", 1, own)
+    # One is this process, with labels that it computes itself.
+    one = in_process.run(job_of(models, tmp_path / "1", own), tmp_path / "run1")
+    two = run(job_of(models, tmp_path / "2", own), tmp_path / "run2")
     # Every (teacher, example) once, for all signals of the teacher together.
-    assert one.labels["needed"] == one.labels["forwards"] == 2 * UNIQUE
-    two = run(models, tmp_path / "2", tmp_path / "run2", 2, own)
-    assert two.labels["forwards"] == 2 * UNIQUE
+    assert two.labels["needed"] == two.labels["forwards"] == 2 * UNIQUE
     for name in TERMS:
-        assert len(term(one, name)) == NUM_STEPS, name
-        np.testing.assert_allclose(term(one, name), term(two, name), atol=1e-5, rtol=0)
-    print(max(np.abs(np.subtract(term(one, n), term(two, n))).max() for n in TERMS))
-    assert term(one, "loss")[0] - term(one, "loss")[-1] > 0.01
+        assert len(term(two, name)) == NUM_STEPS, name
+        np.testing.assert_allclose(one.term("sum", name), term(two, name), atol=1e-5, rtol=0)
+    assert term(two, "loss")[0] - term(two, "loss")[-1] > 0.01
     # hidden_mse and cos of one layer share a folder.
-    folders = {path.name for path in (tmp_path / "1").glob("*/*") if path.is_dir()}
+    folders = {path.name for path in (tmp_path / "2").glob("*/*") if path.is_dir()}
     stored = sorted(folders - {CLAIMS})
     assert stored == [
         "attention.head_maps-L1-float32",
@@ -105,7 +108,7 @@ def test_two_workers_with_matches_and_projections_are_one(models, tmp_path):
 
 
 def test_a_custom_match_trains_and_its_projection_is_in_the_checkpoint(models, tmp_path):
-    result = run(models, tmp_path / "store", tmp_path, 2)
+    result = run(job_of(models, tmp_path / "store"), tmp_path)
     custom = "match/custom_bert.encoder.layer.0.output_bert.encoder.layer.1.output_b"
     values = term(result, custom)
     assert values[-1] < values[0]
@@ -143,11 +146,14 @@ def test_an_adaptor_of_the_users_reaches_teachers_and_students(models, tmp_path)
         tmp_path / "store",
         distillation=rb.DistillationConfig(matches={**match, "layer_T": 2}),
     )
-    other = rb.distill(plain, run_config=RunConfig(name="plain", storage_path=str(tmp_path)))
+    training, pool = in_process.build(plain, tmp_path / "plain")
+    other = in_process.Recorder()
+    training.run(other)
     np.testing.assert_allclose(
         term(result, "match/hidden_hidden_mse_1_0"),
-        term(other, "match/hidden_hidden_mse_1_2"),
+        other.term("sum", "match/hidden_hidden_mse_1_2"),
         rtol=1e-5,
     )
     # Another adaptor is another teacher: nothing of the one is taken for the other's.
-    assert other.labels["in_store"] == 0
+    assert result.labels["forwards"] == UNIQUE
+    assert pool.replicas["a"].figures()["examples"] == 84  # the training rows: it judges no teacher

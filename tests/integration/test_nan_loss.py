@@ -16,7 +16,12 @@ from tests.made import STUDENT_CONFIG, make_job
 from tests.student.in_process import Recorder, build
 from tests.traces import temporaries
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.beside,
+    pytest.mark.long,
+    pytest.mark.usefixtures("cluster"),
+]
 
 STEPS = 9
 PLAIN = {**STUDENT_CONFIG, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -12,8 +12,9 @@ from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
+from tests.student import in_process
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
 NUM_STEPS = 14
 HIDDEN: dict[str, Any] = {"feature": "hidden", "proj": ["linear", 16, 32]}
@@ -73,10 +74,10 @@ def job_of(models: dict[str, str], store: Path, mixing: dict[str, Any]) -> rb.Di
     )
 
 
-def run(job: rb.DistillJob, folder: Path, workers: int) -> rb.RunResult:
+def run(job: rb.DistillJob, folder: Path) -> rb.RunResult:
     return rb.distill(
         job,
-        scaling_config=ScalingConfig(num_workers=workers, resources_per_worker={"CPU": 1}),
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name="run", storage_path=str(folder)),
     )
 
@@ -91,26 +92,25 @@ def values_of(result: rb.RunResult) -> list[dict[str, float]]:
 def test_two_workers_are_one_with_teachers_tasks_and_matches_together(models, tmp_path):
     names = ("no", "yes")
     three = {**models, "c": make_model(tmp_path / "c", 2, labels=names)}
-    # One store: what the teachers said is the same to the last bit.
+    # One store: what the teachers said is the same to the last bit. One worker is this process.
     every = job_of(three, tmp_path / "store", {"sampling": "every"})
-    one, two = run(every, tmp_path / "1", 1), run(every, tmp_path / "2", 2)
-    assert one.labels["forwards"] == one.labels["needed"]
-    assert two.labels["forwards"] == 0
-    assert_same_losses(one, two, every_step=True)
+    two = run(every, tmp_path / "2")
+    assert two.labels["forwards"] == two.labels["needed"]
+    assert_same_losses(in_process.run(every, tmp_path / "1"), two, every_step=True)
     drawn = job_of(three, tmp_path / "store", {"tau": 0.5})
-    pair = run(drawn, tmp_path / "3", 1), run(drawn, tmp_path / "4", 2)
-    assert pair[0].labels["forwards"] == 0
-    assert_same_losses(*pair, every_step=False)
-    assert set(one.ensembles) == {"sum", "among"}
-    assert {f"eval/{task}/accuracy" for task in TERMS} <= one.metrics.keys()
+    pair = run(drawn, tmp_path / "4")
+    assert pair.labels["forwards"] == 0
+    assert_same_losses(in_process.run(drawn, tmp_path / "3"), pair, every_step=False)
+    assert set(two.ensembles) == {"sum", "among"}
+    assert {f"eval/{task}/accuracy" for task in TERMS} <= two.metrics.keys()
     for task, classes in (("sum", ("down", "level", "up")), ("among", names)):
-        head = AutoModelForSequenceClassification.from_pretrained(Path(one.student, task))
+        head = AutoModelForSequenceClassification.from_pretrained(Path(two.student, task))
         assert head.config.id2label == dict(enumerate(classes))
         assert head.config.num_hidden_layers == 1
 
 
-def assert_same_losses(one: rb.RunResult, two: rb.RunResult, *, every_step: bool) -> None:
-    first, second = values_of(one), values_of(two)
+def assert_same_losses(one: in_process.Recorder, two: rb.RunResult, *, every_step: bool) -> None:
+    first, second = one.values, values_of(two)
     assert len(first) == len(second) == NUM_STEPS
     for task, terms in TERMS.items():
         for term in terms:

@@ -8,7 +8,12 @@ import pytest
 
 from experiments.textbrewer.__main__ import main
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster"), pytest.mark.long]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.beside,
+    pytest.mark.usefixtures("cluster"),
+    pytest.mark.long,
+]
 
 
 def test_a_row_by_its_command(tmp_path, capsys):
