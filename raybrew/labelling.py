@@ -66,8 +66,8 @@ class Labelling:
     Attributes:
         store: where they are kept.
         counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`, and of
-            those `recomputed` since a replica was lost with them; `retried` requests to lost
-            replicas; `losses` of replicas.
+            those `recomputed` since they were lost, with a replica or on disk; `retried` requests
+            to lost replicas; `losses` of replicas.
         teachers: by teacher, the same, and its figures (see `Desk.figures`).
         dropped: teachers that nobody hosts any longer and that the run goes on without.
     """

@@ -43,9 +43,11 @@ class CallCosts:
 class _Standing:
     """Stands where a replica would."""
 
-    def health(self) -> dict[str, Any]:
-        said = ("forward_s", "queue_age_s", "batches", "tokens", "compute_s", "examples")
-        return {"life": "0", "waiting": 1, **dict.fromkeys(said, 0.0)}
+    def health(self, life: str, heard: int) -> dict[str, Any]:
+        figures = ("batches", "tokens", "compute_s", "examples")
+        ages = ("forward_s", "others_s", "queue_age_s")
+        told = {"life": life or "0", "waiting": 1, "answers": [], "heard": heard, "on_disk": 0}
+        return {**told, **dict.fromkeys((*figures, *ages), 0.0)}
 
 
 def measured_costs() -> CallCosts:
@@ -92,7 +94,8 @@ def _of_desk(replica: Any, lanes: int) -> tuple[float, float, float]:
 
     def finish() -> Any:
         ticket = next(waiting)
-        return desk.finished.remote(TEACHER, ticket, np.resize(computed, len(ticket.rows)))
+        told = np.resize(computed, len(ticket.rows)), np.empty(0, np.int64)
+        return desk.finished.remote(TEACHER, ticket, *told)
 
     noted = min(_seconds_each(finish, CALLS // ROUNDS) for _ in range(ROUNDS))
     alone = []

@@ -8,6 +8,7 @@ Only keys and counts pass it. What it decides is in `router` and `policy`; here 
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,6 +102,7 @@ class Desk:
         self, teacher: str, ticket: Ticket, computed: np.ndarray, left: np.ndarray
     ) -> None:
         """Note an answer that its asker has; see `Router.answered`."""
+        await self.begin()
         router = self._watched[teacher].router
         if router.knows(ticket.number):
             router.answered(ticket.replica, ticket.number, computed, left)
@@ -116,6 +118,7 @@ class Desk:
 
     async def holds(self, teacher: str, replica: int, epoch: int) -> bool:
         """Return whether a replica is still in that life, so that its answer may come."""
+        await self.begin()  # who waits for an answer asks a new desk nothing else
         return self._watched[teacher].router.epoch(replica) == epoch
 
     async def lives(self, teacher: str) -> tuple[int, list[int]]:
@@ -203,7 +206,7 @@ class Desk:
         watched = self._watched[teacher]
         watched.seen_s[number] = time.monotonic()
         life, lives = health.pop("life"), watched.lives[number]
-        answers, heard = health.pop("answers"), health.pop("heard")
+        answers, heard, on_disk = (health.pop(key) for key in ("answers", "heard", "on_disk"))
         if life in watched.ended:
             return
         if lives and life not in lives and watched.router.is_up(number):
@@ -211,6 +214,7 @@ class Desk:
             self._note_loss(teacher, number, epoch, "died")
         lives[life] = health
         self._hear(watched, number, life, answers, heard)
+        self._note_written(watched, number, on_disk)
         if not watched.router.is_up(number):
             self._note_return(teacher, number)
         self._note_idleness(watched, number, idle=not health["waiting"])
@@ -230,13 +234,21 @@ class Desk:
         if known != life:
             # Another desk heard them, if there was one before this one.
             watched.router.answered_before(heard)
+            watched.told[number] = deque()
             place = 0
         for entry in answers:
             # Looks overlap: what one has told, another one may tell again.
             if entry.place > place:
                 watched.router.answered(number, entry.ticket, entry.computed, entry.left)
+                watched.told[number].append(entry)
                 place = entry.place
         watched.heard[number] = (life, place)
+
+    def _note_written(self, watched: Watched, number: int, on_disk: int) -> None:
+        told, tickets = watched.told[number], []
+        while told and told[0].place <= on_disk:
+            tickets.append(told.popleft().ticket)
+        watched.router.on_disk(number, tickets)
 
     def _note_idleness(self, watched: Watched, number: int, *, idle: bool) -> None:
         marks = watched.idle.setdefault(number, [])

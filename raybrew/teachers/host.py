@@ -10,6 +10,8 @@ gets this module with it.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ReplicaHost"]
 
+logger = logging.getLogger(__name__)
+
+FAILED_FLUSH_S = 10.0
+"""So long nothing is written unasked after labels couldn't be."""
 GATHER_S = 0.003
 """How long a small question waits for more to share its forward with."""
 GATHER_BATCHES = 8
@@ -42,15 +48,16 @@ class ReplicaHost:
         from raybrew.teachers.gatherer import Gatherer
         from raybrew.teachers.replica import Replica
 
-        self._replica = Replica(spec, signals, store)
+        self._ledger, self._life = Ledger(), uuid.uuid4().hex
+        self._replica = Replica(spec, signals, store, on_flush=self._ledger.wrote)
         self._gatherer = Gatherer(
             self._replica.ask_together,
             tokens=GATHER_BATCHES * spec.batch_tokens,
             wait_s=GATHER_S,
             forward_tokens=spec.batch_tokens,
         )
-        self._ledger, self._life = Ledger(), uuid.uuid4().hex
         self._flushing: Future | None = None
+        self._no_flush_until = 0.0
 
     async def load(self) -> None:
         """Load the model."""
@@ -89,8 +96,9 @@ class ReplicaHost:
 
         Returns:
             `ReplicaFigures`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
-            are `waiting` or at work, `life`, which differs after a restart, and the `answers` that
-            were not heard yet.
+            are `waiting` or at work, `life`, which differs after a restart, the `answers` that were
+            not heard yet, how many forwards those cost that were `heard`, and up to which place of
+            the ledger labels are `on_disk`.
         """
         self._flush_if_due()
         answers = self._ledger.since(heard if life == self._life else 0)
@@ -103,9 +111,16 @@ class ReplicaHost:
             "life": self._life,
             "answers": answers,
             "heard": self._ledger.forgotten(),
+            "on_disk": self._ledger.on_disk(),
         }
 
     def _flush_if_due(self) -> None:
         # One that has nothing to do would keep others waiting, and its labels in memory.
-        if self._replica.flush_due() and (self._flushing is None or self._flushing.done()):
+        if self._flushing is not None and self._flushing.done():
+            error, self._flushing = self._flushing.exception(), None
+            if error is not None:  # the next question ends in it
+                logger.warning("labels could not be written: %s", error)
+                self._no_flush_until = time.monotonic() + FAILED_FLUSH_S
+        due = self._replica.flush_due() and time.monotonic() > self._no_flush_until
+        if due and self._flushing is None:
             self._flushing = self._gatherer.run(self._replica.flush, first=True)

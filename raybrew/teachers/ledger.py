@@ -46,7 +46,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._entries: list[Entry] = []
         self._count = 0
-        self._forgotten = 0
+        self._forgotten = self._on_disk = 0
 
     def expect(self, ticket: int, answer: Future) -> Future:
         """Note an answer as soon as it is there, before anybody gets it; an error is none."""
@@ -65,6 +65,16 @@ class Ledger:
             self._forgotten += sum(int(entry.computed.sum()) for entry in gone)
             self._entries = self._entries[len(gone) :]
             return list(self._entries)
+
+    def wrote(self) -> None:
+        """Note that the labels of all answers so far are on disk; called by the compute thread."""
+        with self._lock:
+            self._on_disk = self._count
+
+    def on_disk(self) -> int:
+        """Return up to which place the answers' labels are on disk."""
+        with self._lock:
+            return self._on_disk
 
     def forgotten(self) -> int:
         """Return how many forwards the answers cost that were forgotten."""

@@ -65,7 +65,10 @@ class LocalAsker:
 
         def answer() -> dict[str, Payload]:
             self._let_go(replica)
-            return replica.ask(view, signals).payloads
+            answer = replica.ask(view, signals)
+            if replica.flush_due():  # nobody looks after it between two questions
+                replica.flush()
+            return answer.payloads
 
         return _Waiting(self._thread.submit(answer))
 

@@ -15,7 +15,7 @@ pools, runs and processes the store's claims say the same (see `labels.claims`).
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +36,7 @@ __all__ = ["Replica"]
 
 _MAX_ATTEMPTS = 3
 FLUSH_S = 10.0
-"""Labels are on disk after so many seconds at work: no more is lost with a replica."""
+"""Labels are written so long after the first that isn't: no more is lost with a replica."""
 WAIT_S = 0.05
 """How often is looked for labels that another process is at."""
 
@@ -54,6 +54,7 @@ class Replica:
         signals: tuple[Signal, ...],
         store: StoreSpec | str,
         teacher: _Answers | None = None,
+        on_flush: Callable[[], None] = lambda: None,
     ):
         self.spec, self._signals = spec, signals
         self._teacher = teacher
@@ -66,6 +67,7 @@ class Replica:
         self._waiting_since: float | None = None
         self._held_since: float | None = None  # the first label that is not on disk
         self._most_rows: int | None = None
+        self._on_flush = on_flush
 
     def load(self) -> None:
         """Load the model now rather than at the first label that has to be computed."""
@@ -160,6 +162,7 @@ class Replica:
             store.flush()
         self._claims.release()
         self._held_since = None
+        self._on_flush()
 
     def flush_due(self) -> bool:
         """Return whether a flush is due, or another process waits for one; any thread may ask."""
@@ -199,7 +202,8 @@ class Replica:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Have all labels there; return which rows cost a forward, and which are left to others."""
         if self.flush_due():
-            # Not after the answer: should it die in between, nobody could say who computed them.
+            # Not after an answer, where it can wait: a replica that died in between could never
+            # say who computed them.
             self.flush()
         computed = np.zeros(len(view), bool)
         _, first = np.unique(view.keys, axis=0, return_index=True)

@@ -12,7 +12,7 @@ An answer is told of by its asker and by its replica (see `ledger`), either of w
 it counts when it is first told, also after its replica was lost (see `tally`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,8 +40,8 @@ class _Lane:
     epoch: int = 0
     queued_tokens: int = 0
     open: dict[int, _Open] = field(default_factory=dict)
-    # Answered, but perhaps not on disk: (number of the answer, keys).
-    unwritten: list[tuple[int, list[int]]] = field(default_factory=list)
+    # Answered, but perhaps not on disk: by ticket, a mark at the answer and the keys.
+    unwritten: dict[int, tuple[int, list[int]]] = field(default_factory=dict)
 
 
 class Router:
@@ -119,13 +119,13 @@ class Router:
             replica: whose.
             number: of the ticket that was answered.
             computed: which of its rows cost a forward, bool (n,).
-            left: its rows that have no label yet, int64; all others were known.
+            left: its rows that have no label yet, int64; the others were known or computed.
         """
         lane = self._lanes[replica]
         part = lane.open.pop(number, None)
         if part is not None:
             lane.queued_tokens -= part.tokens
-            lane.unwritten.append((self.mark(), part.keys))
+            lane.unwritten[number] = (self.mark(), part.keys)
             self._tally.answered(part.keys, computed, left, self._under_way)
         elif self._tally.is_late(number):
             self._tally.answered_late(number, computed, left, self._under_way)
@@ -159,7 +159,7 @@ class Router:
         for number in [number for number in lane.open if number < mark]:
             part = lane.open.pop(number)
             lane.queued_tokens -= part.tokens
-            lane.unwritten.append((self.mark(), part.keys))
+            lane.unwritten[number] = (self.mark(), part.keys)
             self._tally.given_up(number, part.keys)
 
     def lost(self, replica: int, epoch: int) -> bool:
@@ -178,7 +178,7 @@ class Router:
         for number, part in lane.open.items():
             self._forget(part.keys)
             self._tally.given_up(number, part.keys)
-        for _, names in lane.unwritten:
+        for _, names in lane.unwritten.values():
             self._forget(names)
         self._lanes[replica] = _Lane(up=False, epoch=epoch + 1)
         self.counts.losses += 1
@@ -197,11 +197,17 @@ class Router:
         """Note that what a replica had answered before `mark` is on disk."""
         lane = self._lanes[replica]
         if epoch == lane.epoch:
-            for number, names in lane.unwritten:
-                if number < mark:
-                    self._forget(names)
-                    self._tally.on_disk(names)
-            lane.unwritten = [each for each in lane.unwritten if each[0] >= mark]
+            answers = lane.unwritten.items()
+            self.on_disk(replica, [ticket for ticket, (number, _) in answers if number < mark])
+
+    def on_disk(self, replica: int, tickets: Sequence[int]) -> None:
+        """Note that the answers of a replica, in its present life, to these tickets are on disk."""
+        unwritten = self._lanes[replica].unwritten
+        for ticket in tickets:
+            if ticket in unwritten:
+                _, names = unwritten.pop(ticket)
+                self._forget(names)
+                self._tally.on_disk(names)
 
     def is_up(self, replica: int) -> bool:
         """Return whether a replica takes questions."""

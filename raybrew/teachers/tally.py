@@ -45,7 +45,7 @@ class Tally:
         Args:
             keys: that were asked for, n of them.
             computed: which of them cost a forward, bool (n,).
-            left: rows of those that have no label yet, int64; all others were known.
+            left: rows of those that have no label yet, int64; the others were known or computed.
             under_way: gives the keys of all questions that are still to be answered.
         """
         made = {key for key, new in zip(keys, computed.tolist(), strict=True) if new}

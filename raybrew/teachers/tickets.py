@@ -31,7 +31,8 @@ class RouterCounts:
     Args:
         forwards: computed and reported, by their asker or by the replica itself.
         retried: asked again, because the replica that had them was lost.
-        recomputed: of `forwards`, those whose first label was lost before it was on disk.
+        recomputed: of `forwards`, those of labels that had been computed before: their replica was
+            lost before they were on disk, or what was on disk is gone.
         losses: replicas lost.
     """
 

@@ -1,10 +1,12 @@
 """A teacher of the pool as the desk sees it."""
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ray.actor import ActorHandle
 
+from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import LossPolicy
 from raybrew.teachers.router import Router
 
@@ -44,4 +46,6 @@ class Watched:
     idle: dict[int, list[int]] = field(default_factory=dict)
     # By replica: which life of it was heard last, and up to which place of its ledger.
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)
+    # By replica: what its life told, as far as that is perhaps not on disk.
+    told: dict[int, deque[Entry]] = field(default_factory=dict)
     dropped: bool = False

@@ -36,6 +36,7 @@ class Replica:
             "life": "first",
             "answers": [],
             "heard": 0,
+            "on_disk": 0,
         }
         self.heard: list[tuple[str, int]] = []
         self.health = self
@@ -175,6 +176,36 @@ def test_what_a_replica_tells_of_questions_whose_asker_died_is_counted_once(ende
         # Another life has a ledger of its own, that begins with 1.
         replica.said |= {"life": "second", "answers": []}
         await until(lambda: ("second", 0) in replica.heard)
+
+    asyncio.run(story())
+
+
+def test_what_a_replica_has_written_of_itself_may_be_asked_of_anybody(ended):
+    async def story() -> None:
+        replicas = [Replica(), Replica()]
+        for replica in replicas:
+            replica.said["waiting"] = 1
+        desk = desk_of(replicas)
+        (first, *_) = await desk.assign("a", KEYS[:1], ONES[:1], 1000, False, False)
+        holder = replicas[first.replica]
+        holder.said["answers"] = [Entry(1, first.number, np.ones(1, bool), NONE)]
+        router = desk._watched["a"].router
+        await until(lambda: router.counts.forwards)
+        assert router._holder
+        holder.said["on_disk"] = 1
+        await until(lambda: not router._holder)
+
+    asyncio.run(story())
+
+
+def test_a_desk_that_is_new_watches_when_somebody_only_waits(ended):
+    async def story() -> None:
+        replica = Replica()
+        replica.said |= {"forward_s": 99.0, "waiting": 1}
+        desk = desk_of([replica], anew=True)
+        assert await desk.holds("a", 0, 0)
+        await until(lambda: ended == [replica])
+        assert not await desk.holds("a", 0, 0)
 
     asyncio.run(story())
 

@@ -224,7 +224,9 @@ class World:
         self.disk: set[int] = set()
         self.memory: list[set[int]] = [set() for _ in range(num_replicas)]
         self.alive = [True] * num_replicas
-        # Under way; answered, to be told by the asker; answered, to be told by the replica.
+        # Asked while no replica was up; under way; answered, to be told by the asker; answered,
+        # to be told by the replica.
+        self.waiting: list[np.ndarray] = []
         self.sent: list[tuple[Ticket, np.ndarray]] = []
         self.had: list[tuple[Ticket, np.ndarray]] = []
         self.ledgers: list[list[tuple[Ticket, np.ndarray]]] = [[] for _ in range(num_replicas)]
@@ -233,8 +235,10 @@ class World:
 
     def ask(self, rows: np.ndarray, *, again: bool = False) -> None:
         tickets = self.router.assign(KEYS[rows], ones(rows), most_tokens=5, again=again)
-        if tickets is not None:
-            self.asked.update(rows.tolist())
+        self.asked.update(rows.tolist())
+        if tickets is None:
+            self.waiting.append(rows)
+        else:
             self.sent += [(ticket, rows[ticket.rows]) for ticket in tickets]
 
     def answer(self, number: int, *, asker_lives: bool) -> None:
@@ -249,7 +253,10 @@ class World:
             self.had += [(ticket, new)] if asker_lives else []
 
     def give_up(self) -> None:
-        """Askers of lives that ended ask again."""
+        """Askers of lives that ended ask again, and those of nobody."""
+        waiting, self.waiting = self.waiting, []
+        for rows in waiting:
+            self.ask(rows)
         over = [each for each in self.sent if each[0].epoch != self.router.epoch(each[0].replica)]
         self.sent = [each for each in self.sent if each not in over]
         for _, rows in over:
@@ -271,6 +278,14 @@ class World:
             if noted and self.router.is_up(replica):
                 self.router.written(replica, self.router.epoch(replica), mark)
 
+    def write_and_tell(self, replica: int) -> None:
+        """As a replica does of itself, and tells with what it has answered."""
+        if self.alive[replica]:
+            self.disk |= self.memory[replica]
+            tickets = [ticket.number for ticket, _ in self.ledgers[replica]]
+            self.hear(replica)
+            self.router.on_disk(replica, tickets)
+
     def die(self, replica: int) -> None:
         self.alive[replica] = False
         self.memory[replica], self.ledgers[replica] = set(), []
@@ -288,12 +303,13 @@ class World:
         self.alive[replica] = True
         self.router.back(replica)
 
-    def end(self) -> None:
+    def end(self, *, ask_again: bool) -> None:
         """Everybody gets an answer, and says so."""
         for replica in range(len(self.alive)):
             self.restart(replica)
         self.give_up()
-        self.ask(np.array(sorted(self.asked), int))
+        if ask_again:
+            self.ask(np.array(sorted(self.asked), int))
         while self.sent:
             self.answer(0, asker_lives=True)
         while self.had:
@@ -302,8 +318,9 @@ class World:
             self.hear(replica)
 
 
-EVENTS = ["ask", "answer", "answer", "answer, asker dead", "give up", "tell", "hear"]
-FAULTS = ["write", "write, unnoted", "die", "notice", "restart", "think lost"]
+EVENTS = ["ask", "answer", "answer", "give up", "tell", "hear", "write", "write and tell"]
+FAULTS = ["write, unnoted", "die", "notice", "restart", "think lost"]
+DEAD = "answer, asker dead"
 
 
 def live(world: World, what: str, seed: int) -> None:
@@ -317,35 +334,46 @@ def live(world: World, what: str, seed: int) -> None:
         world.give_up()
     elif what == "tell" and world.had:
         world.tell(seed % len(world.had))
-    elif what == "hear":
-        world.hear(replica)
-    elif what.startswith("write"):
+    elif what in ("write", "write, unnoted"):
         world.write(replica, noted=what == "write")
-    elif what in ("die", "notice", "restart", "think lost"):
+    elif what in ("hear", "write and tell", "die", "notice", "restart", "think lost"):
         getattr(world, what.replace(" ", "_"))(replica)
 
 
-@settings(deadline=None, max_examples=300)
-@given(
-    st.lists(st.tuples(st.sampled_from(EVENTS + FAULTS), st.integers(0, 2**16)), max_size=60),
-)
-def test_however_replicas_and_askers_die_every_label_counts_once_and_once_more_if_again(actions):
+def story(*events: str) -> st.SearchStrategy[list[tuple[str, int]]]:
+    return st.lists(st.tuples(st.sampled_from(events), st.integers(0, 2**16)), max_size=60)
+
+
+def lived(actions: list[tuple[str, int]], *, ask_again: bool) -> World:
     world = World(3)
     for what, seed in actions:
         live(world, what, seed)
-    world.end()
+    world.end(ask_again=ask_again)
+    return world
+
+
+@settings(deadline=None, max_examples=300)
+@given(story(*EVENTS, *FAULTS))
+def test_however_replicas_die_every_label_counts_once_and_once_more_if_again(actions):
+    world = lived(actions, ask_again=False)
+    counts = world.router.counts
+    assert counts.forwards - counts.recomputed == len(world.asked)
+    assert counts.forwards <= world.computed.sum()
+
+
+@settings(deadline=None, max_examples=300)
+@given(story(*EVENTS, *FAULTS, DEAD))
+def test_a_label_whose_asker_died_with_its_replica_counts_when_it_is_asked_for_again(actions):
+    world = lived(actions, ask_again=True)
     counts = world.router.counts
     assert counts.forwards - counts.recomputed == len(world.asked)
     assert counts.forwards <= world.computed.sum()
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.tuples(st.sampled_from([*EVENTS, "write"]), st.integers(0, 2**16)), max_size=60))
+@given(story(*EVENTS, DEAD))
 def test_no_label_is_computed_twice_unless_its_replica_was_lost(actions):
-    world = World(3)
-    for what, seed in actions:
-        live(world, what, seed)
-    world.end()
+    world = lived(actions, ask_again=False)
     assert world.computed.max(initial=0) <= 1
     assert world.router.counts.forwards == world.computed.sum() == len(world.asked)
     assert world.router.counts.recomputed == 0
