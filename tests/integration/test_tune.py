@@ -111,6 +111,9 @@ def test_asha_stops_trials_and_optuna_proposes_them(models, tmp_path):
     job = make_job(one(models), tmp_path / "store", training=training, tracking=tracking)
     config = tune.TuneConfig(
         num_samples=6,
+        # Not the score: of thirty rows it is the same for many, and who is as good isn't stopped.
+        metric="train/sum/loss",
+        mode="min",
         scheduler=ASHAScheduler(max_t=4, grace_period=1, reduction_factor=2),
         search_alg=OptunaSearch(seed=0),
         max_concurrent_trials=2,
