@@ -58,6 +58,10 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_count(value: Any) -> bool:
+    return _is_int(value) and value >= 1
+
+
 def _is_resources(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and _is_number(number) and number >= 0
@@ -113,11 +117,11 @@ CHECKS: dict[str, dict[str, Check]] = {
         "trainer_resources": (lambda value: value is None, "none: the run itself needs no more"),
         "num_workers": (
             lambda value: (
-                all(map(_is_int, value)) and len(value) == 2
+                all(map(_is_count, value)) and len(value) == 2
                 if isinstance(value, (list, tuple))
-                else _is_int(value)
+                else _is_count(value)
             ),
-            "a number of workers, or the fewest and the most of them",
+            "a number of workers from 1, or the fewest and the most of them",
         ),
         "use_gpu": BOOL,
         "use_tpu": BOOL,

@@ -178,12 +178,13 @@ def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
         return config.max_concurrent_trials
     worker: Any = scaling._resources_per_worker_not_none
     has = ray.cluster_resources()
-    fit = min(
+    fits = [
         math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)
         for name, need in worker.items()
         if need > 0
-    )
-    return min(fit, config.max_concurrent_trials or fit)
+    ]
+    # Without a limit of the user's (None or 0) it is what fits; workers may need nothing.
+    return min([*fits, *filter(None, [config.max_concurrent_trials])], default=None)
 
 
 def _is_mutable(path: str) -> bool:

@@ -188,3 +188,10 @@ def test_trials_of_several_workers_are_no_more_than_fit(monkeypatch):
     assert concurrency(tune.TuneConfig(), pairs) == 4
     assert concurrency(tune.TuneConfig(max_concurrent_trials=2), pairs) == 2
     assert concurrency(tune.TuneConfig(), ScalingConfig()) is None
+
+
+def test_workers_that_need_nothing_fit_as_often_as_the_user_says(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 9.0})
+    pairs = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0})
+    assert concurrency(tune.TuneConfig(), pairs) is None
+    assert concurrency(tune.TuneConfig(max_concurrent_trials=2), pairs) == 2
