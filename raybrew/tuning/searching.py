@@ -21,7 +21,8 @@ from raybrew.errors import ConfigError, RaybrewError
 from raybrew.mailbox import Follower, start_mailbox
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.tuning.brief import Brief
-from raybrew.tuning.following import FIGURES, TrialFollower, TrialRelay
+from raybrew.tuning.checks import FIGURES
+from raybrew.tuning.following import TrialFollower, TrialRelay
 from raybrew.tuning.results import TrialRow
 from raybrew.tuning.settings import concurrency, copies_checkpoints
 from raybrew.tuning.several import CHECKPOINTS, train_with_workers
@@ -31,7 +32,7 @@ __all__ = ["Search"]
 
 TRIALS = "trials"
 """Folder of the trials in that of the sweep."""
-NEXT_TO_NOTHING = {"memory": 1}
+NEXT_TO_NOTHING: dict[str, float] = {"memory": 1}
 """Tune places nothing that asks for nothing: a byte is as little as can be."""
 
 
