@@ -1,6 +1,7 @@
 """What a job file may say in `run:` and `scaling:`, so far as Ray's classes don't check it."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ __all__ = ["check_ray_arguments"]
 STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
 LONGEST_NAME = 200
 """Bytes: file systems end at 255, and `raybrew label` appends to it."""
+_APPENDED = re.compile(r"-label-\d{8}-\d{6}\Z")
 
 Check = tuple[Callable[[Any], bool], str]
 
@@ -46,7 +48,7 @@ def _is_name(value: Any) -> bool:
         _is_text(value)
         and "/" not in value
         and value not in (".", "..")
-        and len(value.encode(errors="replace")) <= LONGEST_NAME
+        and len(_APPENDED.sub("", value).encode(errors="replace")) <= LONGEST_NAME
     )
 
 
@@ -58,11 +60,27 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_count(value: Any) -> bool:
+    return _is_int(value) and value >= 1
+
+
 def _is_resources(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and _is_number(number) and number >= 0
         for name, number in value.items()
     )
+
+
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_text(name) and _is_number(number) for name, number in value.items()
+    )
+
+
+def _is_log(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) == 2 and all(map(_is_text, value))
+    return isinstance(value, bool) or _is_text(value)
 
 
 def _is_live(value: Any) -> bool:
@@ -99,6 +117,14 @@ CHECKS: dict[str, dict[str, Check]] = {
         "callbacks": LIVE,
         "worker_runtime_env": _or_null(MAPPING),
         "logging_config": LIVE,
+        # Ray Tune's alone.
+        "stop": _or_null((_is_stop, "a mapping of metrics to numbers, such as {step: 100}")),
+        "verbose": _or_null(
+            (lambda value: _is_int(value) and 0 <= value <= 3, "a whole number from 0 to 3")
+        ),
+        "log_to_file": (_is_log, "true, false, a name or a list of two"),
+        "sync_config": LIVE,
+        "progress_reporter": LIVE,
     },
     "run.failure_config": {
         "max_failures": FAILURES,
@@ -113,11 +139,11 @@ CHECKS: dict[str, dict[str, Check]] = {
         "trainer_resources": (lambda value: value is None, "none: the run itself needs no more"),
         "num_workers": (
             lambda value: (
-                all(map(_is_int, value)) and len(value) == 2
+                all(map(_is_count, value)) and len(value) == 2
                 if isinstance(value, (list, tuple))
-                else _is_int(value)
+                else _is_count(value)
             ),
-            "a number of workers, or the fewest and the most of them",
+            "a number of workers from 1, or the fewest and the most of them",
         ),
         "use_gpu": BOOL,
         "use_tpu": BOOL,

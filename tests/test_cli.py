@@ -199,10 +199,11 @@ def test_a_filling_has_a_name_of_its_own(files, monkeypatch, capfd):
         raise rb.ConfigError("enough")
 
     monkeypatch.setattr("raybrew.commands.label.fill", fill)
-    for name in ("run", None):
+    for name in ("run", None, "x" * 200):
         assert raybrew("label", write(files, job(files, run={"name": name}))) == 2
     assert names[0].startswith("run-label-")
     assert names[1].startswith("label-")
+    assert names[2].startswith("x" * 200 + "-label-")
     assert raybrew("label", write(files, job(files, run={"name": [1]}))) == 2
     assert "run.name: expected a name" in capfd.readouterr().err
 

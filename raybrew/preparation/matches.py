@@ -15,19 +15,17 @@ from raybrew.models.adaptors import adaptor_of
 from raybrew.models.custom_match import CustomMatch
 from raybrew.preparation.checks import TeacherModel
 
-__all__ = ["check_adaptors", "task_matches"]
+__all__ = ["check_architectures", "task_matches"]
 
 
-def check_adaptors(job: DistillJob) -> None:
-    """Refuse import paths of adaptors and classes of models that lead nowhere."""
+def check_architectures(job: DistillJob) -> None:
+    """Refuse classes of models that lead nowhere."""
     tasks = {task.name: task for task in job.tasks}
     for teacher in job.hosts().values():
         kind = tasks[teacher.task].kind
-        adaptor_of(kind, teacher.adaptor, tasks[teacher.task].adaptor)
         # Also has transformers know the configurations of the user's models before one is read.
         kind_of(kind, teacher.architecture, f"teachers[{teacher.name}].architecture")
     for task in job.tasks:
-        adaptor_of(task.kind, job.student.adaptor, task.adaptor)
         kind_of(task.kind, job.student.architecture, "student.architecture")
 
 

@@ -30,7 +30,7 @@ from raybrew.preparation.checks import (
     check_teacher,
     class_order,
 )
-from raybrew.preparation.matches import check_adaptors, task_matches
+from raybrew.preparation.matches import check_architectures, task_matches
 from raybrew.preparation.names import check_adaptor_paths, check_objective_names
 from raybrew.preparation.prepared import Fitting, Preparation, PreparedTeacher
 from raybrew.preparation.readings import Readings
@@ -121,7 +121,7 @@ def check_names(job: DistillJob) -> None:
         check_objective_names(job, task)
         _objective(job, task, _logits_signal(job, task.name, None))
     check_adaptor_paths(job)
-    check_adaptors(job)
+    check_architectures(job)
     check_optimization(job.training)
     check_extensions(job.training)
     check_mixing(job.mixing, [task.name for task in job.tasks])

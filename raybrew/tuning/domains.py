@@ -11,6 +11,7 @@ name, as a mapping. `choice` and `grid_search` take the list of values itself.
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -21,7 +22,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, Normal
 from raybrew.errors import ConfigError
 from raybrew.tuning.ranges import Range
 
-__all__ = ["domain_from", "range_of", "space_from"]
+__all__ = ["domain_from", "range_of", "said_of", "space_from"]
 
 FUNCTIONS = {
     "choice": tune.choice,
@@ -134,17 +135,17 @@ def range_of(path: str, given: Any) -> Range:
         ConfigError: an empty choice, numbers without end, or an interval with nothing in it.
     """
     if isinstance(given, Mapping) and set(given) == {"grid_search"}:
-        return _choice(path, f"grid_search({given['grid_search']!r})", given["grid_search"])
+        return _choice(path, f"grid_search({said_of(given['grid_search'])})", given["grid_search"])
     if not isinstance(given, Domain):
         if isinstance(given, Mapping) and any(isinstance(v, Domain) for v in given.values()):
             raise ConfigError(
                 f"space.{path}: expected a search space of Tune's, got a mapping of them; name "
                 f"each by its path, such as {path}.{next(iter(given))!s}"
             )
-        return Range.choice(repr(given), (given,))
-    said = f"{type(given).__name__.lower()} {given.domain_str}"
+        return Range.choice(said_of(given), (given,))
+    said = _without_addresses(f"{type(given).__name__.lower()} {given.domain_str}")
     if isinstance(given, Categorical):
-        return _choice(path, f"choice({list(given.categories)!r})", given.categories)
+        return _choice(path, f"choice({said_of(list(given.categories))})", given.categories)
     if isinstance(given, (Float, Integer)):
         return _numbers(path, said, given)
     # A function of the user's: what it may give can only be tried.
@@ -156,6 +157,15 @@ def range_of(path: str, given: Any) -> Range:
             f"values are checked before the first trial, got {said}: {error}"
         ) from error
     return Range(said, samples, complete=False)
+
+
+def said_of(value: Any) -> str:
+    """Return a value as Python writes it, the same in every process."""
+    return _without_addresses(repr(value))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
 def _choice(path: str, said: str, values: Any) -> Range:

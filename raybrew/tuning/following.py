@@ -23,9 +23,10 @@ from raybrew.events import Event, EventLog
 from raybrew.mailbox import Message
 from raybrew.progress import Bars
 from raybrew.tracking import Tracker
+from raybrew.tuning.checks import FIGURES
 from raybrew.tuning.space import JobSpace
 
-__all__ = ["FIGURES", "TrialFollower", "TrialRelay"]
+__all__ = ["TrialFollower", "TrialRelay"]
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ BAR = "trials"
 LINGER_S = 3.0
 """A trial's last curves may still be on their way when Tune says that it has ended."""
 
-
-FIGURES = ("eval/", "train/", "labels/", "time/")
 
 _current: "list[TrialFollower]" = []
 """The follower of the sweep that this process runs."""

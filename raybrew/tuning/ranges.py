@@ -46,6 +46,19 @@ class Range:
         ends = (int(low), int(high)) if integer else (float(low), float(high))
         return Range(said, ends, False, (low, high), integer=integer, log=log)
 
+    def joined(self, other: "Range") -> "Range":
+        """Return what a path can become that begins with one range and goes on with another."""
+        values = (*self.values, *(each for each in other.values if each not in self.values))
+        return Range(
+            self.said if self.said == other.said else f"{self.said}, then {other.said}",
+            values,
+            self.complete and other.complete,
+            _both(self.interval, other.interval),
+            integer=self.integer and other.integer,
+            log=self.log and other.log,
+            inner=other.inner if self.inner is None else self.inner,
+        )
+
     @property
     def tried(self) -> tuple[Any, ...]:
         """What is checked against the field."""
@@ -59,3 +72,11 @@ class Range:
     def __post_init__(self) -> None:
         assert self.values, "a range has values"
         assert self.interval is None or all(map(math.isfinite, self.interval)), self.interval
+
+
+def _both(
+    one: tuple[float, float] | None, other: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    if one is None or other is None:
+        return None
+    return min(one[0], other[0]), max(one[1], other[1])

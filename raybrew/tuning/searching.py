@@ -21,7 +21,8 @@ from raybrew.errors import ConfigError, RaybrewError
 from raybrew.mailbox import Follower, start_mailbox
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.tuning.brief import Brief
-from raybrew.tuning.following import FIGURES, TrialFollower, TrialRelay
+from raybrew.tuning.checks import FIGURES
+from raybrew.tuning.following import TrialFollower, TrialRelay
 from raybrew.tuning.results import TrialRow
 from raybrew.tuning.settings import concurrency, copies_checkpoints
 from raybrew.tuning.several import CHECKPOINTS, train_with_workers
@@ -31,6 +32,8 @@ __all__ = ["Search"]
 
 TRIALS = "trials"
 """Folder of the trials in that of the sweep."""
+NEXT_TO_NOTHING: dict[str, float] = {"memory": 1}
+"""Tune places nothing that asks for nothing: a byte is as little as can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Search:
 
         Args:
             follower: told of what happens.
-            resume: go on with the trials in the folder.
+            resume: go on with the trials in the folder, if any began.
 
         Raises:
             ConfigError: Tune refuses what it is given.
@@ -86,7 +89,7 @@ class Search:
         trainable = self._trainable(mailbox)
         place = self.folder / TRIALS
         try:
-            if resume:
+            if resume and _can_go_on(place):
                 return tune.Tuner.restore(
                     str(place), trainable, param_space=dict(self.space), resume_unfinished=True
                 )
@@ -113,6 +116,7 @@ class Search:
     def _trainable(self, mailbox: ActorHandle) -> Any:
         worker: dict[str, Any] = dict(self.scaling._resources_per_worker_not_none)
         if self._in_one_process:
+            worker = worker if any(worker.values()) else NEXT_TO_NOTHING
             with_brief = tune.with_parameters(
                 StudentTrial, brief=self.brief, mailbox=mailbox, resources=worker
             )
@@ -120,9 +124,8 @@ class Search:
         function = tune.with_parameters(
             train_with_workers, brief=self.brief, mailbox=mailbox, scaling=self.scaling
         )
-        # The function only waits, its workers ask for what they need. Tune places nothing that
-        # asks for nothing: a byte of memory is as little as can be.
-        return tune.with_resources(function, tune.PlacementGroupFactory([{"memory": 1}]))
+        # The function only waits, its workers ask for what they need.
+        return tune.with_resources(function, tune.PlacementGroupFactory([NEXT_TO_NOTHING]))
 
     def _run_config(self, place: Path) -> tune.RunConfig:
         given = self.run_config
@@ -149,6 +152,12 @@ class Search:
         metric = self.tune_config.metric
         assert metric is not None, "with_defaults has set it"
         return [_row(trial, frames.get(trial.trial_id), metric) for trial in analysis.trials]
+
+
+def _can_go_on(place: Path) -> bool:
+    # A sweep that was stopped while it labelled has no trials yet.
+    began = any(place.glob("experiment_state-*.json"))
+    return began and tune.Tuner.can_restore(str(place))
 
 
 def _refused(error: Exception) -> ConfigError:

@@ -26,27 +26,26 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search.sample import Domain
 
 from raybrew.cluster import build_ray_object
 from raybrew.errors import ConfigError
 from raybrew.tuning.arguments import check_arguments, check_settings
-from raybrew.tuning.domains import domain_from, range_of
+from raybrew.tuning.checks import SCORE
+from raybrew.tuning.domains import domain_from, range_of, said_of
 from raybrew.tuning.ranges import Range
 
 __all__ = [
-    "SCORE",
     "check_space",
     "concurrency",
     "copies_checkpoints",
     "mutated_ranges",
+    "points_of",
     "scaling_section",
     "tune_config_from",
     "tune_run_config_from",
     "with_defaults",
 ]
-
-SCORE = "eval/score"
-"""The mean of the tasks' main metrics: what a sweep looks at if nothing else is said."""
 
 SCHEDULERS = {
     "asha": ASHAScheduler,
@@ -98,17 +97,26 @@ def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
     """
     config = config or tune.TuneConfig()
     check_settings(config)
+    full = dataclasses.replace(config, metric=config.metric or SCORE, mode=config.mode or "max")
+    # A scheduler must have neither. A searcher would quietly take others than its own.
     of_parts = [
         part
-        for part in (config.scheduler, config.search_alg)
-        if getattr(part, "metric", None) or getattr(part, "_metric", None)
+        for part, good in (
+            (config.scheduler, {"metric": (None,), "mode": (None,)}),
+            (config.search_alg, {"metric": (None, config.metric), "mode": (None, full.mode)}),
+        )
+        if any(_own(part, name) not in values for name, values in good.items())
     ]
-    if config.metric is None and of_parts:
+    if of_parts:
         raise ConfigError(
             "tune_config: expected the metric and its mode in TuneConfig alone, got one in "
             f"{', '.join(type(part).__name__ for part in of_parts)}"
         )
-    return dataclasses.replace(config, metric=config.metric or SCORE, mode=config.mode or "max")
+    return full
+
+
+def _own(part: Any, name: str) -> Any:
+    return getattr(part, name, None) or getattr(part, f"_{name}", None)
 
 
 def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
@@ -117,8 +125,7 @@ def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: names what it can't take.
     """
-    searcher: Any = config.search_alg
-    searcher = getattr(searcher, "searcher", searcher)  # where its trials are limited
+    searcher = _searcher(config)
     if not isinstance(searcher, Searcher):
         return
     grids = [p for p, each in space.items() if isinstance(each, Mapping) and "grid_search" in each]
@@ -135,6 +142,29 @@ def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
                 OptunaSearch.convert_search_space({path: each})
         except ValueError as error:
             raise ConfigError(f"space.{path}: {error}") from error
+
+
+def points_of(
+    config: tune.TuneConfig, space: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[str] | None]:
+    """Return the points that the search begins with, and the paths that each of them must name.
+
+    Args:
+        config: whose searcher has them.
+        space: Tune's search spaces, by path.
+
+    Returns:
+        The points; the paths are None where the searcher takes any.
+    """
+    searcher = _searcher(config)
+    points = getattr(searcher, "_points_to_evaluate", None) or []
+    drawn = [path for path, each in space.items() if isinstance(each, Domain)]
+    return points, drawn if isinstance(searcher, OptunaSearch) else None
+
+
+def _searcher(config: tune.TuneConfig) -> Any:
+    searcher: Any = config.search_alg
+    return getattr(searcher, "searcher", searcher)  # where its trials are limited
 
 
 def copies_checkpoints(scheduler: TrialScheduler | None) -> bool:
@@ -160,7 +190,7 @@ def mutated_ranges(scheduler: TrialScheduler | None) -> dict[str, Range]:
         if isinstance(given, list) and not given:
             raise ConfigError(f"hyperparam_mutations.{path}: expected at least one value, got []")
         found[path] = (
-            Range.choice(f"one of {given!r}", tuple(given))
+            Range.choice(f"one of {said_of(given)}", tuple(given))
             if isinstance(given, list)
             else range_of(path, given)
         )
@@ -178,12 +208,13 @@ def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
         return config.max_concurrent_trials
     worker: Any = scaling._resources_per_worker_not_none
     has = ray.cluster_resources()
-    fit = min(
+    fits = [
         math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)
         for name, need in worker.items()
         if need > 0
-    )
-    return min(fit, config.max_concurrent_trials or fit)
+    ]
+    # Without a limit of the user's (None or 0) it is what fits; workers may need nothing.
+    return min([*fits, *filter(None, [config.max_concurrent_trials])], default=None)
 
 
 def _is_mutable(path: str) -> bool:

@@ -85,6 +85,11 @@ class JobSpace:
             yield config, self.job(config)
 
     @property
+    def first(self) -> dict[str, Any]:
+        """The first value of every path."""
+        return {path: each.values[0] for path, each in self.ranges.items()}
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """Every temperature of the space, which top-k labels must be kept for.
 
@@ -110,7 +115,7 @@ class JobSpace:
                 yield f"space.{error}"
 
     def _wrong_values(self) -> Iterator[str]:
-        first = {path: each.values[0] for path, each in self.ranges.items()}
+        first = self.first
         for path, each in self.ranges.items():
             for value in each.tried:
                 try:
@@ -119,8 +124,8 @@ class JobSpace:
                     yield f"space.{path}: {each.said} can give {value!r}: {error}"
 
     def _combinations(self) -> Iterator[Config]:
-        first = {path: each.values[0] for path, each in self.ranges.items()}
-        asking = [path for path in self.ranges if self._asks(path)]
+        first = self.first
+        asking = [path for path in self.ranges if self.asks(path)]
         if self._count(list(self.ranges)) <= MOST_JOBS:
             yield from self._product(first, list(self.ranges))
             return
@@ -135,7 +140,8 @@ class JobSpace:
             if path not in asking:
                 yield from self._product(first, [path])
 
-    def _asks(self, path: str) -> bool:
+    def asks(self, path: str) -> bool:
+        """Return whether a path decides which data is encoded or what teachers are asked for."""
         with_top_k = self.base.labels.top_k is not None and path == "distillation.temperature"
         return with_top_k or (path.startswith(_ASKING) and not path.endswith(_NOT_ASKING))
 

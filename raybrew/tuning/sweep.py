@@ -23,10 +23,12 @@ from raybrew.job_values import values_of
 from raybrew.jobfile import dump_yaml
 from raybrew.judging import Metrics, judge_teachers
 from raybrew.labelling import Labelling
+from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run import Run
 from raybrew.run_folder import RunFolder
 from raybrew.student.checkpoint import STUDENT
 from raybrew.tracking import check_tracking
+from raybrew.tuning.checks import check_labels, check_metric, check_points
 from raybrew.tuning.domains import range_of
 from raybrew.tuning.following import TrialFollower
 from raybrew.tuning.ranges import Range
@@ -38,6 +40,7 @@ from raybrew.tuning.settings import (
     check_space,
     copies_checkpoints,
     mutated_ranges,
+    points_of,
     scaling_section,
     with_defaults,
 )
@@ -95,10 +98,11 @@ class _Sweep:
         self._config = with_defaults(tune_config)
         self._scaling = scaling or ScalingConfig()
         self._run_config = _named(run_config, resume=resume)
-        self._ranges: dict[str, Range] = {
-            path: range_of(path, given) for path, given in space.items()
-        }
-        self._ranges = {**mutated_ranges(self._config.scheduler), **self._ranges}
+        self._ranges: dict[str, Range] = mutated_ranges(self._config.scheduler)
+        for path, given in space.items():
+            # A path that trials begin with may change while they run.
+            begun, then = range_of(path, given), self._ranges.get(path)
+            self._ranges[path] = begun if then is None else begun.joined(then)
 
     def run(self) -> TuneResult:
         self._check()
@@ -125,13 +129,13 @@ class _Sweep:
             raise ConfigError(
                 f"tune: its report needs {', '.join(missing)}; pip install 'raybrew[tune]'"
             )
-        JobSpace(self._job, self._ranges).check()
-        if self._job.labels.on_full == "go_on":
-            raise ConfigError(
-                "labels.on_full: expected stop in a sweep (the teachers are gone by the time that "
-                "a trial needs a label that was not stored), got go_on"
-            )
+        space = JobSpace(self._job, self._ranges)
+        space.check()
+        check_metric(self._metric, space.job(space.first))
+        check_labels(self._job)
+        check_ray_arguments("scaling", {"num_workers": self._scaling.num_workers})
         check_space(self._config, self._given)
+        check_points(*points_of(self._config, self._given), self._given, space)
         if self._resume:
             where = self._run_config
             check_is_sweep(RunFolder(str(where.storage_path), str(where.name)).path)

@@ -10,10 +10,10 @@ from ray.tune.search.optuna import OptunaSearch
 
 import raybrew as rb
 from raybrew.run_folder import RunFolder
+from raybrew.tuning.checks import SCORE
 from raybrew.tuning.domains import range_of
 from raybrew.tuning.remembered import check_is_sweep, remember
 from raybrew.tuning.settings import (
-    SCORE,
     check_space,
     concurrency,
     copies_checkpoints,
@@ -154,6 +154,26 @@ def test_the_score_is_the_metric_where_none_is_named():
         with_defaults(tune.TuneConfig(scheduler=ASHAScheduler(metric="x", mode="max")))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"scheduler": {"asha": {"mode": "max"}}},
+        {"scheduler": {"median_stopping": {"mode": "min"}}},
+        {"scheduler": {"asha": {"metric": SCORE}}, "metric": SCORE},
+        {"search_alg": {"optuna": {"mode": "min"}}},
+        {"search_alg": {"optuna": {"metric": "train/sum/loss"}}, "metric": SCORE},
+    ],
+)
+def test_metric_and_mode_stand_in_one_place(values):
+    with pytest.raises(rb.ConfigError, match="metric and its mode in TuneConfig alone, got one in"):
+        with_defaults(tune_config_from(values))
+
+
+def test_a_searcher_may_say_the_same_metric_and_mode():
+    optuna = {"optuna": {"metric": SCORE, "mode": "max"}}
+    assert with_defaults(tune_config_from({"search_alg": optuna, "metric": SCORE})).mode == "max"
+
+
 def test_population_based_training_changes_what_can_change_alone():
     yaml = {
         "perturbation_interval": 1,
@@ -188,3 +208,10 @@ def test_trials_of_several_workers_are_no_more_than_fit(monkeypatch):
     assert concurrency(tune.TuneConfig(), pairs) == 4
     assert concurrency(tune.TuneConfig(max_concurrent_trials=2), pairs) == 2
     assert concurrency(tune.TuneConfig(), ScalingConfig()) is None
+
+
+def test_workers_that_need_nothing_fit_as_often_as_the_user_says(monkeypatch):
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 9.0})
+    pairs = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0})
+    assert concurrency(tune.TuneConfig(), pairs) is None
+    assert concurrency(tune.TuneConfig(max_concurrent_trials=2), pairs) == 2

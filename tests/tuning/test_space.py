@@ -220,3 +220,25 @@ def test_what_is_no_space_in_yaml_is_said_with_its_path(given, what):
     with pytest.raises(rb.ConfigError, match=what) as error:
         space_from({"training.seed": given})
     assert "space.training.seed" in str(error.value)
+
+
+def test_what_is_remembered_of_a_space_is_the_same_in_every_process():
+    class Live:
+        pass
+
+    def made() -> list[str]:
+        def function(spec: Any) -> float:
+            return 1.0
+
+        given = (
+            tune.sample_from(lambda spec: 1.0),
+            tune.sample_from(function),
+            tune.choice([function, made]),
+            tune.grid_search([Live().__init__]),
+            Live(),
+        )
+        return [range_of("x", each).said for each in given]
+
+    said = made()
+    assert not any("0x" in each for each in said)  # an address, which the next process hasn't got
+    assert "made.<locals>.function" in said[1]
