@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from datasets import config as datasets_config
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from raybrew.data.csv_files import read_csv
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 from raybrew.hub import hub_in_reach
@@ -76,13 +77,13 @@ def _file(place: Path, what: str) -> Dataset:
         raise _missing(place, what)
     if place.suffix.lower() == ".json" and is_squad(place):
         return read_squad(place, what)
-    options: dict[str, Any] = {"sep": "\t"} if place.suffix.lower() == ".tsv" else {}
     if not place.stat().st_size:
         raise DataError(f"{what}: expected rows, got an empty file ({place})")
+    builder = _BUILDERS[place.suffix.lower()]
     try:
-        loaded = datasets.load_dataset(
-            _BUILDERS[place.suffix.lower()], data_files=str(place), split="train", **options
-        )
+        if builder == "csv":
+            return read_csv(place)
+        loaded = datasets.load_dataset(builder, data_files=str(place), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         if "corresponds to no data" in reason:

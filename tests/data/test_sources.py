@@ -68,6 +68,27 @@ def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd)
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_words_for_missing_numbers_are_texts_among_texts(kind, tmp_path):
+    rows = ["text,tag,score,n", "null,None,1.5,1", "nan,NA,nan,", "c,null,NA,3", "d,,,NULL"]
+    path = tmp_path / f"rows.{kind}"
+    path.write_text("\n".join(rows).replace(",", "\t" if kind == "tsv" else ","))
+    assert load(str(path)) == {
+        "text": ["null", "nan", "c", "d"],
+        "tag": ["None", "NA", "null", None],
+        "score": [1.5, None, None, None],
+        "n": [1, None, 3, None],
+    }
+
+
+def test_classes_of_a_csv_file_may_be_called_none(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,None\nb,NA\nc,yes\nd,\n")
+    names, labels, _ = read_labels(task(), load_source(str(path), "t"), None)
+    assert names == ("NA", "None", "yes")
+    assert labels.tolist() == [1, 0, 2, -1]
+
+
 @pytest.mark.parametrize("code", ["latin-1", "utf-16"])
 def test_a_json_file_of_another_encoding_is_a_data_error(code, tmp_path):
     path = tmp_path / "rows.json"

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 import raybrew as rb
+from raybrew.data.sources import load_source
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.kinds import KINDS
 from raybrew.kinds.regression import regression_metrics
@@ -63,6 +64,15 @@ def test_wrong_sets_are_named(labels, said):
 def test_a_class_alone_is_no_set(names):
     with pytest.raises(rb.DataError, match="row 0: expected a list of classes"):
         rows_of(SETS, ["art"], label_names=names)
+
+
+def test_numbers_of_a_csv_file_may_be_missing(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nNA,1.5\nb,nan\nc,NA\nd,\n")
+    _, rows, _ = NUMBERS.read(task("regression"), load_source(str(path), "t"), None)
+    assert rows.texts[0] == "NA"
+    assert rows.labels[0] == 1.5
+    assert np.isnan(rows.labels[1:]).all()
 
 
 def split_of(labels: np.ndarray) -> EncodedSplit:
