@@ -1,7 +1,7 @@
 """CSV and TSV files, where a text is what stands there and a number may be missing.
 
-    number columns    1.5  nan  NA  (blank)   ──►  1.5   null   null   null
-    text columns      yes  nan  NA  (blank)   ──►  yes   nan    NA     null
+number columns    1.5  nan  NA  (blank)   ──►  1.5   null   null   null
+text columns      yes  nan  NA  (blank)   ──►  yes   nan    NA     null
 """
 
 from pathlib import Path

@@ -45,7 +45,8 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
     if not len(loaded):
         shown = source if isinstance(source, str) else "a datasets.Dataset"
         raise DataError(f"{what}: expected rows, got an empty data set ({shown})")
-    return loaded
+    # As Python's values: a format of tensors or arrays would change what the columns hold.
+    return loaded.with_format(None) if loaded.format["type"] is not None else loaded
 
 
 def _load(source: str, what: str) -> Dataset:

@@ -42,8 +42,7 @@ def model_fingerprint(
     weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     if not weights:
         raise ConfigError(
-            f"teacher {folder}: expected weights ({' or '.join(_WEIGHTS)}), got "
-            f"{held_by(folder)}"
+            f"teacher {folder}: expected weights ({' or '.join(_WEIGHTS)}), got {held_by(folder)}"
         )
     digest = xxhash.xxh3_128()
     code = sorted(folder.glob("*.py")) if own_code else []
