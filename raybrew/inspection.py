@@ -12,6 +12,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from raybrew.errors import ConfigError
 from raybrew.models import bigru
 from raybrew.models.parameters import count_parameters, display_parameters, latency_ms, size_mb
+from raybrew.models.positions import most_positions
 from raybrew.models.pretrained import (
     BUILD_ERRORS,
     architecture_of,
@@ -105,9 +106,8 @@ def render_inspection(found: Inspection) -> str:
 
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
-    most = getattr(config, "max_position_embeddings", None)
-    # XLNet writes -1: any length.
-    if isinstance(most, int) and 0 < most < length:
+    most = most_positions(config)
+    if most is not None and length > most:
         raise ConfigError(f"--length: expected at most {most} for {name}, got {length}")
     model = _load(name, config)
     speed, untimed = None, ""

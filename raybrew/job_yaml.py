@@ -19,6 +19,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse a key that comes twice, of which PyYAML would keep the last."""
+        if not isinstance(node, yaml.MappingNode):  # `!!map [1]`, which PyYAML refuses
+            return super().construct_mapping(node, deep=deep)
         seen: dict[str, int] = {}
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

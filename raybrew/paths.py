@@ -5,7 +5,10 @@ from pathlib import Path
 
 from raybrew.errors import ConfigError, DataError
 
-__all__ = ["data_path", "user_path"]
+__all__ = ["data_path", "held_by", "names_in", "user_path"]
+
+_SHOWN = 8
+"""Names of a folder that a message lists."""
 
 
 def user_path(
@@ -33,6 +36,23 @@ def user_path(
     else:
         return place
     raise error(f"{what}: expected a path, got {_short(path)}: {got}")
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none where it can't be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def held_by(folder: Path) -> str:
+    """Say for a message what a folder holds, or that it can't be read."""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as refused:
+        return f"what can't be read ({refused.strerror})"
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "") or "nothing"
 
 
 def data_path(source: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
@@ -40,13 +40,7 @@ class RunFolder:
 
     def __init__(self, storage_path: str, name: str):
         check_ray_arguments("run", {"name": name, "storage_path": storage_path})
-        scheme = urlsplit(storage_path).scheme
-        if scheme not in ("", "file"):
-            raise ConfigError(
-                f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
-                f"{storage_path!r}; {scheme}:// is not supported"
-            )
-        storage = user_path(urlsplit(storage_path).path, "run.storage_path")
+        storage = user_path(_local(storage_path), "run.storage_path")
         self.path = user_path(storage.absolute() / name, "run.name")
         self._made: list[Path] = []  # the folder and those it is in, where they were not there
         self._before: set[str] | None = None  # what it held
@@ -144,6 +138,24 @@ class RunFolder:
         shutil.copytree(source, temporary)
         shutil.rmtree(self.student, ignore_errors=True)
         temporary.rename(self.student)
+
+
+def _local(storage_path: str) -> str:
+    """Return the path that a text is, or that a `file:` URI stands for."""
+    parts = urlsplit(storage_path)
+    if not parts.scheme:
+        return storage_path
+    if parts.scheme != "file":
+        raise ConfigError(
+            f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
+            f"{storage_path!r}; {parts.scheme}:// is not supported"
+        )
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"run.storage_path: expected file:///<path>, with # as %23 and ? as %3F, got "
+            f"{storage_path!r}; a path alone is taken as it is"
+        )
+    return unquote(parts.path)
 
 
 def _remove(path: Path) -> None:

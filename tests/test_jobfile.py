@@ -106,6 +106,9 @@ def test_paths_of_the_file_that_exist_beside_it_are_taken_from_there(file, tmp_p
         ("x: !!bool foo\n", "got: 'foo', which is no !!bool"),
         ("x: !!int foo\n", "got: 'foo', which is no !!int"),
         ("x: !!timestamp foo\n", "got: 'foo', which is no !!timestamp"),
+        ("x: !!map [1, 2]\n", "line 1, column 4: expected YAML, got: expected a mapping node"),
+        ("x: !!set [1]\n", "expected a mapping node, but found sequence"),
+        ("x: !!map foo\n", "expected a mapping node, but found scalar"),
         ("a: \x07\n", "expected YAML, got: unacceptable character"),
     ],
 )

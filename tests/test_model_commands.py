@@ -150,6 +150,23 @@ def test_inspect_shows_the_tree_and_the_figures(folder, student, capfd):
     assert "Traceback" not in err
 
 
+def test_inspect_knows_the_positions_that_roberta_reserves(tmp_path, capfd):
+    config = transformers.RobertaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=514,
+    )
+    transformers.RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    timed = ("--batch-size", "2")
+    assert raybrew("inspect", str(tmp_path), "--length", "513", *timed) == 2
+    assert "--length: expected at most 512" in capfd.readouterr().err
+    assert raybrew("inspect", str(tmp_path), "--length", "512", *timed) == 0
+    assert "examples of 512 tokens" in capfd.readouterr().out
+
+
 class Trap:
     def __reduce__(self):
         return exec, ("raise AssertionError('code among weights was run')",)

@@ -36,6 +36,26 @@ def test_a_path_that_cant_be_looked_up_names_its_field(place, path, got):
         PLACES[place](path)
 
 
+@pytest.mark.parametrize(
+    ("storage", "folder"),
+    [
+        ("/data/a#b", "/data/a#b"),
+        ("/data/a?b", "/data/a?b"),
+        ("/data/a%20b", "/data/a%20b"),
+        ("file:///data/a%20b%23c", "/data/a b#c"),
+        ("file://localhost/data/a", "/data/a"),
+    ],
+)
+def test_a_storage_path_is_taken_whole(storage, folder):
+    assert RunFolder(storage, "run").path == Path(folder) / "run"
+
+
+@pytest.mark.parametrize("storage", ["file:///data/a#b", "file:///data/a?b", "file://data/a"])
+def test_a_uri_that_would_be_cut_is_refused(storage):
+    with pytest.raises(rb.ConfigError, match=r"run\.storage_path: expected file:///<path>.*got"):
+        RunFolder(storage, "run")
+
+
 def test_a_runs_name_may_be_too_long(tmp_path):
     with pytest.raises(rb.ConfigError, match=r"run\.name: expected a name .*of at most 200 bytes"):
         RunFolder(str(tmp_path), LONG)

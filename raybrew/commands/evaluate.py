@@ -30,7 +30,7 @@ def evaluate(path: Path, models: Sequence[str], task: str | None, overrides: Seq
     run = path if path.is_dir() else None
     file = path / "job.yaml" if run else path
     if not models:
-        if run is None or not (run / "student").is_dir():
+        if run is None or not user_path(run / "student", "student").is_dir():
             raise ConfigError(
                 f"evaluate: expected a model to evaluate, or the folder of a run with a student, "
                 f"got {str(path)!r} alone"
@@ -55,8 +55,10 @@ def _shown(figures: dict[str, float], name: str) -> str:
 
 def _kind_of(file: Path) -> type[DistillJob] | type[TrainJob]:
     """Tell the two kinds of job apart; what is wrong with the file is for `load_job` to say."""
-    if not file.is_file():
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return DistillJob
-    values = parse_yaml(file.read_text(encoding="utf-8", errors="replace"), str(file))
+    values = parse_yaml(text, str(file))
     trains = isinstance(values, dict) and "model" in values and "teachers" not in values
     return TrainJob if trains else DistillJob

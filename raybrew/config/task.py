@@ -1,5 +1,6 @@
 """What is to be learnt: a data set, its columns, and what a prediction is."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -127,8 +128,8 @@ class Task(Section):
             raise ValueError("expected `text_pair`, the column of the passages, got null")
         if self.kind == "token-classification" and self.text_pair is not None:
             raise ValueError("expected no `text_pair` for words, got " + repr(self.text_pair))
-        names = self.label_names or ()
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter(self.label_names or ())
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ValueError(f"expected different `label_names`, got {', '.join(twice)} twice")
         return self

@@ -65,10 +65,12 @@ def _answers(value: Any, passage: str, where: str, column: str, search: bool) ->
     for text, start in pairs:
         if not isinstance(text, str):
             raise DataError(f"{where}: expected answers as text in {column!r}, got {text!r}")
-        got = passage[start : start + len(text)] if isinstance(start, int) else None
+        known = isinstance(start, int) and not isinstance(start, bool)
+        # A negative one would count from the end.
+        got = passage[start : start + len(text)] if known and start >= 0 else None
         if got == text and text:
             answers.append(Answer(text, start))
-        elif search and isinstance(start, int) and text:
+        elif search and known and text:
             answers.append(Answer(text, _nearest(text, start, passage), moved=True))
         else:
             raise DataError(

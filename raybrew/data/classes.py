@@ -1,6 +1,6 @@
 """Classes of labels: their names, and the number of each label among them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from raybrew.data.columns import read_column
 from raybrew.data.split import UNLABELLED
 from raybrew.errors import DataError
 
-__all__ = ["class_names", "class_numbers", "read_labels"]
+__all__ = ["class_index", "class_names", "class_numbers", "read_labels"]
 
 MAX_NUMBERED = 1 << 20
 """Most classes that a largest number may stand for; an identifier is no class."""
@@ -63,7 +63,7 @@ def class_names(
     if task.label_names is not None:
         return tuple(task.label_names)
     column = [
-        _checked(value, f"{what}.train: row {row}", task.label)
+        _checked(value, what, row, task.label)
         for row, values in enumerate(rows)
         for value in values
     ]
@@ -88,8 +88,27 @@ def class_names(
     return names
 
 
+def class_index(names: Sequence[str]) -> dict[str | bool, int]:
+    """Return the number of each name, and those of True and False where classes are called so.
+
+    CSV files say `true` and `false` in any case, and are read as bools.
+    """
+    index: dict[str | bool, int] = {name: number for number, name in enumerate(names)}
+    for value in (True, False):
+        called = [n for n, name in enumerate(names) if name.casefold() == str(value).casefold()]
+        if len(called) == 1:
+            index[value] = called[0]
+    return index
+
+
 def class_numbers(
-    column: Sequence[Any], names: Sequence[str], what: str, label: str, row: int | None = None
+    column: Sequence[Any],
+    names: Sequence[str],
+    what: str,
+    label: str,
+    row: int | None = None,
+    *,
+    index: Mapping[str | bool, int] | None = None,
 ) -> np.ndarray:
     """Return a column of labels as class numbers, int64 (N,), -1 where there is none.
 
@@ -99,14 +118,16 @@ def class_numbers(
         what: the job's field of the split, for messages.
         label: name of the column.
         row: whose labels they all are; None where each is that of its own row.
+        index: `class_index(names)`, where it is there already.
 
     Raises:
         DataError: a label is outside of the classes; names its row.
     """
-    index = {name: number for number, name in enumerate(names)}
+    index = class_index(names) if index is None else index
     numbers = np.empty(len(column), np.int64)
     for at, value in enumerate(column):
-        number = index.get(value) if isinstance(value, str) else _class_number(value)
+        named = isinstance(value, str | bool)
+        number = index.get(value) if named else _class_number(value)
         if number is None or number >= len(names):
             raise DataError(
                 f"{what}: row {at if row is None else row}: expected a label of the {len(names)} "
@@ -127,13 +148,13 @@ def _class_number(value: Any) -> int | None:
     return max(int(value), UNLABELLED)
 
 
-def _checked(value: Any, where: str, label: str) -> str | int:
+def _checked(value: Any, what: str, row: int, label: str) -> str | int:
     """Return a label's name or number."""
     found = value if isinstance(value, str) else _class_number(value)
     if found is None:
         raise DataError(
-            f"{where}: expected a class as a name or a number from 0 in {label!r}, got {value!r}, "
-            f"a {type(value).__name__}"
+            f"{what}.train: row {row}: expected a class as a name or a number from 0 in "
+            f"{label!r}, got {value!r}, a {type(value).__name__}"
         )
     return found
 

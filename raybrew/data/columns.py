@@ -84,7 +84,7 @@ def read_routes(
     index = {name: number for number, name in enumerate(teachers)}
     values = read_column(dataset, task.teacher_column, what)
     for row, value in enumerate(values):
-        if value not in index:
+        if not isinstance(value, str) or value not in index:
             raise DataError(
                 f"{what}: row {row}: expected a teacher of the task ({', '.join(teachers)}) in "
                 f"{task.teacher_column!r}, got {value!r}"

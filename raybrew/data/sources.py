@@ -10,12 +10,13 @@ from typing import Any
 import datasets
 from datasets import Dataset, DatasetDict
 from datasets import config as datasets_config
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 
+from raybrew.data.csv_files import read_csv
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 from raybrew.hub import hub_in_reach
-from raybrew.paths import data_path, user_path
+from raybrew.paths import data_path, held_by, names_in, user_path
 
 __all__ = ["load_source", "quiet_datasets"]
 
@@ -44,7 +45,8 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
     if not len(loaded):
         shown = source if isinstance(source, str) else "a datasets.Dataset"
         raise DataError(f"{what}: expected rows, got an empty data set ({shown})")
-    return loaded
+    # As Python's values: a format of tensors or arrays would change what the columns hold.
+    return loaded.with_format(None) if loaded.format["type"] is not None else loaded
 
 
 def _load(source: str, what: str) -> Dataset:
@@ -74,17 +76,19 @@ def _load(source: str, what: str) -> Dataset:
 def _file(place: Path, what: str) -> Dataset:
     if not place.is_file():
         raise _missing(place, what)
-    if place.suffix.lower() == ".json" and is_squad(place):
-        return read_squad(place, what)
-    options: dict[str, Any] = {"sep": "\t"} if place.suffix.lower() == ".tsv" else {}
     if not place.stat().st_size:
         raise DataError(f"{what}: expected rows, got an empty file ({place})")
+    builder = _BUILDERS[place.suffix.lower()]
     try:
-        loaded = datasets.load_dataset(
-            _BUILDERS[place.suffix.lower()], data_files=str(place), split="train", **options
-        )
+        if place.suffix.lower() == ".json" and is_squad(place):
+            return read_squad(place, what)
+        if builder == "csv":
+            return read_csv(place)
+        loaded = datasets.load_dataset(builder, data_files=str(place), split="train")
+    except DataError:
+        raise
     except (DatasetGenerationError, ValueError, OSError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        reason = _reason(error)
         if "corresponds to no data" in reason:
             raise DataError(f"{what}: expected rows, got an empty data set ({place})") from error
         raise DataError(f"{what}: {place} can't be read as {place.suffix}: {reason}") from error
@@ -97,12 +101,11 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
         loaded = datasets.load_from_disk(str(place))
     # KeyError, TypeError: of JSON files that say something else.
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        files = sorted(path.name for path in place.iterdir())[:8]
         told = isinstance(error, ValueError | OSError)
-        reason = "" if told else f", which can't be read ({type(error).__name__}: {error})"
+        reason = "" if told else f"; it can't be read ({type(error).__name__}: {error})"
         raise DataError(
-            f"{what}: expected a folder that `save_to_disk` wrote, got {place} with "
-            f"{', '.join(files) or 'nothing'} in it{reason}"
+            f"{what}: expected a folder that `save_to_disk` wrote, got {place}, which holds "
+            f"{held_by(place)}{reason}"
         ) from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
@@ -120,10 +123,10 @@ def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
     try:
         with _offline_without_hub():
             loaded = _from_hub(name, config, split)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(
             f"{what}: {name!r} is no file or folder here, and as a hub id it can't be had: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"{_reason(error)}"
         ) from error
     assert isinstance(loaded, Dataset)
     return loaded
@@ -145,13 +148,18 @@ def _from_hub(name: str, config: str | None, split: str) -> Any:
         return datasets.load_dataset(name, data_dir=config, split=split, revision=PARQUET_BRANCH)
 
 
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says; of one that the builder wraps, its cause's."""
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+    return (str(cause or error).strip().splitlines() or [type(cause or error).__name__])[0]
+
+
 def _missing(place: Path, what: str) -> DataError:
     parent = place.parent
     if not parent.is_dir():
         return DataError(f"{what}: expected a data set at {place}, but there is no folder {parent}")
-    names = [path.name for path in parent.iterdir()]
-    near = difflib.get_close_matches(place.name, names, 3, 0.4) or sorted(names)[:5]
-    hint = f"; {parent} has {', '.join(near)}" if near else f"; {parent} is empty"
+    near = difflib.get_close_matches(place.name, names_in(parent), 3, 0.4)
+    hint = f"; {parent} has {', '.join(near) or held_by(parent)}"
     return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
 
 

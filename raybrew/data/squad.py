@@ -23,6 +23,7 @@ _FEATURES = Features(
     }
 )
 _HEAD = 4096
+_MOST = (1 << 63) - 1
 
 
 def is_squad(path: Path) -> bool:
@@ -45,7 +46,7 @@ def read_squad(path: Path, what: str) -> Dataset:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            _row(question, paragraph["context"])
+            _row(question, paragraph["context"], f"{what}: {path}")
             for article in content["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
@@ -55,14 +56,14 @@ def read_squad(path: Path, what: str) -> Dataset:
         return Dataset.from_list(rows, features=_FEATURES)
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{what}: expected questions in SQuAD's form (data, paragraphs, qas) in {path}, got "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def _row(question: dict[str, Any], context: str) -> dict[str, Any]:
+def _row(question: dict[str, Any], context: str, where: str) -> dict[str, Any]:
     answers = [] if question.get("is_impossible") else question["answers"]
     # CMRC repeats an answer, once a person who gave it.
     return {
@@ -71,6 +72,17 @@ def _row(question: dict[str, Any], context: str) -> dict[str, Any]:
         "context": context,
         "answers": {
             "text": [answer["text"] for answer in answers],
-            "answer_start": [answer["answer_start"] for answer in answers],
+            "answer_start": [_start(answer, question, where) for answer in answers],
         },
     }
+
+
+def _start(answer: dict[str, Any], question: dict[str, Any], where: str) -> int:
+    start = answer["answer_start"]
+    whole = isinstance(start, int) or (isinstance(start, float) and start.is_integer())
+    if isinstance(start, bool) or not whole or abs(start) > _MOST:
+        raise DataError(
+            f"{where}: question {question['id']!r}: expected a whole number of characters as "
+            f"answer_start, got {start!r}"
+        )
+    return int(start)

@@ -1,6 +1,6 @@
 """Any number of classes for each text: each is there or not by itself."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Task
-from raybrew.data.classes import class_names, class_numbers
+from raybrew.data.classes import class_index, class_names, class_numbers
 from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
@@ -41,10 +41,11 @@ class MultiLabel(Kind):
             names = tuple(map(str, range(max(len(each or ()) for each in column))))
         else:
             names = class_names(task, listed, feature, what)
-        rows = _rows(task, train, names, f"{what}.train")
+        rows = _rows(task, train, column, names, f"{what}.train")
         if evaluation is None:
             return names, rows, None
-        return names, rows, _rows(task, evaluation, names, f"{what}.eval")
+        other = read_lists(evaluation, task.label, f"{what}.eval", "classes")
+        return names, rows, _rows(task, evaluation, other, names, f"{what}.eval")
 
     def num_labelled(self, rows: Rows) -> int:
         """Count rows whose classes are known."""
@@ -81,14 +82,25 @@ class MultiLabel(Kind):
         return "f1_micro"
 
 
-def _rows(task: Task, dataset: Dataset, names: Sequence[str], what: str) -> Rows:
-    column = read_lists(dataset, task.label, what, "classes")
-    labels = np.stack([_classes(task, row, value, names, what) for row, value in enumerate(column)])
-    return read_rows(task, dataset, what, labels)
+def _rows(
+    task: Task,
+    dataset: Dataset,
+    column: list[list[Any] | None],
+    names: Sequence[str],
+    what: str,
+) -> Rows:
+    index = class_index(names)
+    labels = [_classes(task, row, value, names, index, what) for row, value in enumerate(column)]
+    return read_rows(task, dataset, what, np.stack(labels))
 
 
 def _classes(
-    task: Task, row: int, value: list[Any] | None, names: Sequence[str], what: str
+    task: Task,
+    row: int,
+    value: list[Any] | None,
+    names: Sequence[str],
+    index: Mapping[str | bool, int],
+    what: str,
 ) -> np.ndarray:
     """Return 0 or 1 for each class, int64 (C,), or -1 for all of them."""
     if value is None:
@@ -101,7 +113,7 @@ def _classes(
                 f"in {task.label!r}, got {len(value)} of them"
             )
         return np.array(value, np.int64)
-    numbers = class_numbers(value, names, what, task.label, row)
+    numbers = class_numbers(value, names, what, task.label, row, index=index)
     if (numbers < 0).any():
         raise DataError(
             f"{what}: row {row}: expected classes in {task.label!r}, got {value!r}; a row without "

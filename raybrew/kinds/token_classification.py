@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from raybrew.config import Task
-from raybrew.data.classes import class_names, class_numbers
+from raybrew.data.classes import class_index, class_names, class_numbers
 from raybrew.data.columns import Rows, read_lists, read_words
 from raybrew.data.encoding import EncodedView, view_from_ids
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
@@ -44,14 +44,14 @@ class TokenClassification(Kind):
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
         """Read words and their tags; see `Kind.read`."""
         what = f"tasks[{task.name}]"
-        read_words(train, task.text, f"{what}.train")
-        tags = read_lists(train, task.label, f"{what}.train", "tags")
+        words, tags = _columns(task, train, f"{what}.train")
         feature = getattr(train.features[task.label], "feature", None)
         names = class_names(task, (t or () for t in tags), feature, what)
-        rows = _rows(task, train, names, f"{what}.train")
+        rows = _rows(task, words, tags, names, f"{what}.train")
         if evaluation is None:
             return names, rows, None
-        return names, rows, _rows(task, evaluation, names, f"{what}.eval")
+        words, tags = _columns(task, evaluation, f"{what}.eval")
+        return names, rows, _rows(task, words, tags, names, f"{what}.eval")
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -152,24 +152,33 @@ def word_metrics(
     }
 
 
-def _rows(task: Task, dataset: Dataset, names: Sequence[str], what: str) -> Rows:
+def _columns(
+    task: Task, dataset: Dataset, what: str
+) -> tuple[list[list[str]], list[list[Any] | None]]:
     words = read_words(dataset, task.text, what)
-    tags = read_lists(dataset, task.label, what, "tags")
-    labels = [_tags(task, row, words[row], tags[row], names, what) for row in range(len(words))]
+    return words, read_lists(dataset, task.label, what, "tags")
+
+
+def _rows(
+    task: Task,
+    words: list[list[str]],
+    tags: list[list[Any] | None],
+    names: Sequence[str],
+    what: str,
+) -> Rows:
+    index = class_index(names)
+    labels = []
+    for row, (said, given) in enumerate(zip(words, tags, strict=True)):
+        if given is None:
+            labels.append(np.full(len(said), -1))
+            continue
+        if len(given) != len(said):
+            raise DataError(
+                f"{what}: row {row}: expected a tag for each of the {len(said)} words in "
+                f"{task.text!r}, got {len(given)} in {task.label!r}"
+            )
+        labels.append(class_numbers(given, names, what, task.label, row, index=index))
     return Rows(words, labels=labels)
-
-
-def _tags(
-    task: Task, row: int, words: list[str], tags: list[Any] | None, names: Sequence[str], what: str
-) -> np.ndarray:
-    if tags is None:
-        return np.full(len(words), -1)
-    if len(tags) != len(words):
-        raise DataError(
-            f"{what}: row {row}: expected a tag for each of the {len(words)} words in "
-            f"{task.text!r}, got {len(tags)} in {task.label!r}"
-        )
-    return class_numbers(tags, names, what, task.label, row)
 
 
 def _by_token(

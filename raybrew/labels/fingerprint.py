@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 from raybrew.errors import ConfigError
+from raybrew.paths import held_by
 
 __all__ = ["model_fingerprint"]
 
@@ -41,8 +42,7 @@ def model_fingerprint(
     weights = sorted({path for pattern in _WEIGHTS for path in folder.glob(pattern)})
     if not weights:
         raise ConfigError(
-            f"teacher {folder}: expected weights ({' or '.join(_WEIGHTS)}), got "
-            f"{', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'an empty folder'}"
+            f"teacher {folder}: expected weights ({' or '.join(_WEIGHTS)}), got {held_by(folder)}"
         )
     digest = xxhash.xxh3_128()
     code = sorted(folder.glob("*.py")) if own_code else []

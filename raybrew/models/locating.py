@@ -2,10 +2,11 @@
 
 import difflib
 import re
+from os.path import isdir, isfile  # of what may not be looked at they say no
 from pathlib import Path
 
 from raybrew.errors import ConfigError
-from raybrew.paths import user_path
+from raybrew.paths import held_by, names_in, user_path
 
 __all__ = ["locate"]
 
@@ -26,12 +27,10 @@ def locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
     """
     folder = user_path(path, what)
     if folder.is_dir():
-        if not any(file.is_file() for pattern in patterns for file in folder.glob(pattern)):
-            held = sorted(entry.name for entry in folder.iterdir())
-            listing = ", ".join(held[:8]) + (", …" if len(held) > 8 else "")
+        if not any(isfile(file) for pattern in patterns for file in folder.glob(pattern)):
             raise ConfigError(
                 f"{what}: expected a folder with {noun}, got {path!r}, which holds "
-                + (listing or "nothing")
+                f"{held_by(folder)}"
             )
         return str(folder)
     if folder.exists():
@@ -50,6 +49,6 @@ def locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
 def _sibling(folder: Path) -> str:
     if not folder.parent.is_dir():
         return ""
-    names = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
+    names = [name for name in names_in(folder.parent) if isdir(folder.parent / name)]
     near = difflib.get_close_matches(folder.name, names, n=1)
     return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""

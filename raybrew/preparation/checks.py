@@ -12,6 +12,7 @@ from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.model_source import ModelSource
 from raybrew.models.multitask import Head, multitask_config
+from raybrew.models.positions import most_positions
 from raybrew.models.students import student_config
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
@@ -248,12 +249,9 @@ def _names(config: PreTrainedConfig) -> tuple[str, ...]:
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task) -> None:
-    most = getattr(config, "max_position_embeddings", None)
-    # RoBERTa counts positions from the padding id on.
-    reserved = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
-    # XLNet writes -1: any length.
-    if most is not None and most > 0 and task.max_length > most - reserved:
+    most = most_positions(config)
+    if most is not None and task.max_length > most:
         raise ConfigError(
-            f"tasks[{task.name}].max_length: expected at most {most - reserved}, the positions of "
-            f"the model of {what}, got {task.max_length}"
+            f"tasks[{task.name}].max_length: expected at most {most}, the positions of the model "
+            f"of {what}, got {task.max_length}"
         )

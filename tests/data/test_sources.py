@@ -68,6 +68,38 @@ def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd)
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_a_format_of_tensors_changes_nothing(form, data, tmp_path):
+    shaped = data.with_format(form)
+    names, labels, _ = read_labels(task(), load_source(shaped, "t"), None)
+    assert (names, labels.tolist()) == (("0", "1"), ROWS["label"])
+    assert read_rows(task(), load_source(shaped, "t"), "t").texts == ROWS["text"]
+    assert shaped.format["type"] == form
+    shaped.save_to_disk(str(tmp_path / "saved"))
+    assert read_column(load_source(str(tmp_path / "saved"), "t"), "label", "t") == ROWS["label"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_words_for_missing_numbers_are_texts_among_texts(kind, tmp_path):
+    rows = ["text,tag,score,n", "null,None,1.5,1", "nan,NA,nan,", "c,null,NA,3", "d,,,NULL"]
+    path = tmp_path / f"rows.{kind}"
+    path.write_text("\n".join(rows).replace(",", "\t" if kind == "tsv" else ","))
+    assert load(str(path)) == {
+        "text": ["null", "nan", "c", "d"],
+        "tag": ["None", "NA", "null", None],
+        "score": [1.5, None, None, None],
+        "n": [1, None, 3, None],
+    }
+
+
+def test_classes_of_a_csv_file_may_be_called_none(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,None\nb,NA\nc,yes\nd,\n")
+    names, labels, _ = read_labels(task(), load_source(str(path), "t"), None)
+    assert names == ("NA", "None", "yes")
+    assert labels.tolist() == [1, 0, 2, -1]
+
+
 @pytest.mark.parametrize("code", ["latin-1", "utf-16"])
 def test_a_json_file_of_another_encoding_is_a_data_error(code, tmp_path):
     path = tmp_path / "rows.json"
@@ -189,6 +221,17 @@ def test_classes_come_from_the_job_the_feature_the_strings_or_the_numbers(data):
     assert train.tolist() == [2, -1, 0, -1]
     coded = made(["u", "v"]).class_encode_column("label")
     assert read_labels(task(), coded, None)[0] == ("u", "v")
+
+
+def test_classes_called_true_and_false_may_be_bools(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,true\nb,false\nc,\nd,TRUE\n")
+    asked = task(label_names=["false", "True"])
+    names, labels, _ = read_labels(asked, load_source(str(path), "t"), None)
+    assert names == ("false", "True")
+    assert labels.tolist() == [1, 0, -1, 1]
+    with pytest.raises(DataError, match=r"row 0: expected a label.*True, true, no.*got True"):
+        read_labels(task(label_names=["True", "true", "no"]), made([True]), None)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 import raybrew as rb
+from raybrew.data.sources import load_source
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.kinds import KINDS
 from raybrew.kinds.regression import regression_metrics
@@ -59,10 +60,42 @@ def test_wrong_sets_are_named(labels, said):
         rows_of(SETS, labels, label_names=TOPICS)
 
 
+def test_a_column_of_sets_is_read_once_a_split(monkeypatch):
+    read, real = [], Dataset.__getitem__
+
+    def reading(self, key):
+        read.extend([(len(self), key)] if isinstance(key, str) else [])
+        return real(self, key)
+
+    monkeypatch.setattr(Dataset, "__getitem__", reading)
+    train = Dataset.from_dict({"text": ["w1", "w2"], "label": [["b"], ["a", "b"]]})
+    other = Dataset.from_dict({"text": ["w1"], "label": [["a"]]})
+    names, rows, evaluation = SETS.read(task("multi-label"), train, other)
+    assert sorted(read) == [(1, "label"), (1, "text"), (2, "label"), (2, "text")]
+    assert names == ("a", "b")
+    assert rows.labels.tolist() == [[0, 1], [1, 1]]
+    assert evaluation is not None
+    assert evaluation.labels.tolist() == [[1, 0]]
+
+
+def test_names_that_come_twice_or_thrice_are_said_once_in_order():
+    with pytest.raises(ValueError, match="expected different `label_names`, got a, c twice"):
+        task("multi-label", label_names=["c", "b", "a", "c", "a", "c"])
+
+
 @pytest.mark.parametrize("names", [TOPICS, None])
 def test_a_class_alone_is_no_set(names):
     with pytest.raises(rb.DataError, match="row 0: expected a list of classes"):
         rows_of(SETS, ["art"], label_names=names)
+
+
+def test_numbers_of_a_csv_file_may_be_missing(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\nNA,1.5\nb,nan\nc,NA\nd,\n")
+    _, rows, _ = NUMBERS.read(task("regression"), load_source(str(path), "t"), None)
+    assert rows.texts[0] == "NA"
+    assert rows.labels[0] == 1.5
+    assert np.isnan(rows.labels[1:]).all()
 
 
 def split_of(labels: np.ndarray) -> EncodedSplit:

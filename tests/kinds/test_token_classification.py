@@ -150,6 +150,24 @@ def test_missing_columns_are_said_with_the_nearest():
         KIND.read(task(text="tokens", label_names=TAGS), data([["a"]], [["O"]]), None)
 
 
+@pytest.mark.parametrize("asked", [{}, {"label_names": TAGS}])
+def test_a_column_is_read_once_a_split(asked, monkeypatch):
+    read, real = [], Dataset.__getitem__
+
+    def reading(self, key):
+        read.extend([(len(self), key)] if isinstance(key, str) else [])
+        return real(self, key)
+
+    monkeypatch.setattr(Dataset, "__getitem__", reading)
+    train = data([["is"], ["nice", "is"]], [["O"], ["B-LOC", "O"]])
+    names, rows, other = KIND.read(task(**asked), train, data([["is"]], [["O"]]))
+    assert sorted(read) == [(1, "tags"), (1, "words"), (2, "tags"), (2, "words")]
+    assert rows.texts == [["is"], ["nice", "is"]]
+    assert other is not None
+    assert [names[n] for n in rows.labels[1]] == ["B-LOC", "O"]
+    assert [names[n] for n in other.labels[0]] == ["O"]
+
+
 def test_classes_come_from_the_data():
     assert KIND.read(task(), data([["a", "b"]], [["x", "y"]]), None)[0] == ("x", "y")
     features = Features(
