@@ -17,6 +17,8 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raybrew.errors import RaybrewError
+
 __all__ = ["Follower", "Message", "start_mailbox"]
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,6 @@ class Follower:
     def _hand_over(self, message: Message) -> None:
         try:
             self._on_message(message)
-        except Exception:
+        except (OSError, RaybrewError, RayError):
             # A disk that is full, say: the run goes on, and what comes later may be written.
             logger.exception("a message of the run could not be noted: %s", message.get("kind"))

@@ -18,7 +18,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from raybrew.config import TrackingConfig
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, RaybrewError
 from raybrew.events import Event, EventLog
 from raybrew.mailbox import Message
 from raybrew.progress import Bars
@@ -195,7 +195,7 @@ class TrialFollower:
             try:
                 self._do(item)
                 self._close(time.monotonic() - (LINGER_S if going else 0))
-            except Exception:
+            except (OSError, RaybrewError):
                 # A disk that is full, say: trials go on, and what comes later may be written.
                 _log.exception("what a trial said could not be noted")
         for trial in list(self._trackers):  # trials that were stopped with the sweep

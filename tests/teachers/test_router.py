@@ -352,22 +352,23 @@ def lived(actions: list[tuple[str, int]], *, ask_again: bool) -> World:
     return world
 
 
-@settings(deadline=None, max_examples=300)
-@given(story(*EVENTS, *FAULTS))
-def test_however_replicas_die_every_label_counts_once_and_once_more_if_again(actions):
-    world = lived(actions, ask_again=False)
+def assert_counted(world: World) -> None:
+    """Each label once, and once more for each time that it was lost; none that nobody computed."""
     counts = world.router.counts
     assert counts.forwards - counts.recomputed == len(world.asked)
     assert counts.forwards <= world.computed.sum()
+
+
+@settings(deadline=None, max_examples=300)
+@given(story(*EVENTS, *FAULTS))
+def test_however_replicas_die_every_label_counts_once_and_once_more_if_again(actions):
+    assert_counted(lived(actions, ask_again=False))
 
 
 @settings(deadline=None, max_examples=300)
 @given(story(*EVENTS, *FAULTS, DEAD))
 def test_a_label_whose_asker_died_with_its_replica_counts_when_it_is_asked_for_again(actions):
-    world = lived(actions, ask_again=True)
-    counts = world.router.counts
-    assert counts.forwards - counts.recomputed == len(world.asked)
-    assert counts.forwards <= world.computed.sum()
+    assert_counted(lived(actions, ask_again=True))
 
 
 @settings(deadline=None, max_examples=100)
