@@ -8,11 +8,11 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo bench test check lint types lock clean
+.PHONY: help demo bench quick test test-faults check lint types lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	@echo "Installing into $(VENV) (a few minutes the first time)"
@@ -28,17 +28,24 @@ demo: $(VENV)/installed ## two teachers, one student, real sentences, a table
 bench: $(VENV)/installed ## every figure of speed and size, a table and runs/bench/bench.json
 	@WANDB_MODE=offline $(BIN)/python -m experiments.benchmarks
 
-test: $(VENV)/installed ## lint, types, every test
+quick: $(VENV)/installed ## lint, types, the quick tests without Ray: what to run while working
+	@$(MAKE) --no-print-directory lint types
+	@$(BIN)/python -m pytest -m "not ray and not long and not faults" -n auto
+
+test: $(VENV)/installed ## lint, types, every test but the random schedules of faults
 	@$(MAKE) --no-print-directory lint types check
+
+test-faults: $(VENV)/installed ## random schedules of faults
+	@$(BIN)/python -m pytest -m faults
 
 # Ray's tests often wait for processes to start. Those in which time matters come first; beside them,
 # with less priority, run the others with Ray, with the least those without; both are shown at the end.
-check: export WANDB_MODE := offline
+check quick test-faults: export WANDB_MODE := offline
 check: $(VENV)/installed
-	@nice -n 19 $(BIN)/python -m pytest -m "not ray" -n auto > $(VENV)/plain.log 2>&1 & plain=$$!; \
-	nice -n 10 $(BIN)/python -m pytest -m beside > $(VENV)/beside.log 2>&1 & beside=$$!; \
+	@nice -n 19 $(BIN)/python -m pytest -m "not ray and not faults" -n auto > $(VENV)/plain.log 2>&1 & plain=$$!; \
+	nice -n 10 $(BIN)/python -m pytest -m "beside and not faults" > $(VENV)/beside.log 2>&1 & beside=$$!; \
 	trap "kill $$plain $$beside" INT TERM; \
-	$(BIN)/python -m pytest -m "ray and not beside"; first=$$?; \
+	$(BIN)/python -m pytest -m "ray and not beside and not faults"; first=$$?; \
 	wait $$beside; second=$$?; wait $$plain; third=$$?; \
 	cat $(VENV)/beside.log $(VENV)/plain.log; \
 	[ $$first -eq 0 ] && [ $$second -eq 0 ] && [ $$third -eq 0 ]

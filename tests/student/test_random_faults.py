@@ -30,7 +30,7 @@ STEP_S = 0.004
 STEP = multiprocessing.get_context("fork").Value("i", 0)
 """How far the child is."""
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
 class Hooks(Recorder):
