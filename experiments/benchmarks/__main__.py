@@ -33,6 +33,7 @@ BENCHMARKS = {
         # Modules of this folder with `records() -> list[Record]`, in the order of the table.
         "warm_epoch",
         "first_epoch",
+        "under_ray",
         "against_textbrewer",
         "student_memory",
         "objective_overhead",

@@ -1,10 +1,12 @@
-"""A sweep of eight trials against eight runs of the published textbrewer, one after another.
+"""A sweep of eight trials against eight runs of the published textbrewer, at its better schedule.
 
 The same of both: two teachers (MiniLM-L6 with a classifier, random head: what they say plays no
 part in the time), a student of two layers of 128 from scratch, sentences of MR, batches of 32
 padded to their longest, three epochs, AdamW, the temperatures. textbrewer caches its logits
-(`is_caching_logits`), in each run anew, as it has no store. Both have the whole machine: textbrewer
-all its cores for each step, the sweep as many trials at once as there are cores, of one thread.
+(`is_caching_logits`), in each run again, as it has no store. Both have the whole machine. The sweep
+runs as many trials at once as there are cores, of one thread each. textbrewer's runs take place in
+both ways, one after another with all cores for each step, and as many at once as there are cores,
+of one thread each, in processes that have everything imported; the faster of the two counts.
 
 Counted in one run with an empty store; the wall time of the sweep is from the call of `rb.tune` to
 its result: Ray's start, data, labels, report and all. The price of a trial over its steps has the
@@ -16,6 +18,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +65,12 @@ def records() -> list[Record]:
         start = time.perf_counter()
         result = _sweep(teachers, train, evaluation, folder)
         ours_s = time.perf_counter() - start
-        start = time.perf_counter()
-        for temperature in TEMPERATURES:
-            _textbrewer_run(teachers, train, evaluation, temperature, folder)
-        theirs_s = time.perf_counter() - start
+        theirs = _textbrewer_runs(teachers, train, evaluation, folder)
+        theirs_s = min(theirs.values())
     setting = (
         f"{len(TEMPERATURES)} trials × {EPOCHS} epochs of {ROWS} sentences of MR, 2 teachers, "
-        f"{os.cpu_count()} cores; sweep {ours_s:.0f} s, textbrewer {theirs_s:.0f} s"
+        f"{os.cpu_count()} cores; sweep {ours_s:.0f} s, textbrewer "
+        + ", ".join(f"{way} {seconds:.0f} s" for way, seconds in theirs.items())
     )
     return [
         Record(
@@ -149,8 +153,29 @@ def _price_s(result: rb.TuneResult) -> float:
     return (slots * result.times["trials"] - busy) / len(result.trials)
 
 
+def _textbrewer_runs(
+    teachers: list[str], train: Dataset, evaluation: Dataset, folder: Path
+) -> dict[str, float]:
+    """Return the seconds that eight runs take, one after another and side by side."""
+    run = partial(_textbrewer_run, teachers, train, evaluation, folder)
+    start = time.perf_counter()
+    for temperature in TEMPERATURES:
+        run(temperature)
+    in_turn_s = time.perf_counter() - start
+    cores = os.cpu_count() or 1
+    with ProcessPoolExecutor(
+        cores, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as processes:
+        # Started, and with this module imported, before the clock runs.
+        list(processes.map(time.sleep, [1.0] * cores))
+        start = time.perf_counter()
+        list(processes.map(run, TEMPERATURES))
+        at_once_s = time.perf_counter() - start
+    return {"one after another": in_turn_s, f"{cores} at once": at_once_s}
+
+
 def _textbrewer_run(
-    teachers: list[str], train: Dataset, evaluation: Dataset, temperature: float, folder: Path
+    teachers: list[str], train: Dataset, evaluation: Dataset, folder: Path, temperature: float
 ) -> None:
     """Do what one of its users' scripts does: load, encode, train with the cache on, evaluate."""
     with warnings.catch_warnings():
@@ -168,7 +193,7 @@ def _textbrewer_run(
     )
     view, _ = encode(tokenizer, train["text"][:], None, MAX_LENGTH)
     settings: Any = textbrewer.TrainingConfig(
-        log_dir=None, output_dir=str(folder / "textbrewer"), device="cpu"
+        log_dir=None, output_dir=str(folder / f"textbrewer-{temperature}"), device="cpu"
     )
     configure: Any = textbrewer.DistillationConfig
     distiller = textbrewer.MultiTeacherDistiller(

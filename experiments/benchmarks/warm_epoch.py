@@ -7,8 +7,6 @@ store, no seeds, no figures.
 import tempfile
 from pathlib import Path
 
-import torch
-
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record, ratio
 from experiments.benchmarks.student_setting import (
@@ -17,6 +15,7 @@ from experiments.benchmarks.student_setting import (
     bare_loop,
     label,
     mr_setting,
+    on_one_core,
     timed_run,
 )
 
@@ -24,7 +23,7 @@ NUM_ROWS, ROUNDS = 1600, 41
 
 
 def records(num_rows: int = NUM_ROWS, rounds: int = ROUNDS) -> list[Record]:
-    torch.set_num_threads(1)
+    on_one_core()
     with tempfile.TemporaryDirectory(prefix="raybrew-bench-") as folder:
         return measured(mr_setting(Path(folder), num_rows, SMALLEST), rounds)
 
@@ -52,7 +51,7 @@ def measured(setting: Setting, rounds: int) -> list[Record]:
     times = interleaved({"ours": ours, "bare": bare}, rounds, what="warm epoch")
     note = (
         f"{len(setting.rows)} sentences of MR, batches of 32 padded to their longest, BERT-tiny "
-        f"student (2 × 128), 3 teachers' logits, AdamW fused in both, 1 PyTorch thread; "
+        f"student (2 × 128), 3 teachers' logits, AdamW fused in both, one core; "
         f"bare epoch {min(times['bare']):.2f} s; Ray's start-up is not in it"
     )
     return [
