@@ -81,9 +81,9 @@ def measured(setting: Setting, warm_epochs: int, rounds: int) -> list[Record]:
         what="warm epochs under Ray Train",
     )
     note = (
-        f"{len(setting.rows)} sentences of MR, 3 BERT-mini teachers (4 × 256, 512 tokens a forward, "
-        "a replica each), BERT-tiny student (2 × 128), one Ray Train worker, all processes on one "
-        "core; start-up apart; "
+        f"{len(setting.rows)} sentences of MR, 3 BERT-mini teachers (4 × 256, 512 tokens a "
+        "forward, a replica each), BERT-tiny student (2 × 128), one Ray Train worker, all "
+        "processes on one core; start-up apart; "
     )
     return [
         ratio(
