@@ -232,7 +232,8 @@ def test_index_finds_what_is_there_and_nothing_else(numbers):
 
 
 def test_index_tells_keys_apart_that_share_their_first_half():
-    keys = np.array([[7, 1], [7, 2], [7, 3], [9, 1]], np.uint64)
-    found, _, row = KeyIndex([keys]).find(np.array([[7, 3], [7, 1], [7, 4], [9, 1]], np.uint64))
-    assert found.tolist() == [True, True, False, True]
-    assert row[found].tolist() == [2, 0, 3]
+    keys = np.array([[7, 1], [7, 2], [7, 3], [9, 1], [9, 2]], np.uint64)
+    asked = np.array([[7, 3], [7, 2], [7, 1], [7, 4], [9, 1], [9, 2], [9, 3]], np.uint64)
+    found, _, row = KeyIndex([keys]).find(asked)
+    assert found.tolist() == [True, True, True, False, True, True, False]
+    assert row[found].tolist() == [2, 1, 0, 3, 4]

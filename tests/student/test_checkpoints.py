@@ -78,6 +78,9 @@ def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, case):
     checkpoints.write(2, fill())
     assert checkpoints.newest(said.append) == tmp_path / "step-00000002"
     assert len(said) == 1
+    # It may be damaged once more.
+    DAMAGE[case](newest)
+    assert checkpoints.newest(said.append) == tmp_path / "step-00000001"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,29 @@ def test_only_damaged_ones_are_an_error(tmp_path):
         flip(checkpoints.write(step, fill()) / "student" / "model.safetensors")
     with pytest.raises(rb.CheckpointError, match=r"step-00000002.*step-00000001.*begin anew"):
         checkpoints.newest(lambda _: None)
+
+
+def test_a_checkpoint_has_its_name_only_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
+    synced: list[str] = []
+    before_rename: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        before_rename.extend(synced)
+        synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    place = Checkpoints(tmp_path).write(1, fill())
+    made = {str(path.relative_to(place)) for path in place.rglob("*")} | {"."}
+    temporary = os.path.commonpath(before_rename)
+    assert {os.path.relpath(path, temporary) for path in before_rename} == made
+    assert synced == [str(tmp_path)]
 
 
 def test_a_write_that_fails_leaves_nothing_and_keeps_what_was(tmp_path):
