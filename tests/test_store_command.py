@@ -13,6 +13,7 @@ from raybrew.labels.manifest import read_manifest, write_manifest
 from raybrew.labels.store import LabelStore
 from tests.commands import raybrew
 from tests.labels.stores import open_store, shard_files, values, write
+from tests.refusing import become_nobody, in_child
 
 A_DAY_AGO = time.time() - 86400.0
 
@@ -128,6 +129,7 @@ def test_nothing_else_in_the_folder_is_deleted(store):
     strangers = [
         store / "notes.txt",
         store / "proj" / "manifest.json",
+        store / "bb22" / "manifest.json",
         store / "aa11" / "shard-readme.arrow",
         store / f"shard-{random}.arrow",
         store / "x" / "y" / "z" / f"shard-{random}.arrow.damaged",
@@ -140,7 +142,8 @@ def test_nothing_else_in_the_folder_is_deleted(store):
         path.write_text("mine")
         os.utime(path, (A_DAY_AGO, A_DAY_AGO))
     command = ("store", "prune", str(store), "--max-size", "0", "--teacher", "aa11", "--damaged")
-    assert raybrew(*command) == 0
+    assert raybrew(*command, "--teacher", "bb22") == 0
+    assert not shard_files(store / "bb22")
     assert all(path.exists() for path in strangers)
     assert raybrew("store", "prune", str(store), "--teacher", "proj") == 2
     # What is left is a store all the same, if an empty one.
@@ -157,6 +160,49 @@ def test_a_folder_of_other_things_is_no_store(tmp_path, capsys, command, name):
     told = capsys.readouterr().err
     assert f"got {tmp_path}, which holds {name}" in told
     assert path.exists()
+
+
+@pytest.mark.parametrize("content", ['{"version": 3}', "[" * 60_000, '{"format": "raybrew-x"}'])
+def test_a_manifest_of_another_program_is_neither_written_over_nor_deleted(store, content):
+    path = store / "bb22" / "manifest.json"
+    path.write_text(content)
+    write_manifest(LabelStore(store).location, "bb22", teacher="b", model="m")
+    assert raybrew("store", "prune", str(store), "--teacher", "bb22") == 0
+    assert path.read_text() == content
+    assert not shard_files(store / "bb22")
+
+
+def test_a_manifest_of_ones_own_is_written_over_and_deleted(store):
+    location = LabelStore(store).location
+    write_manifest(location, "aa11", teacher="a", model="elsewhere")
+    assert read_manifest(location, "aa11")["model"] == "elsewhere"
+    (store / "bb22" / "manifest.json").touch()  # left by a machine that lost its power
+    write_manifest(location, "bb22", teacher="b", model="m")
+    assert read_manifest(location, "bb22")["model"] == "m"
+    assert raybrew("store", "prune", str(store), "--teacher", "aa", "--teacher", "bb") == 0
+    assert not list(store.rglob("*.json"))
+
+
+@pytest.mark.parametrize("command", [["ls"], ["verify"], ["prune", "--merge"]])
+def test_what_may_not_be_read_is_one_message_and_exit_code_2(
+    store, capfd, command, tmp_path_factory
+):
+    before = shard_files(store)
+    before[0].chmod(0)
+    store.chmod(0o755)
+
+    def run_as_nobody() -> int:
+        become_nobody(store)
+        return raybrew("store", command[0], ".", *command[1:])
+
+    # Once before, so that nothing has to be imported by a user who may not.
+    raybrew("store", command[0], str(tmp_path_factory.mktemp("empty")), *command[1:])
+    capfd.readouterr()
+    assert in_child(run_as_nobody) == 2
+    told = capfd.readouterr().err
+    assert "Permission denied" in told
+    assert "Traceback" not in told
+    assert shard_files(store) == before
 
 
 def test_a_manifest_that_is_none_hides_no_labels(store, capsys):

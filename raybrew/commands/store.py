@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
@@ -36,10 +37,9 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
 ) -> None:
     """Show what a store holds, by teacher and signal."""
-    with told():
+    with _opened(store) as location:
         from raybrew.labels.survey import survey
 
-        location = _opened(store)
         holdings = survey(location)
         if as_json:
             print(json.dumps([asdict(holding) for holding in holdings], indent=1))
@@ -50,12 +50,11 @@ def list_(
 @app.command()
 def verify(store: Store = None) -> None:
     """Check every shard against its checksum; exit code 1 if one is damaged."""
-    with told():
+    with _opened(store) as location:
         from rich.progress import Progress
 
         from raybrew.labels.survey import verify as check
 
-        location = _opened(store)
         total = sum(file.nbytes for file in location.shards())
         with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("checking", total=total)
@@ -89,17 +88,18 @@ def prune(
 ) -> None:
     """Delete labels and leftovers, merge shards; runs that use the store go on."""
     with told():
-        from raybrew.errors import ConfigError
-        from raybrew.labels.pruning import find_teachers, plan_pruning
+        limit = None if max_size is None else _bytes(max_size)
+        if limit is None and not (teacher or damaged or merge):
+            from raybrew.errors import ConfigError
 
-        if max_size is None and not (teacher or damaged or merge):
             raise ConfigError(
                 "store prune: expected --max-size, --teacher, --damaged or --merge, got none"
             )
-        limit = None if max_size is None else _bytes(max_size)
-        location = _opened(store)
+    with _opened(store) as location:
+        from raybrew.labels.pruning import find_teachers, plan_pruning
+
         going = plan_pruning(
-            location.files(),
+            location,
             max_bytes=limit,
             teachers=find_teachers(location, teacher or ()),
             damaged=damaged,
@@ -117,10 +117,22 @@ def prune(
             print(f"{'would merge' if dry_run else 'merged'} {_merge(location, dry_run)} shards")
 
 
-def _opened(store: str | None) -> "Location":
+@contextmanager
+def _opened(store: str | None) -> Iterator["Location"]:
+    """Open a store; what the system refuses is a message, as are mistakes of the user's."""
+    from raybrew.labels.layout import check_is_store
+    from raybrew.labels.location import label_errors
+
+    with told():
+        location = _location(store)
+        with label_errors(location.root):
+            check_is_store(location)
+            yield location
+
+
+def _location(store: str | None) -> "Location":
     from raybrew.config import LabelConfig
     from raybrew.errors import ConfigError
-    from raybrew.labels.layout import check_is_store
     from raybrew.labels.location import LocalLocation
     from raybrew.labels.remote import location_of
     from raybrew.labels.spec import StoreSpec
@@ -131,10 +143,6 @@ def _opened(store: str | None) -> "Location":
     location = location_of(StoreSpec.of(labels))
     if isinstance(location, LocalLocation) and not location.base.is_dir():
         raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
-    try:
-        check_is_store(location)
-    except OSError as error:
-        raise ConfigError(f"label store: {location.root} can't be read: {error}") from error
     return location
 
 

@@ -7,6 +7,7 @@
 An example is what a model reads at once: a row of the data, or a window of a long one.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ import pyarrow.ipc as ipc
 from raybrew.data.encoding import EncodedView
 from raybrew.data.spans import spans
 from raybrew.errors import DataError
+from raybrew.refusals import explain, map_file
 
 __all__ = ["IGNORED", "STUDENT_VIEW", "UNLABELLED", "EncodedSplit"]
 
@@ -169,14 +171,17 @@ def _replace(path: Path, table: pa.Table) -> None:
         temporary.rename(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: encoded examples can't be written: {error}") from error
+        raise DataError(f"{path}: encoded examples can't be written: {explain(error)}") from error
 
 
 def _open(path: Path) -> pa.Table:
     try:
-        with pa.memory_map(str(path)) as source:
+        with map_file(path) as source:
             return ipc.open_file(source).read_all()
     except (OSError, pa.ArrowInvalid) as error:
+        # What Arrow itself finds wrong has no number of the operating system's.
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise DataError(f"{path}: encoded examples can't be read: {explain(error)}") from error
         raise DataError(
             f"{path}: expected encoded examples, got {error}; delete the folder and run again"
         ) from error

@@ -27,6 +27,7 @@ import numpy as np
 
 from raybrew.errors import LabelError
 from raybrew.labels.location import FULL
+from raybrew.refusals import explain
 
 __all__ = ["CLAIMS", "Claims", "Taken"]
 
@@ -181,7 +182,8 @@ class Claims:
         self._releases = releases
         moved = releases != before
         mine = None if self._mine is None else self._mine.path.name
-        here = {path.name: path for path in self._folder.glob("*.claim") if path.name != mine}
+        files = [path for path in self._folder.iterdir() if path.suffix == ".claim"]
+        here = {path.name: path for path in files if path.name != mine}
         self._others = {name: each for name, each in self._others.items() if name in here}
         for name, path in here.items():
             other = self._others.setdefault(name, _Claim(path))
@@ -198,8 +200,8 @@ class Claims:
     def _excuse(self, error: OSError) -> None:
         if error.errno not in (*FULL, *_NO_LOCKS):
             raise LabelError(
-                f"label store: {self._folder} can't be written to ({error}), and labels are "
-                "missing; choose a folder that can as labels.store"
+                f"label store: {self._folder} can't be written to, and labels are missing: "
+                f"{explain(error)}"
             ) from error
         if not self._warned:
             self._warned = True

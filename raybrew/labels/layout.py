@@ -16,7 +16,7 @@ from raybrew.errors import ConfigError
 from raybrew.labels.location import Location
 from raybrew.labels.manifest import read_manifest
 
-__all__ = ["check_is_store", "kind_of", "teachers_of"]
+__all__ = ["Kind", "check_is_store", "kind_of", "kind_of_copy", "teachers_of"]
 
 Kind = Literal["manifest", "shard", "damaged", "lock", "temporary"]
 
@@ -34,6 +34,12 @@ _SHOWN = 3
 def kind_of(path: str) -> Kind | None:
     """Return what a file is by its path in the store; None for what isn't the store's."""
     return next((kind for kind, name in _KINDS.items() if re.fullmatch(name, path)), None)
+
+
+def kind_of_copy(path: str) -> Kind | None:
+    """Return what a file of the cache is, which has a folder for each remote store."""
+    store, _, rest = path.partition("/")
+    return kind_of(rest) if re.fullmatch(_RANDOM, store) else None
 
 
 def teachers_of(location: Location) -> set[str]:

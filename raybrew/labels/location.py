@@ -21,6 +21,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raybrew.errors import LabelError
+from raybrew.refusals import explain
 
 __all__ = [
     "DAMAGED",
@@ -32,6 +33,7 @@ __all__ = [
     "checked_name",
     "is_set_aside",
     "is_shard",
+    "label_errors",
 ]
 
 DAMAGED = ".damaged"
@@ -95,6 +97,25 @@ def checked_name(name: str) -> str:
     return name
 
 
+@contextmanager
+def label_errors(store: str) -> Iterator[None]:
+    """Turn what the system refuses into an error of the store; its files are left as they are.
+
+    Args:
+        store: its folder or URI.
+
+    Raises:
+        LabelError: names the limit or the right that is missing.
+    """
+    try:
+        yield
+    except OSError as error:
+        fewer = f", or have fewer files: raybrew store prune {store} --merge"
+        raise LabelError(
+            f"label store {store}: {explain(error)}{fewer if error.errno == errno.ENOMEM else ''}"
+        ) from error
+
+
 class Location(ABC):
     """The files of a store.
 
@@ -115,6 +136,9 @@ class Location(ABC):
 
         A listing isn't taken at one moment: it may miss a file that came and those that went for
         it, so it is taken until two in a row agree.
+
+        Raises:
+            OSError: the system refuses to list them; there may be some.
         """
         seen = self._list(folder)
         for _ in range(MAX_LISTINGS):
@@ -181,11 +205,6 @@ class Location(ABC):
             OSError: it can't be read.
         """
 
-    def read_bytes(self, path: str) -> bytes:
-        """Return a small file's content; see `open` for what may be raised."""
-        with self.open(path) as source:
-            return source.read()
-
 
 class LocalLocation(Location):
     """A folder of this machine, or one that it has mounted."""
@@ -196,8 +215,9 @@ class LocalLocation(Location):
 
     def _list(self, folder: str) -> list[StoredFile]:
         found = []
-        for parent, inside, names in os.walk(self.base / folder):
-            inside[:] = [name for name in inside if not name.startswith(".")]
+        for parent, inside, names in os.walk(self.base / folder, onerror=_raise_unless_gone):
+            # The root of a disk has a lost+found, which is the administrator's alone.
+            inside[:] = [n for n in inside if not n.startswith(".") and n != "lost+found"]
             for name in names:
                 path = Path(parent, name)
                 with suppress(FileNotFoundError):  # gone since
@@ -270,3 +290,9 @@ class LocalLocation(Location):
     def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
         return pa.OSFile(str(self.base / path), "rb")
+
+
+def _raise_unless_gone(error: OSError) -> None:
+    # What can't be listed is not empty.
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        raise error

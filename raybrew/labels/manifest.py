@@ -10,6 +10,7 @@ from pathlib import Path
 
 from raybrew.errors import LabelError
 from raybrew.labels.location import FULL, Location, checked_name
+from raybrew.refusals import explain
 
 __all__ = ["MANIFEST", "read_manifest", "write_manifest"]
 
@@ -29,6 +30,8 @@ def write_manifest(location: Location, fingerprint: str, *, teacher: str, model:
         teacher: the job's name of it.
         model: its folder or hub id.
 
+    A file of another program with this name is left as it is.
+
     Raises:
         LabelError: it can't be written; a full disk is passed over, as that is for the labels to
             find.
@@ -42,22 +45,36 @@ def write_manifest(location: Location, fingerprint: str, *, teacher: str, model:
         temporary.write_text(content + "\n", encoding="utf-8")
 
     try:
+        if _content(location, fingerprint) and not read_manifest(location, fingerprint):
+            return
         location.publish(path, write)
     except OSError as error:
         if error.errno in FULL:
             return
         raise LabelError(
-            f"label store {location.root}: can't be written to ({error}), and labels are missing; "
-            "choose a folder that can as labels.store"
+            f"label store {location.root}: can't be written to, and labels are missing: "
+            f"{explain(error)}"
         ) from error
 
 
 def read_manifest(location: Location, fingerprint: str) -> dict[str, str]:
-    """Return a teacher's names; nothing where they were not noted."""
+    """Return a teacher's names; nothing where they were not noted.
+
+    Raises:
+        OSError: the system refuses to have them read.
+    """
     try:
-        values = json.loads(location.read_bytes(f"{fingerprint}/{MANIFEST}")[:_MAX_BYTES])
-    except (OSError, ValueError, RecursionError):  # brackets in brackets, thousands deep
+        values = json.loads(_content(location, fingerprint))
+    except (ValueError, RecursionError):  # brackets in brackets, thousands deep
         return {}
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         return {}
     return {str(key): str(value) for key, value in values.items()}
+
+
+def _content(location: Location, fingerprint: str) -> bytes:
+    try:
+        with location.open(f"{fingerprint}/{MANIFEST}") as source:
+            return source.read(_MAX_BYTES)
+    except FileNotFoundError:
+        return b""

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from raybrew.labels.location import Location, StoredFile
+from raybrew.labels.location import Location, StoredFile, label_errors
 from raybrew.labels.payload import Payload
-from raybrew.labels.shards import DamagedShardError, Shard, open_shard, write_shard
+from raybrew.labels.shards import Shard, UnusableShardError, open_shard, write_shard
 
 __all__ = ["SMALL_BYTES", "TOO_MANY", "count_small", "merge_small"]
 
@@ -47,9 +47,10 @@ def merge_small(
 
     Raises:
         StoreFullError: there is no room for the merged shard; nothing was deleted.
+        LabelError: the system refuses; each label is in a shard still.
     """
     merged = 0
-    with location.exclusive(f"{folder}/merge") as mine:
+    with label_errors(location.root), location.exclusive(f"{folder}/merge") as mine:
         small = _small(location, folder)
         if not mine or len(small) < at_least:
             return 0
@@ -85,11 +86,11 @@ def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:
 
 
 def _read(location: Location, file: StoredFile, teacher: str, signal: str) -> Shard | None:
-    # What is damaged is left to whoever reads it next, who says so.
+    # What is damaged is left to the store that reads it next, which warns of it.
     try:
         shard = open_shard(location.fetch(file.path), teacher=teacher, signal=signal)
         shard.verify()
-    except (DamagedShardError, FileNotFoundError):
+    except (UnusableShardError, FileNotFoundError):
         return None
     return shard
 

@@ -5,12 +5,13 @@ is missing is computed again.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from raybrew.errors import ConfigError
-from raybrew.labels.layout import kind_of, teachers_of
+from raybrew.labels.layout import Kind, kind_of, teachers_of
 from raybrew.labels.location import Location, StoredFile
+from raybrew.labels.manifest import read_manifest
 from raybrew.labels.room import evictable
 
 __all__ = ["Pruned", "find_teachers", "plan_pruning"]
@@ -54,36 +55,41 @@ def find_teachers(location: Location, given: Sequence[str]) -> set[str]:
 
 
 def plan_pruning(
-    files: Sequence[StoredFile],
+    location: Location,
     *,
     max_bytes: int | None = None,
-    teachers: set[str] | frozenset[str] = frozenset(),
+    teachers: Set[str] = frozenset(),
     damaged: bool = False,
 ) -> list[Pruned]:
     """Return what would go.
 
     Args:
-        files: all in the folder of the store; those that aren't the store's stay.
+        location: the store; what isn't its own by name and content stays.
         max_bytes: what it may have left, least recently used labels going first.
         teachers: fingerprints of teachers whose labels go.
         damaged: whether what was set aside goes.
     """
     now = time.time()
     going: dict[str, Pruned] = {}
-    kinds = {file.path: kind_of(file.path) for file in files}
-    for file in files:
-        kind = kinds[file.path]
+    own = {file: kind for file in location.files() if (kind := kind_of(file.path))}
+    for file, kind in own.items():
         if kind == "temporary" and now - file.used_s > ABANDONED_S:
             going[file.path] = Pruned(file, "temporary")
-        elif file.path.partition("/")[0] in teachers and kind in _OF_A_TEACHER:
+        elif kind in _OF_A_TEACHER and _is_of(location, file, kind, teachers):
             going[file.path] = Pruned(file, "teacher")
         elif damaged and kind == "damaged":
             going[file.path] = Pruned(file, "damaged")
     if max_bytes is not None:
-        left = [file for file in files if file.path not in going and kinds[file.path]]
+        left = [file for file in own if file.path not in going]
         excess = sum(file.nbytes for file in left) - max_bytes
-        shards = [file for file in left if kinds[file.path] == "shard"]
+        shards = [file for file in left if own[file] == "shard"]
         # Where even all of them are not enough, what remains is no label.
         oldest = evictable(shards, min(excess, sum(f.nbytes for f in shards)), float("inf")) or []
         going |= {file.path: Pruned(file, "size") for file in oldest}
     return list(going.values())
+
+
+def _is_of(location: Location, file: StoredFile, kind: Kind, teachers: Set[str]) -> bool:
+    teacher = file.path.partition("/")[0]
+    # The name of a manifest is one that other programs give as well.
+    return teacher in teachers and (kind != "manifest" or bool(read_manifest(location, teacher)))

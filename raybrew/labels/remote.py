@@ -11,6 +11,7 @@ An object store shows an object when it is whole, so it is put under its final n
 system gets it under a temporary name, then moves it.
 """
 
+import errno
 import logging
 import shutil
 import uuid
@@ -24,9 +25,11 @@ import pyarrow.fs as pafs
 import xxhash
 
 from raybrew.errors import ConfigError, StoreFullError
+from raybrew.labels.layout import kind_of_copy
 from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
 from raybrew.labels.room import make_room
 from raybrew.labels.spec import StoreSpec, is_uri
+from raybrew.refusals import map_file
 
 __all__ = ["RemoteLocation", "location_of"]
 
@@ -164,7 +167,7 @@ class RemoteLocation(Location):
 
     def _trim(self) -> None:
         try:
-            make_room(self.cache, 0, self._spec.cache_max_bytes, self._spec.since)
+            make_room(self.cache, 0, self._spec.cache_max_bytes, self._spec.since, kind_of_copy)
         except StoreFullError:
             logger.warning(
                 "cache of labels %s: this run alone reads more than cache_max_bytes, %d bytes; it "
@@ -175,10 +178,14 @@ class RemoteLocation(Location):
 
     def _download(self, path: str, target: Path) -> None:
         with (
-            self._filesystem.open_input_stream(self._path(path)) as source,
+            self._filesystem.open_input_file(self._path(path)) as source,
             target.open("wb") as to,
         ):
             shutil.copyfileobj(source, to, _CHUNK_BYTES)
+            # A transfer that ends early is no damage of the file.
+            if to.tell() != source.size():
+                got = f"got {to.tell()} of {source.size()} bytes"
+                raise OSError(errno.EIO, f"the transfer broke off: {got}", path)
 
     def _upload(self, source: Path, path: str) -> None:
         target = self._path(path)
@@ -199,7 +206,7 @@ class RemoteLocation(Location):
 
     def _put(self, source: Path, target: str) -> None:
         # In one call: a stream that is closed halfway shows half a file.
-        content = pa.memory_map(str(source)).read_buffer()
+        content = map_file(source).read_buffer()
         with self._filesystem.open_output_stream(target) as to:
             to.write(content)
 

@@ -5,9 +5,10 @@ read or written since the present run began stays: it is needed, or may be.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raybrew.errors import StoreFullError
+from raybrew.labels.layout import Kind, kind_of
 from raybrew.labels.location import Location, StoredFile, is_set_aside, is_shard
 
 __all__ = ["evictable", "make_room"]
@@ -22,7 +23,7 @@ def evictable(files: Sequence[StoredFile], excess: int, since: float) -> list[St
     """Return which files have to go.
 
     Args:
-        files: all of the store.
+        files: all that are the store's own.
         excess: bytes to get rid of.
         since: what was used since is kept, seconds since 1970.
 
@@ -40,15 +41,28 @@ def evictable(files: Sequence[StoredFile], excess: int, since: float) -> list[St
     return None if excess > 0 else going
 
 
-def make_room(location: Location, nbytes: int, max_bytes: int | None, since: float) -> None:
+def make_room(
+    location: Location,
+    nbytes: int,
+    max_bytes: int | None,
+    since: float,
+    kind_of: Callable[[str], Kind | None] = kind_of,
+) -> None:
     """Delete what has to go so that so many more bytes fit.
+
+    Args:
+        location: the store, or the cache of remote ones.
+        nbytes: of what will be written.
+        max_bytes: what the store's own files may take; None for any size.
+        since: what was used since is kept, seconds since 1970.
+        kind_of: what a file is by its path; what isn't the store's is neither counted nor deleted.
 
     Raises:
         StoreFullError: they don't fit; nothing was deleted.
     """
     if max_bytes is None:
         return
-    files = location.files()
+    files = [file for file in location.files() if kind_of(file.path) is not None]
     total = sum(file.nbytes for file in files)
     going = evictable(files, total + nbytes - max_bytes, since)
     if going is None:

@@ -13,6 +13,8 @@ that a process looks for a label in it, and again where somebody has written to 
 import errno
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +26,14 @@ import xxhash
 from raybrew.errors import LabelError, StoreFullError
 from raybrew.labels.location import DAMAGED, FULL, Location
 from raybrew.labels.payload import Payload
+from raybrew.refusals import explain, map_file
 
 __all__ = [
     "FORMAT",
     "DamagedShardError",
     "Header",
     "Shard",
+    "UnusableShardError",
     "open_shard",
     "read_header",
     "write_shard",
@@ -39,8 +43,16 @@ FORMAT = "raybrew-labels-2"
 KEY_BYTES = 16
 
 
-class DamagedShardError(LabelError):
-    """A file isn't the whole shard that its name and place say."""
+_FOOTER_BYTES = 1 << 16
+"""The end of a file that surely holds its footer; that of a shard has under 2 kB."""
+
+
+class UnusableShardError(LabelError):
+    """A file isn't the shard that its name and place say; it may be whole for others."""
+
+
+class DamagedShardError(UnusableShardError):
+    """The bytes of a file are wrong, so that it serves no process."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,7 @@ def write_shard(
         kind = StoreFullError if error.errno in FULL else LabelError
         raise kind(
             f"label store {location.root}: {len(keys)} labels could not be written to {folder}: "
-            f"{error}"
+            f"{explain(error)}"
         ) from error
     return path
 
@@ -169,9 +181,10 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     """Map a shard into memory.
 
     Raises:
-        DamagedShardError: it is damaged, or of another version, teacher or signal.
+        DamagedShardError: its bytes are wrong.
+        UnusableShardError: it is of another version, teacher or signal.
         FileNotFoundError: it is gone.
-        LabelError: this machine can't read it.
+        OSError: the system refuses to have it read; it may be whole.
 
     """
     nbytes = path.stat().st_size
@@ -179,7 +192,7 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     expected = {"format": FORMAT, "teacher": teacher, "signal": signal}
     found = {name: metadata.get(name) for name in expected}
     if found != expected:
-        raise DamagedShardError(f"shard {path}: expected {expected}, got {found}")
+        raise UnusableShardError(f"shard {path}: expected {expected}, got {found}")
     return Shard(path, keys, payload, metadata.get("checksum", "none"), nbytes)
 
 
@@ -191,40 +204,48 @@ def read_header(name: str, source: pa.NativeFile) -> Header:
         source: its file.
 
     Raises:
-        DamagedShardError: it can't be read, or is of another version.
+        DamagedShardError: its bytes are wrong.
+        UnusableShardError: it is of another version.
+        OSError: the system refuses to have it read.
     """
-    try:
-        metadata = _metadata(ipc.open_file(source).schema)
-        labels = int(metadata.get("labels", "none"))
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise DamagedShardError(f"shard {name}: not a whole Arrow file: {error}") from error
+    # Read first, then understood: Arrow's errors don't say which of the two failed.
+    nbytes = source.size()
+    footer = source.read_at(min(nbytes, _FOOTER_BYTES), max(0, nbytes - _FOOTER_BYTES))
+    with _wrong_bytes(name):
+        metadata = _metadata(ipc.open_file(pa.BufferReader(footer)).schema)
     if metadata.get("format") != FORMAT:
-        raise DamagedShardError(
+        raise UnusableShardError(
             f"shard {name}: expected format {FORMAT}, got {metadata.get('format')}"
         )
+    with _wrong_bytes(name):
+        labels = int(metadata.get("labels", "none"))
     return Header(metadata.get("teacher", ""), metadata.get("signal", ""), labels)
 
 
 def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
-    try:
-        with pa.memory_map(str(path)) as source:
-            reader = ipc.open_file(source)
-            metadata = _metadata(reader.schema)
-            if reader.num_record_batches != 1:
-                raise DamagedShardError(
-                    f"shard {path}: expected 1 record batch, got {reader.num_record_batches}"
-                )
-            batch = reader.get_batch(0)
+    # From the memory map on nothing is asked of the system but memory.
+    with map_file(path) as source, _wrong_bytes(path):
+        reader = ipc.open_file(source)
+        metadata = _metadata(reader.schema)
+        if reader.num_record_batches != 1:
+            raise DamagedShardError(
+                f"shard {path}: expected 1 record batch, got {reader.num_record_batches}"
+            )
+        batch = reader.get_batch(0)
         batch.validate()
         _check_columns(path, batch.schema)
         return *_from_batch(batch), metadata
-    except FileNotFoundError:
-        raise
+
+
+@contextmanager
+def _wrong_bytes(name: str | Path) -> Iterator[None]:
+    """Call bytes damaged that are in memory and that Arrow can't understand."""
+    try:
+        yield
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(name)) from error
     except (OSError, pa.ArrowException, ValueError) as error:
-        # What Arrow itself finds wrong has no number of the operating system's.
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise LabelError(f"shard {path}: can't be read: {error}") from error
-        raise DamagedShardError(f"shard {path}: not a whole Arrow file: {error}") from error
+        raise DamagedShardError(f"shard {name}: not a whole Arrow file: {error}") from error
 
 
 def _metadata(schema: pa.Schema) -> dict[str, str]:

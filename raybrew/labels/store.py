@@ -8,11 +8,18 @@
 `SignalStore` is one such folder. Any number of processes may read and write it at once: shards
 are immutable and have random names, so that nothing needs a lock. What is appended can be read
 by the same process at once, by others after `flush` and their `refresh`. Threads may share one.
+
+Only a file whose bytes are wrong is set aside, since that is for everybody. What the system refuses
+(a memory map, a handle, a permission) is a `LabelError`, and a shard of another version is passed
+over: the files stay as they are. Each open shard is one memory map, of which Linux grants 65,530 a
+process; as smaller ones are merged, that is a shard for each 8 MB of labels and 16 for each writer.
 """
 
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +27,18 @@ import numpy as np
 from raybrew.errors import LabelError, StoreFullError
 from raybrew.labels.fresh import Fresh
 from raybrew.labels.index import KeyIndex
-from raybrew.labels.location import Location, checked_name
+from raybrew.labels.location import Location, checked_name, label_errors
 from raybrew.labels.merging import merge_small
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.remote import location_of
 from raybrew.labels.room import make_room
-from raybrew.labels.shards import DamagedShardError, Shard, open_shard, write_shard
+from raybrew.labels.shards import (
+    DamagedShardError,
+    Shard,
+    UnusableShardError,
+    open_shard,
+    write_shard,
+)
 from raybrew.labels.spec import StoreSpec
 
 __all__ = ["FLUSH_BYTES", "LabelStore", "SignalStore"]
@@ -64,6 +77,9 @@ class SignalStore:
 
     Attributes:
         folder: where they lie in the store.
+
+    Raises:
+        LabelError: from every method that reads or writes, where the system refuses.
     """
 
     def __init__(self, location: Location, spec: StoreSpec, *, teacher: str, signal: str):
@@ -94,7 +110,7 @@ class SignalStore:
         Args:
             now: look in any case.
         """
-        with self._lock:
+        with self._alone():
             if now or time.monotonic() - self._listed_s >= self._location.listing_s:
                 self._list()
 
@@ -109,7 +125,7 @@ class SignalStore:
             their order; None if none has.
 
         """
-        with self._lock:
+        with self._alone():
             found, part, row = self._find(keys)
             parts = self._payloads
             if len(self._fresh):
@@ -125,7 +141,7 @@ class SignalStore:
 
     def contains(self, keys: np.ndarray) -> np.ndarray:
         """Return whether each key, uint64 (n, 2), has a whole label, bool (n,)."""
-        with self._lock:
+        with self._alone():
             found = self._find(keys)[0]
             return found | self._fresh.find(keys)[0] if len(self._fresh) else found
 
@@ -145,7 +161,7 @@ class SignalStore:
             LabelError: it can't be written; the labels stay readable in this process.
 
         """
-        with self._lock:
+        with self._alone():
             if not len(self._fresh):
                 return
             try:
@@ -154,6 +170,11 @@ class SignalStore:
                 if self._spec.on_full == "stop":
                     raise
                 self._go_on(error)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._lock, label_errors(self._location.root):
+            yield
 
     def _write(self) -> None:
         keys, payload = self._fresh.all()
@@ -200,9 +221,9 @@ class SignalStore:
             try:
                 shard.verify()
             except DamagedShardError as error:
-                del self._shards[name]
                 replaced = self._replace(name, error)
-                self._index_shards(self._shards | ({name: replaced} if replaced else {}))
+                others = {n: shard for n, shard in self._shards.items() if n != name}
+                self._index_shards(others | ({name: replaced} if replaced else {}))
                 return True
         return False
 
@@ -226,41 +247,41 @@ class SignalStore:
                 break
         self._listed_s = time.monotonic()
 
-    def _open(self, name: str, *, verify: bool = False) -> Shard | None:
+    def _open(self, name: str) -> Shard | None:
         try:
-            path = self._location.fetch(self._path(name))
-            shard = open_shard(path, teacher=self._teacher, signal=self._signal)
-            if verify:
-                shard.verify()
-        except DamagedShardError as error:
+            return self._fetch(name)
+        except UnusableShardError as error:
             return self._replace(name, error)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise LabelError(
-                f"label store {self._location.root}: {self._path(name)} can't be read: {error}"
-            ) from error
-        return shard
 
-    def _replace(self, name: str, error: DamagedShardError) -> Shard | None:
-        """Fetch a shard anew whose copy was damaged, or set it aside."""
-        path = self._path(name)
-        if name not in self._refused and self._location.forget(path):
-            self._refused.add(name)
+    def _fetch(self, name: str) -> Shard:
+        path = self._location.fetch(self._path(name))
+        return open_shard(path, teacher=self._teacher, signal=self._signal)
+
+    def _replace(self, name: str, error: UnusableShardError) -> Shard | None:
+        """Fetch a shard again, as its copy may be at fault; else do without it."""
+        if self._location.forget(self._path(name)):
             try:
-                shard = self._open(name, verify=True)
+                shard = self._fetch(name)
+                shard.verify()
             except FileNotFoundError:
                 return None
-            if shard:
-                self._refused.discard(name)
-            return shard
-        logger.warning("%s; set aside as %s.damaged, its labels are recomputed", error, name)
-        self._refused.add(name)
-        try:
-            self._location.set_aside(path)
-        except OSError as reason:
-            logger.warning("shard %s: can't be renamed (%s); passed over", path, reason)
+            except UnusableShardError as again:
+                error = again
+            else:
+                return shard
+        self._pass_over(name, error)
         return None
+
+    def _pass_over(self, name: str, error: UnusableShardError) -> None:
+        self._refused.add(name)
+        if not isinstance(error, DamagedShardError):
+            logger.warning("%s; passed over, its labels are recomputed", error)
+            return
+        logger.warning("%s; set aside as %s.damaged, its labels are recomputed", error, name)
+        try:
+            self._location.set_aside(self._path(name))
+        except OSError as reason:
+            logger.warning("shard %s: can't be renamed (%s); passed over", name, reason)
 
     def _index_shards(self, shards: dict[str, Shard]) -> None:
         self._shards = shards

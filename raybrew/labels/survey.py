@@ -6,7 +6,7 @@ from itertools import groupby
 
 from raybrew.labels.location import Location, StoredFile, is_set_aside, is_shard
 from raybrew.labels.manifest import read_manifest
-from raybrew.labels.shards import DamagedShardError, open_shard, read_header
+from raybrew.labels.shards import UnusableShardError, open_shard, read_header
 
 __all__ = ["Holding", "survey", "verify"]
 
@@ -25,7 +25,7 @@ class Holding:
         shards: files that hold them.
         nbytes: of these files.
         used_s: when one of them was last used, seconds since 1970.
-        damaged: files that were set aside, or whose head can't be read.
+        damaged: files that were set aside, or whose head isn't that of a shard.
     """
 
     teacher: str
@@ -89,7 +89,7 @@ def _check(location: Location, file: StoredFile, teacher: str, signal: str) -> l
         open_shard(location.fetch(file.path), teacher=teacher, signal=signal).verify()
     except FileNotFoundError:
         return []  # deleted or merged since it was listed
-    except DamagedShardError as error:
+    except UnusableShardError as error:
         return [f"{file.path}: {error}"]
     return []
 
@@ -108,5 +108,5 @@ def _count(location: Location, file: StoredFile) -> int | None:
     try:
         with location.open(file.path) as source:
             return read_header(file.path, source).labels
-    except (FileNotFoundError, DamagedShardError):
+    except (FileNotFoundError, UnusableShardError):
         return None

@@ -6,7 +6,8 @@
                       .tmp-*                  being written
 
 A folder gets its name only when all of it is on disk. So whoever dies, and whatever Ray was told
-of it, the newest folder whose checksums hold is where the run goes on.
+of it, the newest folder whose checksums hold is where the run goes on. One that the system refuses
+to have read is not damaged: an older one in its place would lose steps without need.
 """
 
 import json
@@ -15,13 +16,15 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import xxhash
 from safetensors import SafetensorError
 
 from raybrew.errors import CheckpointError
+from raybrew.refusals import explain
 from raybrew.student.checkpoint import read_score
 
 __all__ = ["Checkpoints"]
@@ -30,6 +33,14 @@ logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"step-(\d{8,})")
+_DAMAGE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
 
 
 class Checkpoints:
@@ -55,25 +66,21 @@ class Checkpoints:
             CheckpointError: it can't be written, e.g. the disk is full; nothing of it stays.
         """
         temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
-        try:
-            temporary.mkdir(parents=True)
-            write(temporary)
-            sums = {name: _checksum(temporary / name) for name in _files(temporary)}
-            (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-            _sync(temporary)
-            target = self.folder / f"step-{step:08d}"
-            # Written once already, before the run fell back to an earlier one.
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-            _sync_folder(self.folder)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"checkpoint of step {step}: {self.folder} can't be written: {error}; make room, "
-                "then go on with --resume"
-            ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._prune()
+        target = self.folder / f"step-{step:08d}"
+        with _refusals(f"checkpoint of step {step}: {self.folder} can't be written"):
+            try:
+                temporary.mkdir(parents=True)
+                write(temporary)
+                sums = {name: _checksum(temporary / name) for name in _files(temporary)}
+                (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+                _sync(temporary)
+                # Written once already, before the run fell back to an earlier one.
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
+                _sync_folder(self.folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._prune()
         return target
 
     def newest(self, on_damage: Callable[[str], None] = logger.warning) -> Path | None:
@@ -83,7 +90,8 @@ class Checkpoints:
             on_damage: told of each, in words.
 
         Raises:
-            CheckpointError: there are checkpoints, but every one of them is damaged.
+            CheckpointError: there are checkpoints, but every one of them is damaged, or the system
+                refuses to have them read.
         """
         damaged = []
         for path in reversed(self.paths()):
@@ -92,8 +100,9 @@ class Checkpoints:
                 return path
             damaged.append(mistake)
             aside = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            with _refusals(f"checkpoint {mistake}, and can't be set aside"):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
             on_damage(f"checkpoint {mistake}; set aside as {aside.name}, the one before is taken")
         if damaged:
             raise CheckpointError(
@@ -103,7 +112,11 @@ class Checkpoints:
         return None
 
     def best(self) -> Path | None:
-        """Return the checkpoint with the highest score; None if none has a score."""
+        """Return the checkpoint with the highest score; None if none has a score.
+
+        Raises:
+            CheckpointError: the system refuses to have one read.
+        """
         scored = [(_score(path), path) for path in self.paths()]
         known = [(score, path) for score, path in scored if score is not None and score == score]
         if not known:
@@ -112,10 +125,15 @@ class Checkpoints:
         return max(known, key=lambda each: (each[0], -_step(each[1])))[1]
 
     def paths(self) -> list[Path]:
-        """Return all checkpoints, the oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
+        """Return all checkpoints, the oldest first.
+
+        Raises:
+            CheckpointError: the system refuses to list them.
+        """
+        with _refusals(f"checkpoints {self.folder}: can't be listed"):
+            if not self.folder.is_dir():
+                return []
+            return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
 
     def clean(self) -> None:
         """Delete what killed processes left half written."""
@@ -133,14 +151,25 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn what the system refuses into an error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = explain(error) if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{what}: {reason}; then go on with --resume") from error
+
+
 def _mistake(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's files; None if they are as they were written."""
-    try:
-        sums = dict(json.loads((path / CHECKSUMS).read_text()))
-        found = {name: _checksum(path / name) for name in _files(path) if name != CHECKSUMS}
-        read_score(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path} can't be read: {error!r}"
+    with _refusals(_unreadable(path)):
+        try:
+            sums = dict(json.loads((path / CHECKSUMS).read_text()))
+            found = {name: _checksum(path / name) for name in _files(path) if name != CHECKSUMS}
+            read_score(path)
+        except _DAMAGE as error:
+            return f"{path} is damaged and can't be read: {error!r}"
     if sums == found:
         return None
     wrong = sorted(name for name in {*sums, *found} if sums.get(name) != found.get(name))
@@ -148,11 +177,16 @@ def _mistake(path: Path) -> str | None:
 
 
 def _score(path: Path) -> float | None:
-    # A damaged one is for `newest` to find and to say.
-    try:
-        return read_score(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    # A damaged one is for `newest` to find.
+    with _refusals(_unreadable(path)):
+        try:
+            return read_score(path)
+        except _DAMAGE:
+            return None
+
+
+def _unreadable(path: Path) -> str:
+    return f"checkpoint {path}: can't be read, and is left as it is (delete it to do without it)"
 
 
 def _step(path: Path) -> int:
@@ -162,7 +196,16 @@ def _step(path: Path) -> int:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    found = [
+        Path(parent, name).relative_to(folder)
+        for parent, _, names in os.walk(folder, onerror=_raise)
+        for name in names
+    ]
+    return sorted(map(str, found))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _checksum(path: Path) -> str:

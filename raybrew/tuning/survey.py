@@ -143,7 +143,10 @@ def _write(rows: Dataset, path: Path) -> None:
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        rows.to_parquet(str(path))
+        # Under its name it is whole: a sweep that goes on takes it as it is.
+        temporary = path.with_suffix(".tmp")
+        rows.to_parquet(str(temporary))
+        temporary.rename(path)
     finally:
         if shown:
             datasets.enable_progress_bars()

@@ -1,11 +1,14 @@
 """Stores behind pyarrow file systems: in memory, in a folder below another one, S3's manners."""
 
 import errno
+import io
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -24,7 +27,7 @@ from tests.labels.stores import make_keys, remote_store, shard_files, values, wr
 class Unreachable(pafs.FSSpecHandler):
     """A share whose files can be listed and not be read."""
 
-    def open_input_stream(self, path: str) -> Any:
+    def open_input_file(self, path: str) -> Any:
         raise OSError(errno.ETIMEDOUT, "Connection timed out")
 
 
@@ -119,10 +122,76 @@ def test_a_remote_that_doesnt_answer_is_an_error_and_nothing_is_set_aside(tmp_pa
     filesystem = in_memory()
     write(opened(filesystem, tmp_path / "here"), 1)
     broken = pafs.PyFileSystem(Unreachable(MemoryFileSystem()))
-    with pytest.raises(LabelError, match=r"can't be read.*timed out"):
+    with pytest.raises(LabelError, match=r"label store .*timed out.*network share"):
         opened(broken, tmp_path / "there")
     assert not [path for path in remote_files(filesystem) if path.endswith(".damaged")]
     assert not [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+
+
+def test_a_remote_that_fails_while_a_damaged_copy_is_fetched_again_costs_no_label(
+    tmp_path, monkeypatch
+):
+    filesystem = in_memory()
+    store = opened(filesystem, tmp_path)
+    write(store, 1, 2)
+    (copy,) = cached(tmp_path)
+    content = copy.read_bytes()
+    store = opened(filesystem, tmp_path)
+    copy.write_bytes(content.replace(np.float32(2.5).tobytes(), np.float32(9.5).tobytes()))
+
+    def refuse(location: RemoteLocation, path: str, target: Path) -> None:
+        raise OSError(errno.ETIMEDOUT, "Connection timed out")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteLocation, "_download", refuse)
+        with pytest.raises(LabelError, match="timed out"):
+            store.contains(make_keys(1, 2))
+    assert values(store, 1, 2) == [1, 2]
+    assert len(remote_files(filesystem)) == 1
+
+
+class Torn(pafs.FSSpecHandler):
+    """A share whose files end early, and say nothing."""
+
+    def open_input_file(self, path: str) -> Any:
+        class Half(io.BytesIO):
+            def read(self, nbytes: int | None = -1) -> bytes:
+                left = max(0, whole // 2 - self.tell())
+                return super().read(left if nbytes is None or nbytes < 0 else min(nbytes, left))
+
+        content = self.fs.cat_file(path)
+        whole = len(content)
+        return pa.PythonFile(Half(content), "r")
+
+
+def test_a_transfer_that_breaks_off_is_no_damage_of_the_remote_file(tmp_path):
+    filesystem = in_memory()
+    write(opened(filesystem, tmp_path / "here"), 1)
+    torn = pafs.PyFileSystem(Torn(MemoryFileSystem()))
+    with pytest.raises(LabelError, match=r"transfer broke off: got \d+ of \d+ bytes"):
+        opened(torn, tmp_path / "there")
+    (path,) = remote_files(filesystem)
+    assert not path.endswith(".damaged")
+    assert not [path for path in (tmp_path / "there").rglob("*") if path.is_file()]
+
+
+def test_what_isnt_the_caches_own_is_neither_counted_nor_evicted(tmp_path):
+    filesystem = in_memory()
+    cache = tmp_path / "cache"
+    foreign = [cache / "other.bin", cache / "docs" / f"t/s/shard-{0:032x}.arrow"]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10_000 if path.suffix == ".arrow" else b"x")
+        os.utime(path, (1e9, 1e9))
+    write(remote_store(filesystem, tmp_path / "here").signal("a", Signal()), *range(100))
+    write(remote_store(filesystem, tmp_path / "here").signal("b", Signal()), *range(100))
+    size = cached(tmp_path / "here")[0].stat().st_size
+    for teacher in ("a", "b"):
+        spec = {"cache_max_bytes": 2 * size, "since": time.time() + 3600}
+        store = remote_store(filesystem, cache, **spec).signal(teacher, Signal())
+        assert values(store, 7) == [7]
+    assert len(cached(cache)) == 3
+    assert all(path.exists() for path in foreign)
 
 
 def test_the_cache_stays_within_its_size_and_keeps_what_the_run_reads(tmp_path, caplog):

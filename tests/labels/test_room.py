@@ -67,6 +67,29 @@ def test_a_store_stays_within_its_size_and_keeps_what_was_read_last(tmp_path):
     assert values(bounded, 4) == [4]
 
 
+def test_what_isnt_the_stores_own_is_neither_counted_nor_evicted(tmp_path):
+    foreign = [
+        tmp_path / "data.parquet",
+        tmp_path / "t" / "notes.bin",
+        tmp_path / "backup" / NAMES[0],  # a copy of a store, too deep to be part of this one
+        tmp_path / "backup" / (NAMES[1] + ".damaged"),
+        tmp_path / NAMES[2].rpartition("/")[2],
+    ]
+    for path in foreign:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10_000)
+        used_ago(path, HOUR_S)
+    write(open_store(tmp_path, "old"), *range(200))
+    used_ago(shard_files(tmp_path / "old")[0], HOUR_S)
+    size = shard_files(tmp_path / "old")[0].stat().st_size
+    bounded = open_store(tmp_path, max_bytes=3 * size)
+    write(bounded, *range(200))
+    assert len(shard_files(tmp_path / "old")) == 1
+    write(bounded, *range(200, 400))
+    assert not shard_files(tmp_path / "old")
+    assert all(path.stat().st_size == 10_000 for path in foreign)
+
+
 def test_looking_for_labels_counts_as_use(tmp_path):
     write(open_store(tmp_path), 1)
     (path,) = shard_files(tmp_path)

@@ -1,6 +1,7 @@
 """Files: every flipped byte and every cut is found, and says so."""
 
 import errno
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,16 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
-from raybrew.errors import LabelError
 from raybrew.labels.location import LocalLocation
 from raybrew.labels.payload import Payload
-from raybrew.labels.shards import DamagedShardError, Shard, open_shard, write_shard
+from raybrew.labels.shards import (
+    DamagedShardError,
+    Shard,
+    UnusableShardError,
+    open_shard,
+    read_header,
+    write_shard,
+)
 from tests.labels.stores import logits, make_keys
 
 RAGGED = Payload(np.arange(5, dtype=np.int16), np.array([0, 2, 2, 5], np.int64))
@@ -49,7 +56,7 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(tmp_path, payload):
         path.write_bytes(changed)
         try:
             found = content(opened(path))
-        except DamagedShardError:
+        except UnusableShardError:
             continue
         assert found == expected
         harmless += 1
@@ -78,16 +85,65 @@ def test_an_arrow_file_of_something_else_is_refused(tmp_path):
         opened(tmp_path / "none.arrow")
 
 
-def test_what_cant_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+# As pyarrow raises them: where the map is refused, the system's words have no number.
+@pytest.mark.parametrize(
+    ("refusal", "number"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), errno.EMFILE),
+        (OSError("Memory mapping file failed: Cannot allocate memory"), errno.ENOMEM),
+        (OSError("Memory mapping file failed: No such device"), errno.ENODEV),
+        (OSError("no words of the system's"), errno.EIO),
+    ],
+)
+def test_what_the_system_refuses_to_map_is_not_called_damaged(
+    tmp_path, monkeypatch, refusal, number
+):
     path = written(tmp_path, logits(1, 2, 3))
 
     def refuse(path: str) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
+        raise refusal
 
     monkeypatch.setattr(pa, "memory_map", refuse)
-    with pytest.raises(LabelError, match=r"can't be read.*Too many open files") as caught:
+    with pytest.raises(OSError, match=str(refusal.args[-1])) as caught:
         opened(path)
-    assert not isinstance(caught.value, DamagedShardError)
+    assert caught.value.errno == number
+
+
+def test_memory_that_runs_out_while_a_shard_is_opened_is_not_called_damage(tmp_path, monkeypatch):
+    path = written(tmp_path, logits(1, 2, 3))
+
+    def refuse(source: pa.NativeFile) -> None:
+        raise pa.ArrowMemoryError("malloc of size 4096 failed")
+
+    monkeypatch.setattr(ipc, "open_file", refuse)
+    with pytest.raises(OSError, match="Cannot allocate memory") as caught:
+        opened(path)
+    assert caught.value.errno == errno.ENOMEM
+
+
+class Failing(io.BytesIO):
+    """A file whose device fails."""
+
+    def read(self, nbytes: int | None = -1) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_header_that_cant_be_read_is_not_called_damaged(tmp_path):
+    path = written(tmp_path, logits(*range(1, 4)))
+    assert read_header("s", pa.OSFile(str(path), "rb")).labels == 3
+    with pytest.raises(OSError, match="Input/output error"):
+        read_header("s", pa.PythonFile(Failing(path.read_bytes()), "r"))
+
+
+def test_the_header_of_a_large_file_is_read_from_its_end(tmp_path):
+    path = written(tmp_path, Payload(np.zeros((3, 100_000), np.float32)))
+    source = pa.OSFile(str(path), "rb")
+    assert read_header("s", source).labels == 3
+    assert source.tell() == 0
+    cut = tmp_path / "cut.arrow"
+    cut.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(DamagedShardError, match="not a whole Arrow file"):
+        read_header("s", pa.OSFile(str(cut), "rb"))
 
 
 def test_the_same_bytes_read_in_another_way_are_another_content(tmp_path):

@@ -86,11 +86,7 @@ def damage_empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def damage_version(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"raybrew-labels-2", b"raybrew-labels-0"))
-
-
-@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_empty, damage_version])
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_empty])
 def test_a_damaged_shard_is_set_aside_and_its_labels_can_be_written_again(tmp_path, damage, caplog):
     store = open_store(tmp_path)
     store.append(make_keys(1, 2), logits(1, 2))
@@ -166,6 +162,24 @@ def test_a_shard_of_another_teacher_is_refused(tmp_path):
     source = shard_files(tmp_path)[0]
     source.rename(moved / source.name)
     assert not open_store(tmp_path, "b").contains(make_keys(1)).any()
+    assert (moved / source.name).exists(), "it is whole, and serves where it belongs"
+
+
+def test_a_shard_of_a_later_version_is_passed_over_and_stays_for_those_that_can_read_it(
+    tmp_path, caplog
+):
+    store = open_store(tmp_path)
+    write(store, 1, 2)
+    (path,) = shard_files(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"raybrew-labels-2", b"raybrew-labels-3"))
+    older = open_store(tmp_path)
+    assert not older.contains(make_keys(1, 2)).any()
+    assert "raybrew-labels-3" in caplog.text
+    write(older, 1, 2)
+    older.refresh()
+    assert values(older, 1, 2) == [1, 2]
+    assert path.exists()
+    assert caplog.text.count(path.name) == 1
 
 
 def test_a_full_disk_is_an_error_that_leaves_no_half_shard_and_loses_nothing(tmp_path, monkeypatch):
@@ -218,7 +232,8 @@ def test_index_finds_what_is_there_and_nothing_else(numbers):
 
 
 def test_index_tells_keys_apart_that_share_their_first_half():
-    keys = np.array([[7, 1], [7, 2], [7, 3], [9, 1]], np.uint64)
-    found, _, row = KeyIndex([keys]).find(np.array([[7, 3], [7, 1], [7, 4], [9, 1]], np.uint64))
-    assert found.tolist() == [True, True, False, True]
-    assert row[found].tolist() == [2, 0, 3]
+    keys = np.array([[7, 1], [7, 2], [7, 3], [9, 1], [9, 2]], np.uint64)
+    asked = np.array([[7, 3], [7, 2], [7, 1], [7, 4], [9, 1], [9, 2], [9, 3]], np.uint64)
+    found, _, row = KeyIndex([keys]).find(asked)
+    assert found.tolist() == [True, True, True, False, True, True, False]
+    assert row[found].tolist() == [2, 1, 0, 3, 4]

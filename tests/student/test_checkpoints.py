@@ -1,5 +1,6 @@
 """The checkpoints of a run: whole or not there, damaged ones set aside, best and last kept."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import raybrew as rb
 from raybrew.student.cadence import Cadence
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.world import World
+from tests.refusing import become_nobody, in_child
 
 
 def fill(score: float | None = None, text: str = "weights"):
@@ -76,6 +78,68 @@ def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, case):
     checkpoints.write(2, fill())
     assert checkpoints.newest(said.append) == tmp_path / "step-00000002"
     assert len(said) == 1
+    # It may be damaged once more.
+    DAMAGE[case](newest)
+    assert checkpoints.newest(said.append) == tmp_path / "step-00000001"
+
+
+@pytest.mark.parametrize(
+    "name", ["checksums.json", "state.json", "student", "student/model.safetensors", "."]
+)
+def test_one_that_may_not_be_read_is_an_error_and_no_older_one_is_taken(tmp_path, name):
+    tmp_path.chmod(0o755)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, fill(0.9))
+    place = checkpoints.write(2, fill()) / name
+    mode = place.stat().st_mode
+    place.chmod(0)
+
+    def look_as_nobody() -> str:
+        become_nobody(tmp_path)
+        with pytest.raises(rb.CheckpointError) as caught:
+            Checkpoints(Path()).newest()
+        return str(caught.value)
+
+    message = in_child(look_as_nobody)
+    place.chmod(mode)
+    assert "step-00000002: can't be read, and is left as it is" in message
+    assert "Permission denied" in message
+    assert "--resume" in message
+    assert checkpoints.newest() == tmp_path / "step-00000002"
+
+
+def test_a_folder_of_checkpoints_that_may_not_be_listed_is_not_taken_for_none(tmp_path):
+    tmp_path.chmod(0o755)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.write(1, fill())
+    (tmp_path / "c").chmod(0)
+
+    def look_as_nobody() -> None:
+        become_nobody(tmp_path)
+        with pytest.raises(rb.CheckpointError, match=r"can't be listed.*Permission denied"):
+            Checkpoints(Path("c")).newest()
+
+    in_child(look_as_nobody)
+
+
+def test_the_best_one_stays_where_no_file_can_be_opened(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    best = checkpoints.write(1, fill(0.9))
+    for step in (2, 3):
+        checkpoints.write(step, fill(0.1))
+    read = Path.read_text
+
+    def refuse(path: Path, *arguments: str) -> str:
+        if path.name == "state.json" and path.parent == best:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+        return read(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", refuse)
+        for look in (checkpoints.best, lambda: checkpoints.write(4, fill(0.1))):
+            with pytest.raises(rb.CheckpointError, match=r"Too many open files.*ulimit -n"):
+                look()
+    assert checkpoints.best() == best
 
 
 def test_only_damaged_ones_are_an_error(tmp_path):
@@ -84,6 +148,29 @@ def test_only_damaged_ones_are_an_error(tmp_path):
         flip(checkpoints.write(step, fill()) / "student" / "model.safetensors")
     with pytest.raises(rb.CheckpointError, match=r"step-00000002.*step-00000001.*begin anew"):
         checkpoints.newest(lambda _: None)
+
+
+def test_a_checkpoint_has_its_name_only_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
+    synced: list[str] = []
+    before_rename: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def note_rename(path: Path, target: Path) -> Path:
+        before_rename.extend(synced)
+        synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    place = Checkpoints(tmp_path).write(1, fill())
+    made = {str(path.relative_to(place)) for path in place.rglob("*")} | {"."}
+    temporary = os.path.commonpath(before_rename)
+    assert {os.path.relpath(path, temporary) for path in before_rename} == made
+    assert synced == [str(tmp_path)]
 
 
 def test_a_write_that_fails_leaves_nothing_and_keeps_what_was(tmp_path):

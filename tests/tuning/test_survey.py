@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from ray import tune
 
 import raybrew as rb
@@ -136,3 +137,19 @@ def test_live_rows_are_saved_for_trials_and_yaml(models, tmp_path):
     again = with_saved_data(job, tmp_path / "rows")
     assert again.to_plain() == saved.to_plain()
     rb.DistillJob.model_validate(saved.to_plain())
+
+
+def test_rows_whose_writing_broke_off_are_written_again(models, tmp_path, monkeypatch):
+    job = make_job(models, tmp_path / "store")
+
+    def break_off(rows: Dataset, path: str) -> None:
+        Path(path).write_bytes(b"PAR1")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Dataset, "to_parquet", break_off)
+        with pytest.raises(OSError, match="No space left"):
+            with_saved_data(job, tmp_path / "rows")
+    saved = with_saved_data(job, tmp_path / "rows")
+    rows = Dataset.from_parquet(saved.tasks[0].train, cache_dir=str(tmp_path / "cache"))
+    assert len(rows) == len(job.tasks[0].train)
