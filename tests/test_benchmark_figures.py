@@ -62,8 +62,54 @@ def test_each_figure_comes_with_its_target(setting):
         *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
         student_memory.measured(setting, num_epochs=2),
     ]
-    assert len({record.name for record in found}) == len(found) == 8
     assert all(np.isfinite(record.value) and record.value > 0 for record in found)
+    targets = {record.name: f"{record.bound} {record.target}" for record in found}
+    assert len(targets) == len(found)
+    assert targets == {
+        "warm epoch against a bare loop": "≤ 1.03",
+        "student's wait for labels, warm": "≤ 0.01",
+        "first epoch, labels on the way, against teachers + bare loop": "≤ 1.1",
+        "faster than textbrewer, its caching off, same batches": "≥ 4.5",
+        "faster than textbrewer, its caching off, sorted batches": "≥ 4.5",
+        "faster than textbrewer, its caching on, same batches": "≥ 1.25",
+        "faster than textbrewer, its caching on, sorted batches": "≥ 1.25",
+        "student's memory, most of epochs 2 to 2 over the first": "≤ 1.02",
+    }
+
+
+# Seconds of each contender in a round that is made up.
+SECONDS = {
+    "ours": 2.1,
+    "bare": 2.0,
+    "on the way": 3.0,
+    "apart": 2.0,
+    "same batches": 2.0,
+    "sorted batches": 4.0,
+    "off": 12.0,
+    "on": 3.0,
+}
+
+
+def test_a_figure_is_ours_over_theirs_or_how_many_times_faster_ours_is(setting, monkeypatch):
+    def made_up(contenders, rounds, what):
+        # Each runs once, for what it notes of its run besides the time.
+        return {name: [SECONDS[name]] * rounds for name, run in contenders.items() if run()}
+
+    for module in (warm_epoch, first_epoch, against_textbrewer):
+        monkeypatch.setattr(module, "interleaved", made_up)
+    found = [
+        *warm_epoch.measured(setting, rounds=1)[:1],
+        first_epoch.measured(setting, rounds=1),
+        *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
+    ]
+    assert [(record.value, record.met) for record in found] == [
+        (pytest.approx(2.1 / 2.0), False),  # at most 1.03
+        (pytest.approx(3.0 / 2.0), False),  # at most 1.1
+        (pytest.approx(12.0 / 2.0), True),  # caching off: at least 4.5
+        (pytest.approx(12.0 / 4.0), False),
+        (pytest.approx(3.0 / 2.0), True),  # caching on: at least 1.25
+        (pytest.approx(3.0 / 4.0), False),
+    ]
 
 
 def test_the_figures_of_a_gpu_are_made_and_refuse_a_machine_without(setting, monkeypatch):

@@ -11,11 +11,23 @@ CALLS = CallCosts(question_s=1e-3, ticket_s=5e-5, finished_s=1e-3, round_trip_s=
 
 
 def test_ranks_that_never_wait_reach_the_ideal():
-    outcome = simulated(Setting(4, 4, FREE))
-    assert outcome.share == pytest.approx(1.0, abs=1e-6)
-    # What the replicas do is what the ranks ask for: 4 × 32 × 32 tokens each 0.1 s, of 12,800/s.
-    assert 0.6 < outcome.replicas_busy < 0.9
-    assert simulated(Setting(4, 4, FREE)) == outcome
+    outcome = simulated(Setting(4, 4, FREE, forward_s=0.0))
+    # 4 ranks take a step of 32 rows in 0.1 s.
+    assert outcome.ideal_per_s == pytest.approx(1280)
+    assert outcome.examples_per_s == pytest.approx(1280, abs=1e-6)
+    # A window of 8 steps is 32,768 tokens, 0.64 s of each replica, and the student takes 0.8 s for
+    # it; 12 windows after the first one, whose labels are there within 0.64 to 1.28 s.
+    assert 12 * 0.64 / (12 * 0.8 + 1.28) <= outcome.replicas_busy <= 12 * 0.64 / (12 * 0.8 + 0.64)
+    assert simulated(Setting(4, 4, FREE, forward_s=0.0)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_s", "share"), [(20_480, 1.0), (10_752, 1.0), (9_216, 0.9), (5_120, 0.5)]
+)
+def test_the_share_of_the_ideal_is_that_of_the_tokens_that_replicas_can_answer(tokens_per_s, share):
+    # Ranks that never wait read 1,280 rows of 32 tokens a second: 10,240 of each of 4 replicas.
+    setting = Setting(4, 4, FREE, forward_s=0.0, tokens_per_s=tokens_per_s, num_windows=40)
+    assert simulated(setting).share == pytest.approx(share, rel=0.02)
 
 
 def test_too_few_replicas_are_the_bound():

@@ -169,9 +169,10 @@ class KnowledgeTerm:
         if not len(student_logits):
             return student_logits.sum(dim=-1) * 0.0
         values = torch.stack([one.values for one in tops])
+        # The share of a teacher alone is 1, by whatever rule; a sum of losses keeps its weight.
         weights = (
             values.new_ones(values.shape[:2])
-            if len(tops) == 1
+            if len(tops) == 1 and not self._mixture.sums_losses
             else self._row_weights(values, labels, position, row_keys, route, available)
         )
         temperature = self._base
@@ -252,10 +253,11 @@ class KnowledgeTerm:
             wrong.append("the true class of probability_shift may not be among the largest")
         one_teacher = mixture.weighting in ("random", "route")
         by_loss = mixture.sums_losses and mixture.weighting == "fixed"
-        if len(self._teachers) > 1 and not (one_teacher or by_loss):
+        mixes = len(self._teachers) > 1 or mixture.sums_losses
+        if mixes and not (one_teacher or by_loss):
             wrong.append(
-                f"mixture {config.mixture!r} needs all logits of several teachers: take "
-                "sum_losses, random or route"
+                f"mixture {config.mixture!r} needs all logits of its teachers: take sum_losses, "
+                "random or route"
             )
         if wrong:
             raise ConfigError(f"labels.top_k: {'; '.join(wrong)}; or leave top_k out")

@@ -279,6 +279,9 @@ class StudentTraining:
                 losses.setdefault(f"train/{self.tasks[batch.task].name}/{term}", []).append(loss)
         values = {name: sum(each) / len(each) for name, each in losses.items()}
         values["train/learning_rate"] = float(self.scheduler.get_last_lr()[0])
+        if self.scaler is not None and self.scaler.is_enabled():
+            # A step that overflowed was left out and halved it.
+            values["train/loss_scale"] = self.scaler.get_scale()
         start, first = self._begun
         values["time/step_s"] = (time.perf_counter() - start) / (self.step - first)
         if self.labels is not None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import raybrew as rb
 from raybrew.student.ahead import Ahead
 from raybrew.student.buffers import Blocks, map_tensors
+from raybrew.student.ready import ReadyStep, StepMaker
 from tests.made import STUDENT_CONFIG, make_job, make_model
 from tests.student.in_process import Recorder, build
 
@@ -194,7 +195,53 @@ def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_p
     assert counts[0][1] == {"a": 84, "b": 84}
 
 
-def test_the_wait_for_labels_is_reported_by_step_and_small_against_it(models, tmp_path):
-    _, recorder, _ = trained(models, tmp_path / "1", tmp_path / "store", prefetch=2)
-    for values in recorder.values:
-        assert 0 <= values["time/label_wait_s"] <= values["time/step_s"]
+MAKING_S = 0.05
+NUM_STEPS = 6
+"""Of one epoch: nothing is made ahead beyond an evaluation."""
+
+
+class SlowSteps(Recorder):
+    """A student whose step ends once the batch of the next one is made."""
+
+    def __init__(self, made: list[int]):
+        super().__init__()
+        self._made = made
+
+    def progress(self, step: int) -> None:
+        while step < NUM_STEPS and step not in self._made:
+            time.sleep(MAKING_S / 10)
+
+
+def total_waits(models, folder, store, monkeypatch, prefetch: int) -> list[tuple[float, float]]:
+    """Return the seconds that the student waited, and that it ran, up to each step."""
+    make, made = StepMaker.make, []
+
+    def slow_make(self: StepMaker, step: int) -> ReadyStep:
+        time.sleep(MAKING_S)
+        ready = make(self, step)
+        made.append(step)
+        return ready
+
+    monkeypatch.setattr(StepMaker, "make", slow_make)
+    config = rb.TrainingConfig(num_steps=NUM_STEPS, batch_size=16, prefetch=prefetch)
+    recorder = SlowSteps(made) if prefetch else Recorder()
+    build(make_job(models, store, training=config), folder)[0].run(recorder)
+    each = [(values["time/label_wait_s"], values["time/step_s"]) for values in recorder.values]
+    return [(step * wait_s, step * step_s) for step, (wait_s, step_s) in enumerate(each, start=1)]
+
+
+def test_without_anything_made_ahead_each_step_waits_for_its_batch(models, tmp_path, monkeypatch):
+    waits = total_waits(models, tmp_path / "1", tmp_path / "store", monkeypatch, prefetch=0)
+    assert len(waits) == NUM_STEPS
+    for step, (waited_s, ran_s) in enumerate(waits, start=1):
+        assert step * MAKING_S <= waited_s <= ran_s
+
+
+def test_only_the_first_step_waits_where_batches_are_made_faster_than_used(
+    models, tmp_path, monkeypatch
+):
+    waits = total_waits(models, tmp_path / "1", tmp_path / "store", monkeypatch, prefetch=2)
+    (first, _), *_, (last, ran_s) = waits
+    assert first >= MAKING_S
+    assert last - first < 3 * MAKING_S
+    assert ran_s > first + (NUM_STEPS - 1) * MAKING_S
