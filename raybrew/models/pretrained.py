@@ -147,9 +147,17 @@ def read_tokenizer(path: str, what: str, *, trust: bool = False) -> PreTrainedTo
 
 
 def load_model(
-    model_class: Any, path: str, what: str, config: PreTrainedConfig
+    model_class: Any,
+    path: str,
+    what: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load weights in float32 into the model that `config` describes.
+    """Load weights into the model that `config` describes.
+
+    A model isn't cast after it was loaded: transformers keeps in float32 what half precision
+    would ruin, such as the frequencies of rotary positions.
 
     Weights that the folder lacks, or has in another size, are initialised from the CPU's global
     generator.
@@ -159,6 +167,7 @@ def load_model(
         path: Folder that `save_pretrained` wrote, or a hub id.
         what: Field of the job that gave the path, for messages.
         config: Of the model.
+        dtype: Of the weights, whatever that of the file is.
 
     Returns:
         The model and transformers' loading info (`missing_keys`, `mismatched_keys`, …).
@@ -174,7 +183,7 @@ def load_model(
         "weights",
         runs_own_code(config),
         config=config,
-        dtype=torch.float32,
+        dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
