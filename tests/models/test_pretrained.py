@@ -68,10 +68,12 @@ def test_folder_without_tokenizer_is_refused(teachers, tmp_path):
     assert (len(tokenizer), config.pad_token_id) == (len(WORDS), 0)
 
 
-@pytest.mark.parametrize("config", [DebertaV2Config, T5Config, XLNetConfig, GPT2Config, LlamaConfig])
+@pytest.mark.parametrize(
+    "config", [DebertaV2Config, T5Config, XLNetConfig, GPT2Config, LlamaConfig]
+)
 def test_what_transformers_makes_up_without_files_is_no_tokenizer(config, tmp_path):
     config().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="the field: expected a tokenizer among config.json at"):
+    with pytest.raises(ConfigError, match=r"the field: expected a tokenizer among config\.json at"):
         read_tokenizer(str(tmp_path), "the field")
 
 
