@@ -16,6 +16,7 @@ from raybrew.models.multitask import Head, multitask_config
 from raybrew.models.positions import enough_positions, most_positions, trained_positions
 from raybrew.models.pretrained import meta_model
 from raybrew.models.students import student_config
+from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
 
@@ -175,6 +176,7 @@ def check_teacher(
     """Refuse a teacher of other classes, another vocabulary, or too few positions."""
     what = f"teachers[{teacher.name}]"
     _check_outputs(f"{what}.model", model.config, table, student)
+    check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
     if teacher.inputs == "own" and not table.kind.own_inputs:
         raise ConfigError(
             f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
