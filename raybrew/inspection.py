@@ -106,10 +106,10 @@ def render_inspection(found: Inspection) -> str:
 
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
-    most = most_positions(config)
+    model = _load(name, config)
+    most = most_positions(model)
     if most is not None and length > most:
         raise ConfigError(f"--length: expected at most {most} for {name}, got {length}")
-    model = _load(name, config)
     speed, untimed = None, ""
     try:
         ids = _some_ids(config, batch_size, length)

@@ -26,6 +26,7 @@ from raybrew.models.pretrained import (
     read_tokenizer,
 )
 from raybrew.models.student_files import task_folders
+from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.paths import user_path
 from raybrew.preparation.checks import check_class_names, class_order
 from raybrew.preparation.tables import encode_table, read_table
@@ -97,6 +98,7 @@ def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[Kind
 def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     own = _own_classes(job, task)
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
+    check_vocabulary(config, tokenizer, "model", RESIZE)
     table = read_table(task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
     kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))

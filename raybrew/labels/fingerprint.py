@@ -18,6 +18,12 @@ __all__ = ["model_fingerprint"]
 _IRRELEVANT = {"_name_or_path", "transformers_version", "id2label", "label2id", "dtype"}
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CHUNK_BYTES = 1 << 24
+_HALF_PRECISION_LOADING = "2"
+"""How weights become half precision; counted up when answers change.
+
+1: the whole module was cast after loading. 2: transformers' own loading, which keeps some of it in
+float32.
+"""
 
 
 def model_fingerprint(
@@ -53,5 +59,6 @@ def model_fingerprint(
                 digest.update(chunk)
     config = json.loads((folder / "config.json").read_text())
     kept = {key: value for key, value in config.items() if key not in _IRRELEVANT}
-    digest.update(json.dumps([kept, dtype, adaptor], sort_keys=True).encode())
+    precision = dtype if dtype == "float32" else f"{dtype}, loading {_HALF_PRECISION_LOADING}"
+    digest.update(json.dumps([kept, precision, adaptor], sort_keys=True).encode())
     return digest.hexdigest()

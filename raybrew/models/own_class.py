@@ -44,8 +44,8 @@ class OwnClass:
     def from_config(
         self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     ) -> PreTrainedModel:
-        """Build a model with random weights."""
-        return self.wrapped(config).to(dtype)  # pyright: ignore[reportArgumentType]
+        """Build a model with random weights, as transformers' Auto classes do."""
+        return self.wrapped._from_config(config, dtype=dtype)
 
     def from_pretrained(self, path: str, **options: Any) -> Any:
         """Load a model that `save_pretrained` wrote."""

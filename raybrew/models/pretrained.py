@@ -7,6 +7,7 @@ which a path can be wrong into one `ConfigError` that names this field.
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -29,6 +30,7 @@ import raybrew.models.bigru  # noqa: F401  registers its classes with transforme
 from raybrew.errors import ConfigError
 from raybrew.hub import hub_in_reach
 from raybrew.models.locating import locate
+from raybrew.paths import held_by
 
 __all__ = [
     "BUILD_ERRORS",
@@ -45,14 +47,6 @@ __all__ = [
     "runs_own_code",
 ]
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 BUILD_ERRORS = (
     StrictDataclassError,
@@ -135,21 +129,44 @@ def read_tokenizer(path: str, what: str, *, trust: bool = False) -> PreTrainedTo
     Raises:
         ConfigError: The folder is missing, has no tokenizer, or it can't be read.
     """
-    source = locate(path, what, TOKENIZER_FILES, "a tokenizer")
-    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, "a tokenizer", trust)
-    # Where files are missing, transformers returns a tokenizer that knows special tokens only.
-    if len(tokenizer) <= len(tokenizer.all_special_ids):
+    # Which files a tokenizer is in, if it is in any, is for transformers to know.
+    source = locate(path, what, ("*",), "a tokenizer")
+    among = f" among {held_by(Path(source))}" if Path(source).is_dir() else ""
+    noun = f"a tokenizer{among}"
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, source, what, noun, trust)
+    if _has_no_vocabulary(tokenizer):
         raise ConfigError(
-            f"{what}: expected a tokenizer with a vocabulary at {path!r}, got one that knows only "
-            f"its {len(tokenizer)} special tokens"
+            f"{what}: expected {noun} at {path!r}, got none: without one transformers makes a "
+            f"{type(tokenizer).__name__} that knows only special tokens; save the model's "
+            "tokenizer there"
         )
     return tokenizer
 
 
+def _has_no_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether transformers made up a tokenizer whose files are missing."""
+    if not tokenizer.vocab_files_names:  # its tokens are bytes or characters
+        return False
+    own = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    try:
+        made_up = type(tokenizer)().get_vocab().keys()
+    except (OSError, *BUILD_ERRORS):  # a class that can't be made without files
+        made_up = set[str]()
+    return own <= made_up
+
+
 def load_model(
-    model_class: Any, path: str, what: str, config: PreTrainedConfig
+    model_class: Any,
+    path: str,
+    what: str,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load weights in float32 into the model that `config` describes.
+    """Load weights into the model that `config` describes.
+
+    A model isn't cast after it was loaded: transformers keeps in float32 what half precision
+    would ruin, such as the frequencies of rotary positions.
 
     Weights that the folder lacks, or has in another size, are initialised from the CPU's global
     generator.
@@ -159,6 +176,7 @@ def load_model(
         path: Folder that `save_pretrained` wrote, or a hub id.
         what: Field of the job that gave the path, for messages.
         config: Of the model.
+        dtype: Of the weights, whatever that of the file is.
 
     Returns:
         The model and transformers' loading info (`missing_keys`, `mismatched_keys`, …).
@@ -174,7 +192,7 @@ def load_model(
         "weights",
         runs_own_code(config),
         config=config,
-        dtype=torch.float32,
+        dtype=dtype,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
@@ -257,8 +275,15 @@ def _read(auto: Any, source: str, what: str, noun: str, trust: bool, **options: 
         elif isinstance(error, (UnpicklingError, EOFError)):
             got = "a file that is damaged, or holds more than weights, which is never run"
         else:
-            got = first_line(error)
+            got = first_line(error) + _missing_package(error)
         raise ConfigError(f"{what}: expected {noun} at {source!r}, got: {got}") from error
+
+
+def _missing_package(error: Exception) -> str:
+    """Name the package that transformers, without it, takes another one for."""
+    if "tiktoken" not in str(error) or find_spec("sentencepiece") is not None:
+        return ""
+    return " (a vocabulary of SentencePiece, *.model, needs the package sentencepiece)"
 
 
 def _section(what: str) -> str:

@@ -38,6 +38,7 @@ from raybrew.models.pretrained import (
     read_tokenizer,
 )
 from raybrew.models.student_presets import preset_config
+from raybrew.models.vocabulary import check_vocabulary
 
 __all__ = ["build_student", "read_config", "read_tokenizer", "student_config"]
 
@@ -81,12 +82,7 @@ def student_config(
             "pad_token and save it again"
         )
     config.pad_token_id = tokenizer.pad_token_id
-    vocab_size = config.get_text_config().vocab_size
-    if len(tokenizer) > vocab_size:
-        raise ConfigError(
-            f"{what}: expected a model that knows all {len(tokenizer)} tokens of its tokenizer, "
-            f"got vocab_size {vocab_size}; see {what}.tokenizer_from"
-        )
+    check_vocabulary(config, tokenizer, what, f"see {what}.tokenizer_from")
     model = meta_model(kind.model_class, config, what)
     if student.layers_from is not None:
         name, layers = student.layers_from

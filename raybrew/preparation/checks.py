@@ -1,5 +1,6 @@
 """Whether student, teachers, data and objective fit each other; nothing here loads weights."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,10 @@ from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
 from raybrew.models.model_source import ModelSource
 from raybrew.models.multitask import Head, multitask_config
-from raybrew.models.positions import most_positions
+from raybrew.models.positions import enough_positions, most_positions, trained_positions
+from raybrew.models.pretrained import meta_model
 from raybrew.models.students import student_config
+from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
 
@@ -30,6 +33,9 @@ __all__ = [
     "class_order",
     "read_teacher",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def check_student(
         config, tokenizer = multitask_config(student, heads, hosts, what)
     for table in tables:
         _check_tokenizer(what, tokenizer, table)
-        _check_length(what, config, table.task)
+        _check_length(what, config, table.task, _kind_of(table, student, what))
     return config, tokenizer
 
 
@@ -170,6 +176,7 @@ def check_teacher(
     """Refuse a teacher of other classes, another vocabulary, or too few positions."""
     what = f"teachers[{teacher.name}]"
     _check_outputs(f"{what}.model", model.config, table, student)
+    check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
     if teacher.inputs == "own" and not table.kind.own_inputs:
         raise ConfigError(
             f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
@@ -183,7 +190,8 @@ def check_teacher(
         )
     if teacher.inputs == "own":
         _check_tokenizer(what, model.tokenizer, table)
-    _check_length(what, model.config, table.task)
+    kind = kind_of(table.task.kind, teacher.architecture, f"{what}.architecture")
+    _check_length(what, model.config, table.task, kind)
 
 
 def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table) -> None:
@@ -248,10 +256,22 @@ def _names(config: PreTrainedConfig) -> tuple[str, ...]:
     return tuple(given.get(i, f"LABEL_{i}") for i in range(config.num_labels or 0))
 
 
-def _check_length(what: str, config: PreTrainedConfig, task: Task) -> None:
-    most = most_positions(config)
+def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:
+    if enough_positions(config, task.max_length):
+        return
+    most = most_positions(meta_model(kind.model_class, config, what))
+    trained = trained_positions(config)
     if most is not None and task.max_length > most:
         raise ConfigError(
             f"tasks[{task.name}].max_length: expected at most {most}, the positions of the model "
             f"of {what}, got {task.max_length}"
+        )
+    if most is None and trained is not None and task.max_length > trained:
+        _log.warning(
+            "tasks[%s].max_length: %d tokens are more than the %d that the model of %s was made "
+            "for (max_position_embeddings); its positions need no table, so it reads them",
+            task.name,
+            task.max_length,
+            trained,
+            what,
         )

@@ -183,7 +183,8 @@ def _load(spec: TeacherSpec) -> nn.Module:
         config = read_config(spec.model, what, trust=spec.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
         config.pad_token_id = spec.pad_token_id
-        model, info = load_model(kind.model_class, spec.model, what, config)
+        dtype = DTYPES[spec.dtype][0]
+        model, info = load_model(kind.model_class, spec.model, what, config, dtype=dtype)
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
@@ -194,6 +195,4 @@ def _load(spec: TeacherSpec) -> nn.Module:
         )
     if spec.attention:
         use_eager_attention(model)
-    model.eval().requires_grad_(False)
-    nn.Module.to(model, DTYPES[spec.dtype][0])
-    return model
+    return model.eval().requires_grad_(False)

@@ -48,3 +48,10 @@ def test_a_folder_without_weights_is_refused(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"expected weights.*got config\.json"):
         fingerprint(folder)
+
+
+def test_labels_of_float32_stay_and_those_of_a_cast_module_do_not(folder):
+    # Of the first version; its teachers in half precision were cast with what belongs in float32.
+    assert fingerprint(folder) == "fe9e7f4592924f2b674ed5b39b7a5cf7"
+    assert fingerprint(folder, dtype="float16") != "2e3863f4902c48bc2686a3a6f5ba236e"
+    assert fingerprint(folder, dtype="bfloat16") != "fa2204d28caea2004244734102d45cbf"

@@ -1,0 +1,88 @@
+"""A teacher in half precision answers as transformers' own loading in that precision does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    T5Config,
+)
+
+from raybrew.data.encoding import view_from_ids
+from raybrew.labels.payload import Signal
+from raybrew.models.pretrained import quiet_transformers
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+
+LENGTH = 600
+SIZES = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 2, "pad_token_id": 0}
+LAYERS = {"num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 1024}
+
+LLAMA = LlamaConfig(**SIZES, **LAYERS, num_key_value_heads=2)
+MODERN_BERT = ModernBertConfig(
+    **SIZES, **LAYERS, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
+)
+T5 = T5Config(
+    vocab_size=60, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
+)
+
+
+def saved(config: PreTrainedConfig, folder: Path) -> str:
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_config(config)
+        with torch.no_grad():
+            for weight in model.parameters():  # random models of small weights answer all the same
+                if weight.dim() > 1:
+                    weight.normal_(0, 0.3)
+        model.save_pretrained(folder)
+    return str(folder)
+
+
+def ids_of(seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return [*torch.randint(3, 60, (LENGTH,), generator=generator).tolist(), 1]  # T5 reads at 1
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [(LLAMA, "bfloat16"), (LLAMA, "float16"), (MODERN_BERT, "bfloat16"), (T5, "float16")],
+    ids=["llama-bf16", "llama-fp16", "modernbert-bf16", "t5-fp16"],
+)
+def test_logits_are_those_of_transformers_in_the_same_precision(config, dtype, tmp_path):
+    folder = saved(config, tmp_path / "model")
+    texts = [ids_of(seed) for seed in range(2)]
+    spec = TeacherSpec(
+        name="t",
+        model=folder,
+        fingerprint="f",
+        kind="sequence-classification",
+        dtype=dtype,
+        batch_tokens=1,  # one text a forward pass
+        pad_token_id=0,
+        num_threads=1,
+    )
+    signal = Signal(dtype="float32")
+    got = ModelTeacher(spec).answer(view_from_ids(texts), (signal,))[signal.name].values
+    with quiet_transformers():
+        half = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=getattr(torch, dtype)
+        ).eval()
+        whole_cast = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    nn_cast = torch.nn.Module.to(whole_cast, getattr(torch, dtype))
+    np.testing.assert_array_equal(got, logits(half, texts))
+    # What a cast of the whole module gives: the test would see it.
+    assert np.abs(logits(nn_cast, texts) - got).max() > 0
+
+
+@torch.inference_mode()
+def logits(model: torch.nn.Module, texts: list[list[int]]) -> np.ndarray:
+    rows = [
+        model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=int))
+        for ids in texts
+    ]
+    return torch.cat([row.logits.float() for row in rows]).numpy()
