@@ -100,11 +100,13 @@ class Classes:
         task: whose.
         names: in the order of the logits.
         feature: what the training split says of a single label.
+        by_number: class of each number that no ClassLabel names.
     """
 
     task: Task
     names: tuple[str, ...]
     feature: Any
+    by_number: Mapping[float, int]
 
     def reader(self, feature: Any, what: str) -> LabelReader:
         """Return what reads the labels of a split.
@@ -122,7 +124,7 @@ class Classes:
         for name, number in zip(training, of_training, strict=True):
             if number is not None:
                 by_name.setdefault(name, number)
-        by_number, unknown, problem = _by_value(self.names), {}, ""
+        by_number, unknown, problem = self.by_number, {}, ""
         if (own := _names_of(feature)) is not None:
             found = _matched(own, by_name)
             by_number = {float(n): c for n, c in enumerate(found) if c is not None}
@@ -191,24 +193,29 @@ def read_classes(task: Task, rows: Iterable[Iterable[Any]], feature: Any) -> Cla
         DataError: there are fewer than two classes, a label is neither a number nor a name, or it
             can't be told whether a negative number is a class or no label.
     """
-    if task.label_names is not None:
-        return Classes(task, tuple(task.label_names), feature)
     what = f"tasks[{task.name}].train"
     values = _distinct(rows, what, task.label)
-    texts = {value for value in values if isinstance(value, str)}
-    if (names := _names_of(feature)) is None:
-        if texts:
-            names = _sorted_names(texts)
-        elif any(isinstance(value, bool) for value in values):
-            names = ("False", "True")
-        else:
-            names = _numbered({int(value) for value in values}, what, task)
+    own = _names_of(feature)
+    if task.label_names is not None:
+        names = tuple(task.label_names)
+        # As the names of a ClassLabel may have new ones, so may the classes -1 and 1.
+        renamed = own is None and len(names) == 2 and not are_numbers(names)
+        by_number = {-1.0: 0, 1.0: 1} if renamed and values - {-100} == {-1, 1} else None
+        return Classes(task, names, feature, by_number or _by_value(names))
+    if own is not None:
+        names = own
+    elif any(isinstance(value, str) for value in values):
+        names = _sorted_names(map(str, values))
+    elif any(isinstance(value, bool) for value in values):
+        names = ("False", "True")
+    else:
+        names = _numbered({int(value) for value in values}, what, task)
     if len(names) < 2:
         raise DataError(
             f"{what}: expected two classes or more in {task.label!r}, got "
             f"{', '.join(names) or 'none'}; set tasks[{task.name}].label_names if there are others"
         )
-    return Classes(task, names, feature)
+    return Classes(task, names, feature, _by_value(names))
 
 
 def item_feature(feature: Any) -> Any:

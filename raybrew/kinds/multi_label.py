@@ -48,7 +48,7 @@ class MultiLabel(Kind):
         flags = _are_flags(task, [row for each in columns.values() for row in each], features)
         if flags and task.label_names is None:
             width = max(len(row or ()) for row in columns["train"])
-            classes = Classes(task, tuple(map(str, range(width))), None)
+            classes = Classes(task, tuple(map(str, range(width))), None, {})
         else:
             listed = () if flags else (row or () for row in columns["train"])
             classes = read_classes(task, listed, features["train"])

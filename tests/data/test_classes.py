@@ -113,6 +113,7 @@ def test_numbers_written_as_texts_are_sorted_as_numbers():
         ([-1, 0, 1], {"label_names": ["no", "yes"]}, ["no", "yes"], [-1, 0, 1]),
         ([-1, 0, 1, 2], {}, ["0", "1", "2"], [-1, 0, 1, 2]),
         ([-100, 0, 1], {}, ["0", "1"], [-1, 0, 1]),
+        ([-1, 1, -100], {"label_names": ["no", "yes"]}, ["no", "yes"], [0, 1, -1]),
         ([1, 2, 3], {"label_names": ["1", "2", "3"]}, ["1", "2", "3"], [0, 1, 2]),
         ([True, None, False], {}, ["False", "True"], [1, -1, 0]),
         ([True, False], {"label_names": ["no", "yes"]}, ["no", "yes"], [1, 0]),

@@ -60,8 +60,8 @@ def test_sets_of_classes(labels, changes, names, expected):
         ([[True, False]], r"row 0: expected true or false for each of the 3 classes.*got 2"),
         ([[1], [1, 0, 1]], r"row 1: expected each class once.*got \[1, 0, 1\].*true or false"),
         ([[0], [-1]], r"row 1: expected classes.*got \[-1\].*null"),
-        ([[[0]]], r"row 0: expected a label.*got \[0\]"),
-        ([[0.5, 0.0, 1.0]], r"row 0: expected a label.*got 0\.5"),
+        ([[[0]]], r"row 0: expected a class as a name.*got \[0\]"),
+        ([[0.5, 0.0, 1.0]], r"row 0: expected a class as a name.*got 0\.5"),
     ],
 )
 def test_wrong_sets_are_named(labels, said):
