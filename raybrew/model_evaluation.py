@@ -28,7 +28,7 @@ from raybrew.models.pretrained import (
 from raybrew.models.student_files import task_folders
 from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.paths import user_path
-from raybrew.preparation.checks import check_class_names, class_order
+from raybrew.preparation.checks import check_class_names, order_of
 from raybrew.preparation.tables import encode_table, read_table
 
 __all__ = ["evaluate"]
@@ -119,7 +119,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        _in_order(adaptor_of(task.kind, adaptor, task.adaptor), class_order(config, table)),
+        _in_order(adaptor_of(task.kind, adaptor, task.adaptor), order_of(config, table)),
         int(str(tokenizer.pad_token_id or 0)),
         device,
     )

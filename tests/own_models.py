@@ -48,3 +48,12 @@ class NoModel:
 
 def read_bag(batch: Any, outputs: Any) -> dict[str, Tensor]:
     return {"logits": outputs["scores"], "inputs_mask": batch["attention_mask"]}
+
+
+class OneHeadBag(Bag):
+    """Three classes, whatever its configuration says."""
+
+    def __init__(self, config: BagConfig):
+        super().__init__(config)
+        self.out = nn.Linear(config.width, 3)
+        self.post_init()

@@ -57,14 +57,16 @@ class Task(Section):
     )
     label: str = Field(
         default="label",
-        description="Column of what is to be learnt: a class as an integer or a name, a list of "
-        "them for multi-label, numbers for regression, one class a word for token-classification "
-        "(default `tags`), SQuAD's answers for question-answering (`answers`).",
+        description="Column of what is to be learnt: a class as an integer or a name; for "
+        "multi-label a list of them, or 0 or 1 for each class; numbers for regression; one class a "
+        "word for token-classification (default `tags`); SQuAD's answers for question-answering "
+        "(`answers`). Null and -100 are no label, and -1 unless a class has that name.",
     )
     label_names: Many[str] | None = Field(
         default=None,
         min_length=2,
-        description="Classes in the order of the logits; read from the data if left out.",
+        description="Classes in the order of the logits; read from the data if left out. The "
+        "names of the data's ClassLabel in any order, or new ones for them in its order.",
     )
     teacher_column: str | None = Field(
         default=None,

@@ -1,15 +1,21 @@
-"""Any number of classes for each text: each is there or not by itself."""
+"""Any number of classes for each text: each is there or not by itself.
+
+    classes of a row   ["a", "c"]   [0, 2]   names or numbers of those that are there
+    flags of a row     [True, False, True]   [1, 0, 1]   [1.0, 0.0, 1.0]   one for each class
+
+Whether 0 and 1 are numbers or flags is decided once for the whole column, over both splits.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Task
-from raybrew.data.classes import class_index, class_names, class_numbers
+from raybrew.data.classes import Classes, LabelReader, item_feature, read_classes
 from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
@@ -33,19 +39,27 @@ class MultiLabel(Kind):
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
         """Read texts and lists of classes; see `Kind.read`."""
-        what = f"tasks[{task.name}]"
-        column = read_lists(train, task.label, f"{what}.train", "classes")
-        feature = getattr(train.features[task.label], "feature", None)
-        listed = [() if each is None or _is_mask(each) else each for each in column]
-        if task.label_names is None and not any(listed) and any(map(_is_mask, column)):
-            names = tuple(map(str, range(max(len(each or ()) for each in column))))
+        splits = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
+        columns = {
+            side: read_lists(split, task.label, f"tasks[{task.name}].{side}", "classes")
+            for side, split in splits.items()
+        }
+        features = {side: item_feature(each.features[task.label]) for side, each in splits.items()}
+        flags = _are_flags(task, [row for each in columns.values() for row in each], features)
+        if flags and task.label_names is None:
+            width = max(len(row or ()) for row in columns["train"])
+            classes = Classes(task, tuple(map(str, range(width))), None, {})
         else:
-            names = class_names(task, listed, feature, what)
-        rows = _rows(task, train, column, names, f"{what}.train")
-        if evaluation is None:
-            return names, rows, None
-        other = read_lists(evaluation, task.label, f"{what}.eval", "classes")
-        return names, rows, _rows(task, evaluation, other, names, f"{what}.eval")
+            listed = () if flags else (row or () for row in columns["train"])
+            classes = read_classes(task, listed, features["train"])
+        rows = {}
+        for side, split in splits.items():
+            reader = classes.reader(features[side], f"tasks[{task.name}].{side}")
+            labels = [
+                _classes(reader, row, value, flags) for row, value in enumerate(columns[side])
+            ]
+            rows[side] = read_rows(task, split, reader.what, np.stack(labels))
+        return classes.names, rows["train"], rows.get("eval")
 
     def num_labelled(self, rows: Rows) -> int:
         """Count rows whose classes are known."""
@@ -82,52 +96,56 @@ class MultiLabel(Kind):
         return "f1_micro"
 
 
-def _rows(
-    task: Task,
-    dataset: Dataset,
-    column: list[list[Any] | None],
-    names: Sequence[str],
-    what: str,
-) -> Rows:
-    index = class_index(names)
-    labels = [_classes(task, row, value, names, index, what) for row, value in enumerate(column)]
-    return read_rows(task, dataset, what, np.stack(labels))
+def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[str, Any]) -> bool:
+    """Return whether lists have a value for each class, 0 or 1, rather than name some.
+
+    Raises:
+        DataError: they could be either.
+    """
+    known = [row for row in rows if row is not None]
+    if any(isinstance(value, bool) for row in known for value in row):
+        return True
+    numbers = all(value in (0, 1) for row in known for value in row)
+    widths = {len(row) for row in known}
+    width = next(iter(widths), 0)
+    named = any(isinstance(feature, ClassLabel) for feature in features.values())
+    expected = (width,) if task.label_names is None else (len(task.label_names),)
+    if named or not numbers or widths != {*expected} or width < 2:
+        return False
+    # A set has no class twice, and that all rows have both of two classes is no classification.
+    if any(row != [0, 1] for row in known):
+        return True
+    raise DataError(
+        f"tasks[{task.name}]: {task.label!r} holds [0, 1] in every row, which may be both of two "
+        "classes or the second alone; write the names of the classes that are there, or true and "
+        "false for each class"
+    )
 
 
-def _classes(
-    task: Task,
-    row: int,
-    value: list[Any] | None,
-    names: Sequence[str],
-    index: Mapping[str | bool, int],
-    what: str,
-) -> np.ndarray:
+def _classes(reader: LabelReader, row: int, value: list[Any] | None, flags: bool) -> np.ndarray:
     """Return 0 or 1 for each class, int64 (C,), or -1 for all of them."""
+    where, size = f"{reader.what}: row {row}", len(reader.names)
     if value is None:
-        return np.full(len(names), UNLABELLED, np.int64)
-    there = np.zeros(len(names), np.int64)
-    if _is_mask(value):
-        if len(value) != len(names):
+        return np.full(size, UNLABELLED, np.int64)
+    if flags and value:
+        if len(value) != size:
             raise DataError(
-                f"{what}: row {row}: expected true or false for each of the {len(names)} classes "
-                f"in {task.label!r}, got {len(value)} of them"
+                f"{where}: expected true or false for each of the {size} classes in "
+                f"{reader.label!r}, got {len(value)} of them"
             )
         return np.array(value, np.int64)
-    numbers = class_numbers(value, names, what, task.label, row, index=index)
+    numbers = reader.numbers(value, row)
     if (numbers < 0).any():
         raise DataError(
-            f"{what}: row {row}: expected classes in {task.label!r}, got {value!r}; a row without "
-            "label is null, one of no class an empty list"
+            f"{where}: expected classes in {reader.label!r}, got {value!r}; a row without label "
+            "is null, one of no class an empty list"
         )
     if len(set(numbers.tolist())) < len(numbers):
         raise DataError(
-            f"{what}: row {row}: expected each class once in {task.label!r}, got {value!r}; a "
-            "value for each of the classes is written as true or false, not as 1 or 0"
+            f"{where}: expected each class once in {reader.label!r}, got {value!r}; a value for "
+            "each of the classes is written as true or false (or as 1 or 0, where each row of both "
+            f"splits has {size} of them)"
         )
+    there = np.zeros(size, np.int64)
     there[numbers] = 1
     return there
-
-
-def _is_mask(value: Any) -> bool:
-    """Whether a list says true or false of each class, rather than naming some."""
-    return isinstance(value, list) and bool(value) and all(isinstance(v, bool) for v in value)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
 
 from raybrew.config import Task
-from raybrew.data.classes import class_index, class_names, class_numbers
+from raybrew.data.classes import LabelReader, item_feature, read_classes
 from raybrew.data.columns import Rows, read_lists, read_words
 from raybrew.data.encoding import EncodedView, view_from_ids
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
@@ -45,13 +45,18 @@ class TokenClassification(Kind):
         """Read words and their tags; see `Kind.read`."""
         what = f"tasks[{task.name}]"
         words, tags = _columns(task, train, f"{what}.train")
-        feature = getattr(train.features[task.label], "feature", None)
-        names = class_names(task, (t or () for t in tags), feature, what)
-        rows = _rows(task, words, tags, names, f"{what}.train")
+        feature = item_feature(train.features[task.label])
+        classes = read_classes(task, (t or () for t in tags), feature)
+        rows = _rows(task, words, tags, classes.reader(feature, f"{what}.train"))
         if evaluation is None:
-            return names, rows, None
+            return classes.names, rows, None
         words, tags = _columns(task, evaluation, f"{what}.eval")
-        return names, rows, _rows(task, words, tags, names, f"{what}.eval")
+        feature = item_feature(evaluation.features[task.label])
+        return (
+            classes.names,
+            rows,
+            _rows(task, words, tags, classes.reader(feature, f"{what}.eval")),
+        )
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -160,24 +165,19 @@ def _columns(
 
 
 def _rows(
-    task: Task,
-    words: list[list[str]],
-    tags: list[list[Any] | None],
-    names: Sequence[str],
-    what: str,
+    task: Task, words: list[list[str]], tags: list[list[Any] | None], reader: LabelReader
 ) -> Rows:
-    index = class_index(names)
     labels = []
-    for row, (said, given) in enumerate(zip(words, tags, strict=True)):
+    for row, (sentence, given) in enumerate(zip(words, tags, strict=True)):
         if given is None:
-            labels.append(np.full(len(said), -1))
+            labels.append(np.full(len(sentence), -1))
             continue
-        if len(given) != len(said):
+        if len(given) != len(sentence):
             raise DataError(
-                f"{what}: row {row}: expected a tag for each of the {len(said)} words in "
-                f"{task.text!r}, got {len(given)} in {task.label!r}"
+                f"{reader.what}: row {row}: expected a tag for each of the {len(sentence)} words "
+                f"in {task.text!r}, got {len(given)} in {task.label!r}"
             )
-        labels.append(class_numbers(given, names, what, task.label, row, index=index))
+        labels.append(reader.numbers(given, row))
     return Rows(words, labels=labels)
 
 

@@ -3,7 +3,7 @@
     student_config   configurations and tokenizers only: every check that needs no weights
          │
     build_student ── config       random weights; so has `preset`, a named configuration
-                  ├─ model        pretrained weights, a fresh head where the sizes differ
+                  ├─ model        pretrained weights, a fresh head where sizes or classes differ
                   └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
 
 Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind
+from raybrew.models.class_order import arrange_head, model_classes, names_differ
 from raybrew.models.config_changes import changed_config
 from raybrew.models.layers import (
     layers_config,
@@ -75,6 +76,14 @@ def student_config(
     teachers = _with_layer_source(student, teachers, what)
     tokenizer = _tokenizer(student, teachers, what)
     config = _base_config(student, teachers, what, kind)
+    names = _head_names(student, num_labels, label_names, teachers, kind, what)
+    if names and label_names and names_differ(names, label_names):
+        _log.warning(
+            "%s: the classes of the head (%s) aren't the task's (%s): it is newly initialised",
+            what,
+            ", ".join(names),
+            ", ".join(label_names),
+        )
     _set_labels(config, num_labels, label_names, kind, what)
     if tokenizer.pad_token_id is None:
         raise ConfigError(
@@ -139,8 +148,30 @@ def build_student(
             model = _from_weights(kind, student.model, config, what)
         else:
             model = random_model(kind.model_class, config)
+        names = _head_names(student, num_labels, label_names, teachers, kind, what)
+        if names and label_names:
+            arrange_head(model, kind.model_class, names, label_names, what)
         limit_learning(model, student, what)
     return model.train(), tokenizer
+
+
+def _head_names(
+    student: Student,
+    num_labels: int,
+    label_names: Sequence[str] | None,
+    teachers: Mapping[str, Teacher],
+    kind: Kind,
+    what: str,
+) -> tuple[str, ...]:
+    """Return the classes of the head that comes along with weights; none where none does."""
+    if student.layers_from is not None:
+        source = ModelSource.of_teacher(teachers[student.layers_from[0]])
+    elif student.model is not None:
+        source = ModelSource(student.model, f"{what}.model", student.trust_remote_code)
+    else:
+        return ()
+    names = model_classes(source.config()) if kind.has_labels and kind.has_names else ()
+    return names if len(names) == num_labels else ()
 
 
 def _with_layer_source(

@@ -11,6 +11,7 @@ from raybrew.data.encoding import same_vocabulary
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
+from raybrew.models.class_order import class_order, model_classes, names_differ
 from raybrew.models.model_source import ModelSource
 from raybrew.models.multitask import Head, multitask_config
 from raybrew.models.positions import enough_positions, most_positions, trained_positions
@@ -30,7 +31,7 @@ __all__ = [
     "check_mask",
     "check_student",
     "check_teacher",
-    "class_order",
+    "order_of",
     "read_teacher",
 ]
 
@@ -207,7 +208,8 @@ def _check_outputs(
 ) -> None:
     """Refuse a model whose logits aren't those of the task."""
     kind, classes = table.kind, table.label_names
-    expected, found = kind.num_labels(classes, student), kind.num_labels(_names(config), config)
+    expected = kind.num_labels(classes, student)
+    found = kind.num_labels(model_classes(config), config)
     if found != expected:
         named = f" ({', '.join(classes)})" if classes else ""
         raise ConfigError(
@@ -219,41 +221,25 @@ def _check_outputs(
 
 def check_class_names(what: str, config: PreTrainedConfig, table: Table) -> None:
     """Refuse a model whose classes have names, but not those of the task."""
-    kind, classes = table.kind, table.label_names
-    if class_order(config, table) is None and kind.has_names and not _order_unknown(config, table):
+    kind, classes, names = table.kind, table.label_names, model_classes(config)
+    if kind.has_labels and kind.has_names and names_differ(names, classes):
         raise ConfigError(
             f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
-            f"{', '.join(_names(config))}; set tasks[{table.task.name}].label_names to the names "
-            "that the model has, in the order of the data's numbers"
+            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the names that the "
+            "model has, in the order of the data's numbers"
         )
 
 
-def class_order(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
+def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
     """Return a model's number of each of the task's classes.
 
     Returns:
-        None where they are the task's, or can't be told by names, upper and lower case alike.
+        None where they are the task's, or can't be told by names.
     """
-    names = tuple(name.casefold() for name in _names(config))
-    classes = tuple(name.casefold() for name in table.label_names)
-    same = names == classes or not (table.kind.has_labels and table.kind.has_names)
-    if same or sorted(names) != sorted(classes) or len(set(names)) < len(names):
+    if not (table.kind.has_labels and table.kind.has_names):
         return None
-    return tuple(names.index(name) for name in classes)
-
-
-def _order_unknown(config: PreTrainedConfig, table: Table) -> bool:
-    """Whether the names of one side say nothing, so that the order is taken to be the same."""
-    names, classes = _names(config), table.label_names
-    numbers = tuple(map(str, range(len(classes))))
-    made_up = all(name.startswith("LABEL_") for name in names) or classes == numbers
-    same = [n.casefold() for n in names] == [c.casefold() for c in classes]
-    return made_up or same or not table.kind.has_labels
-
-
-def _names(config: PreTrainedConfig) -> tuple[str, ...]:
-    given: Mapping[int, str] = config.id2label or {}  # type: ignore[assignment]
-    return tuple(given.get(i, f"LABEL_{i}") for i in range(config.num_labels or 0))
+    order = class_order(model_classes(config), table.label_names)
+    return None if order == tuple(range(len(table.label_names))) else order
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:

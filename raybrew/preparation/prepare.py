@@ -28,7 +28,7 @@ from raybrew.preparation.checks import (
     check_mask,
     check_student,
     check_teacher,
-    class_order,
+    order_of,
 )
 from raybrew.preparation.matches import check_architectures, task_matches
 from raybrew.preparation.names import check_adaptor_paths, check_objective_names
@@ -256,7 +256,7 @@ def _prepared(
         task=task,
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,
-        order=class_order(model.config, table),
+        order=order_of(model.config, table),
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 import raybrew as rb
 from raybrew.data.sources import load_source
@@ -37,6 +37,13 @@ def rows_of(kind, labels: list, **changes):
         ([[2], [0, 1]], {}, ("0", "1", "2"), [[0, 0, 1], [1, 1, 0]]),
         ([["art"]], {"label_names": TOPICS}, TOPICS, [[0, 0, 1]]),
         ([[True, False], [False, True]], {}, ("0", "1"), [[1, 0], [0, 1]]),
+        ([[1, 0], [0, 1], [1, 0]], {}, ("0", "1"), [[1, 0], [0, 1], [1, 0]]),
+        ([[0, 1], [1, 1], None], {}, ("0", "1"), [[0, 1], [1, 1], [-1, -1]]),
+        ([[0.0, 1.0], [1.0, 0.0]], {"label_names": ["a", "b"]}, ("a", "b"), [[0, 1], [1, 0]]),
+        ([[1, 0, 0], [0, 1, 1]], {}, ("0", "1", "2"), [[1, 0, 0], [0, 1, 1]]),
+        ([[1, 0], [0, 1]], {"label_names": TOPICS}, TOPICS, [[1, 1, 0], [1, 1, 0]]),
+        ([[1, 0], [0, 1], []], {}, ("0", "1"), [[1, 1], [1, 1], [0, 0]]),
+        ([[0], [1]], {}, ("0", "1"), [[1, 0], [0, 1]]),
     ],
 )
 def test_sets_of_classes(labels, changes, names, expected):
@@ -53,11 +60,49 @@ def test_sets_of_classes(labels, changes, names, expected):
         ([[True, False]], r"row 0: expected true or false for each of the 3 classes.*got 2"),
         ([[1], [1, 0, 1]], r"row 1: expected each class once.*got \[1, 0, 1\].*true or false"),
         ([[0], [-1]], r"row 1: expected classes.*got \[-1\].*null"),
+        ([[[0]]], r"row 0: expected a class as a name.*got \[0\]"),
+        ([[0.5, 0.0, 1.0]], r"row 0: expected a class as a name.*got 0\.5"),
     ],
 )
 def test_wrong_sets_are_named(labels, said):
     with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {said}"):
         rows_of(SETS, labels, label_names=TOPICS)
+
+
+def test_zeros_and_ones_that_may_be_classes_or_flags_are_refused():
+    with pytest.raises(rb.DataError, match=r"tasks\[t\]: 'label' holds \[0, 1\] in every row"):
+        rows_of(SETS, [[0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"), [([[1, 0], [1, 0]], [[1, 0], [1, 0]]), ([[0], [1]], [[1, 0], [0, 1]])]
+)
+def test_what_zeros_and_ones_mean_is_decided_over_both_splits(other, expected):
+    # [0, 1] alone could be either: the evaluation rows tell.
+    train, evaluation = (
+        Dataset.from_dict({"text": ["w1"] * 2, "label": each}) for each in ([[0, 1], [0, 1]], other)
+    )
+    names, rows, found = SETS.read(task("multi-label"), train, evaluation)
+    assert found is not None
+    assert names == ("0", "1")
+    assert found.labels.tolist() == expected
+    assert rows.labels.tolist() == ([[0, 1]] * 2 if expected == other else [[1, 1]] * 2)
+
+
+def test_classes_of_sets_are_those_of_the_names_of_their_own_split():
+    def split(names, labels):
+        features = Features({"text": Value("string"), "label": List(ClassLabel(names=names))})
+        rows = {"text": ["w1"] * len(labels), "label": labels}
+        return Dataset.from_dict(rows, features=features)
+
+    train = split(["a", "b", "c"], [[0, 1], [2]])
+    names, rows, evaluation = SETS.read(
+        task("multi-label"), train, split(["c", "a"], [[0], [1, 0], []])
+    )
+    assert names == ("a", "b", "c")
+    assert rows.labels.tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert evaluation is not None
+    assert evaluation.labels.tolist() == [[0, 0, 1], [1, 0, 1], [0, 0, 0]]
 
 
 def test_a_column_of_sets_is_read_once_a_split(monkeypatch):

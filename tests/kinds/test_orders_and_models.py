@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 import raybrew as rb
 from raybrew.data.collate import collate
 from raybrew.judging import judge_teachers
+from raybrew.kinds import KINDS
+from raybrew.models.student_files import save_student
 from raybrew.preparation import prepare
 from tests.kinds import user_adaptors
 from tests.kinds.made_kinds import make_kind_model, wordpiece
@@ -61,6 +63,46 @@ def test_classes_in_another_order_are_mapped_by_their_names(tmp_path, top_k):
     got, judged_too = ran(other, tmp_path / "2", **labels, **distillation)
     assert got == pytest.approx(expected, rel=1e-5)
     assert judged_too == judged
+
+
+def with_classes_turned(path: str, kind: str, folder: Path) -> str:
+    """Save a model with its classes, and its head, the other way round."""
+    model = KINDS[kind].model_class.from_pretrained(path)
+    names = [model.config.id2label[n] for n in reversed(range(model.config.num_labels))]
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: place for place, name in enumerate(names)}
+    with torch.no_grad():
+        torch.nn.init.normal_(model.classifier.bias)
+        for weight in (model.classifier.weight, model.classifier.bias):
+            weight.copy_(weight.flip(0))
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(str(folder))
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["sequence-classification", "token-classification", "multi-label"])
+def test_a_student_that_takes_all_of_its_teacher_scores_as_the_teacher(kind, tmp_path):
+    if kind == "sequence-classification":
+        made = make_model(tmp_path / "made", 0)
+        job = make_job({"a": with_classes_turned(made, kind, tmp_path / "a")}, tmp_path / "store")
+    else:
+        made = make_kind_model(tmp_path / "made", kind, 0)
+        turned = with_classes_turned(made, kind, tmp_path / "a")
+        job = job_of(kind, {"a": turned}, tmp_path / "store")
+    training = rb.TrainingConfig(num_steps=1, batch_size=16, learning_rate=1e-30, num_threads=1)
+    student = rb.Student(layers_from=("a", (0, 1)))
+    job = job.model_copy(update={"student": student, "training": training})
+    trained, _ = build(job, tmp_path / "data")
+    trained.run(Recorder())
+    save_student(trained.model, trained.tokenizer, tmp_path / "student")
+    expected = rb.evaluate(job, job.teachers[0].model_path)
+    assert rb.evaluate(job, tmp_path / "student") == expected
+    again = job.model_copy(update={"student": rb.Student(model=str(tmp_path / "student"))})
+    resumed, _ = build(again, tmp_path / "again")
+    assert all(
+        torch.equal(tensor, resumed.model.state_dict()[name])
+        for name, tensor in trained.model.state_dict().items()
+    )
 
 
 def test_a_language_model_teaches_classes(tmp_path):

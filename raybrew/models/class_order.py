@@ -1,0 +1,111 @@
+"""The classes that a model's configuration names, and a head's rows in the order of the task's.
+
+model   0: O    1: PER  2: LOC        names that aren't LABEL_0, … say which class a row is of
+task    0: LOC  1: O    2: PER   ──►  order (2, 0, 1)
+"""
+
+import copy
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from raybrew.errors import ConfigError
+from raybrew.models.pretrained import meta_model, random_model
+
+__all__ = ["are_named", "arrange_head", "class_order", "model_classes", "names_differ"]
+
+_log = logging.getLogger(__name__)
+
+
+def model_classes(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Return the names of a model's classes, in the order of its logits."""
+    given: Mapping[int, str] = config.id2label or {}  # type: ignore[assignment]
+    return tuple(given.get(i, f"LABEL_{i}") for i in range(config.num_labels or 0))
+
+
+def are_named(names: Sequence[str]) -> bool:
+    """Whether names say anything: those that transformers makes up, and plain places, don't."""
+    places = list(map(str, range(len(names))))
+    return list(names) != places and not all(name.startswith("LABEL_") for name in names)
+
+
+def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...] | None:
+    """Return a model's number of each of the task's classes.
+
+    Args:
+        names: of the model's classes.
+        classes: of the task.
+
+    Returns:
+        None where they aren't the same names, upper and lower case alike.
+    """
+    for spelled in (str, str.casefold):
+        own, asked = [spelled(name) for name in names], [spelled(name) for name in classes]
+        if sorted(own) == sorted(asked) and len(set(own)) == len(own):
+            return tuple(own.index(name) for name in asked)
+    return None
+
+
+def names_differ(names: Sequence[str], classes: Sequence[str]) -> bool:
+    """Whether a model's classes have names, and the task's too, but other ones."""
+    return are_named(names) and are_named(classes) and class_order(names, classes) is None
+
+
+def arrange_head(
+    model: PreTrainedModel,
+    model_class: Any,
+    names: Sequence[str],
+    classes: Sequence[str],
+    what: str,
+) -> None:
+    """Bring a head that came along with weights into the order of the task's classes, in place.
+
+    A head of other classes is drawn from the CPU's global generator.
+
+    Args:
+        model: of the task; its configuration names the task's classes.
+        model_class: transformers' class for such models.
+        names: of the classes, in the order that the head came in.
+        classes: of the task, as many.
+        what: name of the section in the job, for messages.
+
+    Raises:
+        ConfigError: no weight of the model is by class.
+    """
+    order = class_order(names, classes)
+    if order == tuple(range(len(classes))) or not (order or names_differ(names, classes)):
+        return
+    axes = _class_axes(model, model_class, what)
+    if not axes:
+        raise ConfigError(
+            f"{what}: expected a {type(model).__name__} whose head follows config.num_labels, so "
+            f"that its classes ({', '.join(names)}) can be brought into the task's order, got "
+            f"none of its weights to do so; set label_names of the task to {list(names)}"
+        )
+    state = model.state_dict()
+    with torch.no_grad():
+        if order is None:
+            fresh = random_model(model_class, model.config).state_dict()
+            for name in axes:
+                state[name].copy_(fresh[name])
+            return
+        index = torch.tensor(order)
+        for name, dimensions in axes.items():
+            for dimension in dimensions:
+                state[name].copy_(state[name].index_select(dimension, index))
+
+
+def _class_axes(model: PreTrainedModel, model_class: Any, what: str) -> dict[str, list[int]]:
+    """Return the dimensions of each weight that are by class: those that grow with num_labels."""
+    larger = copy.deepcopy(model.config)
+    larger.num_labels = len(model_classes(model.config)) + 1
+    shapes = meta_model(model_class, larger, what).state_dict()
+    axes = {}
+    for name, tensor in model.state_dict().items():
+        sizes = enumerate(zip(tensor.shape, shapes[name].shape, strict=True))
+        if found := [axis for axis, (own, other) in sizes if own != other]:
+            axes[name] = found
+    return axes
