@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from raybrew.errors import ConfigError
-from raybrew.losses.features import Feature, FeatureSizes, MatchLoss
+from raybrew.losses.features import BUILT_IN, Feature, FeatureSizes, MatchLoss
 from raybrew.losses.match_spec import MatchSpec
 
 __all__ = ["ModelGeometry", "check_match", "match_problems", "statistic_sizes"]
@@ -59,6 +59,7 @@ def match_problems(spec: MatchSpec, teacher: ModelGeometry, student: ModelGeomet
         problems += _no_attention(spec, teacher, student)
         problems += _wrong_heads(loss, teacher, student)
         problems += _wrong_sizes(spec, loss, teacher, student)
+        problems += _moves_with_padding(spec, loss)
     return problems
 
 
@@ -68,6 +69,16 @@ def statistic_sizes(spec: MatchSpec, teacher: ModelGeometry) -> FeatureSizes:
     # A loss on two layers ships a layer once where both are the same.
     num_layers = len(set(layers)) if spec.build_loss().num_layers == 2 else len(layers)
     return FeatureSizes(teacher.hidden_size, teacher.num_heads, num_layers)
+
+
+def _moves_with_padding(spec: MatchSpec, loss: MatchLoss) -> list[str]:
+    # What a function of the user's does with padding is not known here.
+    if spec.loss not in BUILT_IN or not loss.padding_counts:
+        return []
+    return [
+        f"Its value moves with the padding of the batch with {dict(spec.options)}, which is "
+        "TextBrewer's form and there for raybrew.textbrewer alone: leave the option out."
+    ]
 
 
 def _wrong_feature(spec: MatchSpec, loss: MatchLoss) -> list[str]:

@@ -37,7 +37,8 @@ class MatchSpec(BaseModel):
 
     layer_T: Layers = Field(
         description="Teacher's layer, an index into the adaptor's list (hidden: 0 is the embedding "
-        "output); two of them for fsp and mmd; any number for emd."
+        "output); two of them for fsp and mmd; any number for emd and for a loss of your own, "
+        "which then gets lists."
     )
     layer_S: Layers = Field(description="Student's layer or layers, as layer_T.")
     feature: Feature = Field(
@@ -93,7 +94,8 @@ class MatchSpec(BaseModel):
         Raises:
             ConfigError: an unknown name or option.
         """
-        return match_loss(self.loss, self.options, self.feature)
+        several = isinstance(self.layer_T, tuple)
+        return match_loss(self.loss, self.options, self.feature, several_layers=several)
 
 
 def _as_tuple(layers: int | tuple[int, ...]) -> tuple[int, ...]:

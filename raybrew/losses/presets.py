@@ -5,7 +5,7 @@ generate_matches("hidden_mse", 12, 3, 384, 768)  ==  PRESETS["L3n_hidden_mse"]
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -28,6 +28,7 @@ class MatchKind:
         twice: whether each match takes its layer twice, a layer with itself.
         projects: whether hidden sizes that differ ask for a projection.
         together: whether one match takes all layers of either side, beside the embeddings'.
+        options: of the loss.
     """
 
     loss: str
@@ -35,11 +36,13 @@ class MatchKind:
     twice: bool = False
     projects: bool = False
     together: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 MATCH_KINDS: dict[str, MatchKind] = {
     "hidden_mse": MatchKind("hidden_mse", "hidden", projects=True),
-    "hidden_smmd": MatchKind("mmd", "hidden", twice=True),
+    # TextBrewer's recipes are weighted for it: their adaptors give no mask.
+    "hidden_smmd": MatchKind("mmd", "hidden", twice=True, options={"divisor": "hidden"}),
     "hidden_sgram": MatchKind("gram", "hidden", twice=True, projects=True),
     "hidden_cos": MatchKind("cos", "hidden", projects=True),
     "hidden_pkd": MatchKind("pkd", "hidden", projects=True),
@@ -122,6 +125,7 @@ def generate_matches(
                 weight=weight,
                 proj=proj,
                 teacher=teacher,
+                options=dict(chosen.options),
             )
         )
     return matches

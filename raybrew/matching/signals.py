@@ -1,7 +1,7 @@
 """Names of what teachers ship for matches: equal statistics have equal names, and are kept once.
 
 hidden_mse and cos of layer 4  ──►  hidden.states-L4-float32
-mmd of layers 2 and 2          ──►  hidden.shipped_token_gram.divisor=length-L2-L2-float32
+mmd of layers 2 and 2          ──►  hidden.shipped_token_gram.divisor=hidden-L2-L2-float32
 """
 
 import functools

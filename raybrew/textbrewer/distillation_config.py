@@ -88,7 +88,11 @@ class DistillationConfig(Config):
     def matches(self) -> list[MatchSpec]:
         """Return the matches; the number of a teacher is its name."""
         given = [
-            {**match, "teacher": None if match.get("teacher") is None else str(match["teacher"])}
+            {
+                **match,
+                "teacher": None if match.get("teacher") is None else str(match["teacher"]),
+                "options": match.get("options", _PADDED.get(str(match.get("loss")), {})),
+            }
             for match in self.intermediate_matches
         ]
         specs = resolve_matches(given)
@@ -96,6 +100,14 @@ class DistillationConfig(Config):
             spec.build_loss()
         return specs
 
+
+_PADDED = {
+    "mmd": {"divisor": "length"},
+    "nst": {"divisor": "length"},
+    "attention_ce": {"keys": "all"},
+    "attention_ce_mean": {"keys": "all"},
+}
+"""TextBrewer's values move with the padding where its adaptors give a mask; so do they here."""
 
 _SCHEDULERS = {
     "temperature_scheduler": TEMPERATURE_SCHEDULER,

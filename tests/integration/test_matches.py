@@ -101,7 +101,7 @@ def test_two_workers_with_matches_and_projections_are_one(models, tmp_path):
     stored = sorted(folders - {CLAIMS})
     assert stored == [
         "attention.head_maps-L1-float32",
-        "hidden.shipped_token_gram.divisor=length-L1-L1-float32",
+        "hidden.shipped_token_gram.divisor=hidden-L1-L1-float32",
         "hidden.states-L2-float32",
         "logits-float32",
     ]

@@ -166,9 +166,9 @@ def test_emd_refuses_weights_that_dont_fit():
 @pytest.mark.parametrize(
     ("name", "options", "judge"),
     [
-        ("mmd", {"divisor": "hidden"}, textbrewer_losses.mmd_loss),
-        ("attention_ce", {"keys": "real"}, textbrewer_losses.att_ce_loss),
-        ("attention_ce_mean", {"keys": "real"}, textbrewer_losses.att_ce_mean_loss),
+        ("mmd", {}, textbrewer_losses.mmd_loss),
+        ("attention_ce", {}, textbrewer_losses.att_ce_loss),
+        ("attention_ce_mean", {}, textbrewer_losses.att_ce_mean_loss),
     ],
 )
 def test_without_padding_equals_textbrewer_on_the_real_tokens_cut_out(name, options, judge, mask):

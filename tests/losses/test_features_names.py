@@ -7,6 +7,8 @@ import torch
 
 from raybrew.errors import ConfigError
 from raybrew.losses.features import MATCH_LOSSES, match_loss
+from raybrew.losses.match_check import ModelGeometry, check_match
+from raybrew.losses.match_spec import MatchSpec
 from tests.losses import user_losses
 from tests.losses.feature_inputs import RAGGED, WITH_EMPTY_ROW, gradients, make_pair, mean
 
@@ -28,6 +30,36 @@ def test_an_unknown_option_tells_which_there_are():
         match_loss("rkd_distance", {"pool": "first"})
     with pytest.raises(ConfigError, match=r"'pkd' has no option pooling: it takes none"):
         match_loss("pkd", {"pooling": "first"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mmd", {"divisor": "lenght"}, "'mmd': option divisor: .*'length' or 'hidden'.*'lenght'"),
+        ("attention_ce", {"keys": "some"}, "option keys: .*'all' or 'real'"),
+        ("fsp", {"payload": 3}, "option payload"),
+        ("sp", {"pooling": "last"}, "option pooling"),
+        ("emd", {"student_weights": "equal"}, "option student_weights"),
+        ("minilmv2_relation", {"num_relation_heads": 0}, "num_relation_heads: .*greater than 0"),
+    ],
+)
+def test_a_value_that_an_option_cannot_have_is_refused(name, options, message):
+    with pytest.raises(ConfigError, match=message):
+        match_loss(name, options)
+
+
+def test_a_function_of_the_users_own_gets_a_list_of_each_sides_layers():
+    path = "tests.losses.user_losses:of_two_layers"
+    spec = MatchSpec(layer_T=(0, 2), layer_S=(0, 1), feature="hidden", loss=path)
+    loss = pickle.loads(pickle.dumps(spec.build_loss()))
+    pair = make_pair("fsp")
+    statistic = loss.teacher_statistic(pair.teacher, RAGGED)
+    stored = loss.unpack(loss.pack(statistic, RAGGED), RAGGED, pair.sizes)
+    value = mean(loss.loss(pair.student, RAGGED, stored))
+    expected = user_losses.of_two_layers(pair.student, pair.teacher, RAGGED)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradients(value, pair.student), gradients(expected, pair.student))
+    check_match(spec, ModelGeometry(2, 8, 2), ModelGeometry(2, 8, 2))
 
 
 def test_a_function_of_the_users_own():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raybrew.losses.features import match_loss
+from raybrew.losses.presets import PRESETS
 from tests.losses.feature_inputs import MASKS, direct, gradients, make_pair, mean
 from tests.losses.textbrewer_judge import textbrewer_losses
 
@@ -12,15 +13,14 @@ torch.set_num_threads(1)
 JUDGES = {
     "attention_mse": textbrewer_losses.att_mse_loss,
     "attention_mse_sum": textbrewer_losses.att_mse_sum_loss,
-    "attention_ce": textbrewer_losses.att_ce_loss,
-    "attention_ce_mean": textbrewer_losses.att_ce_mean_loss,
+    "attention_ce of all keys": textbrewer_losses.att_ce_loss,
+    "attention_ce_mean of all keys": textbrewer_losses.att_ce_mean_loss,
     "hidden_mse": textbrewer_losses.hid_mse_loss,
     "cos": textbrewer_losses.cos_loss,
     "pkd": textbrewer_losses.pkd_loss,
     "fsp": textbrewer_losses.fsp_loss,
     "gram": textbrewer_losses.fsp_loss,
-    "mmd": textbrewer_losses.mmd_loss,
-    "nst": textbrewer_losses.mmd_loss,
+    "mmd of length": textbrewer_losses.mmd_loss,
 }
 
 
@@ -44,7 +44,26 @@ def test_value_and_gradient_equal_textbrewer(name: str, mask_kind: str, seed: in
     assert all(gradient.abs().max() > 1e-6 for gradient in ours)
 
 
-@pytest.mark.parametrize("name", ["attention_mse_sum", "attention_ce_mean"])
+def test_smmd_weighs_what_the_published_recipes_give_it():
+    """Their adaptors give no mask, so TextBrewer divides by the hidden size."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.nn.functional.layer_norm(torch.randn(4, 40, size, generator=generator), (size,))
+        for size in (312, 768)
+    )
+    match = PRESETS["L4_hidden_smmd"][0].build_loss()
+    recipe = textbrewer_losses.mmd_loss([student] * 2, [teacher] * 2)
+    for padded in (40, 128):
+        mask = (torch.arange(padded) < 40).expand(4, -1)
+        sides = [
+            [torch.nn.functional.pad(states, (0, 0, 0, padded - 40), value=1e3)] * 2
+            for states in (student, teacher)
+        ]
+        value = mean(match.loss(sides[0], mask, match.teacher_statistic(sides[1], mask)))
+        torch.testing.assert_close(value, recipe, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["attention_mse_sum", "attention_ce_mean of all keys"])
 @pytest.mark.parametrize("mask_kind", MASKS)
 def test_maps_without_a_head_axis(name: str, mask_kind: str):
     pair = make_pair(name)
@@ -55,7 +74,7 @@ def test_maps_without_a_head_axis(name: str, mask_kind: str):
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["mmd", "fsp"])
+@pytest.mark.parametrize("name", ["mmd of length", "fsp"])
 @pytest.mark.parametrize("mask_kind", MASKS)
 def test_a_layer_with_itself(name: str, mask_kind: str):
     pair = make_pair(name)
@@ -88,7 +107,7 @@ def test_both_kinds_of_keys_agree_on_scores_that_are_padded_low(name: str):
     padded_key = (mask == 0)[:, None, None, :]
     student = [pair.student[0].detach().masked_fill(padded_key, -1e4).requires_grad_()]
     teacher = [pair.teacher[0].masked_fill(padded_key, -1e4)]
-    expected = judge(name, student, teacher, mask)
+    expected = judge(f"{name} of all keys", student, teacher, mask)
     for keys in ("all", "real"):
         loss = match_loss(name, {"keys": keys})
         value = mean(loss.loss(student, mask, loss.teacher_statistic(teacher, mask)))

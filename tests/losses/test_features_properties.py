@@ -32,10 +32,10 @@ lengths_of_batch = st.lists(st.integers(0, LENGTH), min_size=2, max_size=4)
 quickly = settings(max_examples=10, deadline=None)
 
 # Fourth powers of 1e10 are beyond float32: the loss itself is infinite.
-OVERFLOWS_AT_1E10 = {"mmd", "mmd of hidden", "fsp", "fsp of gram"}
+OVERFLOWS_AT_1E10 = {"mmd", "mmd of length", "fsp", "fsp of gram"}
 # As TextBrewer's: what the softmax gives to padded keys is missing from the teacher's side, and the
 # derivative by a probability is that along the simplex plus a constant.
-NO_ZERO_GRADIENT = {"attention_ce", "attention_ce_mean", "minilm_attention"}
+NO_ZERO_GRADIENT = {*NEEDS_SAME_PADDING - {"mmd of length"}, "minilm_attention"}
 IS_ENTROPY = {n for n in ALL_LOSSES if n.startswith("attention_ce")}
 
 

@@ -9,6 +9,17 @@ def mean_absolute_error(state_S, state_T, mask=None):
     return ((state_S - state_T).abs() * mask.unsqueeze(-1)).sum() / (mask.sum() * state_S.shape[-1])
 
 
+def padded_mean(state_S, state_T, mask=None):
+    return (state_S - state_T).square().mean()
+
+
+def of_two_layers(states_S, states_T, mask=None):
+    assert isinstance(states_S, list)
+    assert isinstance(states_T, list)
+    flow_S, flow_T = (first[..., :1] * second for first, second in (states_S, states_T))
+    return mean_absolute_error(flow_S, flow_T, mask)
+
+
 def own_distance(pooling: str = "mean"):
     return match_loss("rkd_distance", {"pooling": pooling})
 

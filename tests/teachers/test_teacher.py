@@ -95,8 +95,8 @@ def test_equal_statistics_are_one_signal():
     cos = HIDDEN.model_copy(update={"loss": "cos", "layer_S": 0, "weight": 3.0})
     assert signal_of(cos, "float32") == signal_of(HIDDEN, "float32")
     assert signal_of(HIDDEN, "float16") != signal_of(HIDDEN, "float32")
-    by_length = MatchSpec(layer_T=(1, 1), layer_S=(1, 1), feature="hidden", loss="mmd")
-    by_hidden = by_length.model_copy(update={"options": {"divisor": "hidden"}})
+    by_hidden = MatchSpec(layer_T=(1, 1), layer_S=(1, 1), feature="hidden", loss="mmd")
+    by_length = by_hidden.model_copy(update={"options": {"divisor": "length"}})
     assert signal_of(by_length, "float32").name != signal_of(by_hidden, "float32").name
 
 

@@ -123,6 +123,27 @@ def test_matches_and_projections(tmp_path):
     assert len(ours.of) == 10
 
 
+def test_a_loss_of_the_scripts_own_on_two_layers(tmp_path, monkeypatch):
+    for package in (PUBLISHED, OURS):
+        monkeypatch.setitem(package.MATCH_LOSS_MAP, "own_pair", own_pair)
+    (theirs, _), (ours, _) = both(
+        tmp_path,
+        "GeneralDistiller",
+        script.model(1, layers=1),
+        {"intermediate_matches": [{**MATCHES[2], "loss": "own_pair"}]},
+        script.model(0),
+        script.loader(),
+        num_epochs=1,
+    )
+    compare(theirs, ours, steps=5)
+
+
+def own_pair(states_S: Any, states_T: Any, mask: Any = None) -> Any:
+    assert len(states_S) == len(states_T) == 2
+    pairs = zip(states_S, states_T, strict=True)
+    return sum(((s - t) ** 2 * mask.unsqueeze(-1)).mean() for s, t in pairs)
+
+
 def test_matches_without_a_mask(tmp_path):
     def maskless(batch, outputs):
         found = script.adaptor(batch, outputs)
@@ -250,3 +271,12 @@ def test_basic_trainer(tmp_path, train):
             trainer.train(optimizer, script.loader(), max_grad_norm=1.0, **SCHEDULE, **train)
         found.append(losses)
     compare(*found, steps=6 if "num_steps" in train else 10)
+
+
+def test_what_moves_with_the_padding_there_does_so_here():
+    """The mask of a script's adaptors makes its nst divide by the padded length."""
+    config = OURS.DistillationConfig(intermediate_matches=MATCHES)
+    options = {spec.loss: dict(spec.options) for spec in config.matches()}
+    assert options["nst"] == {"divisor": "length"}
+    assert options["attention_ce"] == {"keys": "all"}
+    assert options["hidden_mse"] == {}

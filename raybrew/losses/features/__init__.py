@@ -7,10 +7,13 @@ function (student, teacher, mask=None) → one number, as TextBrewer takes them.
 """
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from pydantic import ValidationError, validate_call
 
 from raybrew.errors import ConfigError
 from raybrew.losses.features.attention import (
@@ -37,6 +40,7 @@ from raybrew.losses.features.relations import fsp, mmd
 from raybrew.losses.features.scalar import from_function
 
 __all__ = [
+    "BUILT_IN",
     "MATCH_LOSSES",
     "Feature",
     "FeatureSizes",
@@ -75,9 +79,15 @@ MATCH_LOSSES: dict[str, MatchLoss | Callable[..., Any]] = {
 }
 """Name → what builds the loss from its options, or one of the user's."""
 
+BUILT_IN = frozenset(MATCH_LOSSES)
+
 
 def match_loss(
-    name: str, options: Mapping[str, Any] | None = None, feature: Feature = "hidden"
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    feature: Feature = "hidden",
+    *,
+    several_layers: bool = False,
 ) -> MatchLoss:
     """Build the match loss of a name.
 
@@ -85,12 +95,14 @@ def match_loss(
         name: a key of MATCH_LOSSES, or "package.module:name" for one of the user's own.
         options: keyword options of the loss, such as {"pooling": "first"} for `rkd_distance`.
         feature: what a function of the user's that returns one number is to be given.
+        several_layers: whether such a function gets a list of layers on each side.
 
     Returns:
         The loss.
 
     Raises:
-        ConfigError: an unknown name (with the nearest ones), or an option the loss hasn't got.
+        ConfigError: an unknown name (with the nearest ones), an option the loss hasn't got, or a
+            value that the option can't have.
     """
     options = dict(options or {})
     found = _imported(name) if ":" in name else MATCH_LOSSES.get(name)
@@ -101,13 +113,13 @@ def match_loss(
             f"There is no match loss {name!r}.{hint} The names are {', '.join(MATCH_LOSSES)}; one "
             'of your own is registered, or given as "package.module:name".'
         )
-    found = as_match_loss(name, found, feature)
+    found = as_match_loss(name, found, feature, several_layers=several_layers)
     if isinstance(found, MatchLoss):
         if options:
             raise ConfigError(f"Match loss {name!r} takes no options; got {sorted(options)}.")
         return found
     _check_options(name, found, options)
-    loss = found(**options)
+    loss = _built(name, found, options) if name in BUILT_IN else found(**options)
     if not isinstance(loss, MatchLoss):
         raise ConfigError(
             f"{name!r} built a {type(loss).__name__}; expected a MatchLoss, or a function "
@@ -117,7 +129,7 @@ def match_loss(
 
 
 def as_match_loss(
-    name: str, found: object, feature: Feature = "hidden"
+    name: str, found: object, feature: Feature = "hidden", *, several_layers: bool = False
 ) -> MatchLoss | Callable[..., Any]:
     """Take in a match loss of the user's.
 
@@ -126,6 +138,7 @@ def as_match_loss(
         found: a MatchLoss, a function that builds one from its options, or a function
             (student, teacher, mask=None) → one number; or an import path to one of them.
         feature: what a function that returns one number is to be given.
+        several_layers: whether such a function gets a list of layers on each side.
 
     Raises:
         ConfigError: it is none of these.
@@ -140,7 +153,27 @@ def as_match_loss(
             "one, or a function (student, teacher, mask=None) that returns one number."
         )
     function: Callable[..., Any] = found
-    return from_function(name, function, feature) if _takes_two_features(function) else function
+    if not _takes_two_features(function):
+        return function
+    return from_function(name, function, feature, several_layers=several_layers)
+
+
+def _built(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Build a loss of this package; its signature says what values its options can have."""
+    try:
+        return _validated(build)(**options)
+    except ValidationError as error:
+        mistakes = "; ".join(
+            f"option {'.'.join(map(str, each['loc']))}: {each['msg']}, got {each['input']!r}"
+            for each in error.errors()
+        )
+        raise ConfigError(f"Match loss {name!r}: {mistakes}.") from error
+
+
+@functools.cache
+def _validated(build: Callable[..., Any]) -> Callable[..., Any]:
+    # It takes a millisecond to make, and losses are built for each batch.
+    return validate_call(build)
 
 
 def _imported(path: str) -> object:

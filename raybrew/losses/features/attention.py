@@ -1,9 +1,9 @@
 """Losses on attention maps: raw scores, as TextBrewer had, or transformers' probabilities.
 
-Two things of TextBrewer's are kept because its numbers are to be met. Without a mask, entries
-≤ −1e-3 are taken for padded scores. And its cross-entropies take the softmax over all keys, real or
-not, and only then leave the padded ones out: with probabilities, where a padded key holds 0
-rather than −∞, the value grows with the padding. `keys="real"` takes the softmax over real keys.
+Without a mask, entries ≤ −1e-3 are taken for padded scores, as in TextBrewer. The cross-entropies
+take the softmax over real keys. TextBrewer takes it over all keys and only then leaves the padded
+ones out: with probabilities, where a padded key holds 0 rather than −∞, its value moves with the
+padding. `keys="all"` gives its numbers.
 """
 
 from functools import partial
@@ -73,14 +73,15 @@ def attention_mse_sum() -> MatchLoss:
     )
 
 
-def attention_ce(keys: Keys = "all") -> MatchLoss:
+def attention_ce(keys: Keys = "real") -> MatchLoss:
     """Cross-entropy of attention, head by head.
 
     −Σ_{a,i,j real} softmax(t_ai)_j · log_softmax(s_ai)_j / (A·n). Ships (A, n, n) scores.
 
     Args:
-        keys: "all" takes the softmax over padded keys too, as TextBrewer; "real" doesn't, so that
-            padding changes nothing. They agree where padded keys hold −1e4 or less.
+        keys: "real" takes the softmax over real keys. "all" takes it over padded keys too, as
+            TextBrewer does: the value moves with the padding, so jobs refuse it. They agree where
+            padded keys hold −1e4 or less.
 
     Reference: TextBrewer (2002.12620), `att_ce_loss`.
     """
@@ -98,7 +99,7 @@ def attention_ce(keys: Keys = "all") -> MatchLoss:
     )
 
 
-def attention_ce_mean(keys: Keys = "all") -> MatchLoss:
+def attention_ce_mean(keys: Keys = "real") -> MatchLoss:
     """Cross-entropy of attention, heads averaged first.
 
     −Σ_{i,j real} softmax(mean_a t_ai)_j · log_softmax(mean_a s_ai)_j / n. Ships (n, n) scores.

@@ -16,7 +16,7 @@ from torch import Tensor
 from raybrew.errors import ConfigError
 from raybrew.losses.features.counts import token_entries
 from raybrew.losses.features.match_loss import Features, MatchLoss
-from raybrew.losses.features.numerics import Keep, widen, zero_padding
+from raybrew.losses.features.numerics import Keep, stacked_layers, widen, zero_padding
 
 __all__ = ["emd", "transport_plan"]
 
@@ -44,7 +44,7 @@ def emd(
         features=("hidden",),
         num_layers=None,
         axes=("layer", "token", "hidden"),
-        statistic=_stacked_layers,
+        statistic=stacked_layers,
         compare=partial(
             _moved_error, student_weights=student_weights, teacher_weights=teacher_weights
         ),
@@ -90,10 +90,6 @@ def transport_plan(
             f"{solution.message} Weights have to be positive, one for each layer."
         )
     return solution.x.reshape(cost.shape)
-
-
-def _stacked_layers(features: Features, keep: Keep) -> LayerStates:
-    return torch.stack(list(features), dim=1)
 
 
 def _moved_error(

@@ -1,12 +1,22 @@
 """Tensor steps that the match losses share: precision, real tokens, unit vectors."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["Keep", "compute_dtype", "full_precision", "pair_mask", "unit", "widen", "zero_padding"]
+__all__ = [
+    "Keep",
+    "compute_dtype",
+    "full_precision",
+    "pair_mask",
+    "stacked_layers",
+    "unit",
+    "widen",
+    "zero_padding",
+]
 
 Keep: TypeAlias = Bool[Tensor, "batch length"] | None
 """Which tokens are real; None where the adaptor gives no mask."""
@@ -58,6 +68,13 @@ def zero_padding(
     of a masked fill here, whose mask is broadcast along the innermost axis.
     """
     return states if keep is None else states * keep.unsqueeze(-1).to(states.dtype)
+
+
+def stacked_layers(
+    features: Sequence[Float[Tensor, "batch ..."]], keep: Keep
+) -> Float[Tensor, "batch layers ..."]:
+    """Return all layers of a match in one tensor: the statistic of a loss of many layers."""
+    return torch.stack(list(features), dim=1)
 
 
 def pair_mask(keep: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length length"]:

@@ -7,10 +7,11 @@ of one micro-batch on one rank, so these values change with the batch size, as i
 """
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
 from raybrew.losses.features.counts import (
@@ -126,7 +127,7 @@ def minilm_value_relation() -> MatchLoss:
     )
 
 
-def minilmv2_relation(num_relation_heads: int = 48) -> MatchLoss:
+def minilmv2_relation(num_relation_heads: Annotated[int, Field(gt=0)] = 48) -> MatchLoss:
     """KL of self-attention relations over heads cut anew, so that head counts may differ.
 
     Σ_{a,i real} KL(R_t ‖ R_s) / (A_r·n),  R = softmax(X Xᵀ/√d_r), X the queries, keys or values

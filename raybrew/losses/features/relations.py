@@ -44,15 +44,17 @@ def fsp(payload: FspPayload = "states") -> MatchLoss:
     )
 
 
-def mmd(divisor: Divisor = "length") -> MatchLoss:
+def mmd(divisor: Divisor = "hidden") -> MatchLoss:
     """Squared error of the Gram matrices of tokens over two layers; also `nst`.
 
     Σ_{i,j real} ((S₁S₂ᵀ)_ij/d_s − (T₁T₂ᵀ)_ij/d_t)² / n². Ships (n, n); needs no projection.
 
     Args:
-        divisor: "length" divides both sides by the padded length L where there is a mask, as
-            TextBrewer does, so the value falls as 1/L² with more padding; "hidden" divides each
-            side by its hidden size. Without a mask both mean "hidden".
+        divisor: "hidden" divides each side by its hidden size, as TextBrewer does where its
+            adaptors give no mask, and as its published recipes are weighted for. "length"
+            divides both sides by the padded length L, as TextBrewer does where they give one: the
+            value falls as 1/L² with more padding, so jobs refuse it. Without a mask both mean
+            "hidden".
 
     Reference: Like What You Like, 1707.01219; TextBrewer, `mmd_loss`.
     """
