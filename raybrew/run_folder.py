@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
-from raybrew.paths import user_path
+from raybrew.paths import is_uri, user_path
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.resuming import load_yaml, same_run
 
@@ -142,9 +142,9 @@ class RunFolder:
 
 def _local(storage_path: str) -> str:
     """Return the path that a text is, or that a `file:` URI stands for."""
-    parts = urlsplit(storage_path)
-    if not parts.scheme:
+    if not is_uri(storage_path):
         return storage_path
+    parts = urlsplit(storage_path)
     if parts.scheme != "file":
         raise ConfigError(
             f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "

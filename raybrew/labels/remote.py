@@ -26,7 +26,8 @@ import xxhash
 from raybrew.errors import ConfigError, StoreFullError
 from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
 from raybrew.labels.room import make_room
-from raybrew.labels.spec import StoreSpec, is_uri
+from raybrew.labels.spec import StoreSpec
+from raybrew.paths import is_uri
 
 __all__ = ["RemoteLocation", "location_of"]
 
