@@ -9,7 +9,6 @@ checkpoints/     the newest, and the best; see student/checkpoints
 events.jsonl     what the run survived
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
+from raybrew.json_text import to_json
 from raybrew.paths import is_uri, user_path
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.resuming import load_yaml, same_run
@@ -128,8 +128,8 @@ class RunFolder:
         temporary.rename(self.path / name)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write values as a JSON file."""
-        self.write(name, json.dumps(values, indent=1) + "\n")
+        """Write values as a JSON file; a callable, or anything else, as its text."""
+        self.write(name, to_json(values, indent=1, default=str) + "\n")
 
     def export_student(self, source: Path) -> None:
         """Copy a checkpoint's model to `student/`."""

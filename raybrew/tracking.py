@@ -5,7 +5,6 @@ Tracker ─┬─ metrics.jsonl   always
          └─ W&B             config.wandb         <folder>/wandb
 """
 
-import json
 import logging
 import os
 import uuid
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 
 from raybrew.config import TrackingConfig
 from raybrew.errors import ConfigError
+from raybrew.json_text import to_json
 from raybrew.metrics_file import MetricsFile, without_secrets
 
 __all__ = ["Tracker", "check_tracking"]
@@ -136,7 +136,7 @@ def check_tracking(config: TrackingConfig) -> None:
 class _TensorBoard:
     def __init__(self, folder: Path, job: dict[str, Any]):
         self._writer = _summary_writer()(str(folder))
-        self._writer.add_text("job", f"```json\n{json.dumps(job, indent=2, default=str)}\n```")
+        self._writer.add_text("job", f"```json\n{to_json(job, indent=2, default=str)}\n```")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():

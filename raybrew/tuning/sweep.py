@@ -4,7 +4,6 @@ check the space ──► Ray ──► survey, encode ──► labels of all t
     ──► trials ──► table, report, best student, best job
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -234,7 +233,7 @@ class _Sweep:
             ensembles=judged[1],
             times=run.times,
         )
-        folder.write_json("report.json", json.loads(json.dumps(asdict(result), default=str)))
+        folder.write_json("report.json", asdict(result))
         folder.write("report.txt", render_sweep(result, self._metric))
         return result
 
