@@ -10,7 +10,6 @@ A comparison is a folder of four jobs, teacher_a.yaml, teacher_b.yaml, alone.yam
 each also runs by itself with `raybrew`.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from experiments import data
 from experiments.judge import Judged, judge, verdict
 from raybrew.cluster import ray_session, run_config_from, scaling_config_from
 from raybrew.jobfile import load_job
+from raybrew.json_text import to_json
 from raybrew.report import render_table
 
 TEACHERS = ("a", "b")
@@ -77,7 +77,7 @@ class Comparison:
         text = self._tables(judged, ensemble, results[DISTILLED])
         (self.folder / "report.txt").write_text(text, encoding="utf-8")
         (self.folder / "report.json").write_text(
-            json.dumps(self._figures(judged, ensemble, results[DISTILLED]), indent=1)
+            to_json(self._figures(judged, ensemble, results[DISTILLED]), indent=1)
         )
         return f"{text}\nWritten to {self.folder}"
 

@@ -5,9 +5,9 @@ import difflib
 import inspect
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import ray
@@ -16,6 +16,10 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
 from raybrew.ray_arguments import check_ray_arguments
+from raybrew.run_folder import RunFolder
+
+if TYPE_CHECKING:  # slow to import, and needed by sweeps alone
+    from ray import tune
 
 __all__ = [
     "MAX_FAILURES",
@@ -24,6 +28,7 @@ __all__ = [
     "check_resources",
     "ray_session",
     "run_config_from",
+    "run_folder",
     "scaling_config_from",
     "spilled_objects",
 ]
@@ -35,6 +40,8 @@ DEPRECATED = "DEPRECATED"
 MAX_FAILURES = 3
 """So often training starts again after ranks failed, where the job doesn't say."""
 NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
+_RAYS_NAME = re.compile(r"ray_train_run-[\d_-]+")
+"""What Ray Train's RunConfig calls a run without a name."""
 STATS_S = 10.0
 """How long a node may take to say what its object store did."""
 
@@ -170,12 +177,31 @@ def run_config_from(values: Mapping[str, Any], *, resume: bool = False) -> RunCo
     if not values:
         return None
     values = {"failure_config": {"max_failures": MAX_FAILURES}, **values}
-    plain = {"storage_path": str(Path("runs").absolute()), **values}
+    plain = {"storage_path": "runs", **values}
     nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
     for name, kind in nested.items():
         if isinstance(plain.get(name), Mapping):
             plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
     return build_ray_object(RunConfig, "run", plain)
+
+
+def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFolder:
+    """Return the folder of a run that Ray's RunConfig, Train's or Tune's, names.
+
+    Raises:
+        ConfigError: it isn't on a disk, or has no name of a run to resume.
+    """
+    if config.storage_filesystem is not None:
+        raise ConfigError(
+            "run.storage_filesystem: expected none, as a run is in a folder that every node sees "
+            f"(a disk, NFS), got {type(config.storage_filesystem).__name__}"
+        )
+    if resume and not config.name:
+        raise ConfigError(NOTHING_TO_RESUME)
+    folder = RunFolder(str(config.storage_path), str(config.name))
+    if resume and _RAYS_NAME.fullmatch(str(config.name)) and not folder.path.is_dir():
+        raise ConfigError(f"{NOTHING_TO_RESUME} (Ray makes up {config.name})")
+    return folder
 
 
 def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raybrew.json_text import to_json
+
 __all__ = ["Event", "EventLog", "Recovery", "event_message"]
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class EventLog:
         """Record an event."""
         logger.warning("survived: %s (%s): %s", event.fault, event.who, event.what)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), **asdict(event)}) + "\n")
+            file.write(to_json({"time": time.time(), **asdict(event)}) + "\n")
 
     def all(self) -> list[dict[str, Any]]:
         """Return what the run survived so far, also before it was resumed."""

@@ -10,7 +10,8 @@ over.
 Paths: a relative path of a data set, a model, a tokenizer or the label store that exists relative
 to the file's folder is taken from there, and made absolute. Any other is left as it is (a hub id,
 a teacher's name, a path relative to the working directory), and so are paths given by `--set`. A
-relative `labels.store` or `labels.cache` is always taken from the file's folder; a URI is no path.
+relative `labels.store`, `labels.cache` or `run.storage_path` is always taken from the file's
+folder; a URI is no path.
 
 YAML is read as data only, by the rules of YAML 1.2: `no` and `on` are texts, `1e-4` is a number.
 """
@@ -29,9 +30,18 @@ from raybrew.errors import ConfigError
 from raybrew.job_mistakes import explain
 from raybrew.job_paths import set_path
 from raybrew.job_yaml import parse_yaml
-from raybrew.paths import data_path, user_path
+from raybrew.paths import data_path, is_uri, user_path
 
-__all__ = ["JobFile", "dump_yaml", "explain", "load_job", "set_path", "validate"]
+__all__ = [
+    "JobFile",
+    "absolute_plain",
+    "dump_yaml",
+    "explain",
+    "load_job",
+    "resolve_paths",
+    "set_path",
+    "validate",
+]
 
 JobT = TypeVar("JobT", bound=DistillJob | TrainJob)
 
@@ -115,6 +125,16 @@ def dump_yaml(job: DistillJob | TrainJob | Mapping[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
+def absolute_plain(job: DistillJob | TrainJob) -> dict[str, Any]:
+    """Return a job as plain values that mean the same in any working directory.
+
+    Its relative paths are made absolute, so that a run's `job.yaml` can be read from anywhere.
+    """
+    plain = job.to_plain()
+    resolve_paths(plain, Path.cwd())
+    return plain
+
+
 def _read(file: Path) -> dict[str, Any]:
     if file.is_dir():
         raise ConfigError(f"{file}: expected a YAML file, got a folder")
@@ -162,11 +182,11 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             section["layers_from"] = [source["of"], *layers[1:]]
     if isinstance(values.get("distillation"), str):  # a JSON file of TextBrewer's
         _resolve(values, ("distillation",), folder)
-    for section in _mappings([values.get("labels")]):
-        # A store may have to be made: nothing else than a folder can be meant.
-        for key in ("store", "cache"):
+    # These may have to be made: nothing else than a folder can be meant.
+    for name, key in (("labels", "store"), ("labels", "cache"), ("run", "storage_path")):
+        for section in _mappings([values.get(name)]):
             path = section.get(key)
-            if isinstance(path, str) and not path.startswith("~") and "://" not in path:
+            if isinstance(path, str) and path and not path.startswith("~") and not is_uri(path):
                 section[key] = os.path.normpath(folder / path)
 
 

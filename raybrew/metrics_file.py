@@ -10,9 +10,7 @@ strings "nan", "inf" and "-inf", which `float()` reads. A resumed run goes on in
 without the line that a crash may have torn; where a step comes twice, the later line holds.
 """
 
-import json
 import logging
-import math
 import os
 import re
 import time
@@ -20,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from raybrew.json_text import to_json
 
 __all__ = ["MetricsFile", "without_secrets"]
 
@@ -54,7 +52,7 @@ class MetricsFile:
         self._stream.close()
 
     def _write(self, record: dict[str, Any]) -> None:
-        self._stream.write(json.dumps(_to_json(record), allow_nan=False, ensure_ascii=False) + "\n")
+        self._stream.write(to_json(record) + "\n")
         self._stream.flush()
 
 
@@ -78,15 +76,3 @@ def _drop_torn_line(path: Path) -> None:
     if whole < len(data):
         _log.warning("%s: dropped a last line that was torn (%d bytes)", path, len(data) - whole)
         os.truncate(path, whole)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _to_json(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_json(each) for each in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value

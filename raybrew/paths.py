@@ -5,7 +5,7 @@ from pathlib import Path
 
 from raybrew.errors import ConfigError, DataError
 
-__all__ = ["data_path", "held_by", "names_in", "user_path"]
+__all__ = ["data_path", "held_by", "is_uri", "names_in", "user_path"]
 
 _SHOWN = 8
 """Names of a folder that a message lists."""
@@ -36,6 +36,11 @@ def user_path(
     else:
         return place
     raise error(f"{what}: expected a path, got {_short(path)}: {got}")
+
+
+def is_uri(place: str) -> bool:
+    """Return whether a place is named by a URI rather than a path."""
+    return "://" in place or place.startswith("file:")
 
 
 def names_in(folder: Path) -> list[str]:

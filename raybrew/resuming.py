@@ -1,5 +1,6 @@
 """Whether a job may go on with a run that was stopped: the student must come out the same."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
 from raybrew.job_yaml import parse_yaml
+from raybrew.jobfile import absolute_plain, resolve_paths
 
 __all__ = ["load_yaml", "same_run"]
 
@@ -42,7 +44,9 @@ def same_run(saved: Mapping[str, Any], job: DistillJob | TrainJob) -> None:
     Raises:
         ConfigError: names each field that differs, with both values.
     """
-    before, now = dict(_leaves(saved)), dict(_leaves(job.to_plain()))
+    began = copy.deepcopy(dict(saved))
+    resolve_paths(began, Path.cwd())  # those of a run that was started from Python
+    before, now = dict(_leaves(began)), dict(_leaves(absolute_plain(job)))
     changed = [
         f"{path}: the run has {before.get(path)!r}, the job {now.get(path)!r}"
         for path in sorted({*before, *now})

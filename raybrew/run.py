@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
@@ -15,17 +14,17 @@ from raybrew.cluster import (
     NOTHING_TO_RESUME,
     check_resources,
     ray_session,
+    run_folder,
     spilled_objects,
 )
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.errors import ConfigError, DataError
 from raybrew.events import Event, EventLog, Recovery
 from raybrew.interrupts import sigterm_as_interrupt
-from raybrew.jobfile import dump_yaml
+from raybrew.jobfile import absolute_plain, dump_yaml
 from raybrew.mailbox import Follower, Message, start_mailbox
 from raybrew.progress import Bars
 from raybrew.report import render_report
-from raybrew.run_folder import RunFolder
 from raybrew.student.building import RankPlan
 from raybrew.student.checkpoint import STUDENT
 from raybrew.student.checkpoints import Checkpoints
@@ -82,12 +81,14 @@ class Run:
         if resume and run_config is None:
             raise ConfigError(NOTHING_TO_RESUME)
         name = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
-        self._config = run_config or RunConfig(
+        config = run_config or RunConfig(
             name=name,
-            storage_path=str(Path("runs").absolute()),
+            storage_path="runs",
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
         )
-        self.folder = RunFolder(str(self._config.storage_path), str(self._config.name))
+        self.folder = run_folder(config, resume=resume)
+        # Ray takes a path as it is, and has working directories of its own.
+        self.ray_config = replace(config, storage_path=str(self.folder.path.parent))
         self.checkpoints = Checkpoints(self.folder.checkpoints)
         self.events = EventLog(self.folder.path)
         self._recovery = Recovery()
@@ -132,13 +133,13 @@ class Run:
         # After Ray, which has a handler of its own that ends the process at once.
         self._stack.enter_context(sigterm_as_interrupt())
         check_resources(teachers, self._scaling, together=together)
-        self.folder.write("job.yaml", dump_yaml(self._job))
+        self.folder.write("job.yaml", dump_yaml(absolute_plain(self._job)))
         self.tracker = self._stack.enter_context(
             Tracker(
                 self.folder.path,
                 self._tracking,
                 self._job.to_plain(),
-                str(self._config.name),
+                str(self.ray_config.name),
                 on_lost=lambda said: self.survived(Event("W&B lost", "tracking", said)),
             )
         )
@@ -165,7 +166,7 @@ class Run:
                 teachers=teachers,
                 mailbox=mailbox,
                 scaling_config=self._scaling,
-                run_config=self._config,
+                run_config=self.ray_config,
                 checkpoints=self.folder.checkpoints,
             )
 

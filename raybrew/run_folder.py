@@ -9,7 +9,6 @@ checkpoints/     the newest, and the best; see student/checkpoints
 events.jsonl     what the run survived
 """
 
-import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import ConfigError
-from raybrew.paths import user_path
+from raybrew.json_text import to_json
+from raybrew.paths import is_uri, user_path
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.resuming import load_yaml, same_run
 
@@ -128,8 +128,8 @@ class RunFolder:
         temporary.rename(self.path / name)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write values as a JSON file."""
-        self.write(name, json.dumps(values, indent=1) + "\n")
+        """Write values as a JSON file; a callable, or anything else, as its text."""
+        self.write(name, to_json(values, indent=1, default=str) + "\n")
 
     def export_student(self, source: Path) -> None:
         """Copy a checkpoint's model to `student/`."""
@@ -142,9 +142,9 @@ class RunFolder:
 
 def _local(storage_path: str) -> str:
     """Return the path that a text is, or that a `file:` URI stands for."""
-    parts = urlsplit(storage_path)
-    if not parts.scheme:
+    if not is_uri(storage_path):
         return storage_path
+    parts = urlsplit(storage_path)
     if parts.scheme != "file":
         raise ConfigError(
             f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "

@@ -3,9 +3,11 @@
 Tracker ─┬─ metrics.jsonl   always
          ├─ TensorBoard     config.tensorboard   <folder>/tensorboard
          └─ W&B             config.wandb         <folder>/wandb
+
+Of what W&B is told, the job comes first, then W&B's own variables (WANDB_PROJECT, WANDB_NAME,
+WANDB_DIR, …), then the defaults of this file.
 """
 
-import json
 import logging
 import os
 import uuid
@@ -18,12 +20,14 @@ from typing import Any, Protocol
 
 from raybrew.config import TrackingConfig
 from raybrew.errors import ConfigError
+from raybrew.json_text import to_json
 from raybrew.metrics_file import MetricsFile, without_secrets
 
 __all__ = ["Tracker", "check_tracking"]
 
 _log = logging.getLogger(__name__)
 
+WANDB_PROJECT = "raybrew"
 WANDB_INIT_TIMEOUT_S = 60
 WANDB_FINISH_TIMEOUT_S = 120
 
@@ -49,6 +53,8 @@ class Tracker:
         job_plain: The resolved job, as `to_plain` gives it; recorded without secrets.
         run_name: Name of the run where `config.run_name` is left out.
         on_lost: Told in words when W&B is lost in the middle of the run.
+        is_trial: Whether it is one run of several in this process, which can't all have the id
+            and the name that W&B's variables give.
 
     Raises:
         ConfigError: W&B refuses the credentials or can't be reached, or TensorBoard is missing.
@@ -61,6 +67,8 @@ class Tracker:
         job_plain: dict[str, Any],
         run_name: str,
         on_lost: Callable[[str], None] = _log.warning,
+        *,
+        is_trial: bool = False,
     ):
         folder = Path(folder).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,8 +83,16 @@ class Tracker:
                 self._sinks.append(_TensorBoard(folder / "tensorboard", job))
             mode = _wandb_mode() if config.wandb else "disabled"
             if mode != "disabled":
-                name = config.run_name or run_name
-                self._sinks.append(_Wandb(folder, config, job, name, mode, on_lost))
+                of_one_run = {} if is_trial else os.environ
+                options = {
+                    "id": _run_id(folder / "wandb" / "run-id", of_one_run.get("WANDB_RUN_ID")),
+                    "resume": of_one_run.get("WANDB_RESUME") or "allow",
+                    "name": config.run_name or of_one_run.get("WANDB_NAME") or run_name,
+                    "group": config.group,
+                    "config": job,
+                    "mode": mode,
+                }
+                self._sinks.append(_Wandb(folder, config.project, options, on_lost))
             undo.pop_all()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -136,7 +152,7 @@ def check_tracking(config: TrackingConfig) -> None:
 class _TensorBoard:
     def __init__(self, folder: Path, job: dict[str, Any]):
         self._writer = _summary_writer()(str(folder))
-        self._writer.add_text("job", f"```json\n{json.dumps(job, indent=2, default=str)}\n```")
+        self._writer.add_text("job", f"```json\n{to_json(job, indent=2, default=str)}\n```")
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for key, value in values.items():
@@ -165,37 +181,31 @@ class _Wandb:
     def __init__(
         self,
         folder: Path,
-        config: TrackingConfig,
-        job: dict[str, Any],
-        name: str,
-        mode: str,
+        project: str | None,
+        options: dict[str, Any],
         on_lost: Callable[[str], None],
     ):
         import wandb
 
+        project = project or os.environ.get("WANDB_PROJECT") or WANDB_PROJECT
         self._lost, self._on_lost = False, on_lost
         try:
             self._run = wandb.init(
-                dir=str(folder),
-                id=_run_id(folder / "wandb" / "run-id"),
-                resume="allow",
-                project=config.project,
-                name=name,
-                group=config.group,
-                config=job,
-                mode="offline" if mode == "offline" else "online",
+                **options,
+                dir=os.environ.get("WANDB_DIR") or str(folder),
+                project=project,
                 reinit="create_new",  # leaves a run alone that the caller has open
                 settings=_quiet_settings(),
             )
         except _wandb_errors() as error:
             raise ConfigError(
-                f"tracking.wandb: expected to open a run in project {config.project!r}, got: "
+                f"tracking.wandb: expected to open a run in project {project!r}, got: "
                 f"{error}; check the project and the key, or set WANDB_MODE=offline"
             ) from error
         # W&B drops values of a step below the last one seen; an axis of our own takes them all.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
-        if mode == "offline":
+        if options["mode"] == "offline":
             _log.info(
                 "W&B is offline; send the run later: wandb sync %s", Path(self._run.dir).parent
             )
@@ -226,7 +236,7 @@ class _Wandb:
 
 
 def _wandb_mode() -> str:
-    """Return `online` where a key is found and holds, else `offline` or `disabled`."""
+    """Return WANDB_MODE or `online` where a key is found and holds, else `offline`."""
     mode = os.environ.get("WANDB_MODE", "").lower()
     if mode == "dryrun" or mode == "offline":
         return "offline"
@@ -235,7 +245,13 @@ def _wandb_mode() -> str:
         return "disabled"
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))
+    try:
+        wandb.setup(wandb.Settings(**_where_unset(silent=True)))
+    except ValueError as error:
+        raise ConfigError(
+            "tracking.wandb: expected W&B to accept its variables (WANDB_MODE, WANDB_DIR, …), got: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     try:
         found = wandb.login(verify=True, prompt=False)
     except wandb.Error as error:
@@ -245,21 +261,30 @@ def _wandb_mode() -> str:
         ) from error
     if not found:
         _log.info("W&B has no key (WANDB_API_KEY, `wandb login`)")
-    return "online" if found else "offline"
+    return (mode or "online") if found else "offline"
 
 
 def _quiet_settings() -> Any:
     import wandb
 
     return wandb.Settings(
-        silent=True,
-        quiet=True,
-        console="off",  # the terminal belongs to our progress bars
-        disable_code=True,
-        save_code=False,
-        init_timeout=WANDB_INIT_TIMEOUT_S,
-        finish_timeout=WANDB_FINISH_TIMEOUT_S,
+        **_where_unset(
+            silent=True,
+            quiet=True,
+            console="off",  # the terminal belongs to our progress bars
+            disable_code=True,
+            save_code=False,
+            init_timeout=WANDB_INIT_TIMEOUT_S,
+            finish_timeout=WANDB_FINISH_TIMEOUT_S,
+        )
     )
+
+
+def _where_unset(**settings: Any) -> dict[str, Any]:
+    """Return those of W&B's settings that no variable of the environment sets."""
+    return {
+        key: value for key, value in settings.items() if f"WANDB_{key.upper()}" not in os.environ
+    }
 
 
 def _wandb_errors() -> tuple[type[Exception], ...]:
@@ -278,9 +303,9 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
     )
 
 
-def _run_id(path: Path) -> str:
-    """Return the folder's W&B id, the same when the run is resumed."""
-    if not path.exists():
+def _run_id(path: Path, given: str | None) -> str:
+    """Return the folder's W&B id, the same when the run is resumed; `given` is the user's."""
+    if given or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(uuid.uuid4().hex[:8])
+        path.write_text(given or uuid.uuid4().hex[:8])
     return path.read_text().strip()

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.errors import ConfigError
-from raybrew.jobfile import dump_yaml, explain, load_job, set_path, validate
+from raybrew.jobfile import absolute_plain, dump_yaml, explain, load_job, set_path, validate
+from raybrew.resuming import same_run
 
 JOB = """
 tasks:
@@ -81,14 +82,57 @@ def test_paths_of_the_file_that_exist_beside_it_are_taken_from_there(file, tmp_p
     for folder in ("runs/a", "a", "org", "store"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "train.parquet").touch()
-    file.write_text(JOB + "labels: {store: store}\n")
+    file.write_text(
+        JOB.replace("name: 2024-01-02", "storage_path: my runs") + "labels: {store: store}\n"
+    )
     monkeypatch.chdir("/")
-    job = load_job(DistillJob, file, ["tasks.mr.eval=train.parquet"]).job
+    loaded = load_job(DistillJob, file, ["tasks.mr.eval=train.parquet"])
+    job = loaded.job
+    assert loaded.run == {"storage_path": str(tmp_path / "my runs")}
     assert job.tasks[0].train == str(tmp_path / "train.parquet")
     assert job.tasks[0].eval == "train.parquet"  # of the command line, not of the file
     assert [teacher.model for teacher in job.teachers] == [str(tmp_path / "runs/a"), "org/b"]
     assert job.student.tokenizer_from == "a"  # a teacher, though a folder of that name exists
     assert job.labels.store == str(tmp_path / "store")
+
+
+@pytest.mark.parametrize("path", ["/abs", "~/runs", "file:///runs", "s3://bucket/runs"])
+def test_places_that_are_not_relative_stay(path, file):
+    file.write_text(
+        JOB.replace("name: 2024-01-02", f"storage_path: '{path}'")
+        + f"labels: {{store: '{path}'}}\n"
+    )
+    loaded = load_job(DistillJob, file)
+    assert (loaded.job.labels.store, loaded.run["storage_path"]) == (path, path)
+    assert load_job(DistillJob, file, ["run.storage_path=x"]).run["storage_path"] == "x"
+
+
+def test_the_job_of_a_run_can_be_read_in_any_folder(file, tmp_path, monkeypatch):
+    """What a script gave relative to its working directory is saved as absolute paths."""
+    for name in ("data/saved", "teacher", "student"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "data/train.csv").touch()
+    job = DistillJob(
+        tasks=[{"name": "t", "train": "data/train.csv", "eval": "data/saved@dev"}],  # type: ignore[list-item]
+        teachers=[{"name": "a", "task": "t", "model": "teacher"}],  # type: ignore[list-item]
+        student={"model": "student", "tokenizer_from": "a"},  # type: ignore[arg-type]
+        training={"num_steps": 1},  # type: ignore[arg-type]
+        labels={"store": "labels"},  # type: ignore[arg-type]
+    )
+    monkeypatch.chdir(tmp_path)
+    saved = yaml.safe_load(dump_yaml(absolute_plain(job)))
+    monkeypatch.chdir("/")
+    file.write_text(dump_yaml(saved))
+    read = load_job(DistillJob, file).job
+    assert read.tasks[0].train == f"{tmp_path}/data/train.csv"
+    assert read.tasks[0].eval == f"{tmp_path}/data/saved@dev"
+    assert read.teachers[0].model == f"{tmp_path}/teacher"
+    assert (read.student.model, read.student.tokenizer_from) == (f"{tmp_path}/student", "a")
+    assert read.labels.store == f"{tmp_path}/labels"
+    monkeypatch.chdir(tmp_path)
+    same_run(saved, job)
+    same_run(job.to_plain(), job)  # as runs were saved before
+    assert saved["labels"]["store"] == f"{tmp_path}/labels"
 
 
 @pytest.mark.parametrize(

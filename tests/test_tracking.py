@@ -199,6 +199,70 @@ def test_a_resumed_folder_is_the_same_run_and_a_crash_its_exit(tmp_path):
     assert sorted(codes) == [0, 1]
 
 
+SHOW = """
+import json, sys
+from pathlib import Path
+import wandb
+from raybrew.config import TrackingConfig
+from raybrew.tracking import Tracker
+real, shown = wandb.init, []
+def init(**options):
+    run = real(**options)
+    names = ("project", "name", "group", "id", "dir")
+    shown.append({name: getattr(run, name) for name in names}
+                 | {"resume": options["resume"], "timeout": run.settings.init_timeout})
+    return run
+wandb.init = init
+config = TrackingConfig(wandb=True, **json.loads(sys.argv[2]))
+for number in range(int(sys.argv[3])):
+    trial = sys.argv[4] == "trial"
+    Tracker(Path(sys.argv[1], str(number)), config, {}, "folder", is_trial=trial).finish()
+print(json.dumps(shown))
+"""
+"""What W&B is told, as JSON; arguments: folder, settings of the job, how many runs, which kind."""
+
+
+def shown_runs(folder: Path, settings: dict, env: dict[str, str], *, trials: int = 0) -> list:
+    kind = "trial" if trials else "run"
+    arguments = [str(folder), json.dumps(settings), str(trials or 1), kind]
+    done = run_python(f"import sys; sys.argv[1:] = {arguments!r}\n" + SHOW, **env)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_wandbs_own_variables_come_before_defaults(tmp_path):
+    env = {
+        "WANDB_MODE": "offline",
+        "WANDB_PROJECT": "mine",
+        "WANDB_NAME": "my-run",
+        "WANDB_RUN_GROUP": "ours",
+        "WANDB_RUN_ID": "abc123",
+        "WANDB_RESUME": "never",
+        "WANDB_DIR": str(tmp_path / "elsewhere"),
+        "WANDB_INIT_TIMEOUT": "7",
+    }
+    (tmp_path / "elsewhere").mkdir()
+    (run,) = shown_runs(tmp_path, {}, env)
+    named = {"project": "mine", "name": "my-run", "group": "ours", "id": "abc123"}
+    assert {name: run[name] for name in named} == named
+    assert (run["resume"], run["timeout"]) == ("never", 7)
+    assert run["dir"].startswith(env["WANDB_DIR"])
+    job = {"project": "p", "run_name": "r", "group": "g"}
+    (run,) = shown_runs(tmp_path, job, env)
+    assert (run["project"], run["name"], run["group"]) == ("p", "r", "g")
+    # Trials are many runs of one process.
+    runs = shown_runs(tmp_path / "sweep", {"run_name": "s/1"}, env, trials=2)
+    assert [(run["project"], run["name"]) for run in runs] == [("mine", "s/1")] * 2
+    assert len({*(run["id"] for run in runs), "abc123"}) == 3
+
+
+def test_defaults_where_neither_the_job_nor_a_variable_names_anything(tmp_path):
+    (run,) = shown_runs(tmp_path, {}, {"WANDB_MODE": "offline"})
+    assert (run["project"], run["name"], run["group"]) == ("raybrew", "folder", "")
+    assert (run["resume"], run["timeout"]) == ("allow", 60)
+    assert run["dir"].startswith(str(tmp_path))
+
+
 def test_wandb_lost_later_warns_once_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
     import wandb
     from wandb.errors import CommError
@@ -268,6 +332,14 @@ def test_without_a_key_the_run_is_offline_and_says_so(tmp_path):
     assert f"wandb sync {tmp_path}" in done.stdout
     assert done.stderr == ""
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+
+
+def test_a_variable_that_wandb_refuses_is_one_message(tmp_path):
+    code = f"import sys; sys.argv[1:] = [{str(tmp_path)!r}]\n" + OPEN
+    done = run_python(code, WANDB_MODE="ofline")
+    assert done.returncode == 0, done.stderr
+    assert "refused: tracking.wandb: expected W&B to accept its variables" in done.stdout
+    assert "'ofline'" in done.stdout
 
 
 def test_disabled_wandb_leaves_nothing(tmp_path):

@@ -10,7 +10,6 @@ is said so; the exit code is 1 only where a benchmark fails.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.record import Record, records_of
+from raybrew.json_text import to_json
 
 BENCHMARKS = {
     name: f"experiments.benchmarks.{name}"
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] =
         for record in records
     ]
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    options.json.write_text(to_json(plain, indent=1) + "\n")
     console.print(table_of([record for records in found.values() for record in records]))
     for record in (r for records in found.values() for r in records if r.note):
         console.print(f"{record.name}: {record.note}", markup=False)

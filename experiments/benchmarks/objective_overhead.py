@@ -11,7 +11,6 @@ the process's CPU time that counts, so that what else runs on the machine says l
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import raybrew as rb
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record
+from raybrew.json_text import to_json
 from raybrew.labels.payload import Payload, Signal, to_storage
 from raybrew.labels.tensors import tensors_of
 from raybrew.matching.plan import TeacherFacts, geometry_of, plan_matches
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    print(json.dumps(measured(arguments.pairs, arguments.threads).to_plain(), indent=1))
+    print(to_json(measured(arguments.pairs, arguments.threads).to_plain(), indent=1))
 
 
 if __name__ == "__main__":

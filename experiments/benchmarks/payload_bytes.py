@@ -9,7 +9,6 @@ the table is the same on any machine. Sizes are BERT-base's. Deterministic: noth
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import gamma
 
+from raybrew.json_text import to_json
 from raybrew.losses.match_check import ModelGeometry, statistic_sizes
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.losses.presets import PRESETS, generate_matches
@@ -136,7 +136,7 @@ def main() -> None:
     )
     Console(width=110).print(printed(rows, title))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+        arguments.json.write_text(to_json([asdict(row) for row in rows], indent=2))
 
 
 if __name__ == "__main__":

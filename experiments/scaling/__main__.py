@@ -6,7 +6,6 @@ python -m experiments.scaling --keys 100000     a smaller store
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from experiments.benchmarks.__main__ import machine
 from experiments.scaling.costs import CallCosts, measured_costs
 from experiments.scaling.simulation import Outcome, Setting, simulated
 from experiments.scaling.store import StoreFigures, measured_store
+from raybrew.json_text import to_json
 from raybrew.report import render_table
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "stores": [dataclasses.asdict(each) for each in stores],
     }
-    given.json.write_text(json.dumps(plain, indent=1))
+    given.json.write_text(to_json(plain, indent=1))
     print(f"written to {given.json}")
 
 

@@ -9,7 +9,6 @@ python -m experiments.sweep --resume runs/sweep-…
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -24,6 +23,7 @@ from experiments import data
 from experiments.compare import Comparison
 from raybrew.cluster import ray_session, scaling_config_from
 from raybrew.jobfile import JobFile, load_job
+from raybrew.json_text import to_json
 from raybrew.report import render_table
 from raybrew.tuning.domains import space_from
 from raybrew.tuning.settings import tune_config_from
@@ -130,7 +130,7 @@ def tables(scores: Mapping[str, list[float]]) -> str:
     return (
         render_table("tweets: test rows", ["", "accuracy", "of each seed"], rows)
         + f"Best minus default: {points:+.2f} points over {len(SEEDS)} seeds, {shown} than the "
-        f"spread over seeds ({spread:.2f} points, the larger of both).\n" + json.dumps(scores)
+        f"spread over seeds ({spread:.2f} points, the larger of both).\n" + to_json(scores)
     )
 
 

@@ -156,5 +156,7 @@ def _figures(row: Row, step: Step, report: Mapping[str, Any], further: Jobs) -> 
 
 def _score(row: Row, figures: Mapping[str, float]) -> str:
     # Of the mean of several teachers nothing is known but on the job's own evaluation rows.
-    shown = [f"{100 * figures[name]:.1f}" if name in figures else "–" for name in row.data.metrics]
+    shown = [
+        f"{100 * float(figures[name]):.1f}" if name in figures else "–" for name in row.data.metrics
+    ]
     return "/".join(shown)

@@ -10,7 +10,6 @@ a student with a teacher can learn from.
 """
 
 import argparse
-import json
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ import raybrew as rb
 from experiments import data, ner
 from raybrew.cluster import ray_session, run_config_from, scaling_config_from
 from raybrew.jobfile import load_job
+from raybrew.json_text import to_json
 from raybrew.report import render_table
 
 HERE = Path(__file__).parent
@@ -101,7 +101,7 @@ class Experiment:
         self._times["in all"] = time.perf_counter() - begin
         text = tables(self._rows, self._teachers, self._times)
         figures = {"scores": self._rows, "teachers": self._teachers, "times_s": self._times}
-        (self.folder / "report.json").write_text(json.dumps(figures, indent=1))
+        (self.folder / "report.json").write_text(to_json(figures, indent=1))
         (self.folder / "report.txt").write_text(text, encoding="utf-8")
         return f"{text}\nWritten to {self.folder}"
 

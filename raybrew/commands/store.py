@@ -1,6 +1,5 @@
 """`raybrew store ls | verify | prune`: look at a label store, check it, make it smaller."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,11 +37,12 @@ def list_(
 ) -> None:
     """Show what a store holds, by teacher and signal."""
     with _opened(store) as location:
+        from raybrew.json_text import to_json
         from raybrew.labels.survey import survey
 
         holdings = survey(location)
         if as_json:
-            print(json.dumps([asdict(holding) for holding in holdings], indent=1))
+            print(to_json([asdict(holding) for holding in holdings], indent=1))
         else:
             _show(location, holdings)
 

@@ -191,10 +191,15 @@ class TrackingConfig(Section):
 
     wandb: bool = Field(default=False, description="Follow the run in W&B; offline without a key.")
     tensorboard: bool = Field(default=False, description="Write TensorBoard events.")
-    project: str = Field(default="raybrew", description="W&B project.")
-    run_name: str | None = Field(
-        default=None, description="W&B run name; the run folder's if left out."
+    project: str | None = Field(
+        default=None, description="W&B project; WANDB_PROJECT, or else raybrew, if left out."
     )
-    group: str | None = Field(default=None, description="W&B group.")
+    run_name: str | None = Field(
+        default=None,
+        description="W&B run name; WANDB_NAME, or else the run folder's, if left out.",
+    )
+    group: str | None = Field(
+        default=None, description="W&B group; WANDB_RUN_GROUP, or else none, if left out."
+    )
     log_every: int = Field(default=10, ge=1, description="Steps between two records of the losses.")
     progress: bool = Field(default=True, description="Progress bars on the driver.")

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Split
 from datasets import config as datasets_config
+from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
 from raybrew.data.csv_files import read_csv
@@ -30,9 +31,8 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
 
     Args:
         source: a live data set; a path of a parquet, jsonl, json (also SQuAD's form), csv or tsv
-            file; a folder that
-            `save_to_disk` wrote, with `@split` where it holds several; or a hub id
-            `name[:config][@split]`, split `train` if left out.
+            file, never a pattern; a folder that `save_to_disk` wrote, with `@split` where it holds
+            several; or a hub id `name[:config][@split]`, split `train` if left out.
         what: the job's field that names it, for messages.
 
     Returns:
@@ -52,6 +52,11 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
 def _load(source: str, what: str) -> Dataset:
     path, split = data_path(source)
     place = user_path(path, what, DataError)
+    if "::" in str(place.absolute()) and place.exists():
+        raise DataError(
+            f"{what}: expected a path without '::', which `datasets` reads as a file inside of an "
+            f"archive, got {place}; rename it, or its folder"
+        )
     with quiet_datasets():
         if place.is_dir():
             return _saved(place, split, what)
@@ -84,7 +89,7 @@ def _file(place: Path, what: str) -> Dataset:
             return read_squad(place, what)
         if builder == "csv":
             return read_csv(place)
-        loaded = datasets.load_dataset(builder, data_files=str(place), split="train")
+        return _built(builder, place)
     except DataError:
         raise
     except (DatasetGenerationError, ValueError, OSError) as error:
@@ -92,6 +97,17 @@ def _file(place: Path, what: str) -> Dataset:
         if "corresponds to no data" in reason:
             raise DataError(f"{what}: expected rows, got an empty data set ({place})") from error
         raise DataError(f"{what}: {place} can't be read as {place.suffix}: {reason}") from error
+
+
+def _built(builder: str, place: Path) -> Dataset:
+    """Read one file by a builder of `datasets`."""
+    status = place.stat()
+    # A list of files is taken as it is, while a path would be read as a pattern, in which a [ or *
+    # stands for other files; by the metadata the cache knows whether the file was written again.
+    written = (str(status.st_mtime_ns), str(status.st_size))
+    files = DataFilesDict({"train": DataFilesList([str(place.absolute())], [written])})
+    read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[builder]
+    loaded = read(files, split=Split.TRAIN)  # pyright: ignore[reportArgumentType]
     assert isinstance(loaded, Dataset)
     return loaded
 

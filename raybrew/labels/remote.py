@@ -28,7 +28,8 @@ from raybrew.errors import ConfigError, StoreFullError
 from raybrew.labels.layout import kind_of_copy
 from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
 from raybrew.labels.room import make_room
-from raybrew.labels.spec import StoreSpec, is_uri
+from raybrew.labels.spec import StoreSpec
+from raybrew.paths import is_uri
 from raybrew.refusals import map_file
 
 __all__ = ["RemoteLocation", "location_of"]

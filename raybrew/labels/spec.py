@@ -5,17 +5,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from raybrew.paths import user_path
+from raybrew.paths import is_uri, user_path
 
 if TYPE_CHECKING:
     from raybrew.config import LabelConfig
 
-__all__ = ["StoreSpec", "is_uri"]
-
-
-def is_uri(store: str) -> bool:
-    """Return whether a store is named by a URI rather than a path."""
-    return "://" in store
+__all__ = ["StoreSpec"]
 
 
 @dataclass(frozen=True)

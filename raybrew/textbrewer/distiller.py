@@ -17,10 +17,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from raybrew.labels.manifest import write_manifest
-from raybrew.labels.spec import is_uri
 from raybrew.labels.store import LabelStore
 from raybrew.losses.match_spec import MatchSpec
-from raybrew.paths import user_path
+from raybrew.paths import is_uri, user_path
 from raybrew.textbrewer.batch_loss import BatchLoss, Losses
 from raybrew.textbrewer.distillation_config import DistillationConfig
 from raybrew.textbrewer.fingerprint import teacher_fingerprint

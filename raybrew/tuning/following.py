@@ -6,6 +6,7 @@ Tune  ──ended───────────────► its last figur
 
 import logging
 import math
+import os
 import queue
 import threading
 import time
@@ -221,7 +222,7 @@ class TrialFollower:
         name = self._names[trial]
         tracking = job.tracking.model_copy(
             update={
-                "group": job.tracking.group or self._sweep,
+                "group": job.tracking.group or os.environ.get("WANDB_RUN_GROUP") or self._sweep,
                 "run_name": f"{job.tracking.run_name or self._sweep}/{name}",
             }
         )
@@ -232,7 +233,7 @@ class TrialFollower:
     def _tracker(self, name: str, tracking: TrackingConfig, plain: dict[str, Any]) -> Tracker:
         folder = self._folder / name
         try:
-            return Tracker(folder, tracking, plain, name)
+            return Tracker(folder, tracking, plain, name, is_trial=True)
         except ConfigError as error:
             # Credentials were good when the sweep began; a trial outlives its observers.
             _log.warning("%s: goes on without W&B, metrics.jsonl has everything: %s", name, error)

@@ -2,11 +2,12 @@
 
 import csv
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from raybrew.json_text import to_json
 
 __all__ = ["TrialRow", "best_of", "cell", "ranked", "results_csv", "short_cell"]
 
@@ -84,7 +85,7 @@ def cell(value: Any) -> Any:
     """Return a value of a path as a table shows it: a number or a text as it is, else JSON."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return json.dumps(value, default=str)
+    return to_json(value, default=str)
 
 
 def short_cell(value: Any, most: int = 28) -> str:

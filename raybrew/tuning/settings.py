@@ -9,7 +9,6 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -81,7 +80,7 @@ def tune_run_config_from(values: Mapping[str, Any]) -> tune.RunConfig | None:
     """Return Ray's RunConfig of a sweep with the arguments of a job file's `run:`."""
     if not values:
         return None
-    plain = {"storage_path": str(Path("runs").absolute()), **values}
+    plain = {"storage_path": "runs", **values}
     nested = {"failure_config": tune.FailureConfig, "checkpoint_config": tune.CheckpointConfig}
     for name, kind in nested.items():
         if isinstance(plain.get(name), Mapping):

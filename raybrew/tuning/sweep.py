@@ -4,10 +4,9 @@ check the space ──► Ray ──► survey, encode ──► labels of all t
     ──► trials ──► table, report, best student, best job
 """
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,16 +15,16 @@ from typing import Any
 from ray import tune as ray_tune
 from ray.train import RunConfig, ScalingConfig
 
+from raybrew.cluster import run_folder
 from raybrew.config import DistillJob
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.job_paths import get_path
 from raybrew.job_values import values_of
-from raybrew.jobfile import dump_yaml
+from raybrew.jobfile import absolute_plain, dump_yaml
 from raybrew.judging import Metrics, judge_teachers
 from raybrew.labelling import Labelling
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run import Run
-from raybrew.run_folder import RunFolder
 from raybrew.student.checkpoint import STUDENT
 from raybrew.tracking import check_tracking
 from raybrew.tuning.checks import check_labels, check_metric, check_points
@@ -47,7 +46,7 @@ from raybrew.tuning.settings import (
 from raybrew.tuning.space import JobSpace
 from raybrew.tuning.survey import Survey, survey, with_saved_data
 
-__all__ = ["TuneResult", "tune"]
+__all__ = ["TuneResult", "sweep_config", "tune"]
 
 _NEEDED = ("optuna", "matplotlib", "jinja2")
 
@@ -97,7 +96,7 @@ class _Sweep:
         self._job, self._given, self._resume = job, dict(space), resume
         self._config = with_defaults(tune_config)
         self._scaling = scaling or ScalingConfig()
-        self._run_config = _named(run_config, resume=resume)
+        self._run_config = sweep_config(run_config, resume=resume)
         self._ranges: dict[str, Range] = mutated_ranges(self._config.scheduler)
         for path, given in space.items():
             # A path that trials begin with may change while they run.
@@ -109,7 +108,7 @@ class _Sweep:
         name = str(self._run_config.name)
         # The sweep itself is no run of W&B's: its trials are.
         quiet = self._job.tracking.model_copy(update={"wandb": False, "tensorboard": False})
-        place = RunConfig(name=name, storage_path=str(self._run_config.storage_path))
+        place = RunConfig(name=name, storage_path=self._run_config.storage_path)
         job = self._job.model_copy(update={"tracking": quiet})
         with Run(job, "tune", self._scaling, place, resume=self._resume) as run:
             with run.stage("prepare"):
@@ -137,8 +136,7 @@ class _Sweep:
         check_space(self._config, self._given)
         check_points(*points_of(self._config, self._given), self._given, space)
         if self._resume:
-            where = self._run_config
-            check_is_sweep(RunFolder(str(where.storage_path), str(where.name)).path)
+            check_is_sweep(run_folder(self._run_config, resume=True).path)
         if copies_checkpoints(self._config.scheduler) and self._scaling.min_workers > 1:
             raise ConfigError(
                 "tune: population based training hands checkpoints from trial to trial, which "
@@ -215,7 +213,7 @@ class _Sweep:
             if best.checkpoint:
                 folder.export_student(Path(best.checkpoint) / STUDENT)
                 student = str(folder.student)
-            plain = space.job(best.config).to_plain()
+            plain = absolute_plain(space.job(best.config))
             folder.write("best.yaml", dump_yaml(plain | scaling_section(self._scaling)))
             best_job = str(folder.path / "best.yaml")
         for count in ("hits", "misses"):
@@ -235,7 +233,7 @@ class _Sweep:
             ensembles=judged[1],
             times=run.times,
         )
-        folder.write_json("report.json", json.loads(json.dumps(asdict(result), default=str)))
+        folder.write_json("report.json", asdict(result))
         folder.write("report.txt", render_sweep(result, self._metric))
         return result
 
@@ -290,10 +288,18 @@ def _label(found: Survey, run: Run) -> dict[str, float]:
     return counts
 
 
-def _named(given: ray_tune.RunConfig | None, *, resume: bool) -> ray_tune.RunConfig:
-    config = given or ray_tune.RunConfig()
-    if resume and not config.name:
-        raise ConfigError("resume: expected run.name to say which sweep to go on with, got none")
-    config.name = config.name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
-    config.storage_path = config.storage_path or str(Path("runs").absolute())
-    return config
+def sweep_config(given: ray_tune.RunConfig | None, *, resume: bool) -> ray_tune.RunConfig:
+    """Return Ray Tune's RunConfig of a sweep with a name and an absolute path.
+
+    Args:
+        given: the user's, which stays as it is.
+        resume: whether it is to name a sweep that was stopped.
+
+    Raises:
+        ConfigError: it names none, or its path can't be.
+    """
+    config = given or ray_tune.RunConfig(storage_path="runs")
+    name = config.name if resume else config.name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
+    # Tune takes a path as it is, and has working directories of its own.
+    storage = run_folder(replace(config, name=name), resume=resume).path.parent
+    return replace(config, name=name, storage_path=str(storage))

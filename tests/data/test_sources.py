@@ -282,3 +282,51 @@ def test_jsonl_with_odd_lines_is_data_not_code(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "__import__('os').abort()", "label": 0}) + "\n")
     assert load(str(path))["text"] == ["__import__('os').abort()"]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "json", "csv", "tsv"])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("train[1]", "train1"),
+        ("part*", "part2"),
+        ("part?", "part2"),
+        ("{a,b}", "a"),
+        ("**", "b"),
+        ("[v1]/train", "v/train"),
+        ("a b#c%20d/x", "x"),
+        (".hidden/__x__/train", "train"),
+        ("é@1", "é"),
+    ],
+)
+def test_a_path_is_that_of_one_file_and_no_pattern(name, other, suffix, data, tmp_path):
+    for rows, each in ((data.select([0]), other), (data, name)):
+        path = tmp_path / f"{each}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if suffix in ("csv", "tsv"):
+            rows.to_csv(path, sep="\t" if suffix == "tsv" else ",")
+        else:
+            rows.to_parquet(path) if suffix == "parquet" else rows.to_json(path)
+    assert load(str(tmp_path / f"{name}.{suffix}")) == ROWS
+
+
+@pytest.mark.parametrize("name", ["[v1]", "part*", "a b#c%20d", "{a,b}"])
+def test_a_folder_of_a_saved_data_set_may_have_any_name(name, data, tmp_path):
+    data.save_to_disk(str(tmp_path / "plain"))
+    (tmp_path / "plain").rename(tmp_path / name)
+    assert load(str(tmp_path / name)) == ROWS
+
+
+def test_a_path_that_datasets_reads_as_one_inside_of_another_is_refused(data, tmp_path):
+    data.save_to_disk(str(tmp_path / "x"))
+    (tmp_path / "x").rename(tmp_path / "x::y")
+    with pytest.raises(DataError, match=r"train: expected a path without '::'.*got .*x::y; rename"):
+        load(str(tmp_path / "x::y"))
+
+
+def test_a_file_that_was_written_again_is_read_again(data, tmp_path):
+    path = tmp_path / "rows.parquet"
+    data.select([0]).to_parquet(path)
+    assert len(load(str(path))["text"]) == 1
+    data.to_parquet(path)
+    assert load(str(path)) == ROWS

@@ -42,4 +42,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def run_config(tmp_path: Path) -> RunConfig:
-    return RunConfig(name="run", storage_path=str(tmp_path / "runs"))
+    # Relative and with a space: Ray itself takes neither.
+    return RunConfig(name="run", storage_path=os.path.relpath(tmp_path / "my runs"))
