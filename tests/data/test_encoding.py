@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView, content_keys, encode, same_vocabulary
+from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
 from tests.made import WORDS, make_tokenizer
@@ -24,7 +25,7 @@ def ids_of(view: EncodedView, row: int) -> list[int]:
 @given(st.lists(sentences, min_size=1, max_size=6), st.data())
 def test_take_and_collate_are_what_the_tokenizer_gives(texts, data):
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=8))
-    batch = collate(view_of(texts), np.array(rows), pad_token_id=0)
+    batch = collate(view_of(texts), np.array(rows), Padding(0))
     expected = TOKENIZER([texts[row] for row in rows], padding=True, return_tensors="pt")
     assert set(batch) == set(expected)
     for name, tensor in expected.items():
@@ -76,7 +77,7 @@ def test_long_examples_are_cut_and_counted():
 
 
 def test_collating_nothing_gives_an_empty_batch():
-    batch = collate(view_of(["w1"]), np.empty(0, np.int64), 0)
+    batch = collate(view_of(["w1"]), np.empty(0, np.int64), Padding(0))
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(0, 1)}
 
 
