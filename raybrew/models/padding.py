@@ -8,6 +8,7 @@ special tokens  a text that spells one out is read as text by models that count 
 
 from typing import Any
 
+from tokenizers import normalizers
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.data.padding import Padding
@@ -54,8 +55,7 @@ def fit_tokenizer(
     if not own_code:
         tokenizer.padding_side = "left" if config.model_type in LAST_PLACE else "right"
     if config.is_encoder_decoder:
-        # The answer is read at the token that ends the text, of which there has to be one.
-        tokenizer.split_special_tokens = True
+        _spell_out_ends(tokenizer)
     tokenizer.init_kwargs |= {  # what is saved
         "padding_side": tokenizer.padding_side,
         "split_special_tokens": tokenizer.split_special_tokens,
@@ -85,6 +85,23 @@ def padding_of(
         "left" if left else "right",
         is_read=config.model_type in READ_PADDING,
     )
+
+
+def _spell_out_ends(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Have what ends a text, where a text holds it, be read as text, letter by letter.
+
+    An encoder-decoder reads its answer at the token that ends a text; transformers' classes refuse
+    batches of texts that have different numbers of it.
+    """
+    tokenizer.split_special_tokens = True
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.eos_token is None:
+        return
+    # A vocabulary of pieces that has the token finds it in a text all the same.
+    end = str(tokenizer.eos_token)
+    spelled = normalizers.Replace(end, f"{end[0]} {end[1:]}")
+    own = [] if backend.normalizer is None else [backend.normalizer]
+    backend.normalizer = normalizers.Sequence([spelled, *own])
 
 
 def _filling_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:

@@ -5,17 +5,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from raybrew.config import Teacher
-from raybrew.data.encoding import EncodedView, view_from_ids
+from raybrew.data.encoding import EncodedView, encode, view_from_ids
 from raybrew.data.padding import Padding
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS
 from raybrew.labels.payload import Payload, Signal
+from raybrew.models.adaptors import ADAPTORS
 from raybrew.models.padding import fit_tokenizer, padding_of
 from raybrew.models.pretrained import random_model
 from raybrew.preparation.checks import read_teacher
+from raybrew.student.module import StudentModule
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 from tests.models.families import FAMILIES, family_tokenizer, save_family
 
@@ -146,3 +154,53 @@ def test_a_class_of_the_users_is_padded_where_its_tokenizer_says():
     fit_tokenizer(tokenizer, config, "model", own_code=True)
     assert padding_of(tokenizer, config, "example").side == "left"
     assert padding_of(tokenizer, config, "token").side == "right"
+
+
+def test_a_text_that_holds_what_ends_a_text_is_read_as_text(tmp_path):
+    """T5's classifier refuses a batch of texts with one end and with two."""
+    kind = KINDS["sequence-classification"]
+    folder = save_family(tmp_path / "a", "t5", kind.model_class)
+    pieces_tokenizer().save_pretrained(folder)
+    model = read_teacher(Teacher(name="a", task="x", model=folder, inputs="own"))
+    view, _ = encode(model.tokenizer, ["a</s> b", "a b", "</s>", "a b a"], None, 16)
+    for row in range(len(view)):
+        ids = view.input_ids[view.offsets[row] : view.offsets[row + 1]].tolist()
+        assert ids.count(3) == 1, ids
+        assert ids[-1] == 3
+    signal = Signal()
+    alone, together = (
+        teacher_of(folder, kind.name, tokens).answer(view, (signal,))[signal.name].values
+        for tokens in (1, 4096)
+    )
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+    # Elsewhere, too.
+    model.tokenizer.save_pretrained(str(tmp_path / "b"))
+    saved: Any = AutoTokenizer.from_pretrained(tmp_path / "b")(["a</s> b", "a b"])
+    assert [ids.count(3) for ids in saved["input_ids"]] == [1, 1]
+    assert saved["input_ids"][0] == view.input_ids[: view.offsets[1]].tolist()
+
+
+def pieces_tokenizer() -> PreTrainedTokenizerFast:
+    """T5's form, whose vocabulary has what ends a text among its pieces."""
+    pieces = ["<pad>", "<unk>", "<s>", "</s>", "▁", "▁a", "▁b", "<", "/", "s", ">", "a", "b"]
+    scores = [0.0 if piece.startswith("<") else -2.0 for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(list(zip(pieces, scores, strict=True)), unk_id=1))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )
+
+
+def test_a_rank_without_examples_trains_an_encoder_decoder(tmp_path):
+    kind = KINDS["sequence-classification"]
+    folder = save_family(tmp_path, "t5", kind.model_class)
+    model = kind.model_class.from_pretrained(folder)
+    module = StudentModule(model, [ADAPTORS[kind.name]], [()], seed=0)
+    inputs = {
+        name: torch.zeros((0, 4), dtype=torch.int64) for name in ("input_ids", "attention_mask")
+    }
+    answer = module(inputs, torch.zeros(0, dtype=torch.int64))
+    assert answer.view.logits[0].shape == (0, 2)
