@@ -160,7 +160,7 @@ class _Batches:
             _, rows = self.sequence.batch(self._step)
             self._step += 1
             labels = torch.from_numpy(self.split.labels[rows])
-            yield {**collate(self.split.views["student"], rows, Padding(0)), "labels": labels}
+            yield {**collate(self.split.student, rows, Padding(0)), "labels": labels}
 
 
 def _adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
