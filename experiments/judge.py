@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raybrew.data.encoding import encode
+from raybrew.data.padding import Padding
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import KINDS
@@ -48,7 +49,12 @@ def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
     view, _ = encode(tokenizer, texts, None, max_length)
     split = EncodedSplit({STUDENT_VIEW: view}, np.array(test["label"]))
     logits = predict(
-        ModelOnDevice(model, sequence_classification, tokenizer.pad_token_id, torch.device("cpu")),
+        ModelOnDevice(
+            model,
+            sequence_classification,
+            Padding(int(str(tokenizer.pad_token_id))),
+            torch.device("cpu"),
+        ),
         KINDS["sequence-classification"],
         split,
         np.arange(len(split)),

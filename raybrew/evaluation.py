@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.data.collate import collate, collate_labels
+from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.kinds import Kind
 from raybrew.labels.payload import Payload
@@ -24,13 +25,13 @@ class ModelOnDevice:
     Args:
         model: it is put into evaluation mode, and back into the mode it was in.
         adaptor: reads its outputs.
-        pad_token_id: fills shorter examples up.
+        padding: fills shorter examples up.
         device: where it is.
     """
 
     model: nn.Module
     adaptor: Adaptor
-    pad_token_id: int
+    padding: Padding
     device: torch.device
 
 
@@ -63,12 +64,18 @@ def predict(
         return one.take(np.empty(0, np.int64))
     training = asked.model.training
     asked.model.eval()
-    order = np.argsort(split.student.lengths[rows], kind="stable")
-    parts = []
-    for start in range(0, len(rows), batch_size):
-        parts.append(_predict_batch(asked, kind, split, rows[order[start : start + batch_size]]))
-        if on_progress is not None:
-            on_progress(min(start + batch_size, len(rows)), len(rows))
+    lengths = split.student.lengths[rows]
+    order = np.argsort(lengths, kind="stable")
+    # One run of examples, or one for each length where none may be padded.
+    cuts = np.flatnonzero(np.diff(lengths[order])) + 1 if asked.padding.is_read else ()
+    parts, done = [], 0
+    for run in np.split(order, cuts):
+        for start in range(0, len(run), batch_size):
+            batch = rows[run[start : start + batch_size]]
+            parts.append(_predict_batch(asked, kind, split, batch))
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(rows))
     asked.model.train(training)
     return Payload.concat(parts).take(np.argsort(order))
 
@@ -76,7 +83,7 @@ def predict(
 def _predict_batch(
     asked: ModelOnDevice, kind: Kind, split: EncodedSplit, rows: np.ndarray
 ) -> Payload:
-    inputs = collate(split.student, rows, asked.pad_token_id)
+    inputs = collate(split.student, rows, asked.padding)
     labels = collate_labels(split, rows, inputs["input_ids"].shape[1])
     inputs = {name: tensor.to(asked.device) for name, tensor in inputs.items()}
     labels = labels.to(asked.device)

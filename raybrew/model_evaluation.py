@@ -18,6 +18,8 @@ from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
+from raybrew.models.own_class import OwnClass
+from raybrew.models.padding import fit_tokenizer, padding_of
 from raybrew.models.pretrained import (
     architecture_of,
     describe_names,
@@ -109,6 +111,8 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
             f"({', '.join(names)}), got a model with {config.num_labels}"
         )
     check_class_names(folder, config, table)
+    own_code = isinstance(kind.model_class, OwnClass)
+    fit_tokenizer(tokenizer, config, "model", own_code=own_code)
     model, info = load_model(kind.model_class, folder, "model", config)
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if lacking:
@@ -120,7 +124,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     hosted = ModelOnDevice(
         model,
         _in_order(adaptor_of(task.kind, adaptor, task.adaptor), order_of(config, table)),
-        int(str(tokenizer.pad_token_id or 0)),
+        padding_of(tokenizer, config, kind.layout),
         device,
     )
     with TemporaryDirectory(prefix="raybrew-") as temporary:

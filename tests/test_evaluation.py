@@ -6,6 +6,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.encoding import encode
+from raybrew.data.padding import Padding
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import KINDS
@@ -17,7 +18,7 @@ KIND = KINDS["sequence-classification"]
 
 
 def asked(model) -> ModelOnDevice:
-    return ModelOnDevice(model, sequence_classification, 0, torch.device("cpu"))
+    return ModelOnDevice(model, sequence_classification, Padding(0), torch.device("cpu"))
 
 
 def split_of(texts: list[str]) -> EncodedSplit:

@@ -36,6 +36,7 @@ from experiments.benchmarks.student_setting import (
     timed_run,
 )
 from raybrew.data.collate import collate
+from raybrew.data.padding import Padding
 from raybrew.data.sampler import BatchSequence
 from raybrew.data.split import EncodedSplit
 from raybrew.preparation import Preparation
@@ -159,7 +160,7 @@ class _Batches:
             _, rows = self.sequence.batch(self._step)
             self._step += 1
             labels = torch.from_numpy(self.split.labels[rows])
-            yield {**collate(self.split.views["student"], rows, 0), "labels": labels}
+            yield {**collate(self.split.student, rows, Padding(0)), "labels": labels}
 
 
 def _adaptor(batch: Any, outputs: Any) -> dict[str, Any]:

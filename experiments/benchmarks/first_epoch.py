@@ -42,7 +42,7 @@ def measured(setting: Setting, rounds: int) -> Record:
 
     def apart() -> float:
         start = time.perf_counter()
-        answers = [teacher.answer(split.views["student"], signals) for teacher in teachers]
+        answers = [teacher.answer(split.student, signals) for teacher in teachers]
         forward_s = time.perf_counter() - start
         logits = [torch.from_numpy(each.values) for one in answers for each in one.values()]
         training, _ = setting.training(job, preparation)

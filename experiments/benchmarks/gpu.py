@@ -40,7 +40,7 @@ def measured(setting: Setting, device: torch.device, rounds: int, num_epochs: in
     """Measure on a device; on a CPU this is good for a test alone."""
     job = setting.job("store", "bfloat16", num_epochs=num_epochs, precision="bf16")
     preparation = setting.prepared(job)
-    view = preparation.tasks[0].split("train").views["student"]
+    view = preparation.tasks[0].split("train").student
     need = forward_flops(view.lengths, BertConfig(**setting.teacher)) * len(preparation.teachers)
     shares, rates = [], []
     for number in range(rounds):

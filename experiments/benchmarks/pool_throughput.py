@@ -22,6 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record, ratio
 from raybrew.data.encoding import EncodedView
+from raybrew.data.padding import Padding
 from raybrew.labels.payload import Signal
 from raybrew.teachers.address import PoolAddress
 from raybrew.teachers.client import PoolClient
@@ -85,7 +86,7 @@ def spec_of(folder: Path) -> TeacherSpec:
         kind="sequence-classification",
         dtype="float32",
         batch_tokens=ROWS_PER_FORWARD * LENGTH,
-        pad_token_id=0,
+        padding=Padding(0),
         num_threads=1,
         adaptor=sleepy,
     )

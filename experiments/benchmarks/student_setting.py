@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 import raybrew as rb
 from experiments.data import encoder, mr
 from raybrew.data.collate import collate
+from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.planning import distill_plan
@@ -215,7 +216,7 @@ def bare_loop(training: StudentTraining, split: EncodedSplit, teacher_logits: Te
     start = time.perf_counter()
     for step in range(training.num_steps):
         _, rows = training.sequence.batch(step)
-        logits = model(**collate(view, rows, 0)).logits
+        logits = model(**collate(view, rows, Padding(0))).logits
         target = torch.softmax(targets[rows] / TEMPERATURE, dim=-1)
         soft = -(target * torch.log_softmax(logits / TEMPERATURE, dim=-1)).sum(dim=-1).mean()
         loss = soft + 0.5 * torch.nn.functional.cross_entropy(logits, labels[rows])

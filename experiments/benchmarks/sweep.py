@@ -38,6 +38,7 @@ from experiments.benchmarks.record import Record
 from raybrew.cluster import ray_session
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.models.students import build_student
 
@@ -231,7 +232,9 @@ class _Batches:
         order = self._order.permutation(len(self._labels))
         for start in range(0, len(order), BATCH):
             rows = order[start : start + BATCH]
-            yield collate(self._view, rows, 0) | {"labels": torch.from_numpy(self._labels[rows])}
+            yield collate(self._view, rows, Padding(0)) | {
+                "labels": torch.from_numpy(self._labels[rows])
+            }
 
 
 def _adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
@@ -242,4 +245,4 @@ def _adaptor(batch: Any, outputs: Any) -> dict[str, Any]:
 def _evaluate(model: nn.Module | PreTrainedModel, view: EncodedView) -> None:
     for start in range(0, EVAL_ROWS, 64):
         rows = np.arange(start, min(start + 64, EVAL_ROWS))
-        model(**collate(view, rows, 0))
+        model(**collate(view, rows, Padding(0)))

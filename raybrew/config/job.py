@@ -1,5 +1,6 @@
 """The whole job, and what its sections say of each other."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from raybrew.config.task import Task
 from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
 
 __all__ = ["DistillJob", "TrainJob"]
+
+
+_FILE = re.compile(r"\.(json|safetensors|bin|txt|model|jinja|py|md)$", re.IGNORECASE)
+"""Names that transformers gives to files of a model's folder end so."""
 
 
 class _Job(Section):
@@ -32,6 +37,12 @@ class _Job(Section):
     @classmethod
     def _task_names(cls, tasks: Sequence[Task]) -> Sequence[Task]:
         _unique([task.name for task in tasks])
+        files = [task.name for task in tasks if _FILE.search(task.name)]
+        if files and len(tasks) > 1:
+            raise ValueError(
+                f"expected no task named as a file is, got {', '.join(files)}: a student of "
+                "several tasks has a folder for each of them beside files such as config.json"
+            )
         return tasks
 
     def to_plain(self) -> dict[str, Any]:

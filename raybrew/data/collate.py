@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from raybrew.data.encoding import EncodedView
+from raybrew.data.padding import Padding
 from raybrew.data.spans import spans
 from raybrew.data.split import IGNORED, EncodedSplit
 
@@ -12,14 +13,14 @@ __all__ = ["collate", "collate_labels", "collate_tokens"]
 
 
 def collate(
-    view: EncodedView, rows: np.ndarray, pad_token_id: int, pad_to: int | None = None
+    view: EncodedView, rows: np.ndarray, padding: Padding, pad_to: int | None = None
 ) -> dict[str, Tensor]:
-    """Put examples into one batch, padded on the right to the longest.
+    """Put examples into one batch, padded to the longest.
 
     Args:
         view: the examples.
         rows: which, int64 (b,), in the order of the batch; may be empty.
-        pad_token_id: what shorter examples are filled up with.
+        padding: what shorter examples are filled up with, and where.
         pad_to: pad to at least this length.
 
     Returns:
@@ -30,7 +31,9 @@ def collate(
     lengths = taken.lengths
     length = max(int(lengths.max(initial=0)), pad_to or 0, 1)
     mask = np.arange(length) < lengths[:, None]
-    ids = np.full(mask.shape, pad_token_id, np.int64)
+    if padding.side == "left":
+        mask = np.ascontiguousarray(mask[:, ::-1])
+    ids = np.full(mask.shape, padding.token_id, np.int64)
     ids[mask] = taken.input_ids
     batch = {
         "input_ids": torch.from_numpy(ids),
@@ -62,7 +65,7 @@ def collate_labels(split: EncodedSplit, rows: np.ndarray, length: int) -> Tensor
 def collate_tokens(
     split: EncodedSplit, values: np.ndarray, rows: np.ndarray, length: int, fill: int
 ) -> Tensor:
-    """Pad what there is for each of the student's tokens, int64 (b, length, …)."""
+    """Pad what there is for each of the student's tokens on the right, int64 (b, length, …)."""
     source, offsets = spans(split.student.offsets, rows)
     mask = np.arange(length) < np.diff(offsets)[:, None]
     padded = np.full((*mask.shape, *values.shape[1:]), fill, np.int64)

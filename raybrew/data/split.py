@@ -26,8 +26,8 @@ from raybrew.refusals import explain, map_file
 
 __all__ = ["IGNORED", "STUDENT_VIEW", "UNLABELLED", "EncodedSplit"]
 
-STUDENT_VIEW = "student"
-"""Name of the encoded view that the student reads."""
+STUDENT_VIEW = "(student)"
+"""Name of the encoded view that the student reads; no teacher can have it."""
 
 IGNORED = -100
 """Label of a token that is no position of the task: padding, a special token, half a word."""

@@ -29,6 +29,7 @@ from raybrew.models.layers import (
 from raybrew.models.learning import check_learning, limit_learning
 from raybrew.models.model_source import LayerSource, ModelSource, field_of
 from raybrew.models.own_class import OwnClass
+from raybrew.models.padding import fit_tokenizer
 from raybrew.models.pretrained import (
     describe_names,
     load_model,
@@ -37,6 +38,7 @@ from raybrew.models.pretrained import (
     random_model,
     read_config,
     read_tokenizer,
+    runs_own_code,
 )
 from raybrew.models.student_presets import preset_config
 from raybrew.models.vocabulary import check_vocabulary
@@ -85,12 +87,8 @@ def student_config(
             ", ".join(label_names),
         )
     _set_labels(config, num_labels, label_names, kind, what)
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(
-            f"{what}: expected a tokenizer with a padding token, got one without; set its "
-            "pad_token and save it again"
-        )
-    config.pad_token_id = tokenizer.pad_token_id
+    own_code = isinstance(kind.model_class, OwnClass) or runs_own_code(config)
+    fit_tokenizer(tokenizer, config, what, own_code=own_code)
     check_vocabulary(config, tokenizer, what, f"see {what}.tokenizer_from")
     model = meta_model(kind.model_class, config, what)
     if student.layers_from is not None:

@@ -14,8 +14,9 @@ from raybrew.matching.plan import TaskMatch
 from raybrew.models.class_order import class_order, model_classes, names_differ
 from raybrew.models.model_source import ModelSource
 from raybrew.models.multitask import Head, multitask_config
+from raybrew.models.padding import fit_tokenizer
 from raybrew.models.positions import enough_positions, most_positions, trained_positions
-from raybrew.models.pretrained import meta_model
+from raybrew.models.pretrained import meta_model, runs_own_code
 from raybrew.models.students import student_config
 from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.objective import Objective
@@ -87,6 +88,11 @@ def check_mask(task: Task, tokenizers: Mapping[str, PreTrainedTokenizerBase]) ->
     if augmentation is None or all(each.name != "masking" for each in augmentation.operations):
         return
     for name, tokenizer in tokenizers.items():
+        if tokenizer.split_special_tokens:
+            raise ConfigError(
+                f"tasks[{task.name}].augmentation.operations: expected no masking for {name}, "
+                f"which reads {augmentation.mask!r} in a text as text; take deleting instead"
+            )
         if tokenizer.mask_token != augmentation.mask:
             raise ConfigError(
                 f"tasks[{task.name}].augmentation.mask: expected the mask token of {name}, "
@@ -132,7 +138,10 @@ def check_droppable(
 def read_teacher(teacher: Teacher) -> TeacherModel:
     """Read a teacher's configuration and tokenizer."""
     source = ModelSource.of_teacher(teacher)
-    return TeacherModel(source.config(), source.tokenizer())
+    config, tokenizer = source.config(), source.tokenizer()
+    own_code = teacher.architecture is not None or runs_own_code(config)
+    fit_tokenizer(tokenizer, config, source.field, own_code=own_code)
+    return TeacherModel(config, tokenizer)
 
 
 def check_student(

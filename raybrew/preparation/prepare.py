@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from raybrew.config import DistillJob, Task, Teacher, TrainJob
 from raybrew.data.mixing import check_mixing
+from raybrew.data.padding import Padding
 from raybrew.data.split import STUDENT_VIEW
 from raybrew.data.supplied import column_fingerprint
 from raybrew.errors import DataError
@@ -18,6 +17,7 @@ from raybrew.matching.plan import TaskMatch
 from raybrew.matching.reader import needs_attention
 from raybrew.matching.signals import code_name
 from raybrew.models.adaptors import adaptor_of
+from raybrew.models.padding import padding_of
 from raybrew.objective import Objective
 from raybrew.preparation.checks import (
     TeacherModel,
@@ -232,17 +232,18 @@ def _prepared(
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
     kind = table.task.kind
     adaptor = teacher.adaptor or table.task.adaptor
+    padding = padding_of(model.tokenizer, model.config, table.kind.layout)
     spec = TeacherSpec(
         name=teacher.name,
         model=str(readings.folder(teacher)),
         fingerprint=readings.fingerprint(
             teacher,
-            adaptor=_code_of(teacher, kind, adaptor),
+            adaptor=_code_of(teacher, kind, adaptor, padding),
         ),
         kind=kind,
         dtype=teacher.dtype,
         batch_tokens=teacher.forward_tokens,
-        pad_token_id=_padding(model.tokenizer),
+        padding=padding,
         num_threads=max(1, int(teacher.resources.get("CPU", 1))),
         adaptor=adaptor,
         architecture=teacher.architecture,
@@ -260,17 +261,12 @@ def _prepared(
     )
 
 
-def _code_of(teacher: Teacher, kind: str, adaptor: Any) -> str:
-    """Name all the user's code that a teacher's answers depend on."""
+def _code_of(teacher: Teacher, kind: str, adaptor: Any, padding: Padding) -> str:
+    """Name all the code that a teacher's answers depend on."""
     name = kind if adaptor is None else code_name(adaptor_of(kind, adaptor))
-    if teacher.architecture is None:
-        return name
-    return f"{name} of {code_name(kind_of(kind, teacher.architecture).model_class.wrapped)}"
-
-
-def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return what fills examples up; where a tokenizer has nothing for it, what ends a text."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(str(token))
-    return 0
+    if teacher.architecture is not None:
+        name += f" of {code_name(kind_of(kind, teacher.architecture).model_class.wrapped)}"
+    # Labels of these were once made in batches that were padded on the right, whatever the model.
+    if padding.side == "left":
+        name += ", padded on the left"
+    return f"{name}, batches of one length" if padding.is_read else name

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from raybrew.data.collate import collate, collate_labels, collate_tokens
+from raybrew.data.padding import Padding
 from raybrew.data.sampler import micro_batches, rank_rows
 from raybrew.data.spans import spans
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
@@ -95,7 +96,7 @@ def micro_batches_of(
     *,
     world: World,
     passes: int,
-    pad_token_id: int,
+    padding: Padding,
 ) -> Iterator[MicroBatch]:
     """Yield what each forward pass of this rank reads, in host memory.
 
@@ -105,7 +106,7 @@ def micro_batches_of(
         answers: by teacher, by name of the signal: a row for each of this rank's rows.
         world: this rank.
         passes: forward passes that the rank's rows are split into.
-        pad_token_id: fills shorter examples up.
+        padding: fills shorter examples up.
     """
     mine = rank_rows(rows, world.rank, world.size)
     view = task.train.views[STUDENT_VIEW]
@@ -113,7 +114,7 @@ def micro_batches_of(
     pad_to = int(view.lengths[rows].max(initial=0)) if task.padding_counts else None
     start = 0
     for part in micro_batches(mine, passes):
-        inputs = collate(view, part, pad_token_id, pad_to)
+        inputs = collate(view, part, padding, pad_to)
         stop = start + len(part)
         length = inputs["input_ids"].shape[1]
         routes = task.train.routes

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 from raybrew.balancing import TaskGradients
 from raybrew.config import TrackingConfig, TrainingConfig
+from raybrew.data.padding import Padding
 from raybrew.data.sampler import BatchSequence
 from raybrew.evaluation import ModelOnDevice
 from raybrew.kinds import kind_of
 from raybrew.labels.source import LabelSource
+from raybrew.models.padding import padding_of
 from raybrew.objective import Objective
 from raybrew.student.batches import StudentTask
 from raybrew.student.cadence import Cadence
@@ -188,7 +191,7 @@ class StudentTraining:
             metrics = evaluate_task(
                 task,
                 task.eval,
-                ModelOnDevice(model, task.reads, self._pad, self.world.device),
+                ModelOnDevice(model, task.reads, self._padding(number), self.world.device),
                 self.world,
                 batch_size=self.config.eval_batch_size,
                 on_progress=hooks.evaluating,
@@ -260,7 +263,7 @@ class StudentTraining:
             config=self.config,
             world=self.world,
             num_steps=self.num_steps,
-            pad_token_id=self._pad,
+            paddings=[self._padding(number) for number in range(len(self.tasks))],
             weights=self.weights,
         )
 
@@ -293,6 +296,6 @@ class StudentTraining:
         """The bare model, for checkpoints: of transformers, or a `MultiTaskStudent`."""
         return self.module.model
 
-    @property
-    def _pad(self) -> int:
-        return int(str(self.tokenizer.pad_token_id or 0))
+    def _padding(self, task: int) -> Padding:
+        model: Any = self.module.model_of(task)
+        return padding_of(self.tokenizer, model.config, kind_of(self.tasks[task].kind).layout)

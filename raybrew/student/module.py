@@ -99,8 +99,9 @@ class StudentModule(nn.Module):
         """
         if not len(labels):
             # Models of transformers refuse a batch of none: one example, of which nothing is kept.
+            fill = {"attention_mask": 1, "input_ids": _token_of_any_text(self._models[task])}
             stand_in = {
-                name: each.new_full((1, *each.shape[1:]), int(name == "attention_mask"))
+                name: each.new_full((1, *each.shape[1:]), fill.get(name, 0))
                 for name, each in inputs.items()
             }
             answer = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
@@ -154,6 +155,12 @@ class StudentModule(nn.Module):
         if isinstance(match.spec, CustomMatch):
             return (projection(features[0]),)
         return tuple(projection(features))
+
+
+def _token_of_any_text(model: Any) -> int:
+    """Return a token that a model accepts a text of: an encoder-decoder reads at the last one."""
+    config = getattr(model, "config", None)
+    return config.eos_token_id if config is not None and config.is_encoder_decoder else 0
 
 
 def _models_of(model: nn.Module, num_tasks: int) -> list[nn.Module]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from raybrew.config import TrainingConfig
+from raybrew.data.padding import Padding
 from raybrew.data.sampler import BatchSequence
 from raybrew.labels.source import LabelSource
 from raybrew.objective import Objective, Position
@@ -56,7 +57,7 @@ class StepMaker:
         config: batch size, passes, how far ahead.
         world: this rank.
         num_steps: length of the run.
-        pad_token_id: fills shorter examples up.
+        paddings: of each task, what fills shorter examples up.
         weights: of the tasks' losses; 1 if empty.
     """
 
@@ -67,7 +68,7 @@ class StepMaker:
     config: TrainingConfig
     world: World
     num_steps: int
-    pad_token_id: int
+    paddings: Sequence[Padding]
     weights: Sequence[float] = ()
     _blocks: Blocks = field(init=False)
 
@@ -106,7 +107,7 @@ class StepMaker:
             {} if self.labels is None else self.labels.get(number),
             world=self.world,
             passes=passes,
-            pad_token_id=self.pad_token_id,
+            padding=self.paddings[task],
         )
         facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
         return StepBatch(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
+from raybrew.data.padding import Padding
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.extensions import Extensions, registered
 from raybrew.kinds import Layout, kind_of
@@ -24,6 +25,7 @@ from raybrew.labels.payload import DTYPES, Payload, Signal
 from raybrew.matching.reader import FeatureReader, use_eager_attention
 from raybrew.matching.teacher_side import first_unusable_row, pack_features
 from raybrew.models.adaptors import Adaptor, View, adaptor_of
+from raybrew.models.padding import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
@@ -40,7 +42,7 @@ class TeacherSpec:
         kind: kind of its task.
         dtype: precision that it computes in.
         batch_tokens: most tokens of one forward, padding included.
-        pad_token_id: what shorter examples are filled up with.
+        padding: what shorter examples are filled up with.
         num_threads: PyTorch threads.
         adaptor: what its outputs mean; that of its kind if None.
         architecture: the user's class of models, or its import path; transformers' if None.
@@ -55,7 +57,7 @@ class TeacherSpec:
     kind: str
     dtype: str
     batch_tokens: int
-    pad_token_id: int
+    padding: Padding
     num_threads: int
     adaptor: Adaptor | str | None = None
     architecture: Any = None
@@ -64,13 +66,16 @@ class TeacherSpec:
     trust_remote_code: bool = False
 
 
-def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+def chunks_by_tokens(
+    lengths: np.ndarray, batch_tokens: int, *, one_length: bool = False
+) -> Iterator[np.ndarray]:
     """Split examples into batches of similar length.
 
     Args:
         lengths: tokens of each example, (n,).
         batch_tokens: most tokens of a batch, padding included; an example that is longer than
             that alone makes a batch of its own.
+        one_length: whether all examples of a batch have to be of one length.
 
     Yields:
         Positions of each batch's examples, shortest first. The same lengths give the same
@@ -80,7 +85,7 @@ def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndar
     start = 0
     for end in range(1, len(order) + 1):
         full = end == len(order) or (end + 1 - start) * lengths[order[end]] > batch_tokens
-        if full:
+        if full or (one_length and lengths[order[end]] != lengths[order[start]]):
             yield order[start:end]
             start = end
 
@@ -110,7 +115,11 @@ class ModelTeacher:
         Raises:
             TeacherError: an answer is NaN or infinite; names teacher and example.
         """
-        chunks = list(chunks_by_tokens(view.lengths, self.spec.batch_tokens))
+        chunks = list(
+            chunks_by_tokens(
+                view.lengths, self.spec.batch_tokens, one_length=self.spec.padding.is_read
+            )
+        )
         answers = [self._forward(view, rows, signals) for rows in chunks]
         back = np.argsort(np.concatenate(chunks)) if chunks else np.empty(0, np.int64)
         return {
@@ -122,7 +131,7 @@ class ModelTeacher:
     def _forward(
         self, view: EncodedView, rows: np.ndarray, signals: tuple[Signal, ...]
     ) -> list[Payload]:
-        batch = collate(view, rows, self.spec.pad_token_id)
+        batch = collate(view, rows, self.spec.padding)
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
         matched = tuple(signal for signal in signals if signal.recipe is not None)
         reader = self._reader(matched)
@@ -182,7 +191,7 @@ def _load(spec: TeacherSpec) -> nn.Module:
         kind = kind_of(spec.kind, spec.architecture)
         config = read_config(spec.model, what, trust=spec.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
-        config.pad_token_id = spec.pad_token_id
+        set_padding_token(config, spec.padding.token_id)
         dtype = DTYPES[spec.dtype][0]
         model, info = load_model(kind.model_class, spec.model, what, config, dtype=dtype)
     except ConfigError as error:

@@ -157,7 +157,7 @@ def test_teachers_label_copies_like_any_row(models, tmp_path):
     assert training.num_steps == 4 * 5  # 36 rows an epoch in batches of 8
     recorder = Recorder()
     training.run(recorder)
-    different = len(np.unique(split.views["student"].keys, axis=0))
+    different = len(np.unique(split.student.keys, axis=0))
     assert different > 48
     # Four epochs read two rounds twice: one forward for each text that differs.
     assert pool.replicas["a"].figures()["examples"] == different

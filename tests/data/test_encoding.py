@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView, content_keys, encode, same_vocabulary
-from raybrew.data.split import EncodedSplit
+from raybrew.data.padding import Padding
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError
 from tests.made import WORDS, make_tokenizer
 
@@ -24,7 +25,7 @@ def ids_of(view: EncodedView, row: int) -> list[int]:
 @given(st.lists(sentences, min_size=1, max_size=6), st.data())
 def test_take_and_collate_are_what_the_tokenizer_gives(texts, data):
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1, max_size=8))
-    batch = collate(view_of(texts), np.array(rows), pad_token_id=0)
+    batch = collate(view_of(texts), np.array(rows), Padding(0))
     expected = TOKENIZER([texts[row] for row in rows], padding=True, return_tensors="pt")
     assert set(batch) == set(expected)
     for name, tensor in expected.items():
@@ -76,13 +77,14 @@ def test_long_examples_are_cut_and_counted():
 
 
 def test_collating_nothing_gives_an_empty_batch():
-    batch = collate(view_of(["w1"]), np.empty(0, np.int64), 0)
+    batch = collate(view_of(["w1"]), np.empty(0, np.int64), Padding(0))
     assert {tuple(tensor.shape) for tensor in batch.values()} == {(0, 1)}
 
 
 def test_a_split_comes_back_from_disk_and_can_only_be_read(tmp_path):
     split = EncodedSplit(
-        {"student": view_of(["w1 w2", "w3"]), "a.b": view_of(["w5", "w6 w7 w8"])}, np.array([1, -1])
+        {STUDENT_VIEW: view_of(["w1 w2", "w3"]), "a.b": view_of(["w5", "w6 w7 w8"])},
+        np.array([1, -1]),
     )
     split.save(tmp_path / "s")
     back = EncodedSplit.load(tmp_path / "s")
@@ -98,15 +100,15 @@ def test_a_split_comes_back_from_disk_and_can_only_be_read(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "version"])
 def test_a_damaged_split_is_an_error_that_says_what_to_do(tmp_path, damage):
-    EncodedSplit({"student": view_of(["w1"])}, np.array([0])).save(tmp_path)
-    path = tmp_path / "view-student.arrow"
+    EncodedSplit({STUDENT_VIEW: view_of(["w1"])}, np.array([0])).save(tmp_path)
+    path = tmp_path / "view-(student).arrow"
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-30])
     elif damage == "missing":
         path.unlink()
     else:
         path.write_bytes(path.read_bytes().replace(b"raybrew-encoded-2", b"raybrew-encoded-0"))
-    with pytest.raises(DataError, match=r"view-student.*delete the folder"):
+    with pytest.raises(DataError, match=r"view-\(student\).*delete the folder"):
         EncodedSplit.load(tmp_path)
 
 

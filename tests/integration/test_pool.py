@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import TeacherError
 from raybrew.labels.fingerprint import model_fingerprint
@@ -45,7 +46,7 @@ def spec(models, cluster) -> TeacherSpec:
         kind="sequence-classification",
         dtype="float32",
         batch_tokens=BATCH_TOKENS,
-        pad_token_id=0,
+        padding=Padding(0),
         num_threads=1,
         adaptor="tests.teachers.faulty:faulty",
     )

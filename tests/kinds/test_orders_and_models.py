@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 
 import raybrew as rb
 from raybrew.data.collate import collate
+from raybrew.data.padding import Padding
 from raybrew.judging import judge_teachers
 from raybrew.kinds import KINDS
 from raybrew.models.student_files import save_student
@@ -135,7 +136,7 @@ def test_a_language_model_teaches_classes(tmp_path):
     )
     training, _ = build(job, tmp_path / "data")
     _, rows = training.sequence.batch(0)
-    batch = collate(training.tasks[0].train.student, rows, 0)
+    batch = collate(training.tasks[0].train.student, rows, Padding(0))
     with torch.inference_mode():
         target = (model.eval()(**batch).logits / 2).softmax(-1)
         expected = float(cross_entropy(training.model(**batch).logits / 2, target))
@@ -211,6 +212,6 @@ def _logits(model: Any, view: Any, row: int) -> torch.Tensor:
     """Start and end logits of one example, (L, 2)."""
     training = model.training
     with torch.inference_mode():
-        outputs = model.eval()(**collate(view, torch.tensor([row]).numpy(), 0))
+        outputs = model.eval()(**collate(view, torch.tensor([row]).numpy(), Padding(0)))
     model.train(training)
     return torch.stack([outputs.start_logits[0], outputs.end_logits[0]], -1)

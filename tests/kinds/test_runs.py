@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 import raybrew as rb
 from raybrew.data.collate import collate, collate_labels
+from raybrew.data.padding import Padding
 from raybrew.judging import judge_teachers
 from raybrew.kinds import KINDS
 from raybrew.planning import supervised_plan
@@ -73,7 +74,7 @@ def job_of(kind: str, models: dict[str, str], store: Path, **changes: Any) -> rb
 
 def by_transformers(kind: str, models: list, student, split, rows: np.ndarray) -> dict[str, float]:
     """The losses of one batch with two teachers, straight from transformers' outputs."""
-    inputs = collate(split.student, rows, 0)
+    inputs = collate(split.student, rows, Padding(0))
     labels = collate_labels(split, rows, inputs["input_ids"].shape[1])
     with torch.inference_mode():
         answers = [model(**inputs) for model in models]

@@ -98,20 +98,21 @@ def test_a_teachers_own_tokens_answer_for_the_same_words():
         places = [(t, a) for t, a in enumerate(aligned[begin:stop]) if a >= 0]
         assert len(places) == len(sentence)
         for word, (mine, place) in zip(sentence, places, strict=True):
-            # Bytes of one word follow each other: those from this place on spell it.
-            start = sum(len(w.encode()) for w in sentence[: sentence.index(word)]) + 1
-            assert place == start
-            spelled = own.decode(theirs[place : place + len(word.encode())].tolist())
-            assert spelled == word
+            # Bytes of one word follow each other, a space before all words but the first.
+            before = " ".join(sentence[: sentence.index(word)])
+            assert place == len(before.encode()) + 1
+            length = len(word.encode()) + bool(before)
+            spelled = own.decode(theirs[place : place + length].tolist())
+            assert spelled == f" {word}"[not before :]
             assert split.labels[begin + mine] == 0
     assert split.counts["words_unaligned_teacher"] == 0
 
 
 def test_words_that_a_teacher_has_no_room_for_are_masked_and_counted():
     split = encoded([["is", "nice", "is", "nice"]], [["O"] * 4], own=byte_pairs(), max_length=10)
-    # [CLS] i s n i c e i s [SEP]: the last word is beyond the teacher's window.
+    # [CLS] i s Ġ n i c e Ġ [SEP]: of the third word there is a space, the last one is beyond.
     aligned = split.alignments["teacher"]
-    assert aligned.tolist() == [-1, 1, 3, 7, -1, -1]
+    assert aligned.tolist() == [-1, 1, 3, 8, -1, -1]
     assert split.counts["words_unaligned_teacher"] == 1
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import raybrew as rb
 from raybrew.data.encoding import encode
+from raybrew.data.padding import Padding
 from raybrew.labels.payload import Signal
 from raybrew.models.students import build_student, student_config
 from raybrew.preparation import Readings
@@ -46,7 +47,7 @@ def own_code(folder: Path, sprung: Path, answer: float) -> str:
 
 def spec(model: str, *, trust: bool) -> TeacherSpec:
     kind = "sequence-classification"
-    return TeacherSpec("a", model, "f", kind, "float32", 64, 0, 1, trust_remote_code=trust)
+    return TeacherSpec("a", model, "f", kind, "float32", 64, Padding(0), 1, trust_remote_code=trust)
 
 
 def fingerprint_of(model: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.collate import collate
+from raybrew.data.padding import Padding
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 
 with warnings.catch_warnings():
@@ -32,7 +33,7 @@ def adaptor(batch: Batch, outputs: Any) -> dict[str, Any]:
 
 
 def batch_of(split: EncodedSplit, rows: Any) -> Batch:
-    batch = collate(split.views[STUDENT_VIEW], rows, 0)
+    batch = collate(split.views[STUDENT_VIEW], rows, Padding(0))
     return {**batch, "labels": torch.from_numpy(split.labels[rows])}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.local import Askers, LocalAsker
@@ -20,7 +21,7 @@ VIEW = encode(make_tokenizer(), make_data(40, twice=8)["text"][:], None, 32)[0]
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> TeacherSpec:
     model = make_model(tmp_path_factory.mktemp("models") / "a", 0)
-    return TeacherSpec("a", model, "f", "sequence-classification", "float32", 128, 0, 7)
+    return TeacherSpec("a", model, "f", "sequence-classification", "float32", 128, Padding(0), 7)
 
 
 @pytest.fixture(scope="module")

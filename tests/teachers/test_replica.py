@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import TeacherError
 from raybrew.labels import store as store_module
@@ -18,7 +19,7 @@ from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 from tests.made import make_data, make_tokenizer
 
 SIGNALS = (Signal(), Signal(dtype="float16"))
-SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 512, 0, 1)
+SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 512, Padding(0), 1)
 VIEW = encode(make_tokenizer(), make_data(12)["text"][:], None, 32)[0]
 
 

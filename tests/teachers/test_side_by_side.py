@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.replica import Replica
@@ -21,7 +22,7 @@ from tests.made import make_data, make_tokenizer
 
 FORK = multiprocessing.get_context("fork")
 SIGNALS = (Signal(), Signal(dtype="float16"))
-SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 40, 0, 1)
+SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 40, Padding(0), 1)
 HANG_S = 60.0
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.padding import Padding
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.payload import Signal
 from raybrew.losses.match_spec import MatchSpec
@@ -45,7 +46,7 @@ def teacher(model: str, **changes) -> ModelTeacher:
         "kind": "sequence-classification",
         "dtype": "float32",
         "batch_tokens": 40,
-        "pad_token_id": 0,
+        "padding": Padding(0),
         "num_threads": 1,
         "attention": True,
     }
