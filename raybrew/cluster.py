@@ -9,7 +9,9 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,6 +23,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
+from raybrew.paths import try_to_write
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run_folder import RunFolder
 
@@ -73,7 +76,8 @@ def ray_session() -> Iterator[None]:
     # Bars and results are the run's output; Ray's own lines stay in its log files.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    check_ray_address()
+    if not check_ray_address():
+        _token_without_home()
     try:
         ray.init(
             logging_level=logging.ERROR,
@@ -97,16 +101,17 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def check_ray_address() -> None:
+def check_ray_address() -> bool:
     """Find out whether the cluster that is to be used answers at all, which Ray tries for minutes.
 
-    Where Ray is connected already, or is to be started here, there is nothing to find out.
+    Returns:
+        False where Ray is to be started here; there is nothing to find out then.
 
     Raises:
         ConfigError: its address is none, or nothing answers there within `CONNECT_S`.
     """
     if ray.is_initialized():
-        return
+        return True
     given = os.environ.get("RAY_ADDRESS", "")
     try:
         # Also the cluster that `ray start` has left a note of.
@@ -119,8 +124,10 @@ def check_ray_address() -> None:
             f"RAY_ADDRESS: expected host:port, ray://host:port, auto or local, got {given!r}: "
             f"{error}"
         ) from error
-    if host is None or port is None:  # started here; or a scheme of which Ray knows the port
-        return
+    if host is None:
+        return False
+    if port is None:  # of a scheme to which Ray knows it
+        return True
     seconds = _connect_seconds()
     if refused := _refused(host, port, seconds):
         said = f"RAY_ADDRESS={given}" if given else "the last `ray start` on this machine"
@@ -129,6 +136,20 @@ def check_ray_address() -> None:
             f"{refused}. Start it, correct RAY_ADDRESS, set RAY_ADDRESS=local for a Ray of the "
             "run's own, or wait for longer by RAYBREW_RAY_CONNECT_S"
         )
+    return True
+
+
+def _token_without_home() -> None:
+    """Give a Ray that is started here a token where it can't keep one in the home, as it does."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if not (folder / "auth_token").exists():
+            try_to_write(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+        logger.info("Ray's token is kept for this run alone, as ~/.ray can't be written: %s", error)
 
 
 def _refused(host: str, port: int, seconds: float) -> OSError | None:

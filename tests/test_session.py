@@ -131,3 +131,24 @@ with ray_session():
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{shown}\n"
+
+
+@pytest.mark.parametrize("variable", ["", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"])
+def test_a_home_that_cannot_be_written_takes_no_token(variable, tmp_path, monkeypatch):
+    """Ray's own refuses to start without the file ~/.ray/auth_token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "mine")  # such that what is set here is undone
+        if name != variable:
+            monkeypatch.delenv(name)
+    tokens = []
+    monkeypatch.setattr("ray.init", lambda **_: tokens.append(os.environ.get("RAY_AUTH_TOKEN")))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for home in ("home", "file"):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("HOME", str(tmp_path / home))
+        with ray_session():
+            pass
+    given = "mine" if variable == "RAY_AUTH_TOKEN" else None
+    assert tokens[0] == given
+    assert tokens[1] == given if variable else len(tokens[1]) == 32
