@@ -346,3 +346,11 @@ def test_a_cache_that_cannot_be_written_is_not_taken_for_a_fault_of_the_file(
     with pytest.raises(DataError, match=message):
         load("org/set")
     assert load(str(tmp_path / "rows.csv")) == ROWS  # needs none
+
+
+def test_questions_may_begin_with_a_byte_order_mark(tmp_path):
+    question = {"id": "1", "question": "q", "answers": [{"text": "b", "answer_start": 1}]}
+    content = {"data": [{"paragraphs": [{"context": "abc", "qas": [question]}]}]}
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load(str(path))["context"] == ["abc"]
