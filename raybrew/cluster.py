@@ -4,17 +4,26 @@ import contextlib
 import difflib
 import inspect
 import logging
+import math
 import os
 import re
+import socket
+import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import grpc
 import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray._private.ray_constants import RAY_LOG_TO_DRIVER
+from ray._private.services import canonicalize_bootstrap_address
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.errors import ConfigError
+from raybrew.paths import try_to_write
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run_folder import RunFolder
 
@@ -25,6 +34,7 @@ __all__ = [
     "MAX_FAILURES",
     "NOTHING_TO_RESUME",
     "build_ray_object",
+    "check_ray_address",
     "check_resources",
     "ray_session",
     "run_config_from",
@@ -42,6 +52,9 @@ MAX_FAILURES = 3
 NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
 _RAYS_NAME = re.compile(r"ray_train_run-[\d_-]+")
 """What Ray Train's RunConfig calls a run without a name."""
+CONNECT_S = 10.0
+"""How long a cluster may take to answer at its address; RAYBREW_RAY_CONNECT_S sets another time."""
+RETRY_S = 0.5
 STATS_S = 10.0
 """How long a node may take to say what its object store did."""
 
@@ -63,24 +76,105 @@ def ray_session() -> Iterator[None]:
     # Bars and results are the run's output; Ray's own lines stay in its log files.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not check_ray_address():
+        _token_without_home()
     try:
         ray.init(
             logging_level=logging.ERROR,
-            log_to_driver=False,
+            log_to_driver="RAY_LOG_TO_DRIVER" in os.environ and RAY_LOG_TO_DRIVER,
             include_dashboard=False,
             dashboard_host="127.0.0.1",
             namespace="raybrew",
         )
-    except (OSError, RuntimeError) as error:
+    # Of a node that isn't up in time, Ray raises a plain Exception, of a socket or of gRPC others.
+    # Not tried again here: what was started of it stays until this process ends.
+    except Exception as error:
         raise ConfigError(
             f"Ray: it can't be reached or started: {error}. A cluster is reached by RAY_ADDRESS "
             f"({os.environ.get('RAY_ADDRESS', 'not set')}); without it one is started here, with "
-            "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short"
+            "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short. "
+            "Where it timed out on a busy machine, run the same again"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def check_ray_address() -> bool:
+    """Find out whether the cluster that is to be used answers at all, which Ray tries for minutes.
+
+    Returns:
+        False where Ray is to be started here; there is nothing to find out then.
+
+    Raises:
+        ConfigError: its address is none, or nothing answers there within `CONNECT_S`.
+    """
+    if ray.is_initialized():
+        return True
+    given = os.environ.get("RAY_ADDRESS", "")
+    try:
+        # Also the cluster that `ray start` has left a note of.
+        address: Any = given or None
+        bare = given.partition("://")[2] or canonicalize_bootstrap_address(address)
+        parts = urlsplit(f"//{bare or ''}")
+        host, port = parts.hostname, parts.port
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: expected host:port, ray://host:port, auto or local, got {given!r}: "
+            f"{error}"
+        ) from error
+    if host is None:
+        return False
+    if port is None:  # of a scheme to which Ray knows it
+        return True
+    seconds = _connect_seconds()
+    if refused := _refused(host, port, seconds):
+        said = f"RAY_ADDRESS={given}" if given else "the last `ray start` on this machine"
+        raise ConfigError(
+            f"Ray: expected a cluster at {host}:{port} ({said}), got no answer in {seconds:g} s: "
+            f"{refused}. Start it, correct RAY_ADDRESS, set RAY_ADDRESS=local for a Ray of the "
+            "run's own, or wait for longer by RAYBREW_RAY_CONNECT_S"
+        )
+    return True
+
+
+def _token_without_home() -> None:
+    """Give a Ray that is started here a token where it can't keep one in the home, as it does."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if not (folder / "auth_token").exists():
+            try_to_write(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+        logger.info("Ray's token is kept for this run alone, as ~/.ray can't be written: %s", error)
+
+
+def _refused(host: str, port: int, seconds: float) -> OSError | None:
+    """Try to connect until the time is over; return what was in the way, if anything was."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), max(end - time.monotonic(), 0.1)).close()
+        except OSError as error:
+            if time.monotonic() + RETRY_S >= end:
+                return error
+            time.sleep(RETRY_S)
+        else:
+            return None
+
+
+def _connect_seconds() -> float:
+    given = os.environ.get("RAYBREW_RAY_CONNECT_S")
+    try:
+        seconds = CONNECT_S if given is None else float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"RAYBREW_RAY_CONNECT_S: expected seconds, got {given!r}")
+    return seconds
 
 
 def spilled_objects() -> int | None:

@@ -2,10 +2,11 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from raybrew.errors import ConfigError, DataError
 
-__all__ = ["data_path", "held_by", "is_uri", "names_in", "user_path"]
+__all__ = ["data_path", "held_by", "is_uri", "names_in", "try_to_write", "user_path"]
 
 _SHOWN = 8
 """Names of a folder that a message lists."""
@@ -58,6 +59,16 @@ def held_by(folder: Path) -> str:
     except OSError as refused:
         return f"what can't be read ({refused.strerror})"
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "") or "nothing"
+
+
+def try_to_write(folder: Path) -> None:
+    """Find out whether files can be made in a folder, which is made if it isn't there.
+
+    Raises:
+        OSError: they can't.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    TemporaryDirectory(dir=folder, prefix=".raybrew-").cleanup()
 
 
 def data_path(source: str) -> tuple[str, str]:

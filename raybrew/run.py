@@ -12,6 +12,7 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from raybrew.cluster import (
     MAX_FAILURES,
     NOTHING_TO_RESUME,
+    check_ray_address,
     check_resources,
     ray_session,
     run_folder,
@@ -101,6 +102,7 @@ class Run:
         self._begin = time.perf_counter()
 
     def __enter__(self) -> "Run":
+        check_ray_address()  # before minutes of preparation
         self.folder.create(self._job, resume=self._resume)
         self.bars = self._stack.enter_context(Bars(self._tracking.progress))
         return self

@@ -17,7 +17,7 @@ from raybrew.data.csv_files import read_csv
 from raybrew.data.squad import is_squad, read_squad
 from raybrew.errors import DataError
 from raybrew.hub import hub_in_reach
-from raybrew.paths import data_path, held_by, names_in, user_path
+from raybrew.paths import data_path, held_by, names_in, try_to_write, user_path
 
 __all__ = ["load_source", "quiet_datasets"]
 
@@ -89,6 +89,7 @@ def _file(place: Path, what: str) -> Dataset:
             return read_squad(place, what)
         if builder == "csv":
             return read_csv(place)
+        _check_cache(what)
         return _built(builder, place)
     except DataError:
         raise
@@ -97,6 +98,18 @@ def _file(place: Path, what: str) -> Dataset:
         if "corresponds to no data" in reason:
             raise DataError(f"{what}: expected rows, got an empty data set ({place})") from error
         raise DataError(f"{what}: {place} can't be read as {place.suffix}: {reason}") from error
+
+
+def _check_cache(what: str) -> None:
+    """Refuse a cache that can't be written: `datasets` keeps there what it reads of files."""
+    cache = Path(datasets_config.HF_DATASETS_CACHE)
+    try:
+        try_to_write(cache)
+    except OSError as error:
+        raise DataError(
+            f"{what}: expected a cache for data sets that can be written, got {cache}: {error}; "
+            "set HF_HOME, or HF_DATASETS_CACHE, to another folder"
+        ) from error
 
 
 def _built(builder: str, place: Path) -> Dataset:
@@ -136,6 +149,7 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
 
 
 def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
+    _check_cache(what)
     try:
         with _offline_without_hub():
             loaded = _from_hub(name, config, split)

@@ -28,7 +28,7 @@ _MOST = (1 << 63) - 1
 
 def is_squad(path: Path) -> bool:
     """Whether a JSON file begins as one of this form."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         head = "".join(file.read(_HEAD).split())
     return head.startswith("{") and '"paragraphs":[' in head and '"data":[' in head
 
@@ -44,7 +44,7 @@ def read_squad(path: Path, what: str) -> Dataset:
         DataError: it isn't of this form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = [
             _row(question, paragraph["context"], f"{what}: {path}")
             for article in content["data"]

@@ -64,18 +64,21 @@ class Search:
             resume: go on with the trials in the folder, if any began.
 
         Raises:
-            ConfigError: Tune refuses what it is given.
+            ConfigError: Tune refuses what it is given, or can't read what it saved.
             KeyboardInterrupt: the user stopped it; what was done is kept.
         """
         mailbox = start_mailbox()
+        place = self.folder / TRIALS
+        resume = resume and _can_go_on(place)
         with follower, Follower(mailbox, follower.take), _quiet_tune():
-            tuner = self._tuner(mailbox, resume=resume)
+            tuner = self._restored(mailbox) if resume else self._tuner(mailbox)
             try:
                 results = tuner.fit()
             except Exception as error:
                 if follower.trials or isinstance(error, RaybrewError):
                     raise
-                raise _refused(error) from error  # before there was any trial
+                # Before there was any trial.
+                raise (_unreadable(place, error) if resume else _refused(error)) from error
         analysis = ExperimentAnalysis(results.experiment_path)
         # Where all were done before, Tune had nothing to do, and the follower saw none.
         trials = follower.trials or analysis.trials or []
@@ -85,16 +88,19 @@ class Search:
             raise KeyboardInterrupt
         return self._rows(analysis)
 
-    def _tuner(self, mailbox: ActorHandle, *, resume: bool) -> tune.Tuner:
-        trainable = self._trainable(mailbox)
-        place = self.folder / TRIALS
+    def _restored(self, mailbox: ActorHandle) -> tune.Tuner:
+        place, trainable = self.folder / TRIALS, self._trainable(mailbox)
         try:
-            if resume and _can_go_on(place):
-                return tune.Tuner.restore(
-                    str(place), trainable, param_space=dict(self.space), resume_unfinished=True
-                )
+            return tune.Tuner.restore(
+                str(place), trainable, param_space=dict(self.space), resume_unfinished=True
+            )
+        except Exception as error:  # Tune unpickles a file, which may raise anything
+            raise _unreadable(place, error) from error
+
+    def _tuner(self, mailbox: ActorHandle) -> tune.Tuner:
+        try:
             return tune.Tuner(
-                trainable,
+                self._trainable(mailbox),
                 param_space=dict(self.space),
                 tune_config=dataclasses.replace(
                     self.tune_config,
@@ -104,7 +110,7 @@ class Search:
                     trial_name_creator=self.tune_config.trial_name_creator or _name,
                     trial_dirname_creator=str,
                 ),
-                run_config=self._run_config(place),
+                run_config=self._run_config(self.folder / TRIALS),
             )
         except (ValueError, TypeError, RuntimeError) as error:
             raise _refused(error) from error
@@ -156,8 +162,20 @@ class Search:
 
 def _can_go_on(place: Path) -> bool:
     # A sweep that was stopped while it labelled has no trials yet.
-    began = any(place.glob("experiment_state-*.json"))
-    return began and tune.Tuner.can_restore(str(place))
+    if not any(place.glob("experiment_state-*.json")):
+        return False
+    if not tune.Tuner.can_restore(str(place)):
+        raise _unreadable(place, FileNotFoundError("there is no tuner.pkl"))
+    return True
+
+
+def _unreadable(place: Path, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"resume: expected the sweep as Ray Tune saved it (tuner.pkl and the newest "
+        f"experiment_state-*.json in {place}), got what can't be read: {type(error).__name__}: "
+        f"{error}. Start it under another run.name: the labels are in the store, no teacher is "
+        "asked again"
+    )
 
 
 def _refused(error: Exception) -> ConfigError:

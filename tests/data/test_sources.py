@@ -330,3 +330,26 @@ def test_a_file_that_was_written_again_is_read_again(data, tmp_path):
     assert len(load(str(path))["text"]) == 1
     data.to_parquet(path)
     assert load(str(path)) == ROWS
+
+
+def test_a_cache_that_cannot_be_written_is_not_taken_for_a_fault_of_the_file(
+    data, tmp_path, monkeypatch
+):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets_config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    data.to_parquet(tmp_path / "rows.parquet")
+    data.to_csv(tmp_path / "rows.csv")
+    message = r"tasks\[t\].train: expected a cache for data sets .*file/cache: .*; set HF_HOME"
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / "rows.parquet"))
+    with pytest.raises(DataError, match=message):
+        load("org/set")
+    assert load(str(tmp_path / "rows.csv")) == ROWS  # needs none
+
+
+def test_questions_may_begin_with_a_byte_order_mark(tmp_path):
+    question = {"id": "1", "question": "q", "answers": [{"text": "b", "answer_start": 1}]}
+    content = {"data": [{"paragraphs": [{"context": "abc", "qas": [question]}]}]}
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load(str(path))["context"] == ["abc"]
