@@ -112,7 +112,7 @@ def test_a_merged_shard_was_used_when_the_last_used_of_its_parts_was(tmp_path):
     now = time.time()
     for path, hours in zip(shard_files(tmp_path), (3, 1, 2), strict=True):
         os.utime(path, (now - hours * 3600, now - hours * 3600))
-    assert merge(tmp_path) == 3
+    assert merge(tmp_path, at_least=3) == 3
     (path,) = shard_files(tmp_path)
     assert path.stat().st_mtime == pytest.approx(now - 3600, abs=1)
 
