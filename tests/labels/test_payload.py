@@ -15,6 +15,7 @@ def ragged(rows: list[list[float]]) -> Payload:
 
 def rows_of(payload: Payload) -> list[list[float]]:
     assert payload.offsets is not None
+    assert len(payload.values) == payload.offsets[-1]
     bounds = zip(payload.offsets[:-1], payload.offsets[1:], strict=True)
     return [payload.values[start:end].tolist() for start, end in bounds]
 
