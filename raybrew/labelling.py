@@ -13,7 +13,7 @@ import numpy as np
 from raybrew.config import DistillJob
 from raybrew.errors import LabelError, LabelsLost, RaybrewError
 from raybrew.events import Event
-from raybrew.labels.location import DAMAGED
+from raybrew.labels.location import DAMAGED, label_errors
 from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
@@ -240,12 +240,14 @@ class Labelling:
 
     def _set_aside(self) -> dict[str, str]:
         # By file, whose labels it holds.
-        return {
-            file.path: teacher.teacher.name
-            for teacher in self._preparation.teachers
-            for file in self._labels.location.files(teacher.fingerprint)
-            if file.name.endswith(DAMAGED)
-        }
+        location = self._labels.location
+        with label_errors(location.root):
+            return {
+                file.path: teacher.teacher.name
+                for teacher in self._preparation.teachers
+                for file in location.files(teacher.fingerprint)
+                if file.name.endswith(DAMAGED)
+            }
 
     def _fillings(self, sides: tuple[str, ...]) -> list[Filling]:
         fillings = [

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raybrew.errors import CheckpointError
+from raybrew.refusals import explain
 from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.optimizer_state import joined_state, plain, split_state
 from raybrew.student.world import World
@@ -112,14 +113,10 @@ class Resumption:
                 )
                 return False
             self._load(folder, record, loop)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        except OSError as error:
+            # Its checksums were right a moment ago, so nothing is to be deleted.
+            raise CheckpointError(f"{folder}: can't be read back: {explain(error)}") from error
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder}: can't be read back: {error!r}; delete it to begin anew"
             ) from error

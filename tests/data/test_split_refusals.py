@@ -7,9 +7,10 @@ from raybrew.data.encoding import encode
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
 from tests.made import make_tokenizer
-from tests.refusing import FewMaps, in_child
+from tests.refusing import FewMaps, in_child, limited_maps
 
 
+@limited_maps
 def test_a_split_that_cant_be_mapped_is_not_called_damaged(tmp_path):
     view = encode(make_tokenizer(), ["w1"], None, 64)[0]
     EncodedSplit({"student": view}, np.array([0])).save(tmp_path)

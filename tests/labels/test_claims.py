@@ -18,6 +18,7 @@ from raybrew.errors import LabelError
 from raybrew.labels import claims as claims_module
 from raybrew.labels.claims import Claims
 from tests.labels.stores import make_keys
+from tests.refusing import become_nobody, in_child
 
 FORK = multiprocessing.get_context("fork")
 
@@ -144,6 +145,36 @@ def test_on_a_full_disk_nothing_is_claimed_and_the_run_goes_on(tmp_path, caplog)
     assert sum("can't hold claims" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_what_a_full_disk_took_only_half_of_is_claimed_once_there_is_room(tmp_path):
+    claims, other = Claims(tmp_path), Claims(tmp_path)
+    with small_disk():
+        take(claims, 1, 2)
+    assert [path.stat().st_size for path in tmp_path.glob("*.claim")] == [0]
+    assert take(claims, 1, 2) == [True, True]
+    assert take(other, 1, 2) == [False, False]
+
+
+def test_keys_that_are_taken_once_more_are_written_once(tmp_path):
+    claims = Claims(tmp_path)
+    take(claims, 1, 2)
+    take(claims, 2, 3, 1)
+    assert [path.stat().st_size for path in tmp_path.glob("*.claim")] == [3 * 16]
+
+
+def test_a_claim_that_cant_be_locked_leaves_no_file(tmp_path, monkeypatch, caplog):
+    lock = claims_module.fcntl.flock
+
+    def refuse(file: object, operation: int) -> None:
+        if operation == claims_module.fcntl.LOCK_EX | claims_module.fcntl.LOCK_NB:
+            raise OSError(claims_module.errno.ENOLCK, "no locks available")
+        lock(file, operation)
+
+    monkeypatch.setattr(claims_module.fcntl, "flock", refuse)
+    assert take(Claims(tmp_path), 1) == [True]
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    assert "no locks available" in caplog.text
+
+
 def test_where_files_have_no_locks_that_is_said(tmp_path, monkeypatch, caplog):
     def refuse(*_: object) -> None:
         raise OSError(claims_module.errno.EOPNOTSUPP, "no locks")
@@ -151,6 +182,20 @@ def test_where_files_have_no_locks_that_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(claims_module.fcntl, "flock", refuse)
     assert take(Claims(tmp_path), 1) == [True]
     assert "may be computed more than once" in caplog.text
+
+
+def test_claims_that_may_not_be_listed_are_not_taken_for_none(tmp_path):
+    take(Claims(tmp_path), 1)
+    (tmp_path / "lock").chmod(0o666)
+    tmp_path.chmod(0o333)  # files can be made and opened in it, and not be listed
+
+    def take_as_nobody() -> None:
+        become_nobody(tmp_path)
+        with pytest.raises(LabelError, match=r"can't be written to.*Permission denied.*right to"):
+            take(Claims(Path()), 1)
+
+    in_child(take_as_nobody)
+    tmp_path.chmod(0o755)
 
 
 def test_a_folder_that_can_t_be_written_to_is_named(tmp_path):

@@ -1,9 +1,12 @@
 """Small shards are merged while others read and write."""
 
+import os
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from raybrew.labels import merging
 from raybrew.labels.location import LocalLocation
@@ -76,6 +79,42 @@ def test_large_shards_few_shards_and_damaged_ones_are_left_alone(tmp_path, monke
     assert merge(tmp_path, at_least=1) == 0
     assert len(open_store(tmp_path)) == 3
     assert broken.name in caplog.text
+
+
+def test_wrong_bytes_get_no_right_checksum_by_being_merged(tmp_path):
+    for number in range(3):
+        write(open_store(tmp_path), number)
+    (broken,) = [p for p in shard_files(tmp_path) if np.float32(1.5).tobytes() in p.read_bytes()]
+    wrong = broken.read_bytes().replace(np.float32(1.5).tobytes(), np.float32(9.5).tobytes())
+    broken.write_bytes(wrong)
+    assert merge(tmp_path) == 2
+    assert broken.read_bytes() == wrong
+    found, payload = open_store(tmp_path).read(make_keys(0, 1, 2))
+    assert found.tolist() == [True, False, True]
+    assert payload is not None
+    assert payload.values[:, 0].tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_where_less_than_two_are_whole_nothing_is_merged(tmp_path, whole):
+    for number in range(3):
+        write(open_store(tmp_path), number)
+    for path in shard_files(tmp_path)[whole:]:
+        path.write_bytes(path.read_bytes()[:-9])
+    before = shard_files(tmp_path)
+    assert merge(tmp_path) == 0
+    assert shard_files(tmp_path) == before
+
+
+def test_a_merged_shard_was_used_when_the_last_used_of_its_parts_was(tmp_path):
+    for number in range(3):
+        write(open_store(tmp_path), number)
+    now = time.time()
+    for path, hours in zip(shard_files(tmp_path), (3, 1, 2), strict=True):
+        os.utime(path, (now - hours * 3600, now - hours * 3600))
+    assert merge(tmp_path, at_least=3) == 3
+    (path,) = shard_files(tmp_path)
+    assert path.stat().st_mtime == pytest.approx(now - 3600, abs=1)
 
 
 def test_merged_shards_stay_below_a_size(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ def ragged(rows: list[list[float]]) -> Payload:
 
 def rows_of(payload: Payload) -> list[list[float]]:
     assert payload.offsets is not None
+    assert len(payload.values) == payload.offsets[-1]
     bounds = zip(payload.offsets[:-1], payload.offsets[1:], strict=True)
     return [payload.values[start:end].tolist() for start, end in bounds]
 
@@ -39,6 +40,15 @@ def test_take_of_a_dense_payload_is_a_copy():
     taken = payload.take(np.array([2, 0]))
     taken.values[:] = 0
     assert payload.values.tolist() == [[0, 1], [2, 3], [4, 5]]
+
+
+@given(row_lists, st.data())
+def test_slice_is_slicing(rows, data):
+    start = data.draw(st.integers(0, len(rows)))
+    stop = data.draw(st.integers(start, len(rows)))
+    assert rows_of(ragged(rows).slice(start, stop)) == rows[start:stop]
+    dense = Payload(np.arange(2 * len(rows)).reshape(-1, 2))
+    np.testing.assert_array_equal(dense.slice(start, stop).values, dense.values[start:stop])
 
 
 def test_mixing_dense_and_ragged_is_refused():
@@ -68,6 +78,32 @@ def test_signals_that_differ_have_different_folders():
         Signal("hidden", (48,)),
     ]
     assert len({signal.name for signal in signals}) == len(signals)
+
+
+@pytest.mark.parametrize(
+    ("signal", "name"),
+    [
+        (Signal(), "logits-float32"),
+        (Signal("hidden", (4, 8), "float16"), "hidden-L4-L8-float16"),
+        (Signal(top_k=8, temperatures=(1.0, 2.5)), "logits-top8-T1-T2.5-float32"),
+        (
+            Signal("é" * 100 + "x", dtype="bfloat16"),
+            "é" * 50 + "-0451f724a26ab00eb0e40731b070e93b-bfloat16",
+        ),
+    ],
+)
+def test_names_of_folders_stay_what_they_are(signal, name):
+    """Labels that were stored under another name would be computed again."""
+    assert signal.name == name
+
+
+def test_concat_of_dense_payloads():
+    parts = [Payload(np.full((n, 2), n, np.float32)) for n in (1, 2)]
+    joined = Payload.concat(parts)
+    assert joined.offsets is None
+    assert joined.values.tolist() == [[1, 1], [2, 2], [2, 2]]
+    assert joined.nbytes == 3 * 2 * 4
+    assert ragged([[1.0], [2.0]]).nbytes == 2 * 4 + 3 * 8
 
 
 def test_long_names_are_cut_to_what_a_folder_may_be_called_and_still_differ():

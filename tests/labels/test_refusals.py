@@ -16,7 +16,14 @@ from raybrew.labels.shards import write_shard
 from raybrew.labels.survey import survey, verify
 from raybrew.refusals import explain
 from tests.labels.stores import logits, make_keys, open_store, shard_files, values, write
-from tests.refusing import FewMaps, become_nobody, in_child, limit_address_space, limit_files
+from tests.refusing import (
+    FewMaps,
+    become_nobody,
+    in_child,
+    limit_address_space,
+    limit_files,
+    limited_maps,
+)
 
 SIGNAL = Signal().name
 FOLDER = f"t/{SIGNAL}"
@@ -38,6 +45,7 @@ def everything(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@limited_maps
 def test_no_memory_map_left_is_no_damage(store):
     before = everything(store)
 
@@ -54,6 +62,7 @@ def test_no_memory_map_left_is_no_damage(store):
     assert found == list(range(100))
 
 
+@limited_maps
 def test_a_store_that_runs_out_of_maps_while_it_is_open_serves_on(store):
     before = everything(store)
 

@@ -146,6 +146,26 @@ def test_the_header_of_a_large_file_is_read_from_its_end(tmp_path):
         read_header("s", pa.OSFile(str(cut), "rb"))
 
 
+def test_a_file_of_two_batches_is_no_shard(tmp_path):
+    path = written(tmp_path, logits(1, 2, 3))
+    with ipc.open_file(str(path)) as reader:
+        batch = reader.get_batch(0)
+    twice = tmp_path / "twice.arrow"
+    with ipc.new_file(str(twice), batch.schema) as writer:
+        writer.write_batch(batch)
+        writer.write_batch(batch)
+    with pytest.raises(DamagedShardError, match="expected 1 record batch, got 2"):
+        opened(twice)
+
+
+def test_a_header_of_another_version_is_refused_whatever_it_counts(tmp_path):
+    path = written(tmp_path, logits(1, 2, 3))
+    path.write_bytes(path.read_bytes().replace(b"raybrew-labels-2", b"raybrew-labels-3"))
+    with pytest.raises(UnusableShardError, match=r"got raybrew-labels-3") as caught:
+        read_header("s", pa.OSFile(str(path), "rb"))
+    assert not isinstance(caught.value, DamagedShardError)
+
+
 def test_the_same_bytes_read_in_another_way_are_another_content(tmp_path):
     # Where the type in the file is changed to one of the same width, no byte of the data differs.
     path = written(tmp_path, logits(1, 2, 3))

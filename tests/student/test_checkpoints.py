@@ -150,6 +150,23 @@ def test_only_damaged_ones_are_an_error(tmp_path):
         checkpoints.newest(lambda _: None)
 
 
+def test_what_differs_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, fill())
+    flip(checkpoints.write(2, fill()) / "student" / "model.safetensors")
+    said: list[str] = []
+    checkpoints.newest(said.append)
+    assert "is damaged: student/model.safetensors differ from what was written" in said[0]
+
+
+def test_a_step_that_is_written_once_more_replaces_what_there_was(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, fill(text="first"))
+    place = checkpoints.write(1, fill(text="second"))
+    assert (place / "student" / "model.safetensors").read_text() == "second"
+    assert names(checkpoints) == ["step-00000001"]
+
+
 def test_a_checkpoint_has_its_name_only_once_all_of_it_is_on_disk(tmp_path, monkeypatch):
     synced: list[str] = []
     before_rename: list[str] = []
@@ -166,7 +183,9 @@ def test_a_checkpoint_has_its_name_only_once_all_of_it_is_on_disk(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(Path, "rename", note_rename)
+    handles = os.listdir("/proc/self/fd")
     place = Checkpoints(tmp_path).write(1, fill())
+    assert os.listdir("/proc/self/fd") == handles
     made = {str(path.relative_to(place)) for path in place.rglob("*")} | {"."}
     temporary = os.path.commonpath(before_rename)
     assert {os.path.relpath(path, temporary) for path in before_rename} == made

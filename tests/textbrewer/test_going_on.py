@@ -1,8 +1,10 @@
 """A training that was stopped goes on bit for bit; mixed precision; custom matches; wrappers."""
 
 import copy
+import errno
 import inspect
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,19 @@ def test_resuming_can_be_left_out_and_damage_is_found(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match=r"model\.safetensors differ.*Delete the folder"):
         once(tmp_path, "BasicDistiller", None, seed=5, caching=False, num_epochs=2)
+
+
+def test_what_the_system_refuses_is_no_reason_to_begin_anew(tmp_path, monkeypatch):
+    with pytest.raises(Stopped):
+        once(tmp_path, "BasicDistiller", stopping(5)[0], seed=5, caching=False, num_epochs=2)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    monkeypatch.setattr("raybrew.textbrewer.resumption.load_file", refuse)
+    with pytest.raises(CheckpointError, match=r"Too many open files.*ulimit -n") as caught:
+        once(tmp_path, "BasicDistiller", None, seed=5, caching=False, num_epochs=2)
+    assert "delete" not in str(caught.value)
 
 
 def gap(one: Losses, other: Losses) -> float:
