@@ -112,3 +112,41 @@ def test_the_learning_rate_of_each_step(name):
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([1e-2 * share for share in SHARES[name]])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"momentun": 0.9}, r"'momentun'; did you mean momentum\?"),
+        ({"betas": (0.9, 0.98)}, "'betas'"),
+        # The job has a field of its own for it.
+        ({"lr": 0.1}, "'lr'"),
+        ({"params": []}, "'params'"),
+    ],
+)
+def test_options_that_the_optimizer_has_not_got_are_refused(options, wrong):
+    with pytest.raises(rb.ConfigError, match=rf"training\.optimizer_options: expected .*{wrong}"):
+        check_optimization(config("SGD", **options))
+    check_optimization(config("SGD", momentum=0.9, nesterov=True))
+    check_optimization(config("AdamW", betas=(0.9, 0.98)))
+
+
+def test_options_reach_the_optimizer_and_what_it_refuses_is_named():
+    made = build_optimizer(nn.Linear(3, 2), config("SGD", momentum=0.9, nesterov=True))
+    (group,) = made.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (1e-2, 0.9, True)
+    with pytest.raises(rb.ConfigError, match=r"torch\.optim\.SGD refused .*'nesterov': True"):
+        build_optimizer(nn.Linear(3, 2), config("SGD", nesterov=True))
+
+
+def test_frozen_parameters_are_not_among_those_that_learn():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    further = nn.Linear(2, 1)
+    made = build_optimizer(
+        model, config("SGD"), [{"params": list(further.parameters()), "lr": 0.5}]
+    )
+    first, second = made.param_groups
+    assert [id(p) for p in first["params"]] == [id(p) for p in model[1].parameters()]
+    assert [id(p) for p in second["params"]] == [id(p) for p in further.parameters()]
+    assert (first["lr"], second["lr"]) == (1e-2, 0.5)
