@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -191,3 +192,28 @@ def test_clipping_is_of_the_gradient_without_its_scale(models, store, tmp_path):
         steps[precision] = torch.cat([(after[n] - before[n]).flatten() for n in before])
         assert steps[precision].norm().item() == pytest.approx(0.01, rel=1e-3)
     torch.testing.assert_close(steps["fp16"], steps["fp32"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "first_fault"),
+    [
+        ("fp32", 1.0, 1),
+        ("bf16", 1.0, 1),
+        # Halved by each of two steps, after which the scale can't be at fault.
+        ("fp16", 4.0, 3),
+    ],
+)
+def test_an_infinite_gradient_of_finite_losses_is_a_fault_where_no_scale_explains_it(
+    models, store, tmp_path, monkeypatch, precision, scale, first_fault
+):
+    monkeypatch.setattr("raybrew.student.scaling.FIRST_SCALE", scale)
+    training = training_of(models, store, tmp_path, precision, on_nan="skip")
+    training.model.get_submodule(VALUE).weight.register_hook(lambda grad: grad * torch.inf)
+    recorder = Weights(training)
+    figures = training.run(recorder)
+    assert recorder.moved() == [False] * 4
+    assert [event.who for event in recorder.events] == [
+        f"step {step}" for step in range(first_fault, 5)
+    ]
+    assert figures["train/skipped_steps"] == len(recorder.events)
+    assert np.isfinite(recorder.term("sum")).all()
