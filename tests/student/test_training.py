@@ -260,6 +260,17 @@ def test_when_checkpoints_are_due(models, store, tmp_path):
     assert int(figures["best/step"]) in keeper.steps
 
 
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, list(range(1, 10))), (1e9, [9])])
+def test_checkpoints_are_due_by_the_clock(models, store, tmp_path, minutes, steps):
+    keeper = _Keeper()
+    training, _ = fresh(
+        models, store, tmp_path, checkpoint_every_minutes=minutes, evaluate_every=STEPS
+    )
+    training.run(keeper)
+    assert keeper.steps == steps
+
+
 def nan_job(models, store, **training) -> rb.DistillJob:
     adaptor = "tests.integration.slow_adaptors:nan_at_a_word"
     return job(models, store, **training).model_copy(
