@@ -167,10 +167,11 @@ def test_what_the_ensemble_answers_is_what_the_student_learns_at_that_point_of_t
 
 
 def test_nothing_to_learn_from_is_refused_and_matches_to_come_are_not():
-    nothing = {"kd_loss_weight": 0, "hard_label_weight": 0}
+    nothing = rb.DistillationConfig(kd_loss_weight=0, hard_label_weight=0)
     with pytest.raises(ConfigError, match="expected kd_loss_weight or hard_label_weight above 0"):
-        Objective(rb.DistillationConfig(**nothing), {"a": 1.0})
-    assert Objective(rb.DistillationConfig(**nothing, matches="x"), {"a": 1.0}).terms == ()
+        Objective(nothing, {"a": 1.0})
+    to_come = nothing.model_copy(update={"matches": "x"})
+    assert Objective(to_come, {"a": 1.0}).terms == ()
     # Without any settings a student learns from labels alone.
     assert Objective(None, {}).weights(Position()) == {"hard": 1.0}
 
@@ -203,6 +204,29 @@ def test_a_batch_that_is_not_split_is_one_pass():
     assert list(whole.values()) == [5 * 8]
     parts = (np.array([0]), np.array([1]))
     assert objective.denominators(BatchFacts(np.array([0, 1]), lengths, parts)) == whole
+
+
+def test_options_of_the_loss_the_mixture_and_the_schedules_reach_them():
+    student, answers = drawn(0), dense(a=drawn(1), b=drawn(2))
+
+    def loss(**changes) -> float:
+        config = rb.DistillationConfig(**{"temperature": 1, "kd_loss": "kl", **changes})
+        return loss_of(Objective(config, {"a": 1.0, "b": 1.0}), student, answers)
+
+    # A skew of almost 0 is the divergence itself, and a weight that looks at nothing is a mean.
+    skewed = loss(kd_loss="skew_kl", kd_loss_options={"skew": 1e-6})
+    assert skewed == pytest.approx(loss(), rel=1e-4)
+    assert skewed > 1.1 * loss(kd_loss="skew_kl", kd_loss_options={"skew": 0.5})
+    softmax = loss(mixture="softmax_max_prob", mixture_options={"alpha": 0})
+    assert softmax == pytest.approx(loss(mixture="mean_probs"))
+    assert softmax != pytest.approx(loss(mixture="softmax_max_prob"))
+    config = rb.DistillationConfig(
+        kd_loss_weight=8,
+        kd_loss_weight_scheduler="annealed",
+        kd_loss_weight_scheduler_options={"start": 0.5, "end": 0, "until": 0.5},
+    )
+    weights = [Objective(config, {"a": 1.0}).weights(Position(progress)) for progress in (0, 0.25)]
+    assert weights == [{"kd": pytest.approx(4.0)}, {"kd": pytest.approx(2.0)}]
 
 
 def test_figures_are_the_sums_over_ranks_divided_and_weighed():

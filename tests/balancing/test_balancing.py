@@ -155,3 +155,37 @@ def test_one_task_is_never_weighed():
         assert type(make_balancer(MixingConfig(balancing=name), 1)) is Balancer
     assert isinstance(make_balancer(MixingConfig(balancing="dwa"), 2), LossDescent)
     assert isinstance(make_balancer(MixingConfig(balancing="uncertainty"), 2), UncertaintyWeights)
+
+
+def test_uncertainty_starts_with_variances_of_one():
+    balancer = UncertaintyWeights(3)
+    assert balancer.log_variances.tolist() == [0.0, 0.0, 0.0]
+    weighed = balancer.weigh(torch.tensor(3.0), 2, balancer.parameter_of(2), share=1.0)
+    assert weighed.item() == 3.0
+
+
+def test_an_epoch_is_entered_at_each_of_its_steps_and_begins_once():
+    balancer = LossDescent(2, temperature=2.0)
+    # Epochs of two steps; means 2 → 1 and 2 → 2, as by hand above.
+    for step, (first, second) in enumerate([(3.0, 2.0), (1.0, 2.0), (1.5, 1.0), (0.5, 3.0)]):
+        balancer.enter(step // 2)
+        balancer.observe(0, torch.tensor(first))
+        balancer.observe(1, torch.tensor(second))
+    balancer.enter(2)
+    low, high = math.exp(0.25), math.exp(0.5)
+    expected = [2 * low / (low + high), 2 * high / (low + high)]
+    assert balancer.weights().tolist() == pytest.approx(expected)
+    balancer.enter(2)
+    assert balancer.weights().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_the_loss_of_a_step_that_is_left_out_is_not_of_its_epoch(loss):
+    weights = []
+    for extra in ([], [loss]):
+        balancer = LossDescent(2, temperature=2.0)
+        run_epochs(balancer, [([2.0], [2.0]), ([1.0, *extra], [2.0])])
+        balancer.enter(2)
+        weights.append(balancer.weights())
+    assert torch.equal(*weights)
+    assert weights[0][0] < weights[0][1]

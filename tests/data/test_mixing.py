@@ -125,3 +125,15 @@ def test_probabilities_of_other_tasks_are_refused(probabilities):
         draws_of(mixing)
     with pytest.raises(ConfigError, match="sum above 0"):
         draws_of(MixingConfig(sampling="fixed", probabilities={"large": 0, "small": 0}))
+
+
+def test_a_task_that_never_comes_up_leaves_the_others_their_rows():
+    # Its draws are counted in blocks of 1,024; in none of them does the second task come up.
+    mixing = MixingConfig(sampling="fixed", probabilities={"large": 1, "small": 0})
+    draws = draws_of(mixing)
+    assert [draws.place(number) for number in (0, 1023, 1024, 5000)] == [
+        (0, 0),
+        (0, 1023),
+        (0, 1024),
+        (0, 5000),
+    ]

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.data.mixing import RandomDraws, proportional
+from raybrew.data.order import epoch_order
 from raybrew.data.sampler import BatchSequence, micro_batches, rank_rows
 from raybrew.errors import ConfigError
 
@@ -117,3 +118,43 @@ def test_grouped_batches_are_a_function_of_seed_and_step_alone():
         len(rows) != len(moved) or (rows != moved).any()
         for (_, rows), (_, moved) in zip(in_order, map(later.batch, range(40)), strict=True)
     )
+
+
+PLAIN = [
+    (1, [0, 4]),
+    (0, [3, 1, 4]),
+    (1, [3, 1]),
+    (0, [5, 2, 0]),
+    (1, [2]),
+    (0, [6]),
+    (0, [5, 4, 1]),
+    (1, [0, 3]),
+]
+GROUPED = [[8, 6], [4, 2], [1, 3], [5, 7], [0, 9], [5, 7]]
+
+
+def test_the_order_of_a_seed_stays_what_it_was():
+    # A run that is resumed, and a sweep that goes on, count on it from one version to the next.
+    plain = BatchSequence([7, 5], [3, 2], 11)
+    assert [(task, rows.tolist()) for task, rows in map(plain.batch, range(8))] == PLAIN
+    lengths = [np.array([9, 1, 8, 2, 7, 3, 6, 4, 5, 10])]
+    grouped = BatchSequence([10], 2, 11, lengths=lengths)
+    assert [rows.tolist() for _, rows in map(grouped.batch, range(6))] == GROUPED
+
+
+@pytest.mark.parametrize("batch_size", [2, 4, 7])
+def test_grouped_batches_are_cut_from_pools_of_32_that_are_sorted(batch_size):
+    size = 700
+    # Few lengths, so that many rows tie: they stay in the order in which they were drawn.
+    lengths = np.random.default_rng(3).integers(1, 6, size)
+    drawn = epoch_order(5, 0, 2, size, batch_size=batch_size, lengths=None).tolist()
+    grouped = epoch_order(5, 0, 2, size, batch_size=batch_size, lengths=lengths).tolist()
+    filled = size // batch_size * batch_size
+    expected = []
+    for start in range(0, filled, 32 * batch_size):
+        pool = sorted(drawn[start : min(start + 32 * batch_size, filled)], key=lengths.__getitem__)
+        expected += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    found = [grouped[i : i + batch_size] for i in range(0, filled, batch_size)]
+    assert sorted(found) == sorted(expected)
+    assert found != expected
+    assert grouped[filled:] == drawn[filled:]

@@ -110,6 +110,17 @@ class TestTemperature:
         rows = row_temperatures("cwsm", {"beta": 1.0}, student, teacher, 4.0, none)
         assert rows.tolist() == [4.0, 4.0]
 
+    @pytest.mark.parametrize(
+        ("name", "options"), [("flsw", {"beta": 3.0, "gamma": 1.0}), ("cwsm", {"beta": 3.0})]
+    )
+    def test_a_row_alone_is_its_own_mean_and_has_the_base(self, name, options):
+        student, teacher = pair(3, 4)
+        alone = row_temperatures(name, options, student[:1], teacher[:1], 4.0)
+        assert alone.item() == pytest.approx(4.0)
+        mask = torch.tensor([False, True, False])
+        rows = row_temperatures(name, options, student, teacher, 4.0, mask)
+        assert rows.tolist() == pytest.approx([4.0] * 3)
+
     @settings(deadline=None, max_examples=25)
     @given(seed=st.integers(0, 2**32 - 1))
     def test_permuting_permutes_and_the_mean_is_the_base(self, seed):

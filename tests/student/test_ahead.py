@@ -208,7 +208,9 @@ class SlowSteps(Recorder):
         self._made = made
 
     def progress(self, step: int) -> None:
+        deadline = time.monotonic() + 10
         while step < NUM_STEPS and step not in self._made:
+            assert time.monotonic() < deadline, "the next batch isn't made ahead"
             time.sleep(MAKING_S / 10)
 
 

@@ -1,5 +1,6 @@
 """The optimizer: fused where torch can, as the job says otherwise; the same steps either way."""
 
+import math
 from typing import Any
 
 import pytest
@@ -69,16 +70,83 @@ def test_what_needs_more_than_we_give_is_refused(changes, field):
         check_optimization(rb.TrainingConfig(num_steps=1, **changes))
 
 
-@pytest.mark.parametrize("name", [kind.value for kind in SchedulerType])
-def test_every_schedule_that_is_not_refused_can_be_stepped(name):
-    made = rb.TrainingConfig(num_steps=8, lr_scheduler=name)
-    try:
-        check_optimization(made)
-    except rb.ConfigError:
-        return
+WARM_UP = 2
+# The rate's share of its peak in each of 8 steps, two of them warm-up.
+SHARES = {
+    "constant": [1.0] * 8,
+    "constant_with_warmup": [0, 0.5, 1, 1, 1, 1, 1, 1],
+    "linear": [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+    "cosine": [0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]],
+    "cosine_with_restarts": [
+        0,
+        0.5,
+        *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)],
+    ],
+    # From the peak 1e-2 to 1e-7.
+    "polynomial": [0, 0.5, *[(1 - 1e-5) * (1 - step / 6) + 1e-5 for step in range(6)]],
+    "inverse_sqrt": [0, 0.5, *[math.sqrt(WARM_UP / step) for step in range(2, 8)]],
+}
+
+
+def test_every_schedule_of_transformers_is_taken_or_refused():
+    def refused(name: str) -> bool:
+        try:
+            check_optimization(rb.TrainingConfig(num_steps=8, lr_scheduler=name))
+        except rb.ConfigError:
+            return True
+        return False
+
+    assert {kind.value for kind in SchedulerType if not refused(kind.value)} == set(SHARES)
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_the_learning_rate_of_each_step(name):
+    made = rb.TrainingConfig(
+        num_steps=8, lr_scheduler=name, learning_rate=1e-2, warmup_ratio=WARM_UP / 8
+    )
     optimizer = build_optimizer(nn.Linear(3, 2), made)
     scheduler = build_scheduler(optimizer, made, 8)
+    rates = []
     for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    assert scheduler.get_last_lr()[0] >= 0
+    assert rates == pytest.approx([1e-2 * share for share in SHARES[name]])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"momentun": 0.9}, r"'momentun'; did you mean momentum\?"),
+        ({"betas": (0.9, 0.98)}, "'betas'"),
+        # The job has a field of its own for it.
+        ({"lr": 0.1}, "'lr'"),
+        ({"params": []}, "'params'"),
+    ],
+)
+def test_options_that_the_optimizer_has_not_got_are_refused(options, wrong):
+    with pytest.raises(rb.ConfigError, match=rf"training\.optimizer_options: expected .*{wrong}"):
+        check_optimization(config("SGD", **options))
+    check_optimization(config("SGD", momentum=0.9, nesterov=True))
+    check_optimization(config("AdamW", betas=(0.9, 0.98)))
+
+
+def test_options_reach_the_optimizer_and_what_it_refuses_is_named():
+    made = build_optimizer(nn.Linear(3, 2), config("SGD", momentum=0.9, nesterov=True))
+    (group,) = made.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (1e-2, 0.9, True)
+    with pytest.raises(rb.ConfigError, match=r"torch\.optim\.SGD refused .*'nesterov': True"):
+        build_optimizer(nn.Linear(3, 2), config("SGD", nesterov=True))
+
+
+def test_frozen_parameters_are_not_among_those_that_learn():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    further = nn.Linear(2, 1)
+    made = build_optimizer(
+        model, config("SGD"), [{"params": list(further.parameters()), "lr": 0.5}]
+    )
+    first, second = made.param_groups
+    assert [id(p) for p in first["params"]] == [id(p) for p in model[1].parameters()]
+    assert [id(p) for p in second["params"]] == [id(p) for p in further.parameters()]
+    assert (first["lr"], second["lr"]) == (1e-2, 0.5)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-def training_of(models, store, folder, precision: str, *, distillation=None, **changes: Any):
+def training_of(models, store, folder, precision: Any, *, distillation=None, **changes: Any):
     job = make_job(
         models,
         store,
@@ -58,9 +59,11 @@ class Watched(Recorder):
         self.activations: set[torch.dtype] = set()
         self.evaluated_in: set[torch.dtype] = set()
         self.gradients: list[Tensor] = []
-        value = training.model.get_submodule(VALUE)
-        value.register_forward_hook(self._activation)
-        value.weight.register_hook(lambda grad: self.gradients.append(grad.clone()))
+        model = training.model
+        model.get_submodule(VALUE).register_forward_hook(self._activation)
+        model.get_parameter(f"{VALUE}.weight").register_hook(
+            lambda grad: self.gradients.append(grad.clone())
+        )
 
     def _activation(self, module: nn.Module, _: Any, output: Tensor) -> None:
         (self.activations if module.training else self.evaluated_in).add(output.dtype)
@@ -78,6 +81,7 @@ def test_layers_compute_in_the_precision_and_weights_stay_in_float32(
     assert watched.evaluated_in == {torch.float32}
     assert {grad.dtype for grad in watched.gradients} == {torch.float32}
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
+    assert training.scaler is not None
     assert training.scaler.is_enabled() is (precision == "fp16")
 
 
@@ -159,6 +163,7 @@ def test_a_step_that_overflows_is_left_out_halves_the_scale_and_shows_in_the_fig
     assert scales == [2.0 ** (32 - n) for n in range(1, overflows + 1)] + [
         2.0 ** (32 - overflows)
     ] * (14 - overflows)
+    assert training.scaler is not None
     assert figures["train/loss_scale"] == scales[-1] == training.scaler.get_scale()
     # No fault of the run: nothing is reported, and the schedule goes on.
     assert recorder.events == []
@@ -191,3 +196,28 @@ def test_clipping_is_of_the_gradient_without_its_scale(models, store, tmp_path):
         steps[precision] = torch.cat([(after[n] - before[n]).flatten() for n in before])
         assert steps[precision].norm().item() == pytest.approx(0.01, rel=1e-3)
     torch.testing.assert_close(steps["fp16"], steps["fp32"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "first_fault"),
+    [
+        ("fp32", 1.0, 1),
+        ("bf16", 1.0, 1),
+        # Halved by each of two steps, after which the scale can't be at fault.
+        ("fp16", 4.0, 3),
+    ],
+)
+def test_an_infinite_gradient_of_finite_losses_is_a_fault_where_no_scale_explains_it(
+    models, store, tmp_path, monkeypatch, precision, scale, first_fault
+):
+    monkeypatch.setattr("raybrew.student.scaling.FIRST_SCALE", scale)
+    training = training_of(models, store, tmp_path, precision, on_nan="skip")
+    training.model.get_parameter(f"{VALUE}.weight").register_hook(lambda grad: grad * torch.inf)
+    recorder = Weights(training)
+    figures = training.run(recorder)
+    assert recorder.moved() == [False] * 4
+    assert [event.who for event in recorder.events] == [
+        f"step {step}" for step in range(first_fault, 5)
+    ]
+    assert figures["train/skipped_steps"] == len(recorder.events)
+    assert np.isfinite(recorder.term("sum")).all()

@@ -107,6 +107,7 @@ def test_bfloat16_labels_are_near_those_of_float32(models, store, tmp_path):
     full = trained(made(models, store, tmp_path / "1", MATCHES)[0])
     half = trained(made(models, store, tmp_path / "2", MATCHES, labels={"dtype": "bfloat16"})[0])
     np.testing.assert_allclose(full.term("sum"), half.term("sum"), rtol=5e-3)
+    assert full.term("sum") != half.term("sum")
 
 
 def test_a_projection_has_a_group_of_its_own(models, store, tmp_path):

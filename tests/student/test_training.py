@@ -151,6 +151,24 @@ def test_micro_batches_change_nothing_but_rounding(models, store, tmp_path, pass
 
 
 @pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize(("passes", "rows"), [(1, [16]), (2, [8, 8]), (4, [4, 4, 4, 4])])
+def test_a_step_is_as_many_forward_passes_as_the_job_says(models, store, tmp_path, passes, rows):
+    training, _ = fresh(
+        models, store, tmp_path, num_steps=2, gradient_accumulation_steps=passes, eval_batch_size=7
+    )
+    learnt, evaluated = [], []
+
+    def seen(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        (learnt if module.training else evaluated).append(len(output))
+
+    training.model.get_submodule("classifier").register_forward_hook(seen)
+    trained(training)
+    assert learnt == 2 * rows
+    # 30 rows are evaluated at the end.
+    assert evaluated == [7, 7, 7, 7, 2]
+
+
+@pytest.mark.usefixtures("warm")
 def test_layers_computed_again_give_the_same_weights_bit_for_bit(models, store, tmp_path):
     states, forwards = [], []
     for again in (False, True):
@@ -240,6 +258,17 @@ def test_when_checkpoints_are_due(models, store, tmp_path):
     # By steps, at the best evaluation, at the end.
     assert {3, 6, 9} <= set(keeper.steps) <= {3, 6, 9, 4, 8}
     assert int(figures["best/step"]) in keeper.steps
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize(("minutes", "steps"), [(1e-9, list(range(1, 10))), (1e9, [9])])
+def test_checkpoints_are_due_by_the_clock(models, store, tmp_path, minutes, steps):
+    keeper = _Keeper()
+    training, _ = fresh(
+        models, store, tmp_path, checkpoint_every_minutes=minutes, evaluate_every=STEPS
+    )
+    training.run(keeper)
+    assert keeper.steps == steps
 
 
 def nan_job(models, store, **training) -> rb.DistillJob:

@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_model(tmp_path_factory.mktemp("teacher"), 0)
 
 
-def answered(model: str, folder, dtype: str) -> tuple[np.ndarray, set[torch.dtype]]:
+def answered(model: str, folder, dtype: Any) -> tuple[np.ndarray, set[torch.dtype]]:
     """Return the logits of the training examples, and the dtypes of all linear layers' outputs."""
     teacher = rb.Teacher(name="a", task="sum", model=model, dtype=dtype)
     preparation = prepare(make_job({}, folder / "store", teachers=[teacher]), folder)

@@ -84,7 +84,7 @@ def test_a_gradient_of_fp16_is_scaled_while_it_is_taken(tmp_path):
     def gradient(training: Any) -> torch.Tensor:
         student = script.model(9, layers=1)
         seen: list[torch.Tensor] = []
-        student.get_submodule(QUERY).weight.register_hook(lambda g: seen.append(g.clone()))
+        student.get_parameter(f"{QUERY}.weight").register_hook(lambda g: seen.append(g.clone()))
         run(
             tmp_path / str(training),
             "GeneralDistiller",
