@@ -7,8 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from raybrew.errors import ConfigError
-from raybrew.models.layers import layer_lists
-from raybrew.models.pretrained import BUILD_ERRORS, first_line
+from raybrew.models.resizing import Builder, own_key, resized
 
 __all__ = ["changed_config"]
 
@@ -26,7 +25,7 @@ _FIXED_KEYS = {
 
 
 def changed_config(
-    config: PreTrainedConfig, changes: Mapping[str, Any], what: str
+    config: PreTrainedConfig, changes: Mapping[str, Any], what: str, build: Builder
 ) -> PreTrainedConfig:
     """Return the configuration with changes, its own and transformers' common names allowed.
 
@@ -34,6 +33,7 @@ def changed_config(
         config: stays as it is.
         changes: values by key.
         what: name of the changes in the job, for messages.
+        build: makes a model without weights; see `resized`.
 
     Raises:
         ConfigError: a key that the configuration hasn't got, or that the task decides; a value
@@ -41,23 +41,15 @@ def changed_config(
     """
     values = config.to_dict()
     known = (set(values) | set(config.attribute_map)) - set(_FIXED_KEYS)
-    named = {config.attribute_map.get(key, key): value for key, value in changes.items()}
     for key in changes:
         if key in _FIXED_KEYS:
             raise ConfigError(f"{what}.{key}: expected it left out, as {_FIXED_KEYS[key]}")
-        if key not in known:
+        if own_key(config, key) not in known:
             near = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
             raise ConfigError(
                 f"{what}.{key}: expected a key of a {config.model_type} configuration, "
                 f"got {key!r}{hint}"
             )
-    if config.attribute_map.get("num_hidden_layers", "num_hidden_layers") in named:
-        for key in layer_lists(config):  # lists of the old length; the class makes new ones
-            del values[key]
-    try:
-        return type(config).from_dict({**values, **named})
-    except BUILD_ERRORS as error:
-        raise ConfigError(
-            f"{what}: expected a valid configuration, got: {first_line(error)}"
-        ) from None
+    named = {own_key(config, key): value for key, value in changes.items()}
+    return resized(config, named, what, build)

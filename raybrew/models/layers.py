@@ -24,9 +24,9 @@ from raybrew.models.pretrained import (
     load_model,
     random_model,
 )
+from raybrew.models.resizing import Builder, own_key, resized
 
 __all__ = [
-    "layer_lists",
     "layer_stack",
     "layers_config",
     "model_from_layers",
@@ -57,7 +57,11 @@ def layer_stack(model: PreTrainedModel, what: str = "model") -> str:
 
 
 def layers_config(
-    teacher: Teacher, own: PreTrainedConfig | None, layers: tuple[int, ...], what: str
+    teacher: Teacher,
+    own: PreTrainedConfig | None,
+    layers: tuple[int, ...],
+    what: str,
+    build: Builder,
 ) -> PreTrainedConfig:
     """Return the student's configuration: its own, or the teacher's with the chosen layers.
 
@@ -73,32 +77,14 @@ def layers_config(
                 f"{num_layers - 1}, got {layer}"
             )
     if own is None:
-        return _chosen_layers(source, layers)
+        number = {own_key(source, "num_hidden_layers"): len(layers)}
+        return resized(source, number, f"{what}.layers_from", build, layers)
     if getattr(own, "num_hidden_layers", 0) != len(layers):
         raise ConfigError(
             f"{what}.layers_from: expected one layer for each of those of {what}.model, which has "
             f"{getattr(own, 'num_hidden_layers', 'none')}, got {len(layers)}"
         )
     return own
-
-
-def _chosen_layers(config: PreTrainedConfig, layers: Sequence[int]) -> PreTrainedConfig:
-    """Return the configuration with some of its layers, and with their entries of lists."""
-    values = config.to_dict()
-    for key in layer_lists(config):
-        values[key] = [values[key][layer] for layer in layers]
-    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(layers)
-    return type(config).from_dict(values)
-
-
-def layer_lists(config: PreTrainedConfig) -> list[str]:
-    """Return the keys whose value lists one entry a layer, such as `layer_types`."""
-    num_layers = getattr(config, "num_hidden_layers", None)
-    return [
-        key
-        for key, value in config.to_dict().items()
-        if "layer" in key and isinstance(value, list) and len(value) == num_layers
-    ]
 
 
 def weight_origins(

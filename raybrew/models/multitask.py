@@ -21,6 +21,7 @@ from raybrew.kinds import Kind
 from raybrew.models.learning import check_learning, limit_learning
 from raybrew.models.pretrained import meta_model, own_generator, random_model
 from raybrew.models.students import build_student, student_config
+from raybrew.models.trial import check_runs
 
 __all__ = ["Head", "MultiTaskStudent", "build_multitask", "multitask_config"]
 
@@ -107,6 +108,8 @@ def multitask_config(
         )
         for head in heads
     ]
+    for head, (config, tokenizer) in zip(heads, found, strict=True):
+        check_runs(head.kind.model_class, config, tokenizer, what)
     models = {
         head.task: meta_model(head.kind.model_class, config, what)
         for head, (config, _) in zip(heads, found, strict=True)

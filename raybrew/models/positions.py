@@ -1,4 +1,4 @@
-"""How many tokens a model reads at most: where it looks positions up in a table, the table's rows.
+"""How many tokens a model reads at most: as many as its table of positions has rows, if it has one.
 
 BERT      rows 0 … n - 1          RoBERTa   rows pad + 1 … n - 1     BART    rows 2 … n + 1
 relative positions (T5, DeBERTa-v3, XLNet) and rotary ones (Llama, ModernBERT): no table

@@ -56,9 +56,10 @@ BUILD_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    AssertionError,
     ImportError,
 )
-"""What transformers raises on values of a configuration that make no model."""
+"""What transformers raises on values that make no model."""
 _READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
 """And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 
@@ -217,7 +218,7 @@ def meta_model(model_class: Any, config: PreTrainedConfig, what: str) -> PreTrai
     try:
         with torch.device("meta"), own_generator(0):
             return random_model(model_class, config)
-    except BUILD_ERRORS as error:
+    except Exception as error:  # a class may refuse a configuration by whatever it likes
         raise ConfigError(
             f"{what}: expected a configuration that makes a {_noun(model_class)}, "
             f"got: {first_line(error)}"

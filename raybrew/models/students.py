@@ -14,6 +14,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import Student, Teacher
@@ -40,7 +41,7 @@ from raybrew.models.pretrained import (
     read_tokenizer,
     runs_own_code,
 )
-from raybrew.models.student_presets import preset_config
+from raybrew.models.student_presets import check_preset, preset_config
 from raybrew.models.vocabulary import check_vocabulary
 
 __all__ = ["build_student", "read_config", "read_tokenizer", "student_config"]
@@ -91,6 +92,8 @@ def student_config(
     fit_tokenizer(tokenizer, config, what, own_code=own_code)
     check_vocabulary(config, tokenizer, what, f"see {what}.tokenizer_from")
     model = meta_model(kind.model_class, config, what)
+    if student.preset is not None:
+        check_preset(student.preset, model, f"{what}.preset")
     if student.layers_from is not None:
         name, layers = student.layers_from
         field = field_of(teachers[name])
@@ -205,20 +208,23 @@ def _tokenizer(
 def _base_config(
     student: Student, teachers: Mapping[str, Teacher], what: str, kind: Kind
 ) -> PreTrainedConfig:
+    def build(config: PreTrainedConfig) -> nn.Module:
+        return meta_model(kind.model_class, config, what)
+
     if student.config is not None or student.preset is not None:
         base = _source(student, teachers, what).config()
         if isinstance(kind.model_class, OwnClass):
             base = kind.model_class.config_beside(base)
         if student.preset is not None:
-            return preset_config(student.preset, base)
-        return changed_config(base, student.config or {}, f"{what}.config")
+            return preset_config(student.preset, base, f"{what}.preset", build)
+        return changed_config(base, student.config or {}, f"{what}.config", build)
     own = None
     if student.model is not None:
         own = ModelSource(student.model, f"{what}.model", student.trust_remote_code).config()
     if student.layers_from is not None:
         name, layers = student.layers_from
         _known_teacher(name, teachers, what)
-        return layers_config(teachers[name], own, tuple(layers), what)
+        return layers_config(teachers[name], own, tuple(layers), what, build)
     assert own is not None, "config.Student gives one of the three"
     return own
 

@@ -18,6 +18,7 @@ from raybrew.models.padding import fit_tokenizer
 from raybrew.models.positions import enough_positions, most_positions, trained_positions
 from raybrew.models.pretrained import meta_model, runs_own_code
 from raybrew.models.students import student_config
+from raybrew.models.trial import check_runs
 from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.objective import Objective
 from raybrew.preparation.tables import Table
@@ -164,6 +165,7 @@ def check_student(
             what=what,
             kind=heads[0].kind,
         )
+        check_runs(heads[0].kind.model_class, config, tokenizer, what)
     else:
         config, tokenizer = multitask_config(student, heads, hosts, what)
     for table in tables:

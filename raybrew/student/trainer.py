@@ -41,6 +41,7 @@ from raybrew.student.checkpoints import Checkpoints
 from raybrew.student.faults import FaultWatch, fault_message
 from raybrew.student.hosting import asker_of, fill_shares, host_teachers, kept
 from raybrew.student.loop import Saver, StudentTraining
+from raybrew.student.unread import ddp_options
 from raybrew.student.world import World
 from raybrew.teachers.address import PoolAddress
 from raybrew.teachers.client import PoolClient
@@ -156,8 +157,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     training = build_training(plan, world, asker_of(plan, local, pool))
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
-    # A step that leaves a task out leaves its head without gradients.
-    ddp = {"find_unused_parameters": True} if len(plan.tasks) > 1 else {}
+    ddp = ddp_options(training) if world.size > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])
     with kept(local), CheckpointWriter(config["checkpoints"]) as writer:

@@ -5,17 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import ValidationError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
+    PreTrainedConfig,
 )
 
 import raybrew as rb
 from raybrew.models.bigru import BiGruConfig
 from raybrew.models.parameters import count_parameters
+from raybrew.models.pretrained import meta_model
 from raybrew.models.student_presets import PRESETS, preset_config
 from raybrew.models.students import build_student
 from tests.made import CLASSES, make_model
@@ -24,9 +27,13 @@ from tests.made import CLASSES, make_model
 PUBLISHED = {"T6": 65, "T3": 44, "T3-small": 17, "T4-tiny": 14, "T12-nano": 17, "BiGRU": 31}
 
 
+def made(config: PreTrainedConfig) -> nn.Module:
+    return meta_model(AutoModel, config, "student")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_sizes_are_those_published(name):
-    config = preset_config(name, BertConfig(vocab_size=28996))
+    config = preset_config(name, BertConfig(vocab_size=28996), "student.preset", made)
     with torch.device("meta"):
         trunk = AutoModel.from_config(config)
     pooler = [p.numel() for n, p in trunk.named_parameters() if n.startswith("pooler")]
@@ -34,7 +41,7 @@ def test_sizes_are_those_published(name):
 
 
 def test_electra_small_has_the_published_size_with_the_chinese_vocabulary():
-    config = preset_config("Electra-small", BertConfig(vocab_size=21128))
+    config = preset_config("Electra-small", BertConfig(vocab_size=21128), "student.preset", made)
     with torch.device("meta"):
         trunk = AutoModel.from_config(config)
     assert config.model_type == "electra"
