@@ -14,7 +14,6 @@ from raybrew.labels.manifest import write_manifest
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.matching.teacher_side import first_unusable_row
 from raybrew.preparation.prepared import PreparedTeacher
 from raybrew.preparation.tables import Table
 
@@ -59,8 +58,7 @@ def store_supplied(
 def _payload(
     logits: SuppliedLogits, signal: Signal, what: str, teacher: PreparedTeacher
 ) -> Payload:
-    payload, whole = pack_rows(torch.from_numpy(logits.values), logits.lengths, signal)
-    bad = first_unusable_row(whole, signal)
+    payload, bad = pack_rows(torch.from_numpy(logits.values), logits.lengths, signal)
     if bad is not None:
         raise DataError(
             f"{what}: row {bad}: expected logits that {signal.dtype} can hold in "
