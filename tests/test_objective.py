@@ -298,6 +298,36 @@ def test_as_many_top_logits_as_classes_are_the_dense_loss():
     assert value(objective, view(student), {"a": {fewer.name: label}}, FACTS) < dense
 
 
+@pytest.mark.parametrize("mixture", ["route", "sum_losses"])
+def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mixture):
+    # The second teacher gives all its probability to a class that the student masks.
+    signal = Signal(top_k=2, temperatures=(2.0,))
+    config = rb.DistillationConfig(temperature=2, mixture=mixture, kd_loss="kl")
+    student, a = drawn(6, 3), drawn(6, 3, seed=1)
+    a[:, 2] = student[:, 2] = -50.0
+    student[:, 2] = -math.inf
+    b = torch.tensor([-90.0, -90.0, 90.0]).expand(6, 3)
+    weights = {"a": 1.0, "b": 1.0 if mixture == "route" else 0.0}
+    kept = {
+        name: {signal.name: tensors_of(pack_rows(logits, None, signal)[0], signal)}
+        for name, logits in (("a", a), ("b", b))
+    }
+    leaf = student.requires_grad_()
+    found = []
+    for teachers in (weights, {"a": 1.0}):
+        objective = Objective(
+            config if len(teachers) > 1 else config.model_copy(update={"mixture": "mean_logits"}),
+            teachers,
+            logits=signal,
+        )
+        route = torch.zeros(6, dtype=torch.int64)
+        sums = objective.numerators(view(leaf), kept, Position(), route=route)
+        loss = objective.total(sums, objective.denominators(FACTS), Position())
+        found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    assert found[0][0].isfinite()
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

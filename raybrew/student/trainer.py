@@ -156,8 +156,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     training = build_training(plan, world, asker_of(plan, local, pool))
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
-    # A step that leaves a task out leaves its head without gradients.
-    ddp = {"find_unused_parameters": True} if len(plan.tasks) > 1 else {}
+    ddp = {"find_unused_parameters": training.module.may_leave_parameters_out}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])
     with kept(local), CheckpointWriter(config["checkpoints"]) as writer:
