@@ -63,7 +63,7 @@ def predict(
         return one.take(np.empty(0, np.int64))
     training = asked.model.training
     asked.model.eval()
-    order = np.argsort(split.student.lengths[rows], kind="stable")
+    order = np.argsort(split.student.lengths_of(rows), kind="stable")
     parts = []
     for start in range(0, len(rows), batch_size):
         parts.append(_predict_batch(asked, kind, split, rows[order[start : start + batch_size]]))

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from raybrew.config import DistillJob
+from raybrew.data.keys import distinct_keys
 from raybrew.data.supplied import SuppliedLogits
 from raybrew.errors import DataError
 from raybrew.labels.logits import pack_rows
@@ -71,7 +71,7 @@ def _append(
     store: LabelStore, fingerprint: str, signal: Signal, logits: SuppliedLogits, payload: Payload
 ) -> None:
     target = store.signal(fingerprint, signal)
-    _, first = np.unique(logits.keys, axis=0, return_index=True)
-    missing = np.sort(first[~target.contains(logits.keys[first])])
+    first, _ = distinct_keys(logits.keys)
+    missing = first[~target.contains(logits.keys[first])]
     target.append(logits.keys[missing], payload.take(missing))
     target.flush()
