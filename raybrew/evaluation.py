@@ -64,7 +64,7 @@ def predict(
         return one.take(np.empty(0, np.int64))
     training = asked.model.training
     asked.model.eval()
-    lengths = split.student.lengths[rows]
+    lengths = split.student.lengths_of(rows)
     order = np.argsort(lengths, kind="stable")
     # One run of examples, or one for each length where none may be padded.
     cuts = np.flatnonzero(np.diff(lengths[order])) + 1 if asked.padding.is_read else ()

@@ -97,7 +97,7 @@ class _Judge:
         return {name: value for name, value in figures.items() if name not in hidden}
 
     def _of_batch(self, rows: np.ndarray) -> list[Payload]:
-        lengths = self._split.student.lengths[rows]
+        lengths = self._split.student.lengths_of(rows)
         length = int(lengths.max())
         labels = self._kind.labels_of(collate_labels(self._split, rows, length))
         mask = torch.from_numpy(np.arange(length) < lengths[:, None])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from raybrew.config import DistillJob
+from raybrew.data.keys import distinct_keys
 from raybrew.errors import LabelError, LabelsLost, RaybrewError
 from raybrew.events import Event
 from raybrew.labels.location import DAMAGED, label_errors
@@ -278,8 +279,8 @@ class Labelling:
     def _missing(self, teacher: PreparedTeacher, side: str) -> tuple[np.ndarray, int]:
         # The first row of each content whose labels are not all there, and how many contents.
         view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
-        _, first = np.unique(view.keys, axis=0, return_index=True)
-        keys = view.keys[np.sort(first)]
+        first, _ = distinct_keys(view.keys)
+        keys = view.keys[first]
         stores = [self._labels.signal(teacher.fingerprint, s) for s in teacher.signals]
         known = np.logical_and.reduce([store.contains(keys) for store in stores])
-        return np.sort(first)[~known], len(first)
+        return first[~known], len(first)

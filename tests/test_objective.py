@@ -8,9 +8,9 @@ import torch
 
 import raybrew as rb
 from raybrew.errors import ConfigError, TeacherError
+from raybrew.labels.logits import pack_rows
 from raybrew.labels.payload import Signal
 from raybrew.labels.tensors import tensors_of
-from raybrew.labels.top_k import pack_top_k
 from raybrew.losses.features import MATCH_LOSSES, match_loss
 from raybrew.losses.match_check import ModelGeometry
 from raybrew.losses.match_spec import MatchSpec
@@ -180,7 +180,7 @@ def through_payload(match: TaskMatch, student, teacher, parts=None) -> float:
     objective = Objective(
         rb.DistillationConfig(kd_loss_weight=0, matches="x"), {"a": 1.0}, matches=[match]
     )
-    whole = pack_features(match.signal, teacher, MASK)
+    whole = pack_features(match.signal, teacher, MASK)[0]
     parts = parts or [np.arange(6)]
     facts = BatchFacts(LABELS.numpy(), np.array(LENGTHS), tuple(parts))
     denominators = objective.denominators(facts)
@@ -272,7 +272,7 @@ def test_masked_batches_give_nothing_with_a_graph():
 def test_top_k_labels_come_back_as_they_were_kept(dtype, k):
     logits = drawn(5, 7) * 4
     signal = Signal(dtype=dtype, top_k=k, temperatures=(1.0, 4.0))
-    top_k = tensors_of(pack_top_k(logits, signal), signal)
+    top_k = tensors_of(pack_rows(logits, None, signal)[0], signal)
     stored = logits.to(getattr(torch, dtype)).float()
     assert isinstance(top_k, TopK)
     values = stored.topk(k, dim=-1).values
@@ -288,14 +288,44 @@ def test_as_many_top_logits_as_classes_are_the_dense_loss():
     student, a = drawn(6, 3), drawn(6, 3, seed=1)
     signal = Signal(top_k=3, temperatures=(2.0,))
     objective = Objective(config, {"a": 1.0}, logits=signal)
-    label = tensors_of(pack_top_k(a, signal), signal)
+    label = tensors_of(pack_rows(a, None, signal)[0], signal)
     dense = value(Objective(config, {"a": 1.0}), view(student), soft(a=a), FACTS)
     got = value(objective, view(student), {"a": {signal.name: label}}, FACTS)
     assert got == pytest.approx(dense, rel=1e-6)
     fewer = Signal(top_k=2, temperatures=(2.0,))
-    label = tensors_of(pack_top_k(a, fewer), fewer)
+    label = tensors_of(pack_rows(a, None, fewer)[0], fewer)
     objective = Objective(config, {"a": 1.0}, logits=fewer)
     assert value(objective, view(student), {"a": {fewer.name: label}}, FACTS) < dense
+
+
+@pytest.mark.parametrize("mixture", ["route", "sum_losses"])
+def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mixture):
+    # The second teacher gives all its probability to a class that the student masks.
+    signal = Signal(top_k=2, temperatures=(2.0,))
+    config = rb.DistillationConfig(temperature=2, mixture=mixture, kd_loss="kl")
+    student, a = drawn(6, 3), drawn(6, 3, seed=1)
+    a[:, 2] = student[:, 2] = -50.0
+    student[:, 2] = -math.inf
+    b = torch.tensor([-90.0, -90.0, 90.0]).expand(6, 3)
+    weights = {"a": 1.0, "b": 1.0 if mixture == "route" else 0.0}
+    kept = {
+        name: {signal.name: tensors_of(pack_rows(logits, None, signal)[0], signal)}
+        for name, logits in (("a", a), ("b", b))
+    }
+    leaf = student.requires_grad_()
+    found = []
+    for teachers in (weights, {"a": 1.0}):
+        objective = Objective(
+            config if len(teachers) > 1 else config.model_copy(update={"mixture": "mean_logits"}),
+            teachers,
+            logits=signal,
+        )
+        route = torch.zeros(6, dtype=torch.int64)
+        sums = objective.numerators(view(leaf), kept, Position(), route=route)
+        loss = objective.total(sums, objective.denominators(FACTS), Position())
+        found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    assert found[0][0].isfinite()
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ BENCHMARKS = {
         "pool_throughput",
         "store_reads",
         "wire_bytes",
+        "label_logits",
         "sweep",
         "gpu",
     )

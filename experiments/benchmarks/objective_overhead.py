@@ -78,7 +78,7 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     }
     labels = torch.randint(0, CLASSES, (BATCH,)).to(device)
     payloads = {
-        match.signal: pack_features(match.signal, [torch.randn(BATCH, LENGTH, SIZE)], mask)
+        match.signal: pack_features(match.signal, [torch.randn(BATCH, LENGTH, SIZE)], mask)[0]
         for match in matches
     }
     payloads[Signal()] = Payload(to_storage(torch.randn(BATCH, CLASSES), "float32"))

@@ -64,7 +64,7 @@ def shipped_bytes(matches: Sequence[MatchSpec], lengths: np.ndarray, dtype: str)
     total = 0
     for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
         for signal in signals.values():
-            payload = pack_features(
+            payload, _ = pack_features(
                 signal,
                 [features(signal.recipe.feature, int(length)) for _ in signal.layers],
                 torch.ones(1, int(length)),

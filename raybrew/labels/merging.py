@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raybrew.data.keys import distinct_keys
 from raybrew.labels.location import Location, StoredFile, label_errors
 from raybrew.labels.payload import Payload
 from raybrew.labels.shards import Shard, UnusableShardError, open_shard, write_shard
@@ -97,7 +98,7 @@ def _read(location: Location, file: StoredFile, teacher: str, signal: str) -> Sh
 
 def _joined(shards: Sequence[Shard]) -> tuple[np.ndarray, Payload]:
     keys = np.concatenate([shard.keys for shard in shards])
-    _, first = np.unique(keys, axis=0, return_index=True)
+    first, _ = distinct_keys(keys)
     part = np.repeat(np.arange(len(shards)), [len(shard.keys) for shard in shards])
     row = np.concatenate([np.arange(len(shard.keys)) for shard in shards])
     payloads = [shard.payload for shard in shards]

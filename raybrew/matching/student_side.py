@@ -55,7 +55,7 @@ class MatchTerm:
             label: the teacher's statistic; None only without rows.
         """
         if not len(features[0]) or label is None:
-            return torch.stack([feature.float().sum() for feature in features]).sum() * 0.0
+            return torch.stack([feature[:0].float().sum() for feature in features]).sum()
         ragged = as_ragged(label)
         if self._loss is None:
             return self._custom(features[0], mask, ragged)

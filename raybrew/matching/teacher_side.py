@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from raybrew.labels.payload import Payload, Signal, to_storage
-from raybrew.losses.features.ragged import Ragged, pack
+from raybrew.labels.payload import DTYPES, Payload, Signal, to_storage
+from raybrew.losses.features.ragged import pack
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.models.custom_match import CustomMatch
 
-__all__ = ["first_unusable_row", "pack_features"]
+__all__ = ["pack_features"]
 
 
-def pack_features(signal: Signal, features: Sequence[Tensor], mask: Tensor | None) -> Payload:
+def pack_features(
+    signal: Signal, features: Sequence[Tensor], mask: Tensor | None
+) -> tuple[Payload, int | None]:
     """Reduce a teacher's features to what the signal asks for.
 
     Args:
@@ -22,7 +25,8 @@ def pack_features(signal: Signal, features: Sequence[Tensor], mask: Tensor | Non
         mask: (b, L), real tokens.
 
     Returns:
-        b rows: of one width where no axis grows with the tokens, else ragged.
+        b rows: of one width where no axis grows with the tokens, else ragged; and the first of
+        them with NaN or infinity in it, None if there is none.
     """
     recipe: MatchSpec | CustomMatch = signal.recipe
     if isinstance(recipe, CustomMatch):
@@ -34,34 +38,23 @@ def pack_features(signal: Signal, features: Sequence[Tensor], mask: Tensor | Non
         loss = recipe.build_loss()
         axes = loss.axes
         ragged = loss.pack(loss.teacher_statistic(features, mask), mask)
-    return _as_payload(ragged, signal.dtype, ragged_rows="token" in axes)
+    values, offsets = ragged.values.to(DTYPES[signal.dtype][0]), ragged.offsets
+    unusable = _first_unusable_row(values, offsets, signal)
+    kept = to_storage(values, signal.dtype)
+    if "token" not in axes:
+        return Payload(kept.reshape(len(offsets) - 1, -1)), unusable
+    return Payload(kept, offsets.cpu().numpy().astype(np.int64)), unusable
 
 
-def first_unusable_row(payload: Payload, signal: Signal) -> int | None:
-    """Return the first row with NaN or infinity in it; None if there is none.
+def _first_unusable_row(values: Tensor, offsets: Tensor, signal: Signal) -> int | None:
+    """Look for NaN and infinity where the values are, which is quicker than on the host.
 
     Raw attention scores may hold −∞ where a key may not be looked at.
     """
-    values = _as_floats(payload.values, signal.dtype)
-    unusable = ~np.isfinite(values)
+    usable = values.isfinite()
     if getattr(signal.recipe, "feature", None) == "attention":
-        unusable &= ~np.isneginf(values)
-    if not unusable.any():
+        usable |= values.isneginf()
+    if bool(usable.all()):
         return None
-    if payload.offsets is None:
-        return int(unusable.any(axis=1).argmax())
-    return int(np.searchsorted(payload.offsets, int(unusable.argmax()), side="right")) - 1
-
-
-def _as_payload(ragged: Ragged, dtype: str, *, ragged_rows: bool) -> Payload:
-    values = to_storage(ragged.values, dtype)
-    offsets = ragged.offsets.cpu().numpy().astype(np.int64)
-    rows = len(offsets) - 1
-    return Payload(values, offsets) if ragged_rows else Payload(values.reshape(rows, -1))
-
-
-def _as_floats(values: np.ndarray, dtype: str) -> np.ndarray:
-    if dtype != "bfloat16":
-        return values
-    # The bits of bfloat16 are the upper half of a float32's.
-    return (values.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    first = usable.logical_not().nonzero()[0]
+    return int(torch.searchsorted(offsets.to(first.device), first, right=True)) - 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raybrew.errors import ConfigError
@@ -55,7 +56,11 @@ class View:
             logits=tuple(each[:0] for each in self.logits),
             logits_mask=masks,
             labels=tuple(each[:0] for each in self.labels),
-            losses=tuple(each * 0.0 for each in self.losses),
+            # A mean over no label is NaN, and 0 times that as well.
+            losses=tuple(
+                each.masked_fill(each.new_ones(each.shape, dtype=torch.bool), 0.0)
+                for each in self.losses
+            ),
             hidden=tuple(each[:0] for each in self.hidden),
             attention=tuple(each[:0] for each in self.attention),
             inputs_mask=None if self.inputs_mask is None else self.inputs_mask[:0],

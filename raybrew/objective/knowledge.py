@@ -14,7 +14,7 @@ from raybrew.losses.shift import probability_shift
 from raybrew.losses.soft import TopK, make_kd_loss
 from raybrew.losses.temperature import make_temperature_scheduler
 from raybrew.objective.facts import Position
-from raybrew.objective.rows import SoftRows
+from raybrew.objective.rows import SoftRows, top_k_rows
 
 __all__ = ["KnowledgeTerm"]
 
@@ -175,12 +175,20 @@ class KnowledgeTerm:
             if len(tops) == 1 and not self._mixture.sums_losses
             else self._row_weights(values, labels, position, row_keys, route, available)
         )
-        temperature = self._base
-        each = [
-            share * self._loss(student_logits, one, temperature, labels)
-            for share, one in zip(weights, tops, strict=True)
-        ]
-        return torch.stack(each).sum(dim=0)
+        if len(tops) == 1:
+            return weights[0] * self._loss(student_logits, tops[0], self._base, labels)
+        total = weights.new_zeros(len(student_logits))
+        for share, top in zip(weights, tops, strict=True):
+            # A teacher of no weight may have said anything, and its rows cost nothing.
+            rows = share.nonzero().squeeze(-1)
+            loss = self._loss(
+                student_logits[rows],
+                top_k_rows(top, rows),
+                self._base,
+                None if labels is None else labels[rows],
+            )
+            total = total.index_add(0, rows, (share[rows] * loss).to(total.dtype))
+        return total
 
     def _shifted(self, target: Tensor, labels: Tensor | None) -> Tensor:
         # What the loss is taken of is shifted, the mixture rather than its teachers.

@@ -78,6 +78,11 @@ class Objective:
         return tuple(self._weights)
 
     @property
+    def reads_logits(self) -> bool:
+        """Whether any term is one of the student's logits."""
+        return "kd" in self._weights or "hard" in self._weights
+
+    @property
     def needs_labels(self) -> tuple[str, ...]:
         """The settings that need a true label in each row."""
         asked = {"hard_label_weight": "hard" in self._weights}
@@ -204,7 +209,10 @@ class Objective:
     def _hard_sum(self, student: View) -> Tensor:
         if student.losses:
             # The adaptor's are means over the labelled rows of this pass.
-            return torch.stack([loss.mean() for loss in student.losses]).sum() * _labelled(student)
+            labelled = _labelled(student)
+            mean = torch.stack([loss.mean() for loss in student.losses]).sum()
+            # The mean of nothing is NaN.
+            return (mean * labelled).masked_fill(labelled == 0, 0.0)
         index = index_of(self._kind.layout, student)
         each = [
             self._hard(index.of_logits(logits), index.of_labels(labels)).sum()

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 
 from raybrew.config import DistillJob
+from raybrew.data.keys import distinct_keys
 from raybrew.data.supplied import SuppliedLogits
 from raybrew.errors import DataError
 from raybrew.labels.logits import pack_rows
@@ -14,7 +14,6 @@ from raybrew.labels.manifest import write_manifest
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.matching.teacher_side import first_unusable_row
 from raybrew.preparation.prepared import PreparedTeacher
 from raybrew.preparation.tables import Table
 
@@ -59,8 +58,7 @@ def store_supplied(
 def _payload(
     logits: SuppliedLogits, signal: Signal, what: str, teacher: PreparedTeacher
 ) -> Payload:
-    payload, whole = pack_rows(torch.from_numpy(logits.values), logits.lengths, signal)
-    bad = first_unusable_row(whole, signal)
+    payload, bad = pack_rows(torch.from_numpy(logits.values), logits.lengths, signal)
     if bad is not None:
         raise DataError(
             f"{what}: row {bad}: expected logits that {signal.dtype} can hold in "
@@ -73,7 +71,7 @@ def _append(
     store: LabelStore, fingerprint: str, signal: Signal, logits: SuppliedLogits, payload: Payload
 ) -> None:
     target = store.signal(fingerprint, signal)
-    _, first = np.unique(logits.keys, axis=0, return_index=True)
-    missing = np.sort(first[~target.contains(logits.keys[first])])
+    first, _ = distinct_keys(logits.keys)
+    missing = first[~target.contains(logits.keys[first])]
     target.append(logits.keys[missing], payload.take(missing))
     target.flush()

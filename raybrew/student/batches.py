@@ -83,9 +83,11 @@ def batch_facts(task: StudentTask, rows: np.ndarray, world_size: int, passes: in
         for rank in range(world_size)
         for part in micro_batches(rank_rows(positions, rank, world_size), passes)
     ]
-    lengths = task.train.student.lengths
     return BatchFacts(
-        task.train.labels_of(rows), lengths[rows], tuple(parts), unreached=_unreached(task, rows)
+        labels=task.train.labels_of(rows),
+        lengths=task.train.student.lengths_of(rows),
+        parts=tuple(parts),
+        unreached=_unreached(task, rows),
     )
 
 
@@ -111,7 +113,7 @@ def micro_batches_of(
     mine = rank_rows(rows, world.rank, world.size)
     view = task.train.views[STUDENT_VIEW]
     # Where a loss depends on the padding, every pass of every rank is padded alike.
-    pad_to = int(view.lengths[rows].max(initial=0)) if task.padding_counts else None
+    pad_to = int(view.lengths_of(rows).max(initial=0)) if task.padding_counts else None
     start = 0
     for part in micro_batches(mine, passes):
         inputs = collate(view, part, padding, pad_to)

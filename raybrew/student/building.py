@@ -148,7 +148,16 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
     adaptors = [task.reads for task in tasks]
     balancer = make_balancer(plan.mixing, len(tasks))
     kinds = [kind_of(task.kind) for task in tasks]
-    module = StudentModule(model, adaptors, matches, plan.training.seed, kinds, balancer)
+    objectives = [_objective(plan, n, matches[n], world) for n in range(len(tasks))]
+    module = StudentModule(
+        model,
+        adaptors,
+        matches,
+        plan.training.seed,
+        kinds,
+        balancer,
+        [objective.reads_logits for objective in objectives],
+    )
     module.to(world.device)
     sequence, num_steps = _sequence(plan, tasks)
     groups = module.projection_groups(optimizer_class(plan.training))
@@ -160,9 +169,7 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         wrapped=module,
         tokenizer=tokenizer,
         tasks=tasks,
-        objectives=[
-            _objective(plan, number, matches[number], world) for number in range(len(tasks))
-        ],
+        objectives=objectives,
         sequence=sequence,
         labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
         optimizer=optimizer,

@@ -37,7 +37,7 @@ from raybrew.student.evaluations import evaluate_task, next_evaluation
 from raybrew.student.extensions import call_back, postprocess, postprocessors_of
 from raybrew.student.hooks import Hooks, Saver
 from raybrew.student.module import StudentModule
-from raybrew.student.nan_policy import leave_out
+from raybrew.student.nan_policy import check_losses, leave_out
 from raybrew.student.optimization import OptimizerSettings
 from raybrew.student.ready import ReadyStep, StepMaker
 from raybrew.student.step import StudentStep
@@ -167,6 +167,8 @@ class StudentTraining:
             self._left_out(self._figures(ready, sums), hooks)
         if self._report_due():
             figures = self._figures(ready, sums)
+            if not self._take_step.skipped:
+                check_losses(self.step, figures)
             self._last |= figures
             if self.world.rank == 0:
                 hooks.losses(self.step, figures)

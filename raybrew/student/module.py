@@ -59,6 +59,7 @@ class StudentModule(nn.Module):
         seed: of the projections' weights, which are the same on every rank.
         kinds: one a task; sequence classification if left out.
         balancer: weighs the tasks' losses; all alike if left out.
+        reads_logits: one a task, whether its objective looks at logits; all do if left out.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class StudentModule(nn.Module):
         seed: int,
         kinds: Sequence[Kind] | None = None,
         balancer: Balancer | None = None,
+        reads_logits: Sequence[bool] | None = None,
     ):
         super().__init__()
         self.model = model
         self.balancer = balancer or Balancer()
         self._kinds = kinds or [KINDS["sequence-classification"]] * len(adaptors)
+        self._reads_logits = list(reads_logits or [True] * len(adaptors))
         self._matches = tuple(tuple(each) for each in matches)
         flat = [match for each in self._matches for match in each]
         self._models = _models_of(model, len(self._matches))
@@ -113,6 +116,10 @@ class StudentModule(nn.Module):
         view = reading.view
         if not view.labels:
             view = replace(view, labels=self._kinds[task].labels_of(labels))
+        # DDP waits for the gradient of all that outputs follow from: only what is read is one.
+        view = replace(view, hidden=(), attention=())
+        if not self._reads_logits[task]:
+            view = replace(view, logits=tuple(each.detach() for each in view.logits))
         features = {
             match.term: self._projected(match, each)
             for match, each in zip(self._matches[task], reading.features, strict=True)
@@ -122,6 +129,15 @@ class StudentModule(nn.Module):
     def model_of(self, task: int) -> nn.Module:
         """Return the bare model that a task reads."""
         return self._models[task]
+
+    @property
+    def may_leave_parameters_out(self) -> bool:
+        """Whether a step may leave parameters without a gradient.
+
+        It does with the heads of tasks that it doesn't come to, and with what lies behind the last
+        layer that is matched, where nothing is learnt from logits.
+        """
+        return len(self._models) > 1 or not all(self._reads_logits)
 
     @property
     def beside(self) -> nn.ModuleDict:

@@ -1,5 +1,6 @@
 """What a gradient that is not finite does to a run; a pure decision, the same on every rank."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -7,10 +8,33 @@ from raybrew.errors import TrainingError
 from raybrew.events import Event
 from raybrew.student.checkpoint import Progress
 
-__all__ = ["MAX_IN_A_ROW", "leave_out"]
+__all__ = ["MAX_IN_A_ROW", "check_losses", "leave_out"]
 
 MAX_IN_A_ROW = 25
 """After so many the weights themselves are taken to be broken."""
+
+
+def check_losses(step: int, losses: Mapping[str, float]) -> None:
+    """Refuse losses that are infinite or NaN though their gradient is finite.
+
+    Logits of −∞ mask classes out. Where the student masks a class to which a teacher gives
+    probability, a divergence is infinite, and its gradient doesn't show it.
+
+    Args:
+        step: its number, from 1.
+        losses: of the global batch.
+
+    Raises:
+        TrainingError: names the losses.
+    """
+    wrong = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainingError(
+            f"training, step {step}: expected finite losses, got {', '.join(wrong)} with a finite "
+            "gradient. The student's logits are −∞ for classes that a label or a teacher gives "
+            "probability: mask the same classes on both sides, or take a kd_loss that stays finite "
+            "(reverse_kl, jsd, skew_kl, tvd)"
+        )
 
 
 def leave_out(

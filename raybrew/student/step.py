@@ -172,7 +172,7 @@ class StudentStep:
         dtype = AUTOCAST.get(self._precision)
         with torch.autocast(device, dtype, enabled=dtype is not None):
             answer: StudentAnswer = self._model(dict(batch.inputs), batch.labels, task)
-        numerators = self._objectives[task].numerators(
+        return self._objectives[task].numerators(
             answer.view,
             batch.soft,
             position,
@@ -180,13 +180,7 @@ class StudentStep:
             batch.route,
             answer.features,
             batch.alignment,
-        )
-        if not answer.view.logits:
-            return numerators, answer.balance
-        # A head that no term looks at has a gradient too, 0: DDP waits for every parameter's.
-        untouched = torch.stack([each.float().sum() for each in answer.view.logits]).sum() * 0.0
-        first = next(iter(numerators))
-        return numerators | {first: numerators[first] + untouched}, answer.balance
+        ), answer.balance
 
     def _sync(self, last: bool) -> AbstractContextManager[Any]:
         if isinstance(self._model, DistributedDataParallel) and not last:

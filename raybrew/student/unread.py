@@ -25,8 +25,7 @@ _log = logging.getLogger(__name__)
 
 def ddp_options(training: StudentTraining) -> dict[str, bool]:
     """Return DDP's arguments for a student; looking for unread weights takes it time each step."""
-    # A step that leaves a task out leaves its head without gradients.
-    if len(training.tasks) > 1 or _drops_layers(training.module):
+    if training.module.may_leave_parameters_out or _drops_layers(training.module):
         return {"find_unused_parameters": True}
     padding = int(str(training.tokenizer.pad_token_id or 0))
     unread = unread_weights(training.module, training.tasks, padding)

@@ -20,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from raybrew.data.encoding import EncodedView
+from raybrew.data.keys import distinct_keys
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.labels.payload import Payload, Signal
 from raybrew.teachers.address import PoolAddress
@@ -105,7 +106,7 @@ class PoolClient:
             return handle.fill.remote(folder, view_name, rows[part], patient, ticket)
 
         async def work() -> np.ndarray:
-            keys, lengths = view.keys[rows], view.lengths[rows]
+            keys, lengths = view.keys[rows], view.lengths_of(rows)
             parts = await self._obtain(teacher, keys, lengths, send, together=True)
             return np.concatenate([rows[part][answer.left] for part, answer in parts])
 
@@ -130,14 +131,14 @@ class PoolClient:
         self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]
     ) -> dict[str, Payload]:
         # Equal examples are asked for once.
-        _, first, again = np.unique(view.keys, axis=0, return_index=True, return_inverse=True)
+        first, number = distinct_keys(view.keys)
         asked = view.take(first)
 
         def send(handle: ActorHandle, part: np.ndarray, ticket: int) -> Any:
             return handle.ask.remote(asked.take(part), signals, ticket)
 
         parts = await self._obtain(teacher, asked.keys, asked.lengths, send)
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]))[again.reshape(-1)]
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))[number]
         return {
             name: Payload.concat([answer.payloads[name] for _, answer in parts]).take(order)
             for name in (signal.name for signal in signals)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from raybrew.data.encoding import EncodedView
+from raybrew.data.keys import distinct_keys
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import Asker, Pending
 from raybrew.labels.spec import StoreSpec
@@ -81,8 +81,8 @@ class LocalAsker:
             rank: this one.
             world_size: ranks that do so, each for its own share.
         """
-        _, first = np.unique(view.keys, axis=0, return_index=True)
-        mine = np.sort(first[home_of(view.keys[first], world_size) == rank])
+        first, _ = distinct_keys(view.keys)
+        mine = first[home_of(view.keys[first], world_size) == rank]
         replica = self._replicas[teacher]
         self._thread.submit(self._let_go, replica).result()
         self._thread.submit(replica.fill_view, view.take(mine)).result()

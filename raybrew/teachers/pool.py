@@ -166,7 +166,7 @@ class TeacherPool:
     def _requests(self, teacher: str, fillings: Sequence[Filling]) -> Iterator[_Part]:
         for filling in fillings:
             if filling.teacher == teacher:
-                lengths = filling.view.lengths[filling.rows]
+                lengths = filling.view.lengths_of(filling.rows)
                 # Each is one forward: neighbours by length, as many as the budget holds.
                 for chunk in chunks_by_tokens(lengths, self.address.batch_tokens[teacher]):
                     yield filling, filling.rows[chunk]

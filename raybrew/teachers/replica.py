@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedView
+from raybrew.data.keys import distinct_keys
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import LabelError, RaybrewError
 from raybrew.labels.claims import CLAIMS, Claims
@@ -206,8 +207,7 @@ class Replica:
             # say who computed them.
             self.flush()
         computed = np.zeros(len(view), bool)
-        _, first = np.unique(view.keys, axis=0, return_index=True)
-        rows = np.sort(first)
+        rows, _ = distinct_keys(view.keys)
         rows = rows[~self._here(view.keys[rows], signals)]
         waiting = False
         try:
@@ -236,7 +236,7 @@ class Replica:
     def _compute(self, view: EncodedView, rows: np.ndarray, signals: tuple[Signal, ...]) -> None:
         if len(rows):
             self._loaded()
-            for chunk in chunks_by_tokens(view.lengths[rows], self.spec.batch_tokens):
+            for chunk in chunks_by_tokens(view.lengths_of(rows), self.spec.batch_tokens):
                 self._forward(view.take(rows[chunk]), signals)
 
     def _forward(self, asked: EncodedView, signals: tuple[Signal, ...]) -> None:

@@ -23,7 +23,7 @@ from raybrew.kinds import Layout, kind_of
 from raybrew.labels.logits import pack_logits
 from raybrew.labels.payload import DTYPES, Payload, Signal
 from raybrew.matching.reader import FeatureReader, use_eager_attention
-from raybrew.matching.teacher_side import first_unusable_row, pack_features
+from raybrew.matching.teacher_side import pack_features
 from raybrew.models.adaptors import Adaptor, View, adaptor_of
 from raybrew.models.padding import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
@@ -140,12 +140,11 @@ class ModelTeacher:
         payloads = []
         for signal in signals:
             if signal in features:
-                payload = pack_features(signal, features[signal], answer.view.inputs_mask)
-                self._check(view, rows, signal, payload)
+                payload, unusable = pack_features(signal, features[signal], answer.view.inputs_mask)
             else:
-                payload, whole = self._logits(signal, answer.view, batch["attention_mask"])
-                # Before the choice of the largest, which would hide what isn't a number.
-                self._check(view, rows, signal, whole)
+                payload, unusable = self._logits(signal, answer.view, batch["attention_mask"])
+            if unusable is not None:
+                raise self._not_finite(view, rows[unusable], signal)
             payloads.append(payload)
         return payloads
 
@@ -160,19 +159,15 @@ class ModelTeacher:
                 raise TeacherError(f"teacher {self.spec.name!r}: {error}") from error
         return self._readers[matched]
 
-    def _logits(self, signal: Signal, view: View, mask: Tensor) -> tuple[Payload, Payload]:
+    def _logits(self, signal: Signal, view: View, mask: Tensor) -> tuple[Payload, int | None]:
         try:
             return pack_logits(view.logits, mask, self._layout, signal)
         except LabelError as error:
             raise TeacherError(f"teacher {self.spec.name!r}: {error}") from error
 
-    def _check(self, view: EncodedView, rows: np.ndarray, signal: Signal, payload: Payload) -> None:
-        bad = first_unusable_row(payload, signal)
-        if bad is None:
-            return
-        row = rows[bad]
+    def _not_finite(self, view: EncodedView, row: int, signal: Signal) -> TeacherError:
         ids = view.take(np.array([row])).input_ids
-        raise TeacherError(
+        return TeacherError(
             f"teacher {self.spec.name!r} ({self.spec.model}): expected finite {signal.statistic}, "
             "got NaN or infinity "
             f"for the example with key {view.keys[row, 0]:016x}{view.keys[row, 1]:016x} "

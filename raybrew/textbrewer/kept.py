@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybrew.data.keys import distinct_keys
 from raybrew.errors import TeacherError
 from raybrew.labels.payload import Payload, Signal, to_storage
 from raybrew.labels.store import LabelStore, SignalStore
@@ -90,8 +91,8 @@ class KeptTeacher:
         self, question: Question, keys: np.ndarray, missing: np.ndarray, signals: Sequence[Signal]
     ) -> None:
         # Equal examples of a batch are computed once.
-        _, first = np.unique(keys[missing], axis=0, return_index=True)
-        rows = missing[np.sort(first)]
+        first, _ = distinct_keys(keys[missing])
+        rows = missing[first]
         part = question.take(torch.from_numpy(rows))
         answer = self.teacher.ask(part)
         mask = None if part.real is None else _mask_of(answer, part)

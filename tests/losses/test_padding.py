@@ -51,7 +51,7 @@ SCHEDULERS = {"flsw": {"beta": 1.0, "gamma": 2.0}, "cwsm": {"beta": 1.0}}
     student_extra=st.integers(0, 9),
 )
 def test_match_losses(name, seed, lengths, teacher_extra, student_extra):
-    """Value, denominator, gradient; the statistic is made under one padding and read under another."""
+    """Value, denominator, gradient; the statistic is made under another padding than is read."""
     mask = (torch.arange(LENGTH) < torch.tensor(lengths).unsqueeze(1)).long()
     loss = build(name)
     is_map = loss.features[0] == "attention"

@@ -7,8 +7,19 @@ import torch
 from torch import Tensor
 
 from raybrew.losses.soft import KD_LOSSES, make_kd_loss
+from raybrew.losses.soft.adaptive_kl import adaptive_kl
+from raybrew.losses.soft.reverse_kl import reverse_kl
 
 torch.set_num_threads(1)
+
+FINITE_THOUGH_THE_STUDENT_MASKS = {
+    "reverse_kl",
+    "jsd",
+    "skew_kl",
+    "skew_reverse_kl",
+    "tvd",
+    "dist",
+}
 
 
 def random_logits(*shape: int, seed: int = 0, scale: float = 2.0) -> Tensor:
@@ -110,3 +121,25 @@ class TestExtremes:
         rows = make_kd_loss("dkd")(student, teacher, 1.0, torch.tensor([0]))
         assert rows.item() == pytest.approx(math.log(2), abs=1e-12)
         assert gradient(rows.sum(), student).tolist()[0] == pytest.approx([-0.5, 0.25, 0.25])
+
+    @pytest.mark.parametrize("masked_side", ["student", "teacher"])
+    @pytest.mark.parametrize("name", sorted(KD_LOSSES))
+    def test_a_class_that_one_side_masks_is_a_limit_or_infinite(self, name, masked_side):
+        """p·log p → 0; a divergence without a limit is +∞, and nothing is NaN."""
+        sides = {"student": random_logits(6, 5), "teacher": random_logits(6, 5, seed=1)}
+        sides[masked_side][:3, 2] = -math.inf
+        labels = torch.tensor([0, 1, 3, 4, 0, 2])
+        loss = make_kd_loss(name)
+        rows = loss(sides["student"], sides["teacher"], 2.0, labels)
+        assert not rows.isnan().any()
+        assert rows[3:].isfinite().all()
+        if masked_side == "student" and name in FINITE_THOUGH_THE_STUDENT_MASKS:
+            assert rows.isfinite().all()
+            nearly = sides["student"].clamp(min=-1e6)
+            torch.testing.assert_close(rows, loss(nearly, sides["teacher"], 2.0, labels))
+
+    def test_an_infinite_divergence_of_no_weight_counts_for_nothing(self):
+        # Both agree on the head, {0}; the tail is masked by the student alone or in part.
+        student = torch.tensor([[0.6, 0.4, 0.0]], dtype=torch.float64).log()
+        teacher = torch.tensor([[0.6, 0.2, 0.2]], dtype=torch.float64).log()
+        torch.testing.assert_close(adaptive_kl(student, teacher), reverse_kl(student, teacher))

@@ -71,7 +71,7 @@ def _spread(
     present = torch.ones(num_rows, device=student[0].device) if keep is None else keep.any(dim=1)
     if not bool(present.any()):
         # Nothing to compare, but a graph to go through: the function may not stand an empty batch.
-        return student[0].reshape(num_rows, -1).sum(dim=1) * 0.0
+        return widen(student[0]).reshape(num_rows, -1)[:, :0].sum(dim=1)
     own = [widen(layer) for layer in student]
     if several_layers:
         value = function(own, list(statistic.unbind(dim=1)), mask=keep)

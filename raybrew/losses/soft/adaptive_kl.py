@@ -38,6 +38,9 @@ def adaptive_kl(
     head_share = _head_share(student_log_probs.exp(), teacher_log_probs.exp(), mu)
     forward = kl(student_log_probs, teacher_log_probs)
     backward = reverse_kl(student_log_probs, teacher_log_probs)
+    # An infinite divergence of no weight counts for nothing.
+    forward = forward.masked_fill(head_share == 0, 0.0)
+    backward = backward.masked_fill(head_share == 1, 0.0)
     return head_share * forward + (1 - head_share) * backward
 
 
