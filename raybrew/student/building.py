@@ -89,6 +89,7 @@ class TeacherPlan:
         order: its number of each of the task's classes; None if they are the same.
         hosted: what to load, if the rank hosts it itself.
         supplied: whether its labels were the data's, so that nobody computes them.
+        unnamed: whether no names say which of its classes is which of the task's.
     """
 
     name: str
@@ -100,6 +101,7 @@ class TeacherPlan:
     order: tuple[int, ...] | None = None
     hosted: TeacherSpec | None = None
     supplied: bool = False
+    unnamed: bool = False
 
 
 @dataclass(frozen=True)
