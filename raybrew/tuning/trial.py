@@ -19,7 +19,6 @@ from raybrew.mailbox import Message
 from raybrew.preparation import Readings
 from raybrew.student.building import build_training
 from raybrew.student.checkpoint import Snapshot
-from raybrew.student.class_orders import check_class_orders
 from raybrew.student.loop import Saver, StudentTraining
 from raybrew.student.world import World
 from raybrew.tuning.brief import Brief
@@ -77,9 +76,7 @@ class StudentTrial(tune.Trainable):
         cpus = self._resources.get("CPU", 1)
         torch.set_num_threads(plan.training.num_threads or max(1, int(cpus)))
         device = torch.device("cuda" if self._resources.get("GPU", 0) else "cpu")
-        world = World(device=device)
-        self._training = build_training(plan, world, None)
-        check_class_orders(plan, self._training.tasks, world, None)
+        self._training = build_training(plan, World(device=device), None)
         self._hooks = _TrialHooks(self._mailbox, self.trial_id)
         self._begun = False
 

@@ -1,8 +1,10 @@
 """Teachers whose classes have no names: the order is assumed, said, and tried on labelled rows."""
 
 import logging
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,19 @@ from datasets import ClassLabel, Dataset
 
 import raybrew as rb
 from raybrew.kinds import KINDS
+from raybrew.labelling import Labelling
 from raybrew.labels.spec import StoreSpec
 from raybrew.models.pretrained import read_tokenizer
 from raybrew.planning import distill_plan
 from raybrew.preparation import prepare
 from raybrew.preparation.tables import read_table
+from raybrew.run import Run
 from raybrew.student.building import build_training
 from raybrew.student.class_orders import check_class_orders
 from raybrew.student.world import World
+from raybrew.tuning import sweep
 from tests.kinds.made_kinds import make_kind_model, make_rows
-from tests.made import make_data, make_job, make_model
+from tests.made import logits_of, make_job, make_nameless
 from tests.student.in_process import LocalPool
 
 NAMES = ("cat", "ant", "bee")
@@ -29,27 +34,9 @@ NAMES = ("cat", "ant", "bee")
 SORTED = ("ant", "bee", "cat")
 
 
-def logits_of(model: Any, tokenizer: Any, texts: list[str]) -> np.ndarray:
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        return model.eval()(**batch).logits.numpy()
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Dataset]:
-    """A teacher without names whose three classes come up, and rows with its own answers."""
-    folder = tmp_path_factory.mktemp("teacher")
-    path = make_model(folder, 0, labels=("LABEL_0", "LABEL_1", "LABEL_2"))
-    model = KINDS["sequence-classification"].model_class.from_pretrained(path)
-    tokenizer = read_tokenizer(path, "teacher")
-    texts = list(make_data(120)["text"])
-    with torch.no_grad():
-        model.classifier.bias -= torch.from_numpy(logits_of(model, tokenizer, texts).mean(0))
-    model.save_pretrained(path)
-    logits = logits_of(model, tokenizer, texts)
-    assert np.bincount(logits.argmax(1)).min() > 10
-    labels = [NAMES[n] for n in logits.argmax(1)]
-    return path, Dataset.from_dict({"text": texts, "label": labels, "logits": logits.tolist()})
+    return make_nameless(tmp_path_factory.mktemp("teacher"), NAMES)
 
 
 def job_of(path: str, store: Path, train: Dataset, evaluation: Dataset | None, **changes: Any):
@@ -237,6 +224,28 @@ def test_a_teacher_with_names_or_an_adaptor_is_not_tried(made, tmp_path):
     for number, changes in enumerate(({"tasks": (named,)}, {"teachers": (own,)})):
         prepared = prepare(job.model_copy(update=changes), tmp_path / f"d{number}")
         assert not prepared.teachers[0].unnamed
+
+
+def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypatch):
+    path, rows = made
+    job = job_of(path, tmp_path / "store", rows, rows)
+    preparation = prepare(job, tmp_path / "data")
+    local = LocalPool(preparation, StoreSpec.of(job.labels))
+    view = preparation.tasks[0].split("eval").views[preparation.teachers[0].view]
+
+    class Labelled(Labelling):
+        def fill(self, pool: Any, sides: tuple[str, ...]) -> None:
+            local.replicas["a"].ask(view, preparation.teachers[0].signals)
+            local.flush()
+
+        @contextmanager
+        def pool(self):
+            yield None
+
+    monkeypatch.setattr(sweep, "Labelling", Labelled)
+    found: Any = SimpleNamespace(passes=[SimpleNamespace(job=job, preparation=preparation)])
+    with pytest.raises(rb.ConfigError, match="no names say which"):
+        sweep._label(found, Run(job, "tune", None, None))
 
 
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):
