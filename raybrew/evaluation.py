@@ -7,15 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybrew.data.collate import collate, collate_labels
+from raybrew.data.collate import collate, collate_labels, collate_tokens
 from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
 from raybrew.kinds import Kind
-from raybrew.labels.payload import Payload
+from raybrew.labels.payload import Payload, Signal
+from raybrew.labels.tensors import tensors_of
+from raybrew.losses.soft import TopK
 from raybrew.models.adaptors import Adaptor, view_of
-from raybrew.objective.rows import RowIndex
+from raybrew.objective.rows import RowIndex, SoftRows
 
-__all__ = ["ModelOnDevice", "payload_of_rows", "predict"]
+__all__ = ["ModelOnDevice", "StoredLabels", "class_flags", "payload_of_rows", "predict"]
 
 
 @dataclass(frozen=True)
@@ -116,3 +118,75 @@ def payload_of_rows(
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths.cpu().numpy() * predicted.shape[-1], out=offsets[1:])
     return Payload(predicted.reshape(-1).cpu().numpy(), offsets)
+
+
+@dataclass(frozen=True)
+class StoredLabels:
+    """What the store has of a teacher for some examples.
+
+    Args:
+        payload: logits, a row for each example.
+        signal: what they are.
+        view: that the teacher reads.
+        order: the teacher's number of each class; None if it is the task's.
+    """
+
+    payload: Payload
+    signal: Signal
+    view: str
+    order: Sequence[int] | None = None
+
+    def rows(
+        self,
+        index: RowIndex,
+        split: EncodedSplit,
+        examples: np.ndarray,
+        widths: Sequence[int],
+        output: int = 0,
+    ) -> SoftRows:
+        """Return one output's logits, (R, C); classes that top-k logits leave out come last.
+
+        Args:
+            index: rows of logits of the examples.
+            split: that they are of.
+            examples: which, int64 (b,).
+            widths: classes of each output.
+            output: which.
+        """
+        aligned, alignment = split.alignments.get(self.view), None
+        if aligned is not None:
+            length = int(split.student.lengths[examples].max())
+            alignment = collate_tokens(split, aligned, examples, length, -1)
+        soft = tensors_of(self.payload, self.signal)
+        found = index.of_soft(soft, widths, output, alignment, self.order)
+        if not isinstance(found.logits, TopK):
+            return found
+        # Below those that were kept: only the order counts.
+        lowest = found.logits.values.amin(dim=-1, keepdim=True)
+        rest = lowest.expand(-1, widths[output]).clone() - 1.0
+        filled = rest.scatter(-1, found.logits.indices, found.logits.values)
+        return SoftRows(filled, found.available)
+
+
+def class_flags(
+    kind: Kind, labels: np.ndarray, predicted: np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which classes rows have, and which are predicted, where a label is known.
+
+    Args:
+        kind: of a task whose classes have names.
+        labels: class of each row, (R,), or 0 or 1 for each class, (R, C); negative if unknown.
+        predicted: class of each row, (R,) or (R, 1), or logits, (R, C).
+        num_classes: C.
+
+    Returns:
+        bool (r, C) each, r rows with a label.
+    """
+    known = labels >= 0 if labels.ndim == 1 else labels.max(axis=1) >= 0
+    labels, predicted = labels[known], predicted[known]
+    if not kind.exclusive:
+        return labels > 0, predicted > 0
+    classes = np.arange(num_classes)
+    if predicted.ndim > 1 and predicted.shape[1] == num_classes:
+        predicted = predicted.argmax(axis=1)
+    return labels[:, None] == classes, predicted.reshape(-1, 1) == classes

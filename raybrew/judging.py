@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from raybrew.config import DistillJob
-from raybrew.data.collate import collate_labels, collate_tokens
+from raybrew.data.collate import collate_labels
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import LabelError
-from raybrew.evaluation import payload_of_rows
+from raybrew.evaluation import StoredLabels, payload_of_rows
 from raybrew.kinds import Kind, kind_of
 from raybrew.labels.payload import Payload
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.labels.tensors import tensors_of
-from raybrew.losses.soft import TopK
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
 from raybrew.preparation import Preparation, PreparedTask, PreparedTeacher
@@ -104,7 +102,7 @@ class _Judge:
         index = RowIndex.of(self._kind.layout, labels[0], mask)
         taken = [index.of_labels(each) for each in labels]
         widths = self._kind.widths(self._task.num_labels)
-        by_output = [self._logits(index, rows, length, widths, n) for n in range(len(widths))]
+        by_output = [self._logits(index, rows, widths, n) for n in range(len(widths))]
         keys = torch.from_numpy(self._split.student.keys[rows, 0].astype(np.int64))
         routes = self._split.routes
         mixed = [
@@ -120,20 +118,15 @@ class _Judge:
         return [payload_of_rows(self._kind, index, one, taken) for one in [*answers, mixed]]
 
     def _logits(
-        self, index: RowIndex, rows: np.ndarray, length: int, widths: Sequence[int], output: int
+        self, index: RowIndex, rows: np.ndarray, widths: Sequence[int], output: int
     ) -> Tensor:
         """Return the logits of one output of each teacher, (K, R, C)."""
         found = []
         for teacher, payload in zip(self._teachers, self._answers, strict=True):
-            soft = tensors_of(payload.take(rows), self._signal)
-            aligned = self._split.alignments.get(teacher.view)
-            alignment = (
-                None if aligned is None else collate_tokens(self._split, aligned, rows, length, -1)
-            )
-            one = index.of_soft(soft, widths, output, alignment, teacher.order)
+            stored = StoredLabels(payload.take(rows), self._signal, teacher.view, teacher.order)
+            one = stored.rows(index, self._split, rows, widths, output)
             logits = one.logits
-            if isinstance(logits, TopK):
-                logits = _filled_up(logits, widths[output])
+            assert isinstance(logits, Tensor), "classes that were left out are filled up"
             if one.available is not None:
                 # Where a teacher has nothing to say, no class is better than another.
                 logits = logits.masked_fill(~one.available[:, None], 0.0)
@@ -151,10 +144,3 @@ def _stored(job: DistillJob, teacher: PreparedTeacher, keys: np.ndarray) -> Payl
             f"are missing from {job.labels.store}; were files of the store deleted?"
         )
     return payload
-
-
-def _filled_up(top_k: TopK, classes: int) -> Tensor:
-    """Put every class that was left out below those that were kept; only the order counts."""
-    lowest = top_k.values.amin(dim=-1, keepdim=True)
-    rest = lowest.expand(-1, classes).clone() - 1.0
-    return rest.scatter(-1, top_k.indices, top_k.values)

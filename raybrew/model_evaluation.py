@@ -3,6 +3,7 @@
 model ──► its folder for the task ──► own tokenizer ──► rows encoded ──► logits ──► metrics
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 from raybrew.config import DistillJob, Task, TrainJob
-from raybrew.data.split import STUDENT_VIEW
+from raybrew.data.class_agreement import order_problem
+from raybrew.data.split import IGNORED, STUDENT_VIEW
 from raybrew.errors import ConfigError
-from raybrew.evaluation import ModelOnDevice, predict
+from raybrew.evaluation import ModelOnDevice, class_flags, predict
 from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
 from raybrew.models.own_class import OwnClass
@@ -30,10 +32,12 @@ from raybrew.models.pretrained import (
 from raybrew.models.student_files import task_folders
 from raybrew.models.vocabulary import RESIZE, check_vocabulary
 from raybrew.paths import user_path
-from raybrew.preparation.checks import check_class_names, order_of
+from raybrew.preparation.checks import assumed_order, check_class_names, is_unnamed, order_of
 from raybrew.preparation.tables import encode_table, read_table
 
 __all__ = ["evaluate"]
+
+logger = logging.getLogger(__name__)
 
 Metrics = dict[str, float]
 
@@ -113,6 +117,9 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     check_class_names(folder, config, table)
     own_code = isinstance(kind.model_class, OwnClass)
     fit_tokenizer(tokenizer, config, "model", own_code=own_code)
+    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, table)
+    if unnamed and table.order_assumed:
+        logger.warning(assumed_order(folder, table))
     model, info = load_model(kind.model_class, folder, "model", config)
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if lacking:
@@ -133,6 +140,11 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         split = encoded.split("eval")
         rows = np.arange(len(split))
         predicted = predict(hosted, kind, split, rows, batch_size=job.training.eval_batch_size)
+        if unnamed:
+            labels = split.labels[split.labels != IGNORED] if split.per_token else split.labels
+            flags = class_flags(kind, labels, predicted.values, len(names))
+            if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
+                raise ConfigError(problem)
         return kind.metrics(predicted, split, rows, names)
 
 

@@ -27,6 +27,7 @@ def distill_plan(job: DistillJob, preparation: Preparation) -> RankPlan:
                 order=teacher.order,
                 hosted=teacher.spec if teacher.teacher.placement == "worker" else None,
                 supplied=teacher.spec is None,
+                unnamed=teacher.unnamed,
             )
             for teacher in preparation.teachers
         ),

@@ -21,13 +21,21 @@ from raybrew.data.columns import read_column
 from raybrew.data.split import UNLABELLED
 from raybrew.errors import DataError
 
-__all__ = ["Classes", "LabelReader", "item_feature", "read_classes", "read_labels"]
+__all__ = [
+    "Classes",
+    "LabelReader",
+    "item_feature",
+    "order_is_assumed",
+    "read_classes",
+    "read_labels",
+]
 
 MAX_NUMBERED = 1 << 20
 """Most classes that a largest number may stand for; an identifier is no class."""
 
 _MISSING = (-100, -1)
 """Numbers that stand for no label: PyTorch's ignored index, and that of datasets' ClassLabel."""
+_BOOLS = ("False", "True")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
@@ -207,7 +215,7 @@ def read_classes(task: Task, rows: Iterable[Iterable[Any]], feature: Any) -> Cla
     elif any(isinstance(value, str) for value in values):
         names = _sorted_names(map(str, values))
     elif any(isinstance(value, bool) for value in values):
-        names = ("False", "True")
+        names = _BOOLS
     else:
         names = _numbered({int(value) for value in values}, what, task)
     if len(names) < 2:
@@ -216,6 +224,18 @@ def read_classes(task: Task, rows: Iterable[Iterable[Any]], feature: Any) -> Cla
             f"{', '.join(names) or 'none'}; set tasks[{task.name}].label_names if there are others"
         )
     return Classes(task, names, feature, _by_value(names))
+
+
+def order_is_assumed(task: Task, names: Sequence[str], feature: Any) -> bool:
+    """Return whether nothing says the order of the classes, so that their names were sorted.
+
+    Args:
+        task: may say it.
+        names: of the classes.
+        feature: what the training split says of its labels.
+    """
+    told = task.label_names is not None or are_numbers(names) or tuple(names) == _BOOLS
+    return not told and _names_of(item_feature(feature) or feature) is None
 
 
 def item_feature(feature: Any) -> Any:

@@ -68,6 +68,11 @@ class Kind(ABC):
         return other
 
     @property
+    def names_classes(self) -> bool:
+        """Whether a model's configuration names its classes, in the order of its logits."""
+        return self.has_labels and self.has_names
+
+    @property
     def augments(self) -> bool:
         """Whether its rows may be read changed: no place in a text, nor the text, is the answer."""
         return self.layout != "position" and self.has_labels

@@ -171,7 +171,7 @@ def _head_names(
         source = ModelSource(student.model, f"{what}.model", student.trust_remote_code)
     else:
         return ()
-    names = model_classes(source.config()) if kind.has_labels and kind.has_names else ()
+    names = model_classes(source.config()) if kind.names_classes else ()
     return names if len(names) == num_labels else ()
 
 

@@ -25,6 +25,7 @@ from raybrew.preparation.tables import Table
 
 __all__ = [
     "TeacherModel",
+    "assumed_order",
     "check_augmentation",
     "check_class_names",
     "check_columns",
@@ -33,6 +34,7 @@ __all__ = [
     "check_mask",
     "check_student",
     "check_teacher",
+    "is_unnamed",
     "order_of",
     "read_teacher",
 ]
@@ -233,7 +235,7 @@ def _check_outputs(
 def check_class_names(what: str, config: PreTrainedConfig, table: Table) -> None:
     """Refuse a model whose classes have names, but not those of the task."""
     kind, classes, names = table.kind, table.label_names, model_classes(config)
-    if kind.has_labels and kind.has_names and names_differ(names, classes):
+    if kind.names_classes and names_differ(names, classes):
         raise ConfigError(
             f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
             f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the names that the "
@@ -247,10 +249,31 @@ def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
     Returns:
         None where they are the task's, or can't be told by names.
     """
-    if not (table.kind.has_labels and table.kind.has_names):
+    if not table.kind.names_classes:
         return None
     order = class_order(model_classes(config), table.label_names)
     return None if order == tuple(range(len(table.label_names))) else order
+
+
+def is_unnamed(config: PreTrainedConfig, table: Table) -> bool:
+    """Return whether neither names nor the job say which of a model's classes is which.
+
+    The order is then taken to be the task's, and tried on labelled rows.
+    """
+    return (
+        table.kind.names_classes
+        and table.task.label_names is None
+        and class_order(model_classes(config), table.label_names) is None
+    )
+
+
+def assumed_order(what: str, table: Table) -> str:
+    """Return the warning about a model without names for classes that were sorted."""
+    return (
+        f"{what}: no names say which of its classes is which; they are taken to be in the sorted "
+        f"order of the labels ({', '.join(table.label_names)}); set "
+        f"tasks[{table.task.name}].label_names to be sure"
+    )
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:

@@ -1,5 +1,6 @@
 """The order of things: read, check, plan, encode."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from raybrew.models.padding import padding_of
 from raybrew.objective import Objective
 from raybrew.preparation.checks import (
     TeacherModel,
+    assumed_order,
     check_augmentation,
     check_columns,
     check_droppable,
@@ -28,6 +30,7 @@ from raybrew.preparation.checks import (
     check_mask,
     check_student,
     check_teacher,
+    is_unnamed,
     order_of,
 )
 from raybrew.preparation.matches import check_architectures, task_matches
@@ -40,6 +43,8 @@ from raybrew.student.extensions import check_extensions
 from raybrew.student.module import check_projections
 from raybrew.student.optimization import check_optimization, optimizer_class
 from raybrew.teachers.teacher import TeacherSpec
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["fit_together", "prepare", "prepare_supervised", "read_tables"]
 
@@ -57,6 +62,10 @@ def prepare(job: DistillJob, folder: Path) -> Preparation:
     """
     tables = read_tables(job)
     fitting = fit_together(job, tables, Readings())
+    for teacher in fitting.teachers:
+        table = tables[teacher.task]
+        if teacher.unnamed and table.order_assumed:
+            logger.warning(assumed_order(f"teachers[{teacher.teacher.name}].model", table))
     encoded = tuple(
         encode_table(table, tokenizers, folder, num_labels)
         for table, tokenizers, num_labels in zip(
@@ -258,6 +267,8 @@ def _prepared(
         view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
         signals=signals,
         order=order_of(model.config, table),
+        # What outputs mean is the adaptor's to say.
+        unnamed=adaptor is None and is_unnamed(model.config, table),
     )
 
 

@@ -53,6 +53,7 @@ class PreparedTeacher:
         view: the encoded view that it reads.
         signals: what is asked of it.
         order: its number of each of the task's classes; None if they are the same.
+        unnamed: whether no names say which of its classes is which of the task's.
     """
 
     teacher: Teacher
@@ -62,6 +63,7 @@ class PreparedTeacher:
     view: str
     signals: tuple[Signal, ...]
     order: tuple[int, ...] | None = None
+    unnamed: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,22 @@ from transformers import PreTrainedTokenizerBase
 
 from raybrew.config import Task, Teacher
 from raybrew.data.augmented import augmented
+from raybrew.data.class_agreement import order_problem
+from raybrew.data.classes import order_is_assumed
 from raybrew.data.columns import Rows, read_column, read_routes
 from raybrew.data.sources import load_source
 from raybrew.data.split import EncodedSplit
 from raybrew.data.supplied import read_supplied
 from raybrew.data.transfer import with_transfer
+from raybrew.errors import DataError
+from raybrew.evaluation import class_flags
 from raybrew.kinds import Kind, kind_of
 from raybrew.preparation.prepared import PreparedTask
 
 __all__ = ["Table", "encode_table", "read_table"]
+
+_COMPARED = 4096
+"""Rows whose logits are compared with labels at most."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Table:
         eval: rows to evaluate on.
         train_routes: int64 (N,), index of each row's teacher; None without a column for it.
         eval_routes: the same of the evaluation rows.
+        order_assumed: whether nothing says the order of the classes: their names were sorted.
     """
 
     task: Task
@@ -40,6 +48,7 @@ class Table:
     eval: Rows | None
     train_routes: np.ndarray | None = None
     eval_routes: np.ndarray | None = None
+    order_assumed: bool = False
 
     @property
     def kind(self) -> Kind:
@@ -64,7 +73,8 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
             train, task.augmentation, texts=texts, label=task.label, what=f"{what}.train"
         )
     evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
-    names, rows, eval_rows = kind_of(task.kind).read(task, train, evaluation)
+    kind = kind_of(task.kind)
+    names, rows, eval_rows = kind.read(task, train, evaluation)
     routed = [teacher.name for teacher in teachers]
     table = Table(
         task=task,
@@ -72,14 +82,40 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
         train=_with_supplied(task, names, train, rows, teachers, f"{what}.train"),
         eval=eval_rows,
         train_routes=read_routes(task, train, routed, f"{what}.train"),
+        order_assumed=kind.names_classes
+        and order_is_assumed(task, names, train.features[task.label]),
     )
-    if evaluation is None or eval_rows is None:
-        return table
-    return replace(
-        table,
-        eval=_with_supplied(task, names, evaluation, eval_rows, teachers, f"{what}.eval"),
-        eval_routes=read_routes(task, evaluation, routed, f"{what}.eval"),
-    )
+    if evaluation is not None and eval_rows is not None:
+        table = replace(
+            table,
+            eval=_with_supplied(task, names, evaluation, eval_rows, teachers, f"{what}.eval"),
+            eval_routes=read_routes(task, evaluation, routed, f"{what}.eval"),
+        )
+    if kind.names_classes and task.label_names is None:
+        for number, teacher in enumerate(teachers):
+            _check_column_order(table, teacher, number)
+    return table
+
+
+def _check_column_order(table: Table, teacher: Teacher, number: int) -> None:
+    """Refuse a column of logits that fits the labels far better in another order of the classes."""
+    for side, rows, routes in (
+        ("eval", table.eval, table.eval_routes),
+        ("train", table.train, table.train_routes),
+    ):
+        if rows is None or teacher.name not in rows.supplied:
+            continue
+        column = rows.supplied[teacher.name]
+        labels = rows.labels if column.lengths is None else np.concatenate(rows.labels)
+        chosen = np.ones(len(rows), bool) if routes is None else routes == number
+        if column.lengths is not None:
+            chosen = np.repeat(chosen, column.lengths)
+        drawn = np.random.default_rng(0).permutation(np.flatnonzero(chosen))[:_COMPARED]
+        classes = table.label_names
+        flags = class_flags(table.kind, labels[drawn], column.values[drawn], len(classes))
+        what, task = f"teachers[{teacher.name}].logits", table.task.name
+        if problem := order_problem(flags, what, classes, task=task, side=side):
+            raise DataError(problem)
 
 
 def _with_supplied(

@@ -43,7 +43,7 @@ from raybrew.student.scaling import loss_scaler
 from raybrew.student.world import World
 from raybrew.teachers.teacher import TeacherSpec
 
-__all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "build_training"]
+__all__ = ["RankPlan", "TaskPlan", "TeacherPlan", "build_training", "load_tasks"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ class TeacherPlan:
         order: its number of each of the task's classes; None if they are the same.
         hosted: what to load, if the rank hosts it itself.
         supplied: whether its labels were the data's, so that nobody computes them.
+        unnamed: whether no names say which of its classes is which of the task's.
     """
 
     name: str
@@ -100,6 +101,7 @@ class TeacherPlan:
     order: tuple[int, ...] | None = None
     hosted: TeacherSpec | None = None
     supplied: bool = False
+    unnamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class RankPlan:
 def build_training(plan: RankPlan, world: World, asker: Asker | None) -> StudentTraining:
     """Put together what a rank runs."""
     plan.extensions.install()
-    tasks = [_load_task(plan, number) for number in range(len(plan.tasks))]
+    tasks = load_tasks(plan)
     model, tokenizer = _build_model(plan)
     if plan.training.gradient_checkpointing:
         compute_layers_again(model)
@@ -182,6 +184,11 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         apart=_gradients_apart(plan, module),
         scaler=loss_scaler(plan.training.precision, world.device),
     )
+
+
+def load_tasks(plan: RankPlan) -> list[StudentTask]:
+    """Map the encoded splits of a plan's tasks into memory."""
+    return [_load_task(plan, number) for number in range(len(plan.tasks))]
 
 
 def _build_model(plan: RankPlan) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -38,6 +38,7 @@ from raybrew.student.building import RankPlan, build_training
 from raybrew.student.checkpoint import Snapshot
 from raybrew.student.checkpoint_writer import CheckpointWriter
 from raybrew.student.checkpoints import Checkpoints
+from raybrew.student.class_orders import check_class_orders
 from raybrew.student.faults import FaultWatch, fault_message
 from raybrew.student.hosting import asker_of, fill_shares, host_teachers, kept
 from raybrew.student.loop import Saver, StudentTraining
@@ -154,9 +155,11 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     pool = None if config["teachers"] is None else PoolClient(config["teachers"])
     local = host_teachers(plan, config["num_threads"], world)
-    training = build_training(plan, world, asker_of(plan, local, pool))
+    asker = asker_of(plan, local, pool)
+    training = build_training(plan, world, asker)
     if local is not None:
         fill_shares(plan, training.tasks, local, world)
+    check_class_orders(plan, training.tasks, world, asker)
     ddp = ddp_options(training) if world.size > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, config["mailbox"])

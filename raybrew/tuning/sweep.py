@@ -23,9 +23,14 @@ from raybrew.job_values import values_of
 from raybrew.jobfile import absolute_plain, dump_yaml
 from raybrew.judging import Metrics, judge_teachers
 from raybrew.labelling import Labelling
+from raybrew.planning import distill_plan
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run import Run
+from raybrew.run_folder import RunFolder
+from raybrew.student.building import load_tasks
 from raybrew.student.checkpoint import STUDENT
+from raybrew.student.class_orders import check_class_orders
+from raybrew.student.world import World
 from raybrew.tracking import check_tracking
 from raybrew.tuning.checks import check_labels, check_metric, check_points
 from raybrew.tuning.domains import range_of
@@ -283,6 +288,8 @@ def _label(found: Survey, run: Run) -> dict[str, float]:
                 f"sweep: expected the labels of every teacher, got {', '.join(labelling.dropped)} "
                 "gone for good (on_loss: drop); start the sweep again, or leave that teacher out"
             )
+        plan = distill_plan(each.job, each.preparation)
+        check_class_orders(plan, load_tasks(plan), World(), None)
         for name in counts:
             counts[name] += labelling.counts[name]
     return counts

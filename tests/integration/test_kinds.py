@@ -11,6 +11,7 @@ from ray.train import RunConfig, ScalingConfig
 import raybrew as rb
 from tests.kinds.made_kinds import byte_pairs, make_kind_model
 from tests.kinds.test_runs import job_of
+from tests.made import make_job, make_nameless
 from tests.student import in_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
@@ -66,3 +67,16 @@ def test_words_from_two_tokenizers_with_two_workers_as_with_one(tmp_path):
     assert 0 < masked < two.data["t train"]["words"]
     report = Path(two.folder, "report.txt").read_text()
     assert re.search(rf"^t train +│ +words_unaligned_b +│ +{masked:.0f}$", report, re.MULTILINE)
+
+
+@pytest.mark.parametrize("placement", ["pool", "worker"])
+def test_classes_in_another_order_stop_the_run_before_its_first_step(placement, tmp_path):
+    path, rows = make_nameless(tmp_path / "a", ("cat", "ant", "bee"))
+    task = rb.Task(name="t", train=rows, max_length=32)
+    teacher = rb.Teacher(name="a", task="t", model=path, placement=placement)
+    job = make_job({}, tmp_path / "store", tasks=[task], teachers=[teacher])
+    with pytest.raises(
+        rb.ConfigError, match=r"teachers\[a\]\.model.*label_names: \[cat, ant, bee\]"
+    ):
+        run(job, tmp_path / "wrong")
+    assert not (tmp_path / "wrong" / "run" / "checkpoints").exists()
