@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
+from raybrew.devices import check_device
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.extensions import Extensions, registered
 from raybrew.kinds import Layout, kind_of
@@ -28,6 +29,9 @@ from raybrew.models.pretrained import load_model, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
 
+CPU_TOKENS, GPU_TOKENS = 512, 4096
+"""Tokens of a forward where the job doesn't say: larger ones are no faster on a CPU."""
+
 
 @dataclass(frozen=True)
 class TeacherSpec:
@@ -39,7 +43,7 @@ class TeacherSpec:
         fingerprint: what its labels are filed under.
         kind: kind of its task.
         dtype: precision that it computes in.
-        batch_tokens: most tokens of one forward, padding included.
+        batch_tokens: most tokens of one forward, padding included; by the device if None.
         pad_token_id: what shorter examples are filled up with.
         num_threads: PyTorch threads.
         adaptor: what its outputs mean; that of its kind if None.
@@ -47,6 +51,7 @@ class TeacherSpec:
         attention: whether attention maps are asked of it.
         extensions: what the user registered in the driver's process.
         trust_remote_code: whether code that comes with its files may run.
+        device: that the resources of whoever hosts it name, as PyTorch writes it.
     """
 
     name: str
@@ -54,7 +59,7 @@ class TeacherSpec:
     fingerprint: str
     kind: str
     dtype: str
-    batch_tokens: int
+    batch_tokens: int | None
     pad_token_id: int
     num_threads: int
     adaptor: Adaptor | str | None = None
@@ -62,6 +67,14 @@ class TeacherSpec:
     attention: bool = False
     extensions: Extensions = field(default_factory=registered)
     trust_remote_code: bool = False
+    device: str = "cpu"
+
+    @property
+    def forward_tokens(self) -> int:
+        """Most tokens of one forward, padding included."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens
+        return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
 
 
 def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -91,7 +104,9 @@ class ModelTeacher:
     def __init__(self, spec: TeacherSpec):
         self.spec = spec
         spec.extensions.install()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(spec.device)
+        setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
+        check_device(self._device, f"teacher {spec.name!r}", setting)
         self._adaptor = adaptor_of(spec.kind, spec.adaptor)
         self._layout: Layout = kind_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
@@ -110,7 +125,7 @@ class ModelTeacher:
         Raises:
             TeacherError: an answer is NaN or infinite; names teacher and example.
         """
-        chunks = list(chunks_by_tokens(view.lengths, self.spec.batch_tokens))
+        chunks = list(chunks_by_tokens(view.lengths, self.spec.forward_tokens))
         answers = [self._forward(view, rows, signals) for rows in chunks]
         back = np.argsort(np.concatenate(chunks)) if chunks else np.empty(0, np.int64)
         return {
