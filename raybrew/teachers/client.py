@@ -250,8 +250,8 @@ class PoolClient:
                 "code"
             )
             raise TeacherError(
-                f"teacher {teacher!r}: {len(attempts.failures)} replicas failed on a request of "
-                f"{len(keys)} examples, the longest of {longest} tokens, {which}: {failure}; "
+                f"teacher {teacher!r}: replicas failed {len(attempts.failures)} times on a request "
+                f"of {len(keys)} examples, the longest of {longest} tokens, {which}: {failure}; "
                 f"{advice}"
             )
         if attempts.losses > MAX_LOSSES * len(self._address.replicas.get(teacher, ())):

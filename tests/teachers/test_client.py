@@ -223,8 +223,9 @@ def test_one_that_fails_whatever_it_is_asked_is_given_up_while_its_neighbour_doe
             break
     assert pool.ended == [(0, False)] * 4 + [(0, True)]
     assert [fault for fault, _ in pool.events()] == ["replica failed"] * 4 + ["replica gone"]
+    before = len(sick.asked)
     np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
-    assert len(sick.asked) == 4
+    assert len(sick.asked) == before
 
 
 def test_a_request_that_two_replicas_fail_on_alone_is_at_fault_and_the_others_are_answered(pools):
@@ -232,13 +233,13 @@ def test_a_request_that_two_replicas_fail_on_alone_is_at_fault_and_the_others_ar
     for replica in pool.replicas:
         replica.bad = VIEW.keys[3]
     good = [pool.client.ask("a", VIEW.take(ALL[n : n + 1]), SIGNALS) for n in range(8) if n != 3]
-    with pytest.raises(TeacherError, match=r"'a'.*2 replicas failed on a request of 1 examples"):
+    with pytest.raises(TeacherError, match=r"'a'.*failed 3 times on a request of 1 examples"):
         pool.ask(ALL[3:4])
     got = np.concatenate([each.result()[SIGNALS[0].name].values for each in good])
     np.testing.assert_array_equal(got, expected(np.delete(ALL[:8], 3)))
     failed = [number for number, _ in pool.ended]
     assert len(failed) == len(set(failed))  # each time another one
-    assert len(failed) in (2, 3)
+    assert len(failed) == 3  # with others, and twice alone
 
 
 def test_too_little_memory_halves_what_that_replica_computes_at_once(pools):
@@ -252,7 +253,8 @@ def test_too_little_memory_halves_what_that_replica_computes_at_once(pools):
     assert [each for each in dict.fromkeys(replica.batch_tokens) if each] == [32, 16, 8]
     # None of them counts as a loss that a replica is given up for.
     assert pool.ended == [(0, False)] * 3
-    assert all("at most" in what for _, what in pool.events())
+    told = [what for fault, what in pool.events() if fault == "replica failed"]
+    assert ["at most 32 tokens" in what for what in told] == [True, False, False]
 
 
 def test_a_single_example_that_memory_is_too_small_for_is_named_with_its_length(pools):
@@ -270,8 +272,7 @@ def test_a_process_that_ray_ends_for_memory_is_a_failure_of_memory(pools):
     pool = pools(1)
     pool.replicas[0].faults = [OutOfMemoryError("the node is low on memory")]
     np.testing.assert_array_equal(pool.ask(ALL[:4]), expected(ALL[:4]))
-    ((fault, what),) = pool.events()
-    assert fault == "replica failed"
+    what = dict(pool.events())["replica failed"]
     assert "low on memory; from now on at most 32 tokens" in what
 
 
