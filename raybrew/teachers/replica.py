@@ -151,7 +151,7 @@ class Replica:
             For each its answer, or the error that it alone ends in.
 
         Raises:
-            ReplicaFailure: of all of them, as with `ask`.
+            ReplicaFailure: several of them failed together, as with `ask`.
         """
         if len(views) > 1:
             try:
