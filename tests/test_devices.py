@@ -33,8 +33,8 @@ def test_a_gpu_that_pytorch_cannot_use_is_an_error_that_says_what_to_change(monk
     # Seen but of no use, too: a driver that is too old, say.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     pattern = r"teacher 'a'.*PyTorch .* can't use one.*set teachers\[a\].resources to \{CPU: 1\}"
+    spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, 0, 1)
     with pytest.raises(rb.ConfigError, match=pattern):
-        spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, 0, 1)
         ModelTeacher(TeacherSpec(*spec, device="cuda"))
     check_device(torch.device("cpu"), "a student worker", "nothing")
 

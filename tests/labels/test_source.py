@@ -186,6 +186,10 @@ def test_a_teacher_that_left_with_its_labels_in_the_store_is_not_missed(tmp_path
 
 def test_labels_that_are_not_in_the_store_of_a_teacher_that_left_are_lost(tmp_path):
     source = source_of(tmp_path, Leaving(LabelStore(tmp_path), wrote=False), stored=[2, 3, 5])
-    with pytest.raises(LabelsLost, match="it has left"):
+
+    def serve_all() -> None:
         for step in range(14):
             source.get(step)
+
+    with pytest.raises(LabelsLost, match="it has left"):
+        serve_all()

@@ -213,9 +213,8 @@ def test_a_sick_replica_gets_another_process_and_its_requests_go_elsewhere_alone
 def test_one_that_fails_whatever_it_is_asked_is_given_up_while_its_neighbour_does_the_work(pools):
     pool = pools(2)
     sick = pool.replicas[0]
-    sick.faults = [task_error(sick.failure("device", 4, alone=True)) for _ in range(40)]
-    for error in sick.faults:
-        error.cause.life = ""  # whichever life it is
+    failure = ReplicaFailure("device", "CUDA error: broken", "", 4, 64, True)
+    sick.faults = [task_error(failure) for _ in range(40)]
     for _ in range(100):
         np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
         pool.client.flush()  # so that the next question is a new one

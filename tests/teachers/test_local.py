@@ -145,7 +145,7 @@ def test_an_error_of_the_device_ends_the_worker_as_it_was_raised(spec, tmp_path,
     failing += [RuntimeError("CUDA error: uncorrectable ECC error encountered")]
     asker = asker_of(spec, tmp_path)
     # Not an error of ours, which would end the run: Ray Train starts the worker again.
-    with pytest.raises(RuntimeError, match="^CUDA error: uncorrectable ECC"):
+    with pytest.raises(RuntimeError, match=r"^CUDA error: uncorrectable ECC"):
         asker.fill_share("a", VIEW, 0, 1)
     asker.close()
 

@@ -225,7 +225,7 @@ def test_after_an_error_of_its_device_a_replica_computes_nothing_any_more(tmp_pa
     replica = replica_of(tmp_path, teacher)
     one, two, three = (VIEW.take(np.arange(n, n + 4)) for n in (0, 4, 8))
     replica.ask(one, SIGNALS)
-    with pytest.raises(ReplicaFailure, match="uncorrectable ECC.*forward of 8 examples") as failed:
+    with pytest.raises(ReplicaFailure, match=r"uncorrectable ECC.*forward of 8 examples") as failed:
         replica.ask_together([two, three], SIGNALS)
     assert not failed.value.blames  # there were two of them
     assert failed.value.life == replica.life
