@@ -117,6 +117,7 @@ class Labelling:
         self.teachers: dict[str, dict[str, float]] = {}
         self.dropped: set[str] = set()
         self._losses = 0
+        self._left: set[str] = set()
         self._damaged = self._set_aside()
         for teacher in preparation.teachers:
             mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
@@ -146,6 +147,7 @@ class Labelling:
     def pool(self) -> Iterator[TeacherPool | None]:
         """Start the teachers of whom labels are missing."""
         self._before = {name: dict(figures) for name, figures in self.teachers.items()}
+        self._left = set()
         if not self._wanted:
             logger.info("no label of the pool's teachers is missing: none is started")
             yield None
@@ -251,6 +253,8 @@ class Labelling:
             self.dropped |= pool.fill(evaluation)
         if name in self.dropped or not pool.release(name):
             return name in self.dropped
+        self.note(pool)
+        self._left.add(name)
         what = "every label is in the store; its replicas were ended and their resources are free"
         self._run.survived(Event("teacher left", f"teacher {name!r}", what, is_fault=False))
         return True
@@ -260,6 +264,8 @@ class Labelling:
         for event in pool.take_events():
             self._run.survived(Event(**event))
         for name, figures in pool.figures().items():
+            if name in self._left:  # a desk that lives again doesn't know of them
+                continue
             # Other replicas may have come before these.
             sums = {count: self._before[name][count] + figures[count] for count in _COUNTS}
             self.teachers[name] |= figures | sums

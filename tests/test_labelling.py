@@ -112,6 +112,12 @@ class UpPool:
         self.filled += [(each.teacher, len(each.rows)) for each in fillings]
         return set()
 
+    def take_events(self) -> list[dict[str, Any]]:
+        return []
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def release(self, teacher: str) -> bool:
         self._busy -= 1
         if self._busy >= 0:  # somebody waits for an answer
