@@ -20,9 +20,11 @@ import ray
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray._private.ray_constants import RAY_LOG_TO_DRIVER
 from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-from raybrew.errors import ConfigError
+from raybrew.devices import check_device, device_for
+from raybrew.errors import ConfigError, RaybrewError
 from raybrew.paths import try_to_write
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run_folder import RunFolder
@@ -34,8 +36,10 @@ __all__ = [
     "MAX_FAILURES",
     "NOTHING_TO_RESUME",
     "build_ray_object",
+    "check_devices",
     "check_ray_address",
     "check_resources",
+    "default_teacher_resources",
     "ray_session",
     "run_config_from",
     "run_folder",
@@ -55,6 +59,8 @@ _RAYS_NAME = re.compile(r"ray_train_run-[\d_-]+")
 CONNECT_S = 10.0
 """How long a cluster may take to answer at its address; RAYBREW_RAY_CONNECT_S sets another time."""
 RETRY_S = 0.5
+PROBE_S = 120.0
+"""How long a GPU that something else is using is waited for before it is checked."""
 STATS_S = 10.0
 """How long a node may take to say what its object store did."""
 
@@ -192,6 +198,58 @@ def spilled_objects() -> int | None:
     return int(told.store_stats.spilled_objects_total)
 
 
+def default_teacher_resources() -> dict[str, float]:
+    """Return the resources of a teacher's replica whose job says nothing of them."""
+    gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
+    return {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
+
+
+def check_devices(teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig) -> None:
+    """Have PyTorch use a GPU with the resources of each who asks for one, where Ray puts them.
+
+    Before any model is loaded. Replicas and workers look again: nodes may differ.
+
+    Args:
+        teachers: name and resources of each replica.
+        scaling: the student's workers, Ray Train's own.
+
+    Raises:
+        ConfigError: PyTorch can't use it; says who asked for it, and what to change.
+    """
+    probes: dict[str, tuple[Resources, str]] = {
+        f"teacher {name!r}": (need, f"teachers[{name}].resources to {{CPU: 1}}")
+        for name, need in teachers
+    }
+    worker: Any = scaling._resources_per_worker_not_none
+    probes["a student worker"] = (worker, "scaling.use_gpu to false")
+    remote: Any = ray.remote(_probe)
+    running = [
+        remote.options(
+            num_cpus=0,
+            num_gpus=need["GPU"],
+            resources={k: v for k, v in need.items() if k not in ("CPU", "GPU", "memory")},
+        ).remote(who, setting)
+        for who, (need, setting) in probes.items()
+        if need.get("GPU", 0) > 0
+    ]
+    if not running:
+        return
+    done, late = ray.wait(running, num_returns=len(running), timeout=PROBE_S)
+    for each in late:
+        logger.warning("a GPU that was asked for is in use after %.0f s: not checked", PROBE_S)
+        ray.cancel(each)
+    try:
+        ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaybrewError):
+            raise error.cause from None
+        raise
+
+
+def _probe(who: str, setting: str) -> None:
+    check_device(device_for(1), who, setting)
+
+
 def check_resources(
     teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig, *, together: bool
 ) -> None:
@@ -226,8 +284,9 @@ def check_resources(
             raise ConfigError(
                 f"resources: the job needs {need:g} {name} at the same time (teachers "
                 f"{parts[0]:g}, student workers {parts[1]:g}), the cluster has "
-                f"{has.get(name, 0):g}. Ask for fewer replicas or workers or a fraction each, or "
-                "compute the labels before training (labels.when: ahead), which frees the teachers"
+                f"{has.get(name, 0):g}. Ask for fewer replicas or workers or a fraction each "
+                f"(resources: {{{name}: 0.5}}), or compute the labels before training "
+                "(labels.when: ahead), which frees the teachers"
             )
 
 

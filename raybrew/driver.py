@@ -10,6 +10,7 @@ from functools import partial
 
 from ray.train import Result, RunConfig, ScalingConfig
 
+from raybrew.cluster import default_teacher_resources
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import LabelsLost
 from raybrew.judging import judge_teachers
@@ -48,9 +49,10 @@ def distill(
     with Run(job, "distill", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        replicas = preparation.replicas(in_workers=True)
-        run.start(replicas, together=job.labels.when == "along")
+        run.start_ray()
+        preparation = preparation.placed(default_teacher_resources())
         labelling = Labelling(job, preparation, run, in_workers=True)
+        run.start(labelling.replicas(), together=job.labels.when == "along")
         fitted = None
         while fitted is None:
             try:
@@ -77,7 +79,8 @@ def _fit(job: DistillJob, labelling: Labelling, run: Run) -> Result:
         if pool is None or ahead:
             fitted = run.fit(plan, None)
         else:
-            fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
+            with labelling.releasing(pool):
+                fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
             labelling.fill(pool, ("eval",))
             labelling.close(pool)
     # Of what is gone since, nobody has missed these yet.
@@ -103,8 +106,9 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
     with Run(job, "label", None, run_config) as run:
         with run.stage("prepare"):
             preparation = prepare(job, run.folder.data)
-        run.start(preparation.replicas(in_workers=False), together=False)
-        labelling = Labelling(job, preparation, run)
+        run.start_ray()
+        labelling = Labelling(job, preparation.placed(default_teacher_resources()), run)
+        run.start(labelling.replicas(), together=False)
         with labelling.pool() as pool:
             labelling.fill(pool, ("train", "eval"))
             labelling.close(pool)
@@ -131,6 +135,7 @@ def train(
     with Run(job, "train", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
             preparation = prepare_supervised(job, run.folder.data)
+        run.start_ray()
         run.start([], together=True)
         plan = supervised_plan(job, preparation)
         return run.finish(run.fit(plan, None), {}, {}, {}, preparation.data_counts())

@@ -27,7 +27,7 @@ EVENTS = "events.jsonl"
 
 @dataclass(frozen=True)
 class Event:
-    """A fault that a run survived.
+    """A fault that a run survived, or another turn that it took.
 
     Args:
         fault: its kind, a few words, such as `rank died`.
@@ -35,6 +35,7 @@ class Event:
         what: what happened, and what was done.
         lost_s: time that it cost, seconds; None where nobody waited.
         lost_steps: optimizer steps that were taken again.
+        is_fault: False for what goes as it should, such as a teacher that leaves.
     """
 
     fault: str
@@ -42,6 +43,7 @@ class Event:
     what: str
     lost_s: float | None = None
     lost_steps: int = 0
+    is_fault: bool = True
 
 
 def event_message(event: Event) -> dict[str, Any]:
@@ -50,24 +52,28 @@ def event_message(event: Event) -> dict[str, Any]:
 
 
 class EventLog:
-    """Appends events to the run's `events.jsonl`, and warns of each."""
+    """Appends events to the run's `events.jsonl`, and warns of each fault."""
 
     def __init__(self, folder: Path):
         self._path = folder / EVENTS
 
     def add(self, event: Event) -> None:
         """Record an event."""
-        logger.warning("survived: %s (%s): %s", event.fault, event.who, event.what)
+        if event.is_fault:
+            logger.warning("survived: %s (%s): %s", event.fault, event.who, event.what)
+        else:
+            logger.info("%s (%s): %s", event.fault, event.who, event.what)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(to_json({"time": time.time(), **asdict(event)}) + "\n")
 
     def all(self) -> list[dict[str, Any]]:
-        """Return what the run survived so far, also before it was resumed."""
+        """Return the faults that the run survived so far, also before it was resumed."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
         # A killed driver may have torn its last line.
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        events = [json.loads(line) for line in lines if line.endswith("}")]
+        return [event for event in events if event.get("is_fault", True)]
 
 
 class Recovery:

@@ -1,10 +1,14 @@
 """The labels of a job: what is missing, who computes it, and how many of each there were.
 
 store ──► missing rows of each (teacher, split) ──► pool ──► store
+                                                     └ a teacher without missing rows leaves
 """
 
 import logging
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,7 +21,7 @@ from raybrew.events import Event
 from raybrew.labels.location import DAMAGED, label_errors
 from raybrew.labels.manifest import write_manifest
 from raybrew.labels.spec import StoreSpec
-from raybrew.labels.store import LabelStore
+from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.preparation import Preparation, PreparedTeacher
 from raybrew.run import Run
 from raybrew.teachers.filling import Filling
@@ -32,6 +36,10 @@ _ROUNDS = 5
 """Times that the store is filled until nothing is missing: a lost replica leaves gaps."""
 _LOSSES = 3
 """So often training goes on after labels were lost that it had found in the store."""
+LOOK_S = 2.0
+LOOK_SHARE = 20
+"""How often is looked whether a teacher may leave while the student trains: so many seconds later,
+and so many times as long later as a look took, whose cost grows with the store."""
 _COUNTS = ("forwards", "retried", "recomputed", "losses")
 
 
@@ -52,6 +60,27 @@ class LabelResult:
     labels: dict[str, float]
     teachers: dict[str, dict[str, float]]
     times: dict[str, float]
+
+
+@dataclass
+class _Need:
+    """Labels that a teacher's replicas are up for.
+
+    Args:
+        keys: that were missing, uint64 (n, 2).
+        stores: of each signal that is asked for.
+    """
+
+    keys: np.ndarray
+    stores: Sequence[SignalStore]
+
+    def is_met(self) -> bool:
+        """Return whether all of them are in the store, whoever computed them."""
+        for store in self.stores:
+            store.refresh()
+        known = np.logical_and.reduce([store.contains(self.keys) for store in self.stores])
+        self.keys = self.keys[~known]
+        return not len(self.keys)
 
 
 class Labelling:
@@ -89,6 +118,7 @@ class Labelling:
         self.teachers: dict[str, dict[str, float]] = {}
         self.dropped: set[str] = set()
         self._losses = 0
+        self._left: set[str] = set()
         self._damaged = self._set_aside()
         for teacher in preparation.teachers:
             mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
@@ -98,14 +128,28 @@ class Labelling:
                 mine["in_store"] += unique - len(missing)
             for name in ("needed", "in_store"):
                 self.counts[name] += mine[name]
-        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
-        self._complete = all(mine["needed"] == mine["in_store"] for mine in hosted)
+        # Whose replicas are started: those of whom labels are missing.
+        self._wanted = [
+            teacher
+            for teacher in self._hosted
+            if self.teachers[teacher.teacher.name]["needed"]
+            > self.teachers[teacher.teacher.name]["in_store"]
+        ]
+
+    def replicas(self) -> list[tuple[str, Mapping[str, float]]]:
+        """Return name and resources of each replica that is about to start."""
+        return [
+            (each.teacher.name, each.resources)
+            for each in self._wanted
+            for _ in range(each.teacher.replicas)
+        ]
 
     @contextmanager
     def pool(self) -> Iterator[TeacherPool | None]:
-        """Start the teachers, if any label is missing at all."""
+        """Start the teachers of whom labels are missing."""
         self._before = {name: dict(figures) for name, figures in self.teachers.items()}
-        if self._complete:
+        self._left = set()
+        if not self._wanted:
             logger.info("no label of the pool's teachers is missing: none is started")
             yield None
             return
@@ -124,10 +168,10 @@ class Labelling:
                         t.spec,
                         t.signals,
                         t.teacher.replicas,
-                        dict(t.teacher.resources),
+                        dict(t.resources),
                         LossPolicy(t.teacher.on_loss, t.teacher.deadline_s, t.teacher.lost_after_s),
                     )
-                    for t in self._hosted
+                    for t in self._wanted
                     if t.spec is not None
                 ],
                 self.store,
@@ -140,7 +184,7 @@ class Labelling:
             pool.stop()
 
     def fill(self, pool: TeacherPool | None, sides: tuple[str, ...]) -> None:
-        """Compute what is missing of these splits.
+        """Compute what is missing of these splits, but for teachers that have left.
 
         Raises:
             LabelError: labels are missing however often they are computed.
@@ -150,12 +194,12 @@ class Labelling:
         go_on = self._job.labels.on_full == "go_on"
         with self._run.stage("label"):
             for _ in range(1 if go_on else _ROUNDS):
-                fillings = self._fillings(sides)
+                fillings = self._fillings(sides, pool.teachers)
                 if not fillings:
                     return
                 self.dropped |= pool.fill(fillings)
                 self.note(pool)
-        missing = sum(len(filling.rows) for filling in self._fillings(sides))
+        missing = sum(len(filling.rows) for filling in self._fillings(sides, pool.teachers))
         if missing and go_on:
             logger.error(
                 "label store %s: no room for %d labels", self._labels.location.root, missing
@@ -166,11 +210,63 @@ class Labelling:
                 f"were computed {_ROUNDS} times; is something else deleting files in the store?"
             )
 
+    @contextmanager
+    def releasing(self, pool: TeacherPool) -> Iterator[None]:
+        """Let each teacher go, while the student trains, once none of its labels is missing."""
+        over = threading.Event()
+        thread = threading.Thread(target=self._release, args=(pool, over), daemon=True)
+        thread.start()
+        try:
+            yield
+            over.set()
+            thread.join()
+        finally:
+            # Where training ended otherwise, nobody waits for labels that are under way.
+            over.set()
+
+    def _release(self, pool: TeacherPool, over: threading.Event) -> None:
+        needs = {
+            teacher.teacher.name: _Need(
+                self._missing_keys(teacher, "train"),
+                [self._labels.signal(teacher.fingerprint, signal) for signal in teacher.signals],
+            )
+            for teacher in self._wanted
+        }
+        wait_s = LOOK_S
+        while needs and not over.wait(wait_s):
+            start = time.monotonic()
+            for name in [name for name, need in needs.items() if need.is_met()]:
+                try:
+                    if self._released(pool, name):
+                        del needs[name]
+                except CancelledError:  # the pool was stopped
+                    return
+                except (RaybrewError, OSError) as error:
+                    # The run goes on with the teacher as it is; what is wrong shows at its end.
+                    logger.warning("teacher %r stays until training ends: %s", name, error)
+                    del needs[name]
+            wait_s = max(LOOK_S, LOOK_SHARE * (time.monotonic() - start))
+
+    def _released(self, pool: TeacherPool, name: str) -> bool:
+        """Compute the teacher's evaluation labels, which no step asks for, and let it go."""
+        evaluation = self._fillings(("eval",), {name})
+        if evaluation:
+            self.dropped |= pool.fill(evaluation)
+        if name in self.dropped or not pool.release(name):
+            return name in self.dropped
+        self.note(pool)
+        self._left.add(name)
+        what = "every label is in the store; its replicas were ended and their resources are free"
+        self._run.survived(Event("teacher left", f"teacher {name!r}", what, is_fault=False))
+        return True
+
     def note(self, pool: TeacherPool) -> None:
         """Record the teachers' figures so far, and what was survived since the last call."""
         for event in pool.take_events():
             self._run.survived(Event(**event))
         for name, figures in pool.figures().items():
+            if name in self._left:  # a desk that lives again doesn't know of them
+                continue
             # Other replicas may have come before these.
             sums = {count: self._before[name][count] + figures[count] for count in _COUNTS}
             self.teachers[name] |= figures | sums
@@ -196,14 +292,15 @@ class Labelling:
         self._losses += 1
         if self._losses > _LOSSES:
             raise error
-        self._complete = False
+        self._wanted = self._hosted
         self._note_damage()
         self._run.went_wrong("labels lost", "label store", str(error))
 
     def restore(self, side: str) -> None:
         """Compute what is gone of a split since it was seen in the store."""
-        if self._job.labels.on_full == "stop" and self._fillings((side,)):
-            self._complete = False
+        everyone = {teacher.teacher.name for teacher in self._hosted}
+        if self._job.labels.on_full == "stop" and self._fillings((side,), everyone):
+            self._wanted = self._hosted
             with self.pool() as pool:
                 self.fill(pool, (side,))
                 self.close(pool)
@@ -250,11 +347,11 @@ class Labelling:
                 if file.name.endswith(DAMAGED)
             }
 
-    def _fillings(self, sides: tuple[str, ...]) -> list[Filling]:
+    def _fillings(self, sides: tuple[str, ...], teachers: Collection[str]) -> list[Filling]:
         fillings = [
             self._filling(teacher, side)
             for teacher in self._hosted
-            if teacher.teacher.name not in self.dropped
+            if teacher.teacher.name in teachers and teacher.teacher.name not in self.dropped
             for side in sides
             if side in self._preparation.tasks[teacher.task].folders
         ]
@@ -275,6 +372,11 @@ class Labelling:
             rows=rows,
             on_done=lambda count: self._run.bars.advance(bar, count),
         )
+
+    def _missing_keys(self, teacher: PreparedTeacher, side: str) -> np.ndarray:
+        rows, _ = self._missing(teacher, side)
+        view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
+        return view.keys[rows]
 
     def _missing(self, teacher: PreparedTeacher, side: str) -> tuple[np.ndarray, int]:
         # The first row of each content whose labels are not all there, and how many contents.

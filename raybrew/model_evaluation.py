@@ -16,6 +16,7 @@ from torch import nn
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.data.class_agreement import order_problem
 from raybrew.data.split import IGNORED, STUDENT_VIEW
+from raybrew.devices import check_device, device_for
 from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, class_flags, predict
 from raybrew.kinds import Kind, kind_of
@@ -126,7 +127,9 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         raise ConfigError(
             f"{folder}: expected a trained model, got weights without {describe_names(lacking)}"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # This process has no resources of Ray's: what it sees is its own.
+    device = device_for(torch.cuda.device_count())
+    check_device(device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,

@@ -12,6 +12,7 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from raybrew.cluster import (
     MAX_FAILURES,
     NOTHING_TO_RESUME,
+    check_devices,
     check_ray_address,
     check_resources,
     ray_session,
@@ -128,13 +129,22 @@ class Run:
         finally:
             self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
 
-    def start(self, teachers: list[tuple[str, Mapping[str, float]]], *, together: bool) -> None:
-        """Bring Ray up and open the tracker; from here on the run leaves traces."""
+    def start_ray(self) -> None:
+        """Bring Ray up."""
         with self.stage("start_ray"):
             self._stack.enter_context(ray_session())
         # After Ray, which has a handler of its own that ends the process at once.
         self._stack.enter_context(sigterm_as_interrupt())
+
+    def start(self, teachers: list[tuple[str, Mapping[str, float]]], *, together: bool) -> None:
+        """Check resources and open the tracker; from here on the run leaves traces.
+
+        Args:
+            teachers: name and resources of each replica that is about to start.
+            together: whether they and the student's workers run at the same time.
+        """
         check_resources(teachers, self._scaling, together=together)
+        check_devices(teachers, self._scaling)
         self.folder.write("job.yaml", dump_yaml(absolute_plain(self._job)))
         self.tracker = self._stack.enter_context(
             Tracker(

@@ -51,3 +51,14 @@ def test_a_fault_before_the_first_step_is_an_event_too():
     recovery.fault(fault("rank 0"))
     (event,) = recovery.began(0, 1, 3.0)
     assert event.fault == "rank died"
+
+
+def test_what_is_no_fault_is_a_line_and_neither_warned_of_nor_survived(tmp_path, caplog):
+    log = EventLog(tmp_path)
+    with caplog.at_level(logging.INFO):
+        log.add(Event("teacher left", "teacher 'a'", "all is there", is_fault=False))
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["fault"] == "teacher left"
+    assert log.all() == []
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO

@@ -1,9 +1,13 @@
 """What a run decides about labels that are gone; no Ray: no teacher is started here."""
 
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 import raybrew as rb
@@ -13,8 +17,10 @@ from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling
 from raybrew.preparation import prepare
 from raybrew.run import Run
+from raybrew.teachers.filling import Filling
+from raybrew.teachers.pool import TeacherPool
 from tests.made import make_job, make_model
-from tests.student.in_process import Recorder, build
+from tests.student.in_process import LocalPool, Recorder, build
 
 
 @dataclass
@@ -23,12 +29,21 @@ class Told:
 
     events: list[Event] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    bars: Any = field(default_factory=lambda: SimpleNamespace(start=lambda *_: None))
+
+    def stage(self, name: str) -> Any:
+        return nullcontext()
 
     def survived(self, event: Event) -> None:
         self.events.append(event)
 
     def went_wrong(self, fault: str, who: str, what: str) -> None:
         self.wrong.append(what)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, str]:
+    return {name: make_model(tmp_path / name, seed) for seed, name in enumerate("ab")}
 
 
 @pytest.fixture
@@ -82,3 +97,68 @@ def test_teachers_whose_evaluation_labels_a_full_store_did_not_keep_are_not_judg
     going_on = filled.model_copy(update={"labels": labels})
     assert judge_teachers(going_on, preparation) == ({}, {})
     assert "teachers of task 'sum' are not judged" in caplog.text
+
+
+class UpPool:
+    """Stands in for running teachers."""
+
+    def __init__(self, *names: str, busy: int = 0):
+        self.teachers = set(names)
+        self.released: list[str] = []
+        self.filled: list[tuple[str, int]] = []
+        self._busy = busy
+
+    def fill(self, fillings: list[Filling]) -> set[str]:
+        self.filled += [(each.teacher, len(each.rows)) for each in fillings]
+        return set()
+
+    def take_events(self) -> list[dict[str, Any]]:
+        return []
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        return {}
+
+    def release(self, teacher: str) -> bool:
+        self._busy -= 1
+        if self._busy >= 0:  # somebody waits for an answer
+            return False
+        self.released.append(teacher)
+        self.teachers.discard(teacher)
+        return True
+
+
+def test_a_teacher_leaves_with_its_last_training_label_and_the_others_stay(
+    tmp_path, models, monkeypatch
+):
+    monkeypatch.setattr("raybrew.labelling.LOOK_S", 0.01)
+    told = Told()
+    job = make_job(models, tmp_path / "store")
+    labelling = labelling_of(job, tmp_path / "data", told)
+    assert [name for name, _ in labelling.replicas()] == ["a", "b"]
+    pool = UpPool("a", "b", busy=2)
+    replicas = LocalPool(prepare(job, tmp_path / "again"), job.labels.store).replicas
+    view = labelling._preparation.tasks[0].train.student
+    with labelling.releasing(cast(TeacherPool, pool)):
+        replicas["a"].fill_view(view.take(np.arange(40)))
+        replicas["a"].flush()
+        time.sleep(0.1)
+        assert pool.filled == []
+        # Whoever computes the last of them, in this run or in another one.
+        replicas["a"].fill_view(view)
+        replicas["b"].fill_view(view.take(np.arange(40)))
+        for each in replicas.values():
+            each.flush()
+        until = time.monotonic() + 30
+        while not pool.released and time.monotonic() < until:
+            time.sleep(0.01)
+    assert pool.released == ["a"]
+    # What no step asks for was computed before it left.
+    assert set(pool.filled) == {("a", 30)}
+    assert [(e.fault, e.who, e.is_fault) for e in told.events] == [
+        ("teacher left", "teacher 'a'", False)
+    ]
+    # Only those of whom labels are missing are started next time.
+    replicas["a"].fill_view(labelling._preparation.tasks[0].split("eval").student)
+    replicas["a"].flush()
+    later = labelling_of(job, tmp_path / "later", Told())
+    assert [name for name, _ in later.replicas()] == ["b"]

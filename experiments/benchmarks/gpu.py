@@ -45,7 +45,7 @@ def measured(setting: Setting, device: torch.device, rounds: int, num_epochs: in
     shares, rates = [], []
     for number in range(rounds):
         peak = matmul_rate(device)
-        pool = LocalPool(preparation, f"{job.labels.store}-{number}")
+        pool = LocalPool(preparation, f"{job.labels.store}-{number}", str(device))
         load(pool)
         start = time.perf_counter()
         label(preparation, pool)

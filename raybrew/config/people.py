@@ -41,9 +41,11 @@ class Teacher(Section):
         "in its process, so that nothing is carried, e.g. on one GPU.",
     )
     replicas: int = Field(default=1, ge=1, le=1024, description="Ray actors that host it.")
-    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default_factory=lambda: {"CPU": 1.0},
-        description="Ray resources of one replica, e.g. {GPU: 0.5}.",
+    resources: dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        default=None,
+        description="Ray resources of one replica, e.g. {GPU: 0.5}: it computes on the GPU that "
+        "they name, at most one, and on the CPU without one. A CPU and, where the cluster has "
+        "GPUs, one of them if left out.",
     )
     dtype: Dtype = Field(default="float32", description="Precision that the teacher computes in.")
     batch_tokens: int | None = Field(
@@ -80,13 +82,6 @@ class Teacher(Section):
     trust_remote_code: Trust = False
 
     @property
-    def forward_tokens(self) -> int:
-        """Most tokens of one forward, padding included."""
-        if self.batch_tokens is not None:
-            return self.batch_tokens
-        return 512 if self.placement == "pool" and not self.resources.get("GPU") else 4096
-
-    @property
     def model_path(self) -> str:
         """Its model, of a teacher that is one."""
         assert self.model is not None, f"teacher {self.name} is a column of the data"
@@ -113,6 +108,12 @@ class Teacher(Section):
             raise ValueError(
                 f"placement: worker lives in the student's workers, with their resources: expected "
                 f"it without {', '.join(idle)}"
+            )
+        gpus = (self.resources or {}).get("GPU", 0)
+        if gpus > 1:
+            raise ValueError(
+                f"resources: a replica computes on one GPU: expected GPU: 1 or a part of it, got "
+                f"{gpus:g}; for more of them set replicas"
             )
         return self
 

@@ -93,6 +93,7 @@ class _Part:
     found: np.ndarray
     known: Answer
     pending: Pending | None = None
+    asked: np.ndarray | None = None
 
 
 @dataclass
@@ -184,14 +185,33 @@ class LabelSource:
                     "store and no teacher was started; were files of the store deleted?"
                 )
             asked = teacher.view.take(rows[~found])
+            part.asked = asked.keys
             part.pending = self.asker.ask(teacher.name, asked, tuple(teacher.stores))
         return part
+
+    def _answer(self, name: str, part: _Part) -> Answer:
+        """Return what the store had of a part, and what was computed."""
+        if part.pending is None or part.asked is None:
+            return part.known
+        try:
+            computed = part.pending.result()
+        except LabelsLost:
+            # The teacher has left, as all of its labels are there: also those that were on their
+            # way when this rank looked?
+            (stores,) = (teacher.stores for teacher in self.teachers if teacher.name == name)
+            for store in stores.values():
+                store.refresh(now=True)
+            found, computed = _read(stores, part.asked)
+            if not found.all():
+                raise
+        part.pending = None
+        return _merged(part, computed)
 
     def _await(self, window: _Window) -> dict[int, dict[str, Answer]]:
         ready: dict[int, dict[str, Answer]] = {}
         for name, part in window.parts.items():
             try:
-                answer = _merge(part)
+                answer = self._answer(name, part)
             except TeacherGone:
                 self.figures.dropped += int((~part.found[: sum(part.counts)]).sum())
                 continue
@@ -217,11 +237,7 @@ def _read(stores: Mapping[Signal, SignalStore], keys: np.ndarray) -> tuple[np.nd
     }
 
 
-def _merge(part: _Part) -> Answer:
-    if part.pending is None:
-        return part.known
-    computed = part.pending.result()
-    part.pending = None
+def _merged(part: _Part, computed: Answer) -> Answer:
     if not part.known:
         return computed
     order = np.argsort(np.concatenate([np.flatnonzero(part.found), np.flatnonzero(~part.found)]))

@@ -1,7 +1,8 @@
 """What preparing a job leaves behind."""
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,8 @@ from raybrew.matching.plan import TaskMatch
 from raybrew.teachers.teacher import TeacherSpec
 
 __all__ = ["Fitting", "Preparation", "PreparedTask", "PreparedTeacher"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class PreparedTeacher:
         signals: what is asked of it.
         order: its number of each of the task's classes; None if they are the same.
         unnamed: whether no names say which of its classes is which of the task's.
+        resources: Ray resources of each replica, once the cluster is known.
     """
 
     teacher: Teacher
@@ -64,6 +68,23 @@ class PreparedTeacher:
     signals: tuple[Signal, ...]
     order: tuple[int, ...] | None = None
     unnamed: bool = False
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    def placed(self, default: Mapping[str, float]) -> "PreparedTeacher":
+        """Return it with its resources, or these where the job says nothing of them."""
+        if self.spec is None:
+            return self
+        given = self.teacher.resources
+        resources = dict(default if given is None else given)
+        if self.teacher.placement == "pool":
+            logger.info(
+                "teacher %r: each replica has %s%s and computes on the %s",
+                self.teacher.name,
+                ", ".join(f"{value:g} {name}" for name, value in resources.items()) or "nothing",
+                " (the job says nothing of resources)" if given is None else "",
+                "GPU" if resources.get("GPU", 0) > 0 else "CPU",
+            )
+        return replace(self, resources=resources)
 
 
 @dataclass(frozen=True)
@@ -97,20 +118,9 @@ class Preparation:
     teachers: tuple[PreparedTeacher, ...] = ()
     matches: tuple[tuple[TaskMatch, ...], ...] = ()
 
-    def replicas(self, *, in_workers: bool) -> list[tuple[str, Mapping[str, float]]]:
-        """Return name and resources of each replica that the teachers' pool hosts.
-
-        Args:
-            in_workers: whether teachers with `placement: worker` are the student's workers'
-                business; else the pool hosts them too.
-        """
-        return [
-            (teacher.teacher.name, teacher.teacher.resources)
-            for teacher in self.teachers
-            if teacher.spec is not None
-            if not in_workers or teacher.teacher.placement == "pool"
-            for _ in range(teacher.teacher.replicas)
-        ]
+    def placed(self, default: Mapping[str, float]) -> "Preparation":
+        """Return it with each teacher's resources; see `PreparedTeacher.placed`."""
+        return replace(self, teachers=tuple(each.placed(default) for each in self.teachers))
 
     def data_counts(self) -> dict[str, dict[str, float]]:
         """Return what each split holds, and what was cut, lost or masked on the way to it."""

@@ -36,6 +36,7 @@ from raybrew.student.draws import seed_draws
 from raybrew.student.evaluations import evaluate_task, next_evaluation
 from raybrew.student.extensions import call_back, postprocess, postprocessors_of
 from raybrew.student.hooks import Hooks, Saver
+from raybrew.student.memory import evaluation_memory, step_memory
 from raybrew.student.module import StudentModule
 from raybrew.student.nan_policy import check_losses, leave_out
 from raybrew.student.optimization import OptimizerSettings
@@ -148,7 +149,8 @@ class StudentTraining:
                 self._train_step(ready, hooks)
                 if self.step < end:
                     self._save_if_due(hooks)
-        values = self.evaluate(hooks)
+        with evaluation_memory(self.config):
+            values = self.evaluate(hooks)
         values["train/progress"] = self.step / self.num_steps
         hooks.evaluated(self.step, values, self.save)
         self._save_if_due(hooks, evaluation=values)
@@ -161,7 +163,8 @@ class StudentTraining:
         # Here, not where batches are made ready: whatever is drawn follows from the seed above.
         functions = postprocessors_of(self.config)
         batches = [postprocess(batch, functions) for batch in ready.arrive()]
-        sums = self._take_step(batches, ready.position)
+        with step_memory(self.config, self.world.size):
+            sums = self._take_step(batches, ready.position)
         self.step += 1
         if self._take_step.skipped:
             self._left_out(self._figures(ready, sums), hooks)

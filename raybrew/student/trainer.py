@@ -31,6 +31,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from raybrew.devices import check_device
 from raybrew.errors import RaybrewError, TrainingError
 from raybrew.events import Event, event_message
 from raybrew.mailbox import Message
@@ -153,8 +154,10 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(config["num_threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
+    check_device(world.device, "a student worker", "scaling.use_gpu to false")
+    mailbox: ActorHandle = config["mailbox"]
     pool = None if config["teachers"] is None else PoolClient(config["teachers"])
-    local = host_teachers(plan, config["num_threads"], world)
+    local = host_teachers(plan, config["num_threads"], world, partial(_put_event, mailbox))
     asker = asker_of(plan, local, pool)
     training = build_training(plan, world, asker)
     if local is not None:
@@ -162,9 +165,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     check_class_orders(plan, training.tasks, world, asker)
     ddp = ddp_options(training) if world.size > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
-    _resume(training, config["checkpoints"], world, config["mailbox"])
+    _resume(training, config["checkpoints"], world, mailbox)
     with kept(local), CheckpointWriter(config["checkpoints"]) as writer:
-        values = training.run(_RayHooks(config["mailbox"], world, writer))
+        values = training.run(_RayHooks(mailbox, world, writer))
     if training.labels is not None:
         figures = training.labels.figures
         here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]
@@ -182,14 +185,16 @@ def _resume(
     newest: Path | None = None
     if world.rank == 0:
         checkpoints.clean()
-        newest = checkpoints.newest(lambda said: _tell_damage(mailbox, said))
+        newest = checkpoints.newest(
+            lambda said: _put_event(mailbox, Event("checkpoint damaged", "the student", said))
+        )
     newest = world.gather(newest)[0]
     if newest is not None:
         training.resume(newest)
 
 
-def _tell_damage(mailbox: ActorHandle, said: str) -> None:
-    ray.get(mailbox.put.remote(event_message(Event("checkpoint damaged", "the student", said))))
+def _put_event(mailbox: ActorHandle, event: Event) -> None:
+    ray.get(mailbox.put.remote(event_message(event)))
 
 
 class _RayHooks:

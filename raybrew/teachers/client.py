@@ -1,8 +1,11 @@
 """How an asker (a rank, the driver) gets labels: the desk says from whom, replicas give them.
 
     question ──► desk: tickets ──► credits ──► replica ──► answers put back in order
-                      ▲                          │ lost
+                      ▲                          │ lost, or its device failed
                       └──────────────────────────┘
+
+What a replica failed with is asked of another one, and shares no forward there: where two of them
+fail on it alone, the request is at fault.
 
 The asker owns the answers: they don't pass the driver and outlive the teacher. All waiting happens
 on an event loop beside the asker's thread.
@@ -11,13 +14,13 @@ on an event loop beside the asker's thread.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
 from raybrew.data.encoding import EncodedView
 from raybrew.data.keys import distinct_keys
@@ -27,6 +30,7 @@ from raybrew.teachers.address import PoolAddress
 from raybrew.teachers.answer import Answer
 from raybrew.teachers.background import Background, all_of
 from raybrew.teachers.credits import Credits
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.policy import MAX_LOSSES
 from raybrew.teachers.tickets import Ticket
 
@@ -39,8 +43,9 @@ LOOK_S = 1.0
 """How often the desk is asked after a replica that takes its time."""
 DESK_ATTEMPTS = 20
 
-Send = Callable[[ActorHandle, np.ndarray, int], Any]
-"""Sends the question about some rows to a replica, with the number of its ticket."""
+Send = Callable[[ActorHandle, np.ndarray, int, bool], Any]
+"""Sends the question about some rows to a replica, with the number of its ticket, and whether it
+must share no forward."""
 
 
 def raised(teacher: str, error: Exception) -> Exception:
@@ -48,8 +53,50 @@ def raised(teacher: str, error: Exception) -> Exception:
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RaybrewError):
             return error.cause
+        if isinstance(error.cause, ReplicaFailure):
+            return TeacherError(
+                f"teacher {teacher!r} can't be loaded: {error.cause}; expected the memory that its "
+                "weights need, on a device that works: give its replicas other or larger "
+                "resources, or take a smaller dtype"
+            )
         return TeacherError(f"teacher {teacher!r} failed: {error.cause!r}")
     return TeacherError(f"teacher {teacher!r}: a replica died and can't be restarted: {error}")
+
+
+@dataclass(frozen=True)
+class _Attempts:
+    """What became of a request so far.
+
+    Args:
+        losses: of replicas that had it, but for those that memory was too small in for a batch.
+        failures: of devices and memory, with the replica of each.
+    """
+
+    losses: int = 0
+    failures: tuple[tuple[int, ReplicaFailure], ...] = ()
+
+    def after(self, replica: int, failure: ReplicaFailure | None) -> "_Attempts":
+        """Return it with a loss of the replica that had it."""
+        if failure is None:
+            return replace(self, losses=self.losses + 1)
+        losses = self.losses + (failure.smaller is None)
+        return _Attempts(losses, (*self.failures, (replica, failure)))
+
+    @property
+    def blamed(self) -> ReplicaFailure | None:
+        """The last failure, if it shows that no replica can answer this request."""
+        alone = [(replica, each) for replica, each in self.failures if each.blames]
+        replicas = {replica for replica, _ in alone}
+        too_large = sum(each.fault == "memory" for _, each in alone) > 1
+        return alone[-1][1] if too_large or len(replicas) > 1 else None
+
+    @property
+    def again(self) -> bool:
+        return self.losses > 0 or bool(self.failures)
+
+    @property
+    def avoid(self) -> tuple[int, ...]:
+        return tuple({replica for replica, _ in self.failures})
 
 
 @dataclass(frozen=True)
@@ -58,6 +105,9 @@ class _Waiting:
 
     def result(self) -> dict[str, Payload]:
         return self.future.result()
+
+
+_FIRST = _Attempts()
 
 
 class PoolClient:
@@ -102,7 +152,7 @@ class PoolClient:
             A future of the rows that were left, int64.
         """
 
-        def send(handle: ActorHandle, part: np.ndarray, ticket: int) -> Any:
+        def send(handle: ActorHandle, part: np.ndarray, ticket: int, _: bool) -> Any:
             return handle.fill.remote(folder, view_name, rows[part], patient, ticket)
 
         async def work() -> np.ndarray:
@@ -134,8 +184,8 @@ class PoolClient:
         first, number = distinct_keys(view.keys)
         asked = view.take(first)
 
-        def send(handle: ActorHandle, part: np.ndarray, ticket: int) -> Any:
-            return handle.ask.remote(asked.take(part), signals, ticket)
+        def send(handle: ActorHandle, part: np.ndarray, ticket: int, alone: bool) -> Any:
+            return handle.ask.remote(asked.take(part), signals, ticket, alone)
 
         parts = await self._obtain(teacher, asked.keys, asked.lengths, send)
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))[number]
@@ -151,41 +201,76 @@ class PoolClient:
         tokens: np.ndarray,
         send: Send,
         together: bool = False,
-        losses: int = 0,
+        attempts: _Attempts = _FIRST,
     ) -> list[tuple[np.ndarray, Answer]]:
-        if losses > MAX_LOSSES * len(self._address.replicas[teacher]):
-            raise TeacherError(
-                f"teacher {teacher!r}: {losses} replicas were lost one after another with the same "
-                f"{len(keys)} examples, the first has key {keys[0, 0]:016x}{keys[0, 1]:016x}; they "
-                "may need more memory than a replica has: lower batch_tokens"
-            )
+        self._check(teacher, keys, tokens, attempts)
         tickets: list[Ticket] = await self._of_desk(
             lambda desk: desk.assign.remote(
-                teacher, keys, tokens, self._most_tokens(teacher), together, losses > 0
+                teacher,
+                keys,
+                tokens,
+                self._most_tokens(teacher),
+                together,
+                attempts.again,
+                attempts.avoid,
             )
         )
 
         async def one(ticket: Ticket) -> list[tuple[np.ndarray, Answer]]:
-            rows = ticket.rows
-            answer = await self._request(teacher, ticket, int(tokens[rows].sum()), send)
-            if answer is not None:
-                return [(rows, answer)]
-            parts = await self._obtain(
-                teacher,
-                keys[rows],
-                tokens[rows],
-                lambda handle, part, number: send(handle, rows[part], number),
-                together,
-                losses + 1,
-            )
+            rows, alone = ticket.rows, bool(attempts.failures)
+            try:
+                total = int(tokens[rows].sum())
+                return [(rows, await self._request(teacher, ticket, total, send, alone))]
+            except _Lost as lost:
+                parts = await self._obtain(
+                    teacher,
+                    keys[rows],
+                    tokens[rows],
+                    lambda handle, part, number, alone: send(handle, rows[part], number, alone),
+                    together,
+                    attempts.after(ticket.replica, lost.failure),
+                )
             return [(rows[part], again) for part, again in parts]
 
         return [part for parts in await all_of(map(one, tickets)) for part in parts]
 
+    def _check(
+        self, teacher: str, keys: np.ndarray, tokens: np.ndarray, attempts: _Attempts
+    ) -> None:
+        """Raise an error if this request is at fault, or seems to be."""
+        if not attempts.again:
+            return
+        which = f"the first has key {keys[0, 0]:016x}{keys[0, 1]:016x}"
+        if (failure := attempts.blamed) is not None:
+            longest = int(tokens.max())
+            advice = (
+                f"a single example of {longest} tokens needs more memory than a replica has: lower "
+                "the task's max_length, take another dtype, or give the replica more"
+                if failure.fault == "memory"
+                else "expected examples that the model can read: look at the token ids and at its "
+                "code"
+            )
+            raise TeacherError(
+                f"teacher {teacher!r}: replicas failed {len(attempts.failures)} times on a request "
+                f"of {len(keys)} examples, the longest of {longest} tokens, {which}: {failure}; "
+                f"{advice}"
+            )
+        if attempts.losses > MAX_LOSSES * len(self._address.replicas.get(teacher, ())):
+            said = f": {attempts.failures[-1][1]}" if attempts.failures else ""
+            raise TeacherError(
+                f"teacher {teacher!r}: {attempts.losses} replicas were lost one after another with "
+                f"the same {len(keys)} examples, {which}{said}; they may need more memory than a "
+                "replica has: lower batch_tokens"
+            )
+
     async def _request(
-        self, teacher: str, ticket: Ticket, tokens: int, send: Send
-    ) -> Answer | None:
-        # None: the replica was lost before it answered.
+        self, teacher: str, ticket: Ticket, tokens: int, send: Send, alone: bool
+    ) -> Answer:
+        """Return a replica's answer.
+
+        Raises:
+            _Lost: the replica was lost before it answered.
+        """
         nbytes = int(tokens * self._bytes_per_token.get(teacher, 0.0))
         credit = self._credits.setdefault(
             (teacher, ticket.replica), Credits(MAX_REQUESTS, MAX_BYTES)
@@ -194,27 +279,24 @@ class PoolClient:
             await self._returned.wait_for(lambda: credit.take(nbytes))
         try:
             handle = self._address.replicas[teacher][ticket.replica]
-            sent = send(handle, ticket.rows, ticket.number)
+            sent = send(handle, ticket.rows, ticket.number, alone)
             answer = await self._answer(teacher, ticket, sent)
         finally:
             async with self._returned:
                 credit.give_back(nbytes)
                 self._returned.notify_all()
-        if answer is not None:
-            self._learn(teacher, answer, tokens)
-            told = answer.computed, answer.left
-            await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, *told))
+        self._learn(teacher, answer, tokens)
+        told = answer.computed, answer.left
+        await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, *told))
         return answer
 
-    async def _answer(
-        self, teacher: str, ticket: Ticket, reference: ray.ObjectRef
-    ) -> Answer | None:
+    async def _answer(self, teacher: str, ticket: Ticket, reference: ray.ObjectRef) -> Answer:
         life = (teacher, ticket.replica, ticket.epoch)
         try:
             return await self._result(life, reference)
-        except _Lost:
-            return None
         except RayTaskError as error:
+            if isinstance(error.cause, ReplicaFailure):
+                await self._fail(life, error.cause)
             await self._of_desk(lambda desk: desk.refused.remote(teacher, ticket))
             raise raised(teacher, error) from error
 
@@ -229,16 +311,23 @@ class PoolClient:
         except RayActorError as error:
             await self._of_desk(lambda desk: desk.lost.remote(*life, "died"))
             raise _Lost from error
+        except OutOfMemoryError as error:
+            # Ray ends a process where a node has too little memory.
+            await self._fail(life, ReplicaFailure("memory", str(error)))
         except ObjectLostError as error:
             # The answer was on a node that is gone; whether the replica was, the desk will see.
             raise _Lost from error
         finally:
             call.cancel()
 
+    async def _fail(self, life: tuple[str, int, int], failure: ReplicaFailure) -> NoReturn:
+        await self._of_desk(lambda desk: desk.failed.remote(*life, failure))
+        raise _Lost(failure) from failure
+
     def _most_tokens(self, teacher: str) -> int:
         # A question is cut into requests that a replica batches and credits can hold.
         by_bytes = MAX_BYTES / 4 / max(self._bytes_per_token.get(teacher, 0.0), 1e-9)
-        return int(max(1, min(self._address.batch_tokens[teacher], by_bytes)))
+        return int(max(1, min(self._address.batch_tokens.get(teacher, 1), by_bytes)))
 
     def _learn(self, teacher: str, answer: Answer, tokens: int) -> None:
         nbytes = sum(payload.nbytes for payload in answer.payloads.values())
@@ -246,11 +335,10 @@ class PoolClient:
         self._bytes_per_token[teacher] = max(known, nbytes / max(1, tokens))
 
     async def _flush(self) -> None:
-        for teacher, handles in self._address.replicas.items():
+        for teacher in self._address.replicas:
             mark, epochs = await self._of_desk(lambda desk, t=teacher: desk.lives.remote(t))
             await all_of(
-                self._flush_one(teacher, number, epochs[number], mark)
-                for number in range(len(handles))
+                self._flush_one(teacher, number, epoch, mark) for number, epoch in enumerate(epochs)
             )
 
     async def _flush_one(self, teacher: str, number: int, epoch: int, mark: int) -> None:
@@ -278,7 +366,11 @@ class PoolClient:
 
 
 class _Lost(Exception):
-    """A replica was lost before it answered."""
+    """A replica was lost before it answered, with the failure of its device or memory if known."""
+
+    def __init__(self, failure: ReplicaFailure | None = None):
+        super().__init__(failure)
+        self.failure = failure
 
 
 async def _awaited(reference: Any) -> Any:

@@ -16,7 +16,8 @@ import numpy as np
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
-from raybrew.errors import TeacherError, TeacherGone
+from raybrew.errors import LabelsLost, TeacherError, TeacherGone
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.figures import figures_of
 from raybrew.teachers.ledger import Entry
 from raybrew.teachers.policy import Verdict
@@ -80,18 +81,30 @@ class Desk:
         most_tokens: int,
         together: bool,
         again: bool,
+        avoid: Sequence[int] = (),
     ) -> list[Ticket]:
         """Hand a question out, when there is a replica; see `Router.assign`.
 
         Raises:
+            LabelsLost: every label was in the store, so that its replicas left or never started.
             TeacherGone: nobody hosts the teacher any longer, its policy is `drop`.
             TeacherError: the same with policy `fail`.
         """
         await self.begin()
-        watched = self._watched[teacher]
         while True:
+            watched = self._watched.get(teacher)
+            if watched is None or watched.left:
+                raise LabelsLost(
+                    f"teacher {teacher!r}: {len(keys)} labels are missing from the store, which "
+                    "had all of its labels before; its replicas start again to compute them"
+                )
             tickets = watched.router.assign(
-                keys, tokens, most_tokens=most_tokens, together=together, again=again
+                keys,
+                tokens,
+                most_tokens=most_tokens,
+                together=together,
+                again=again,
+                avoid=avoid,
             )
             if tickets is not None:
                 return tickets
@@ -103,9 +116,11 @@ class Desk:
     ) -> None:
         """Note an answer that its asker has; see `Router.answered`."""
         await self.begin()
-        router = self._watched[teacher].router
-        if router.knows(ticket.number):
-            router.answered(ticket.replica, ticket.number, computed, left)
+        watched = self._watched[teacher]
+        if computed.any():
+            watched.losses[ticket.replica] = 0
+        if watched.router.knows(ticket.number):
+            watched.router.answered(ticket.replica, ticket.number, computed, left)
         # A ticket of the desk before this one: the replica tells what it cost.
 
     async def refused(self, teacher: str, ticket: Ticket) -> None:
@@ -116,20 +131,54 @@ class Desk:
         """Note that a replica could not be reached in that life of it."""
         self._note_loss(teacher, replica, epoch, why)
 
+    async def failed(self, teacher: str, replica: int, epoch: int, failure: ReplicaFailure) -> None:
+        """Note that a replica's device or memory failed; it gets another process.
+
+        Where memory was too small, it computes half as many tokens at once from then on.
+        """
+        watched = self._watched[teacher]
+        if epoch != watched.router.epoch(replica) or not watched.router.is_up(replica):
+            return
+        watched.ended.add(failure.life)
+        why, smaller = str(failure), self._smaller(watched, replica, failure)
+        if smaller is not None:
+            watched.batch_tokens[replica] = smaller
+            why += f"; from now on at most {smaller} tokens a forward"
+        self._end(teacher, replica, epoch, why, fault="replica failed", counts=smaller is None)
+
+    def _smaller(self, watched: Watched, replica: int, failure: ReplicaFailure) -> int | None:
+        if failure.fault == "memory" and not failure.life:
+            # Ray ended the process; what it was at is not known.
+            before = watched.batch_tokens.get(replica, watched.member.batch_tokens)
+            return before // 2 if before > 1 else None
+        return failure.smaller
+
     async def holds(self, teacher: str, replica: int, epoch: int) -> bool:
         """Return whether a replica is still in that life, so that its answer may come."""
         await self.begin()  # who waits for an answer asks a new desk nothing else
-        return self._watched[teacher].router.epoch(replica) == epoch
+        watched = self._watched[teacher]
+        return watched.router.epoch(replica) == epoch and not watched.left
 
     async def lives(self, teacher: str) -> tuple[int, list[int]]:
-        """Return a mark (see `Router.mark`) and which life each replica is in."""
-        router = self._watched[teacher].router
-        count = len(self._watched[teacher].member.replicas)
-        return router.mark(), [router.epoch(number) for number in range(count)]
+        """Return a mark (see `Router.mark`) and which life each replica is in; none that left."""
+        watched = self._watched[teacher]
+        count = 0 if watched.left else len(watched.member.replicas)
+        return watched.router.mark(), [watched.router.epoch(number) for number in range(count)]
 
     async def written(self, teacher: str, replica: int, epoch: int, mark: int) -> None:
         """Note that a replica has written; see `Router.written`."""
         self._watched[teacher].router.written(replica, epoch, mark)
+
+    async def leave(self, teacher: str) -> bool:
+        """Let the replicas of a teacher go whose labels are all on disk.
+
+        Returns:
+            Whether they may be ended: not while somebody waits for an answer.
+        """
+        watched = self._watched[teacher]
+        await self._check_all(teacher)  # for its last figures
+        watched.left = watched.router.is_idle()
+        return watched.left
 
     async def take_events(self) -> list[dict[str, Any]]:
         """Return what was survived since the last call: `fault`, `who`, `what`, `lost_s`."""
@@ -138,14 +187,13 @@ class Desk:
 
     async def figures(self) -> dict[str, dict[str, float]]:
         """Return, by teacher, what its replicas did in all their lives; asks those that are up."""
-        checks = [
-            self._check(name, number)
-            for name, watched in self._watched.items()
-            for number in range(len(watched.member.replicas))
-            if watched.router.is_up(number)
-        ]
-        await asyncio.gather(*checks)
+        await asyncio.gather(*map(self._check_all, self._watched))
         return {name: self._figures_of(watched) for name, watched in self._watched.items()}
+
+    async def _check_all(self, teacher: str) -> None:
+        watched = self._watched[teacher]
+        up = [n for n in range(len(watched.member.replicas)) if watched.router.is_up(n)]
+        await asyncio.gather(*(self._check(teacher, n) for n in up if not watched.left))
 
     def _figures_of(self, watched: Watched) -> dict[str, float]:
         router, lanes = watched.router, range(len(watched.member.replicas))
@@ -158,11 +206,13 @@ class Desk:
         verdict = watched.member.policy.verdict(down_s, gone=all(watched.gone))
         if verdict is Verdict.WAIT:
             return
-        how = "Ray gave all its replicas up" if all(watched.gone) else f"for {down_s:.0f} s"
+        how = "all of them were given up" if all(watched.gone) else f"for {down_s:.0f} s"
         message = (
-            f"teacher {teacher!r}: no replica of {len(watched.gone)} answers ({how}); the labels "
-            "that it gave are in the store, so that a new run goes on from them. Look for why it "
-            "died (memory?) in Ray's logs, or set on_loss to wait or drop"
+            f"teacher {teacher!r}: no replica of {len(watched.gone)} answers ({how}); the last one "
+            f"that was lost: {watched.last_loss or 'unknown'}. The labels that it gave are in the "
+            "store, so that a new run goes on from them. Where memory is too small, lower "
+            "batch_tokens or give it more; look for a death without a reason in Ray's logs, or set "
+            "on_loss to wait or drop"
         )
         if verdict is Verdict.FAIL:
             raise TeacherError(message)
@@ -173,7 +223,7 @@ class Desk:
 
     async def _watch(self, teacher: str, number: int) -> None:
         watched = self._watched[teacher]
-        while not watched.gone[number]:
+        while not (watched.gone[number] or watched.left):
             await self._check(teacher, number)
             await asyncio.sleep(POLL_S)
 
@@ -184,7 +234,9 @@ class Desk:
         call: Any = handle.health.options(concurrency_group="control")
         try:
             async with asyncio.timeout(ANSWER_S):
-                health: dict[str, Any] = await call.remote(*watched.heard.get(number, ("", 0)))
+                health: dict[str, Any] = await call.remote(
+                    *watched.heard.get(number, ("", 0)), watched.batch_tokens.get(number)
+                )
         except TimeoutError:
             silent_s = time.monotonic() - watched.seen_s[number]
             if watched.router.is_up(number) and policy.is_dumb(silent_s):
@@ -192,9 +244,8 @@ class Desk:
             return
         except RayActorError as error:
             self._note_loss(teacher, number, epoch, "died")
-            if isinstance(error, ActorDiedError) and not watched.gone[number]:
-                watched.gone[number] = True
-                self._say("replica gone", teacher, number, "Ray gave it up")
+            if isinstance(error, ActorDiedError):
+                self._note_end(teacher, number, "Ray can't start it")
             return
         except RayError as error:
             self._note_loss(teacher, number, epoch, repr(error))
@@ -207,7 +258,7 @@ class Desk:
         watched.seen_s[number] = time.monotonic()
         life, lives = health.pop("life"), watched.lives[number]
         answers, heard, on_disk = (health.pop(key) for key in ("answers", "heard", "on_disk"))
-        if life in watched.ended:
+        if life in watched.ended or watched.gone[number]:
             return
         if lives and life not in lives and watched.router.is_up(number):
             # It died and came back between two looks.
@@ -236,6 +287,8 @@ class Desk:
             watched.router.answered_before(heard)
             watched.told[number] = deque()
             place = 0
+        if any(entry.computed.any() for entry in answers):
+            watched.losses[number] = 0
         for entry in answers:
             # Looks overlap: what one has told, another one may tell again.
             if entry.place > place:
@@ -267,18 +320,48 @@ class Desk:
             watched.down_since = None
             self._say("teacher down", teacher, number, "waited until it was back", lost_s)
 
-    def _end(self, teacher: str, number: int, epoch: int, why: str) -> None:
+    def _end(
+        self,
+        teacher: str,
+        number: int,
+        epoch: int,
+        why: str,
+        *,
+        fault: str = "replica lost",
+        counts: bool = True,
+    ) -> None:
         ray.kill(self._watched[teacher].member.replicas[number], no_restart=False)
-        self._note_loss(teacher, number, epoch, f"{why} and was ended")
+        why = f"{why}; its process was ended"
+        self._note_loss(teacher, number, epoch, why, fault=fault, counts=counts)
 
-    def _note_loss(self, teacher: str, number: int, epoch: int, why: str) -> None:
+    def _note_loss(
+        self,
+        teacher: str,
+        number: int,
+        epoch: int,
+        why: str,
+        *,
+        fault: str = "replica lost",
+        counts: bool = True,
+    ) -> None:
         watched = self._watched[teacher]
-        if not watched.router.lost(number, epoch):
+        if watched.left or not watched.router.lost(number, epoch):
             return
+        watched.last_loss = why
         what = f"{why}; its requests go to a replica that answers"
-        self._say("replica lost", teacher, number, what)
+        self._say(fault, teacher, number, what)
+        watched.losses[number] += counts
+        if watched.member.policy.gives_up(watched.losses[number]):
+            ray.kill(watched.member.replicas[number], no_restart=True)
+            self._note_end(teacher, number, f"lost {watched.losses[number]} times in a row")
         if not any(watched.router.is_up(n) for n in range(len(watched.gone))):
             watched.down_since = time.monotonic()
+
+    def _note_end(self, teacher: str, number: int, why: str) -> None:
+        watched = self._watched[teacher]
+        if not watched.gone[number]:
+            watched.gone[number] = True
+            self._say("replica gone", teacher, number, f"{why}: it is not started again")
 
     def _say(
         self,

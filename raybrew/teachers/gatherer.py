@@ -29,12 +29,17 @@ class _Work:
     job: Callable[[], Any] | None = None
     view: EncodedView | None = None
     signals: Signals = ()
+    alone: bool = False
     future: Future = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
     @property
     def tokens(self) -> int:
         return 0 if self.view is None else len(self.view.input_ids)
+
+    @property
+    def stands_alone(self) -> bool:
+        return self.job is not None or self.alone
 
 
 class Gatherer:
@@ -66,9 +71,9 @@ class Gatherer:
         self._thread = threading.Thread(target=self._work, name="raybrew-teacher", daemon=True)
         self._thread.start()
 
-    def ask(self, view: EncodedView, signals: Signals) -> Future:
-        """Queue a question."""
-        return self._put(_Work(view=view, signals=signals))
+    def ask(self, view: EncodedView, signals: Signals, *, alone: bool = False) -> Future:
+        """Queue a question; one that is `alone` is gathered with no other."""
+        return self._put(_Work(view=view, signals=signals, alone=alone))
 
     def run(self, job: Callable[[], Any], *, first: bool = False) -> Future:
         """Queue a job; `first`: before all that waits."""
@@ -133,7 +138,7 @@ class Gatherer:
                 return []
             batch = [self._queue.popleft()]
             self._at_work = 1
-            if batch[0].job is not None:
+            if batch[0].stands_alone:
                 return batch
             until = time.monotonic() + self._wait_s
             tokens = batch[0].tokens
@@ -141,7 +146,8 @@ class Gatherer:
                 left = max(0.0, until - time.monotonic())
                 if not self._changed.wait_for(lambda: self._queue, left):
                     break
-                if self._queue[0].job is not None or self._queue[0].signals != batch[0].signals:
+                following = self._queue[0]
+                if following.stands_alone or following.signals != batch[0].signals:
                     break
                 batch.append(self._queue.popleft())
                 tokens += batch[-1].tokens

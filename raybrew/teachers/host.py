@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from typing import TYPE_CHECKING, Any
 
 from raybrew.teachers.ledger import Ledger
@@ -48,13 +47,13 @@ class ReplicaHost:
         from raybrew.teachers.gatherer import Gatherer
         from raybrew.teachers.replica import Replica
 
-        self._ledger, self._life = Ledger(), uuid.uuid4().hex
+        self._ledger = Ledger()
         self._replica = Replica(spec, signals, store, on_flush=self._ledger.wrote)
         self._gatherer = Gatherer(
             self._replica.ask_together,
-            tokens=GATHER_BATCHES * spec.batch_tokens,
+            tokens=GATHER_BATCHES * spec.forward_tokens,
             wait_s=GATHER_S,
-            forward_tokens=spec.batch_tokens,
+            forward_tokens=spec.forward_tokens,
         )
         self._flushing: Future | None = None
         self._no_flush_until = 0.0
@@ -63,15 +62,18 @@ class ReplicaHost:
         """Load the model."""
         await asyncio.wrap_future(self._gatherer.run(self._replica.load))
 
-    async def ask(self, view: EncodedView, signals: tuple[Signal, ...], ticket: int) -> Answer:
+    async def ask(
+        self, view: EncodedView, signals: tuple[Signal, ...], ticket: int, alone: bool = False
+    ) -> Answer:
         """See `Replica.ask`; questions that come together are answered together.
 
         Args:
             view: the examples.
             signals: what is asked for.
             ticket: number of the desk's ticket for it.
+            alone: a replica failed with it: it shares no forward with another question.
         """
-        answer = self._gatherer.ask(view, signals)
+        answer = self._gatherer.ask(view, signals, alone=alone)
         return await asyncio.wrap_future(self._ledger.expect(ticket, answer))
 
     async def fill(
@@ -87,12 +89,15 @@ class ReplicaHost:
         """Write what is not on disk yet, before anything else that waits."""
         await asyncio.wrap_future(self._gatherer.run(self._replica.flush, first=True))
 
-    async def health(self, life: str = "", heard: int = 0) -> dict[str, Any]:
+    async def health(
+        self, life: str = "", heard: int = 0, batch_tokens: int | None = None
+    ) -> dict[str, Any]:
         """Return figures, and what tells a replica that works from one that hangs.
 
         Args:
             life: of which the asker has heard.
             heard: up to which place of the ledger of that life.
+            batch_tokens: most tokens of a forward from now on, if a larger one failed.
 
         Returns:
             `ReplicaFigures`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
@@ -100,15 +105,17 @@ class ReplicaHost:
             not heard yet, how many forwards those cost that were `heard`, and up to which place of
             the ledger labels are `on_disk`.
         """
+        if batch_tokens is not None:
+            self._replica.shrink(batch_tokens)
         self._flush_if_due()
-        answers = self._ledger.since(heard if life == self._life else 0)
+        answers = self._ledger.since(heard if life == self._replica.life else 0)
         return {
             **self._replica.figures(),
             "forward_s": self._replica.forward_s(),
             "others_s": self._replica.others_s(),
             "queue_age_s": self._gatherer.queue_age_s(),
             "waiting": self._gatherer.waiting(),
-            "life": self._life,
+            "life": self._replica.life,
             "answers": answers,
             "heard": self._ledger.forgotten(),
             "on_disk": self._ledger.on_disk(),

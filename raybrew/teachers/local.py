@@ -5,19 +5,29 @@
 
 On one GPU nothing has to be carried from process to process. Ranks don't ask each other: shares
 that are disjoint keep a label from being computed twice.
+
+A model is unloaded once all labels that its rank expects of it are in the store. Where memory is
+too small for a forward, smaller ones follow; after an error of the device the process is of no use
+any more, and the rank ends with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from raybrew.data.encoding import EncodedView
 from raybrew.data.keys import distinct_keys
+from raybrew.devices import free_cached_memory
+from raybrew.errors import TeacherError
+from raybrew.events import Event
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import Asker, Pending
 from raybrew.labels.spec import StoreSpec
+from raybrew.teachers.answer import Answer
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.router import home_of
 from raybrew.teachers.teacher import TeacherSpec
@@ -43,6 +53,7 @@ class LocalAsker:
         store: of the labels.
         num_threads: PyTorch threads, those of the rank: teacher and student take turns on them.
         device: of the rank, whose GPU the teachers are on, too.
+        on_event: called with what befalls a teacher.
     """
 
     def __init__(
@@ -51,11 +62,16 @@ class LocalAsker:
         store: StoreSpec | str,
         num_threads: int,
         device: torch.device = _CPU,
+        on_event: Callable[[Event], None] = lambda event: None,
     ):
         self._replicas = {
-            spec.name: Replica(replace(spec, num_threads=num_threads), signals, store)
+            spec.name: Replica(
+                replace(spec, num_threads=num_threads, device=str(device)), signals, store
+            )
             for spec, signals in teachers
         }
+        self._missing: dict[str, np.ndarray] = {}
+        self._on_event = on_event
         # Which GPU is current is a matter of each thread.
         self._thread = ThreadPoolExecutor(1, "raybrew-teacher", _use, (device,))
 
@@ -65,7 +81,7 @@ class LocalAsker:
 
         def answer() -> dict[str, Payload]:
             self._let_go(replica)
-            answer = replica.ask(view, signals)
+            answer = self._retried(teacher, lambda: replica.ask(view, signals))
             if replica.flush_due():  # nobody looks after it between two questions
                 replica.flush()
             return answer.payloads
@@ -85,8 +101,37 @@ class LocalAsker:
         mine = first[home_of(view.keys[first], world_size) == rank]
         replica = self._replicas[teacher]
         self._thread.submit(self._let_go, replica).result()
-        self._thread.submit(replica.fill_view, view.take(mine)).result()
+        share = view.take(mine)
+        work = self._thread.submit(self._retried, teacher, lambda: replica.fill_view(share))
+        work.result()
         self.flush()
+
+    def _retried(self, teacher: str, compute: Callable[[], Answer]) -> Answer:
+        """Compute, with smaller forwards where memory is too small.
+
+        Raises:
+            TeacherError: memory is too small for one example.
+            Exception: that of the device, after which the process has to end.
+        """
+        replica = self._replicas[teacher]
+        while True:
+            try:
+                return compute()
+            except ReplicaFailure as failure:
+                if failure.fault == "device":
+                    # As it was raised: an error of ours would end the run, and not this rank alone.
+                    raise (failure.__cause__ or failure) from None
+                if failure.smaller is None:
+                    raise TeacherError(
+                        f"teacher {teacher!r}: {failure}; a single example needs more memory than "
+                        "the student's worker has: lower the task's max_length or training's "
+                        "batch_size, take another dtype, or host it in the pool"
+                    ) from failure
+                replica.recover(failure.smaller)
+                what = f"{failure}; from now on at most {failure.smaller} tokens a forward"
+            # Not while the failure is handled, which holds on to what the forward had in memory.
+            free_cached_memory()
+            self._on_event(Event("teacher out of memory", f"teacher {teacher!r}", what))
 
     def _let_go(self, replica: Replica) -> None:
         # The same model under another name: on one thread, none of the two can wait for a label
@@ -95,19 +140,37 @@ class LocalAsker:
             if other is not replica and other.spec.fingerprint == replica.spec.fingerprint:
                 other.flush()
 
+    def expect(self, teacher: str, view: EncodedView) -> None:
+        """Keep a teacher loaded until labels of all these examples are in the store."""
+        keys = view.keys[distinct_keys(view.keys)[0]]
+        known = self._thread.submit(self._replicas[teacher].knows, keys).result()
+        if not known.all():
+            self._missing[teacher] = keys[~known]
+
     def flush(self) -> None:
-        """Write what is not on disk yet."""
-        for replica in self._replicas.values():
+        """Write what is not on disk yet, and unload what no label is missing of any more."""
+        for teacher, replica in self._replicas.items():
             self._thread.submit(replica.flush).result()
+            if teacher not in self._missing:
+                continue
+            keys = self._missing[teacher]
+            known = self._thread.submit(replica.knows, keys).result()
+            self._missing[teacher] = keys[~known]
+            if known.all():
+                del self._missing[teacher]
+                self._thread.submit(replica.unload).result()
+                what = "every label is in the store; its model was unloaded"
+                self._on_event(Event("teacher left", f"teacher {teacher!r}", what, is_fault=False))
 
     def forwards(self) -> int:
         """Return how many examples were computed."""
         return sum(int(replica.figures()["examples"]) for replica in self._replicas.values())
 
     def unload(self) -> None:
-        """Let the models go; one that is asked again is loaded again."""
-        for replica in self._replicas.values():
-            self._thread.submit(replica.unload).result()
+        """Let the models go that nothing is expected of; one that is asked is loaded again."""
+        for teacher, replica in self._replicas.items():
+            if teacher not in self._missing:
+                self._thread.submit(replica.unload).result()
 
     def close(self) -> None:
         """End the thread and let the models go."""

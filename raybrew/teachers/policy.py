@@ -15,6 +15,7 @@ OnLoss = Literal["fail", "wait", "drop"]
 SILENCE_S = 30.0
 """What a process may take to answer a health check beyond the longest forward."""
 MAX_RESTARTS = 3
+"""Losses in a row, without an answer in between, after which a replica isn't started again."""
 MAX_LOSSES = 4
 """Losses of one request, for each replica of its teacher, after which it is suspected itself."""
 
@@ -43,8 +44,17 @@ class LossPolicy:
 
     @property
     def max_restarts(self) -> int:
-        """How often Ray restarts a replica; -1: always."""
+        """How often a replica is restarted without having answered in between; -1: always."""
         return -1 if self.on_loss == "wait" else MAX_RESTARTS
+
+    def gives_up(self, losses: int) -> bool:
+        """Return whether a replica is not started again.
+
+        Args:
+            losses: in a row, without an answer in between. Those for memory that a smaller batch
+                follows are none: they end by themselves.
+        """
+        return 0 <= self.max_restarts < losses
 
     def hangs(self, forward_s: float) -> bool:
         """Return whether a forward that has taken so long is to be ended."""
@@ -59,7 +69,7 @@ class LossPolicy:
 
         Args:
             down_s: for how long.
-            gone: whether Ray has given all of them up.
+            gone: whether all of them were given up.
         """
         if gone and self.on_loss == "wait":
             return Verdict.FAIL  # nobody will ever bring it back

@@ -1,7 +1,8 @@
 """The teachers of a job as Ray actors: placed together, started, filled from, stopped.
 
-Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in one
-placement group before any of them starts: either all of them fit, or none waits for the others.
+Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
+placement group for each teacher before any of them starts: either all of them fit, or none starts.
+A teacher may leave before the others; its resources are free then.
 A `Desk` on the driver's node keeps their books.
 """
 
@@ -15,16 +16,18 @@ from typing import Any
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raybrew.devices import DeviceFault, device_for
 from raybrew.errors import TeacherError, TeacherGone
 from raybrew.labels.payload import Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.teachers.address import PoolAddress
 from raybrew.teachers.client import PoolClient, raised
 from raybrew.teachers.desk_actor import start_desk
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.filling import Filling
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.policy import LossPolicy
@@ -61,6 +64,15 @@ class Hosting:
     resources: dict[str, float]
     policy: LossPolicy = field(default_factory=LossPolicy)
 
+    @property
+    def placed(self) -> TeacherSpec:
+        """The teacher on the device, and with the threads, that its resources name."""
+        return replace(
+            self.spec,
+            device=str(device_for(self.resources.get("GPU", 0))),
+            num_threads=max(1, int(self.resources.get("CPU", 1))),
+        )
+
 
 _Part = tuple[Filling, np.ndarray]
 
@@ -69,20 +81,18 @@ class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
     def __init__(self, hostings: Sequence[Hosting], store: StoreSpec | str):
-        bundles = [dict(h.resources) for h in hostings for _ in range(h.replicas)]
         self._hostings = {hosting.spec.name: hosting for hosting in hostings}
-        self._group = _reserve(bundles)
-        replicas: dict[str, list[ActorHandle]] = {}
-        index = 0
-        for hosting in hostings:
-            handles = []
-            for _ in range(hosting.replicas):
-                handles.append(_start(hosting, store, self._group, index))
-                index += 1
-            replicas[hosting.spec.name] = handles
-        budgets = {hosting.spec.name: hosting.spec.batch_tokens for hosting in hostings}
+        self._groups = _reserve(hostings)
+        replicas = {
+            name: [
+                _start(hosting, store, self._groups[name], index)
+                for index in range(hosting.replicas)
+            ]
+            for name, hosting in self._hostings.items()
+        }
+        budgets = {hosting.spec.name: hosting.placed.forward_tokens for hosting in hostings}
         members = {
-            name: Member(replicas[name], hosting.policy, hosting.spec.batch_tokens)
+            name: Member(replicas[name], hosting.policy, budgets[name])
             for name, hosting in self._hostings.items()
         }
         self.address = PoolAddress(start_desk(members, MANY), replicas, budgets)
@@ -93,6 +103,24 @@ class TeacherPool:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def teachers(self) -> set[str]:
+        """Those that have not left."""
+        return set(self._groups)
+
+    def release(self, teacher: str) -> bool:
+        """Let a teacher go whose labels are all on disk, and give its resources back.
+
+        Whoever asks it for a label afterwards gets a `LabelsLost`.
+
+        Returns:
+            Whether it left; it stays as long as somebody waits for an answer of it.
+        """
+        if not self._client.of_desk(lambda desk: desk.leave.remote(teacher)):
+            return False
+        self._end(teacher)
+        return True
 
     def wait(self) -> None:
         """Wait until every teacher is loaded.
@@ -139,10 +167,10 @@ class TeacherPool:
         """Compute labels; add to the dropped teachers, and return what was left to other runs."""
         left: list[Filling] = []
         running: dict[Future, _Part] = {}
-        waiting = {name: self._requests(name, fillings) for name in self.address.replicas}
+        waiting = {name: self._requests(name, fillings) for name in self.teachers}
         try:
-            for name, handles in self.address.replicas.items():
-                for _ in range(FILL_AHEAD * len(handles)):
+            for name in waiting:
+                for _ in range(FILL_AHEAD * len(self.address.replicas[name])):
                     self._request(waiting, running, name, patient)
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
@@ -201,22 +229,28 @@ class TeacherPool:
         self._client.close()
         # The desk first: it would take what ends for a loss.
         ray.kill(self.address.desk)
-        for handles in self.address.replicas.values():
-            for handle in handles:
-                ray.kill(handle)
-        remove_placement_group(self._group)
+        for teacher in list(self._groups):
+            self._end(teacher)
+
+    def _end(self, teacher: str) -> None:
+        for handle in self.address.replicas[teacher]:
+            ray.kill(handle)
+        remove_placement_group(self._groups.pop(teacher))
 
 
-def _reserve(bundles: list[dict[str, float]]) -> PlacementGroup:
-    group = placement_group(bundles, strategy="PACK")
-    if not group.wait(PLACEMENT_TIMEOUT_S):
-        remove_placement_group(group)
+def _reserve(hostings: Sequence[Hosting]) -> dict[str, PlacementGroup]:
+    bundles = {h.spec.name: [dict(h.resources)] * h.replicas for h in hostings}
+    groups = {name: placement_group(each, strategy="PACK") for name, each in bundles.items()}
+    until = time.monotonic() + PLACEMENT_TIMEOUT_S
+    if not all(group.wait(max(until - time.monotonic(), 0.0)) for group in groups.values()):
+        for group in groups.values():
+            remove_placement_group(group)
         raise TeacherError(
             f"teachers: the cluster could not reserve {bundles} within "
             f"{PLACEMENT_TIMEOUT_S:.0f} s; it has {_cluster_resources()}; something else may be "
             "using it"
         )
-    return group
+    return groups
 
 
 def _start(
@@ -231,14 +265,15 @@ def _start(
             num_gpus=resources.pop("GPU", 0),
             resources=resources,
             max_concurrency=MANY,
-            # A lost call comes back to its asker, who goes elsewhere: nothing is replayed.
-            max_restarts=hosting.policy.max_restarts,
+            # How often is the desk's to say, which knows why. A lost call comes back to its asker,
+            # who goes elsewhere: nothing is replayed.
+            max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=index
             ),
         )
-        .remote(hosting.spec, hosting.signals, store)
+        .remote(hosting.placed, hosting.signals, store)
     )
 
 
@@ -252,15 +287,21 @@ def _loaded(hosting: Hosting, handle: ActorHandle, reference: Any, until: float)
             raise TeacherError(
                 f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s"
             ) from error
-        except RayTaskError as error:
-            raise raised(name, error) from error
-        except RayActorError as error:
-            if not lives:
+        except (RayTaskError, RayActorError, OutOfMemoryError) as error:
+            failed = isinstance(error, RayTaskError)
+            # Another process wouldn't have more memory for the same weights.
+            again = not failed or _fault(error) == "device"
+            if not again or not lives:
                 raise raised(name, error) from error
-            # Ray counts a life less too; an endless number of them is -1 with both.
-            lives -= 1
-            logger.warning("teacher %r: a replica died while it was loaded; it loads again", name)
+            lives -= 1  # an endless number of them is -1
+            logger.warning("teacher %r: lost a replica that was loading: %s", name, error)
+            if failed:
+                ray.kill(handle, no_restart=False)
             reference = handle.load.remote()
+
+
+def _fault(error: RayTaskError) -> DeviceFault | None:
+    return error.cause.fault if isinstance(error.cause, ReplicaFailure) else None
 
 
 def _cluster_resources() -> dict[str, float]:

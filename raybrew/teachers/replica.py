@@ -14,8 +14,11 @@ replica, which takes its questions one after another. That makes them cost one f
 pools, runs and processes the store's claims say the same (see `labels.claims`).
 """
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -25,15 +28,20 @@ import numpy as np
 from raybrew.data.encoding import EncodedView
 from raybrew.data.keys import distinct_keys
 from raybrew.data.split import EncodedSplit
+from raybrew.devices import device_fault, free_cached_memory
 from raybrew.errors import LabelError, RaybrewError
 from raybrew.labels.claims import CLAIMS, Claims
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
+from raybrew.models.pretrained import first_line
 from raybrew.teachers.answer import Answer, ReplicaFigures
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, chunks_by_tokens
 
 __all__ = ["Replica"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 3
 FLUSH_S = 10.0
@@ -59,6 +67,10 @@ class Replica:
     ):
         self.spec, self._signals = spec, signals
         self._teacher = teacher
+        self.life = uuid.uuid4().hex
+        self._failure: ReplicaFailure | None = None
+        self._batch_tokens = spec.forward_tokens
+        self._forward_size = (0, 0)  # examples and tokens of the last forward
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
         self._claims = Claims(labels.location.beside(f"{spec.fingerprint}/{CLAIMS}"))
@@ -72,11 +84,22 @@ class Replica:
 
     def load(self) -> None:
         """Load the model now rather than at the first label that has to be computed."""
-        self._loaded()
+        with self._device_watched(alone=True):
+            self._loaded()
 
     def unload(self) -> None:
         """Let the model go until it is needed again."""
         self._teacher = None
+        free_cached_memory()
+
+    def shrink(self, batch_tokens: int) -> None:
+        """Have no forward of more tokens than these from now on; any thread may call it."""
+        self._batch_tokens = min(self._batch_tokens, max(1, batch_tokens))
+
+    def recover(self, batch_tokens: int) -> None:
+        """Go on after memory was too small, in the same process, with smaller forwards."""
+        self.shrink(batch_tokens)
+        self._failure = None
 
     def ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         """Return the labels of n examples, computing those that nobody has computed before.
@@ -88,7 +111,12 @@ class Replica:
         Raises:
             TeacherError: the teacher gave an answer that can't be used.
             LabelError: labels vanish from the store as fast as they are written.
+            ReplicaFailure: its device or its memory failed, now or before.
         """
+        with self._device_watched(alone=True):
+            return self._ask(view, signals)
+
+    def _ask(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer:
         most = self._most_rows or max(1, len(view))
         starts = range(0, max(1, len(view)), most)
         parts = [view.take(np.arange(n, min(n + most, len(view)))) for n in starts]
@@ -108,7 +136,7 @@ class Replica:
             if len(view) > 1 and any(store.unstored for store in self._stores.values()):
                 # The store has no room, and memory keeps fewer labels than these at once.
                 self._most_rows = len(view) // 2
-                answer = self.ask(view, signals)
+                answer = self._ask(view, signals)
                 return Answer(answer.payloads, computed | answer.computed)
         raise LabelError(
             f"teacher {self.spec.name!r}: its labels vanished {_MAX_ATTEMPTS} times between being "
@@ -117,16 +145,23 @@ class Replica:
 
     def ask_together(
         self, views: Sequence[EncodedView], signals: tuple[Signal, ...]
-    ) -> list[Answer | RaybrewError]:
+    ) -> list[Answer | Exception]:
         """Answer several questions with common forwards.
 
         Returns:
             For each its answer, or the error that it alone ends in.
+
+        Raises:
+            ReplicaFailure: several of them failed together, as with `ask`.
         """
         if len(views) > 1:
             try:
-                whole = self.ask(EncodedView.concat(views), signals)
-            except RaybrewError:
+                with self._device_watched(alone=False):
+                    whole = self._ask(EncodedView.concat(views), signals)
+            except ReplicaFailure:
+                # What failed is no good for a second try, here; elsewhere each will stand alone.
+                raise
+            except Exception:
                 # Whose fault it is shows when each stands alone; what was computed is known now.
                 return [self._tried(view, signals) for view in views]
             ends = np.cumsum([len(view) for view in views])
@@ -150,12 +185,14 @@ class Replica:
 
     def fill_view(self, view: EncodedView, *, patient: bool = True) -> Answer:
         """Compute labels of these examples into the store without returning them."""
-        if self._here(view.keys, self._signals).any():
-            # Who asks has not found them: perhaps their files were deleted, and are mapped here.
-            self._known(view.keys, self._signals, now=True)
-        computed, left = self._compute_missing(view, self._signals, patient=patient)
-        self._flush_if_wanted()
-        return Answer({}, computed, left)
+        with self._device_watched(alone=True):
+            if self._here(view.keys, self._signals).any():
+                # Who asks has not found them: perhaps their files were deleted, and are mapped
+                # here.
+                self._known(view.keys, self._signals, now=True)
+            computed, left = self._compute_missing(view, self._signals, patient=patient)
+            self._flush_if_wanted()
+            return Answer({}, computed, left)
 
     def flush(self) -> None:
         """Write what is not on disk yet."""
@@ -164,6 +201,10 @@ class Replica:
         self._claims.release()
         self._held_since = None
         self._on_flush()
+
+    def knows(self, keys: np.ndarray) -> np.ndarray:
+        """Return which keys, uint64 (n, 2), have all labels that it serves, bool (n,)."""
+        return self._known(keys, self._signals, now=False)
 
     def flush_due(self) -> bool:
         """Return whether a flush is due, or another process waits for one; any thread may ask."""
@@ -192,11 +233,41 @@ class Replica:
         since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _tried(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer | RaybrewError:
+    def _tried(self, view: EncodedView, signals: tuple[Signal, ...]) -> Answer | Exception:
         try:
             return self.ask(view, signals)
-        except RaybrewError as error:
+        except Exception as error:
             return error
+
+    @contextlib.contextmanager
+    def _device_watched(self, *, alone: bool) -> Iterator[None]:
+        """Make an error of the device or of memory the failure of this replica, for good.
+
+        Args:
+            alone: whether what is computed is for one request.
+        """
+        if self._failure is not None:
+            # A context on a GPU that had an error gives nothing but errors, or worse. Whoever asks
+            # now is not to blame for it.
+            fault, why, life, examples, tokens, _ = self._failure.args
+            raise ReplicaFailure(fault, why, life, examples, tokens)
+        try:
+            yield
+        except Exception as error:
+            fault = device_fault(error)
+            if fault is None:
+                raise
+            self._failure = ReplicaFailure(
+                fault, first_line(error), self.life, *self._forward_size, alone
+            )
+            self._save()
+            raise self._failure from error
+
+    def _save(self) -> None:
+        try:
+            self.flush()
+        except (RaybrewError, OSError, MemoryError) as error:
+            logger.warning("labels could not be written after a failure: %s", error)
 
     def _compute_missing(
         self, view: EncodedView, signals: tuple[Signal, ...], *, patient: bool = True
@@ -236,10 +307,11 @@ class Replica:
     def _compute(self, view: EncodedView, rows: np.ndarray, signals: tuple[Signal, ...]) -> None:
         if len(rows):
             self._loaded()
-            for chunk in chunks_by_tokens(view.lengths_of(rows), self.spec.batch_tokens):
+            for chunk in chunks_by_tokens(view.lengths_of(rows), self._batch_tokens):
                 self._forward(view.take(rows[chunk]), signals)
 
     def _forward(self, asked: EncodedView, signals: tuple[Signal, ...]) -> None:
+        self._forward_size = (len(asked), len(asked) * int(asked.lengths.max()))
         start = self._forward_since = time.monotonic()
         try:
             answers = self._loaded().answer(asked, signals)
@@ -263,6 +335,7 @@ class Replica:
 
     def _loaded(self) -> _Answers:
         if self._teacher is None:
+            self._forward_size = (0, 0)
             self._teacher = ModelTeacher(self.spec)
         return self._teacher
 

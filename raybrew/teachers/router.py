@@ -80,6 +80,7 @@ class Router:
         most_tokens: int,
         together: bool = False,
         again: bool = False,
+        avoid: Sequence[int] = (),
     ) -> list[Ticket] | None:
         """Hand a question out.
 
@@ -89,6 +90,7 @@ class Router:
             most_tokens: new keys are handed out in parts of at most so many tokens.
             together: new keys are one part, as they were put together to be one forward.
             again: the question was handed out before, to a replica that is lost.
+            avoid: replicas that get new keys only where no other one is up.
 
         Returns:
             Tickets that hold each row once; None if no replica is up.
@@ -109,7 +111,7 @@ class Router:
         else:
             wholes = self._groups(fresh, home, tokens)
         for number, rows in wholes:
-            tickets.append(self._hand_out(self._choose(number), rows, names, tokens))
+            tickets.append(self._hand_out(self._choose(number, avoid), rows, names, tokens))
         return tickets
 
     def answered(self, replica: int, number: int, computed: np.ndarray, left: np.ndarray) -> None:
@@ -217,6 +219,10 @@ class Router:
         """Return which life a replica is in."""
         return self._lanes[replica].epoch
 
+    def is_idle(self) -> bool:
+        """Return whether every question was answered."""
+        return not any(lane.open for lane in self._lanes)
+
     def queued_tokens(self, replica: int) -> int:
         """Return the tokens that a replica has been handed and has not answered."""
         return self._lanes[replica].queued_tokens
@@ -248,11 +254,12 @@ class Router:
         if parts:
             yield min(homes, key=self.queued_tokens), np.concatenate(parts)
 
-    def _choose(self, home: int) -> int:
+    def _choose(self, home: int, avoid: Sequence[int]) -> int:
         up = [number for number, lane in enumerate(self._lanes) if lane.up]
+        up = [number for number in up if number not in avoid] or up
         least = min(up, key=self.queued_tokens)
         near = self.queued_tokens(home) <= self.queued_tokens(least) + self._slack
-        return home if self.is_up(home) and near else least
+        return home if home in up and near else least
 
     def _hand_out(
         self, replica: int, rows: np.ndarray, names: list[int], tokens: np.ndarray

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
 from raybrew.data.padding import Padding
+from raybrew.devices import check_device
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.extensions import Extensions, registered
 from raybrew.kinds import Layout, kind_of
@@ -30,6 +31,9 @@ from raybrew.models.pretrained import load_model, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
 
+CPU_TOKENS, GPU_TOKENS = 512, 4096
+"""Tokens of a forward where the job doesn't say: larger ones are no faster on a CPU."""
+
 
 @dataclass(frozen=True)
 class TeacherSpec:
@@ -41,7 +45,7 @@ class TeacherSpec:
         fingerprint: what its labels are filed under.
         kind: kind of its task.
         dtype: precision that it computes in.
-        batch_tokens: most tokens of one forward, padding included.
+        batch_tokens: most tokens of one forward, padding included; by the device if None.
         padding: what shorter examples are filled up with.
         num_threads: PyTorch threads.
         adaptor: what its outputs mean; that of its kind if None.
@@ -49,6 +53,7 @@ class TeacherSpec:
         attention: whether attention maps are asked of it.
         extensions: what the user registered in the driver's process.
         trust_remote_code: whether code that comes with its files may run.
+        device: that the resources of whoever hosts it name, as PyTorch writes it.
     """
 
     name: str
@@ -56,7 +61,7 @@ class TeacherSpec:
     fingerprint: str
     kind: str
     dtype: str
-    batch_tokens: int
+    batch_tokens: int | None
     padding: Padding
     num_threads: int
     adaptor: Adaptor | str | None = None
@@ -64,6 +69,14 @@ class TeacherSpec:
     attention: bool = False
     extensions: Extensions = field(default_factory=registered)
     trust_remote_code: bool = False
+    device: str = "cpu"
+
+    @property
+    def forward_tokens(self) -> int:
+        """Most tokens of one forward, padding included."""
+        if self.batch_tokens is not None:
+            return self.batch_tokens
+        return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
 
 
 def chunks_by_tokens(
@@ -96,7 +109,9 @@ class ModelTeacher:
     def __init__(self, spec: TeacherSpec):
         self.spec = spec
         spec.extensions.install()
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(spec.device)
+        setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
+        check_device(self._device, f"teacher {spec.name!r}", setting)
         self._adaptor = adaptor_of(spec.kind, spec.adaptor)
         self._layout: Layout = kind_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
@@ -117,7 +132,7 @@ class ModelTeacher:
         """
         chunks = list(
             chunks_by_tokens(
-                view.lengths, self.spec.batch_tokens, one_length=self.spec.padding.is_read
+                view.lengths, self.spec.forward_tokens, one_length=self.spec.padding.is_read
             )
         )
         answers = [self._forward(view, rows, signals) for rows in chunks]

@@ -1,6 +1,6 @@
 """A teacher of the pool as the desk sees it."""
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -49,3 +49,10 @@ class Watched:
     # By replica: what its life told, as far as that is perhaps not on disk.
     told: dict[int, deque[Entry]] = field(default_factory=dict)
     dropped: bool = False
+    # By replica: most tokens of a forward, where memory was too small for more.
+    batch_tokens: dict[int, int] = field(default_factory=dict)
+    # By replica: losses in a row, without an answer in between; see `LossPolicy.gives_up`.
+    losses: Counter[int] = field(default_factory=Counter)
+    last_loss: str = ""
+    # Whether its replicas have left, since all of its labels are in the store.
+    left: bool = False

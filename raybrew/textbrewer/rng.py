@@ -13,7 +13,8 @@ def generators() -> dict[str, Any]:
     """Return the state of all of them, for JSON."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, state, following = random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Asking begins a context on every GPU, also for a script that computes on the CPU.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
         "cuda": [each.numpy().tobytes().hex() for each in cuda],
@@ -25,7 +26,7 @@ def generators() -> dict[str, Any]:
 def restore_generators(state: dict[str, Any]) -> None:
     """Bring all of them back to where they were."""
     torch.set_rng_state(_bytes(state["torch"]))
-    if torch.cuda.is_available():
+    if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([_bytes(each) for each in state["cuda"]])
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, gauss))

@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune as ray_tune
 from ray.train import RunConfig, ScalingConfig
 
-from raybrew.cluster import run_folder
+from raybrew.cluster import default_teacher_resources, run_folder
 from raybrew.config import DistillJob
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.job_paths import get_path
@@ -26,7 +26,6 @@ from raybrew.labelling import Labelling
 from raybrew.planning import distill_plan
 from raybrew.ray_arguments import check_ray_arguments
 from raybrew.run import Run
-from raybrew.run_folder import RunFolder
 from raybrew.student.building import load_tasks
 from raybrew.student.checkpoint import STUDENT
 from raybrew.student.class_orders import check_class_orders
@@ -120,8 +119,12 @@ class _Sweep:
                 space = JobSpace(self._base(run.folder.data), self._ranges)
                 remember(run.folder, self._ranges, resume=self._resume)
                 found = survey(space, run.folder.data)
-            run.start(found.passes[0].preparation.replicas(in_workers=False), together=False)
-            labels = _label(found, run)
+            run.start_ray()
+            default = default_teacher_resources()
+            first = found.passes[0]
+            labelling = Labelling(first.job, first.preparation.placed(default), run)
+            run.start(labelling.replicas(), together=False)
+            labels = _label(found, run, default)
             with run.stage("trials"):
                 rows = self._search(found, run)
             judged = judge_teachers(found.passes[0].job, found.passes[0].preparation)
@@ -275,11 +278,11 @@ class _Sweep:
         run.folder.write("report.html", render_page(facts, pictures))
 
 
-def _label(found: Survey, run: Run) -> dict[str, float]:
+def _label(found: Survey, run: Run, default: Mapping[str, float]) -> dict[str, float]:
     """Compute every label that a trial may ask for, then let the teachers go."""
     counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
     for each in found.passes:
-        labelling = Labelling(each.job, each.preparation, run)
+        labelling = Labelling(each.job, each.preparation.placed(default), run)
         with labelling.pool() as pool:
             labelling.fill(pool, ("train", "eval"))
             labelling.close(pool)

@@ -14,6 +14,7 @@ import torch
 from ray import tune
 from ray.actor import ActorHandle
 
+from raybrew.devices import check_device, device_for
 from raybrew.events import Event, event_message
 from raybrew.mailbox import Message
 from raybrew.preparation import Readings
@@ -75,7 +76,8 @@ class StudentTrial(tune.Trainable):
         plan = self._brief.plan(job, self._readings)
         cpus = self._resources.get("CPU", 1)
         torch.set_num_threads(plan.training.num_threads or max(1, int(cpus)))
-        device = torch.device("cuda" if self._resources.get("GPU", 0) else "cpu")
+        device = device_for(self._resources.get("GPU", 0))
+        check_device(device, "a trial", "scaling.use_gpu to false")
         self._training = build_training(plan, World(device=device), None)
         self._hooks = _TrialHooks(self._mailbox, self.trial_id)
         self._begun = False

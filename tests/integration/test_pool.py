@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import ray
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.padding import Padding
 from raybrew.data.split import EncodedSplit
-from raybrew.errors import TeacherError
+from raybrew.errors import LabelsLost, TeacherError
 from raybrew.labels.fingerprint import model_fingerprint
 from raybrew.labels.payload import Signal
 from raybrew.labels.store import LabelStore
@@ -21,6 +22,7 @@ from raybrew.teachers.client import PoolClient
 from raybrew.teachers.filling import Filling
 from raybrew.teachers.pool import Hosting, TeacherPool
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from tests.integration.lab_cluster import wait_for
 from tests.made import make_data, make_tokenizer
 from tests.teachers import faulty
 
@@ -82,17 +84,36 @@ def computed(counts_before: dict[str, float], pool: TeacherPool) -> float:
     return pool.figures()["a"]["forwards"] - counts_before["forwards"]
 
 
-def test_what_two_askers_want_at_once_is_computed_once(pool, view, expected):
-    before = pool.figures()["a"]
-    faulty.plan("sleep", "0.05")
-    clients = [PoolClient(pool.address) for _ in range(3)]
-    rows = [np.arange(0, 60), np.arange(30, 70)[::-1], np.repeat(np.arange(20, 40), 2)]
-    asked = [c.ask("a", view.take(r), SIGNALS) for c, r in zip(clients, rows, strict=True)]
-    for answer, mine in zip(asked, rows, strict=True):
+OVERLAPPING = [np.arange(0, 60), np.arange(30, 70)[::-1], np.repeat(np.arange(20, 40), 2)]
+
+
+def ask_at_once(pool, view, expected) -> None:
+    """Have three askers want much the same labels at once."""
+    clients = [PoolClient(pool.address) for _ in OVERLAPPING]
+    asked = [c.ask("a", view.take(r), SIGNALS) for c, r in zip(clients, OVERLAPPING, strict=True)]
+    for answer, mine in zip(asked, OVERLAPPING, strict=True):
         got = answer.result()[SIGNALS[0].name].values
         np.testing.assert_array_equal(got, expected[mine])
     for client in clients:
         client.close()
+
+
+def test_a_label_that_several_want_at_once_is_asked_of_one_replica(spec, view, expected, tmp_path):
+    """Also where nothing in the store keeps two replicas from computing it both."""
+    faulty.plan("sleep", "0.3")
+    unclaimed = replace(spec, adaptor="tests.teachers.unclaimed:faulty")
+    with TeacherPool([Hosting(unclaimed, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+        pool.wait()
+        ask_at_once(pool, view, expected)
+        assert pool.figures()["a"]["forwards"] == 70
+    assert sum(map(sum, faulty.forwards().values())) == 70
+    assert len(faulty.forwards()) == 2
+
+
+def test_what_two_askers_want_at_once_is_computed_once(pool, view, expected):
+    before = pool.figures()["a"]
+    faulty.plan("sleep", "0.05")
+    ask_at_once(pool, view, expected)
     assert computed(before, pool) == 70
     assert sum(map(sum, faulty.forwards().values())) == 70
     assert len(faulty.forwards()) == 2
@@ -243,3 +264,58 @@ def test_a_teacher_whose_replicas_always_die_is_named(spec, view, tmp_path):
             asked.result()
         client.close()
         assert [event["fault"] for event in dying.take_events()].count("replica lost") >= 4
+
+
+def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view, tmp_path):
+    faulty.plan("memory", "3")
+    store, rows = str(tmp_path / "store"), np.arange(40)
+    EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(tmp_path / "split")
+    done: list[int] = []
+    with TeacherPool([Hosting(spec, SIGNALS, 1, {"CPU": 0.5})], store) as pool:
+        pool.wait()
+        pool.fill([Filling("a", str(tmp_path / "split"), "student", view, rows, done.append)])
+        events = [event for event in pool.take_events() if event["fault"] == "replica failed"]
+        assert pool.figures()["a"]["forwards"] == sum(done) == len(rows)
+    assert LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(view.keys[rows]).all()
+    # Of 64 tokens a forward 32, then perhaps 16: processes of their own each, that go on.
+    assert 1 <= len(events) <= 3
+    assert all("out of memory" in event["what"] for event in events)
+    assert "at most 32 tokens a forward" in events[0]["what"] or len(faulty.forwards()) > 1
+    assert len(faulty.forwards()) == len(events) + 1
+
+
+def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answered(
+    spec, view, expected, tmp_path
+):
+    faulty.plan("sleep", "0.05")
+    with TeacherPool([Hosting(spec, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+        pool.wait()
+        for number in range(3):  # the question's first forward, and its next two, alone
+            faulty.plan(f"device-{number}")
+        client = PoolClient(pool.address)
+        bad = client.ask("a", view.take(np.arange(1)), SIGNALS)
+        with pytest.raises(TeacherError, match=r"'a'.*failed . times on a request of 1 examples"):
+            bad.result()
+        got = client.ask("a", view.take(np.arange(1, 20)), SIGNALS).result()
+        np.testing.assert_array_equal(got[SIGNALS[0].name].values, expected[1:20])
+        client.close()
+
+
+def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
+    before = ray.available_resources()["CPU"]
+    other = replace(spec, name="b", fingerprint="other")
+    hostings = [Hosting(each, SIGNALS, 1, {"CPU": 0.5}) for each in (spec, other)]
+    with TeacherPool(hostings, str(tmp_path)) as pool:
+        pool.wait()
+        client = PoolClient(pool.address)
+        for name in "ab":
+            client.ask(name, view.take(np.arange(4)), SIGNALS).result()
+        pool.flush()
+        assert pool.release("a")
+        assert pool.teachers == {"b"}
+        wait_for(lambda: ray.available_resources()["CPU"] == before - 0.5, 30)
+        with pytest.raises(LabelsLost, match="'a'"):
+            client.ask("a", view.take(np.arange(4, 8)), SIGNALS).result()
+        client.ask("b", view.take(np.arange(4, 8)), SIGNALS).result()
+        assert {n: f["forwards"] for n, f in pool.figures().items()} == {"a": 4, "b": 8}
+        client.close()

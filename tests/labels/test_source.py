@@ -153,3 +153,43 @@ def test_a_teacher_that_is_gone_is_left_out_of_the_steps_that_need_it(tmp_path):
     # Task 1 is every other step; `b` answers for two windows of two steps.
     assert answered == [{"a"}, {"b", "c"}] * 2 + [{"a"}, {"c"}] * 5
     assert source.figures.dropped == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
+
+
+class Leaving(Teacher):
+    """Has left when it is asked: its labels were on their way to the store, or are lost."""
+
+    def __init__(self, store: LabelStore, *, wrote: bool):
+        super().__init__()
+        self.store, self.wrote = store, wrote
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> "Answer":
+        return Left(self, view)
+
+
+class Left(Answer):
+    def result(self) -> dict[str, Payload]:
+        assert isinstance(self.teacher, Leaving)
+        if self.teacher.wrote:
+            signal = self.teacher.store.signal("t", SIGNAL)
+            signal.append(self.view.keys, answer(self.view))
+            signal.flush()
+        raise LabelsLost("it has left")
+
+
+def test_a_teacher_that_left_with_its_labels_in_the_store_is_not_missed(tmp_path):
+    source = source_of(tmp_path, Leaving(LabelStore(tmp_path), wrote=True), stored=[2, 3, 5])
+    for step in range(14):
+        expected = answer(VIEW.take(rows_of(step)[1])).values
+        for by_signal in source.get(step).values():
+            np.testing.assert_array_equal(by_signal[SIGNAL.name].values, expected)
+
+
+def test_labels_that_are_not_in_the_store_of_a_teacher_that_left_are_lost(tmp_path):
+    source = source_of(tmp_path, Leaving(LabelStore(tmp_path), wrote=False), stored=[2, 3, 5])
+
+    def serve_all() -> None:
+        for step in range(14):
+            source.get(step)
+
+    with pytest.raises(LabelsLost, match="it has left"):
+        serve_all()

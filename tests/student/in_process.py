@@ -1,7 +1,7 @@
 """A whole distillation in this process: no Ray, the teachers answer on the spot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import raybrew as rb
@@ -29,9 +29,9 @@ class Answered:
 class LocalPool:
     """Replicas in this process, loaded when they are asked for the first time."""
 
-    def __init__(self, preparation: Preparation, store: StoreSpec | str):
+    def __init__(self, preparation: Preparation, store: StoreSpec | str, device: str = "cpu"):
         self.replicas = {
-            t.teacher.name: Replica(t.spec, t.signals, store)
+            t.teacher.name: Replica(replace(t.spec, device=device), t.signals, store)
             for t in preparation.teachers
             if t.spec is not None
         }

@@ -4,6 +4,10 @@ The folder is RAYBREW_TEST_FAULTS, which replicas inherit. In it, made by tests:
 
     kill-*   the forward that finds it takes it away and is killed
     hang-*   the forward that finds it takes it away and never returns
+    device-* the forward that finds it takes it away and has an error of its GPU
+    sick     the first replica that finds it has an error of its GPU in each forward of all its
+             processes
+    memory   examples of a forward beyond which there is too little memory
     sleep    seconds that each forward takes
     slow     seconds that each forward of the first replica that found it takes
 
@@ -11,6 +15,7 @@ and by the adaptor: `forwards-<pid>`, a line with the number of examples for eac
 `node-<pid>`, the Ray node that it runs on.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -61,6 +66,10 @@ def faulty(batch, outputs):
         os.kill(os.getpid(), signal.SIGKILL)
     if _took("hang"):
         time.sleep(3600)
+    if _took("device") or _is_sick():
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+    if (folder() / "memory").exists() and examples > int((folder() / "memory").read_text()):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     time.sleep(_seconds())
     # Rounded, so that bits don't depend on which examples a forward has besides.
     return {"logits": torch.round(outputs.logits * 256) / 256}
@@ -74,6 +83,15 @@ def _took(kind: str) -> bool:
             continue
         return True
     return False
+
+
+def _is_sick() -> bool:
+    if not ray.is_initialized():
+        return False
+    owner = folder() / f"sick.{ray.get_runtime_context().get_actor_id()}"
+    with contextlib.suppress(FileNotFoundError):  # there is none, or another replica was faster
+        (folder() / "sick").rename(owner)
+    return owner.exists()
 
 
 def _seconds() -> float:

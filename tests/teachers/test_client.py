@@ -1,23 +1,318 @@
-"""What a rank does about answers that don't come."""
+"""What a rank gets of a pool whose replicas are stand-ins, through the desk's own bookkeeping.
 
-import asyncio
+No Ray runs: a call of a stand-in is a coroutine, as awaiting a call of an actor is.
+"""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
 import pytest
-from ray.exceptions import ObjectFetchTimedOutError, ObjectLostError, OwnerDiedError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ObjectFetchTimedOutError,
+    ObjectLostError,
+    OutOfMemoryError,
+    OwnerDiedError,
+    RayTaskError,
+)
 
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.errors import LabelsLost, TeacherError
+from raybrew.labels.payload import Payload, Signal
+from raybrew.teachers import client as client_module
+from raybrew.teachers import desk as desk_module
+from raybrew.teachers.address import PoolAddress
+from raybrew.teachers.answer import Answer
 from raybrew.teachers.client import PoolClient
-from raybrew.teachers.tickets import Ticket
+from raybrew.teachers.desk import Desk
+from raybrew.teachers.failure import ReplicaFailure
+from raybrew.teachers.policy import LossPolicy
+from raybrew.teachers.watched import Member
+from tests.made import make_data, make_tokenizer
+
+SIGNALS = (Signal(),)
+VIEW = encode(make_tokenizer(), make_data(24)["text"][:], None, 32)[0]
+ALL = np.arange(len(VIEW))
 
 
-@pytest.mark.parametrize("kind", [ObjectLostError, OwnerDiedError, ObjectFetchTimedOutError])
-def test_an_answer_that_a_node_took_with_it_is_asked_for_again(kind):
-    async def lost() -> None:
-        raise kind("00" * 28, None, "")
+class Method:
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
 
-    async def answer() -> object:
-        client = PoolClient.__new__(PoolClient)  # its loop and its addresses aren't needed
-        ticket = Ticket(1, replica=0, epoch=0, rows=None)  # type: ignore[arg-type]
-        return await client._answer("a", ticket, lost())  # type: ignore[arg-type]
+    def remote(self, *arguments: Any) -> Any:
+        return self._function(*arguments)
 
-    # None: the request is handed out again.
-    assert asyncio.run(answer()) is None
+    def options(self, **_: Any) -> "Method":
+        return self
+
+
+class Actor:
+    """Calls of a plain object, as those of an actor's handle."""
+
+    def __init__(self, inner: Any):
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Method:
+        return Method(getattr(self._inner, name))
+
+
+def task_error(cause: Exception) -> RayTaskError:
+    return RayTaskError("ask", "its traceback", cause, "", 0, "")
+
+
+class Replica:
+    """Answers with what the key says; `faults` are raised in the place of answers, in order."""
+
+    def __init__(self, number: int):
+        self.number = number
+        self.life = 0
+        self.faults: list[Exception] = []
+        self.bad: np.ndarray | None = None  # a key that no replica can answer
+        self.asked: list[np.ndarray] = []
+        self.alone: list[bool] = []
+        self.batch_tokens: list[int | None] = []
+        self.most_at_once = self._at_once = 0
+
+    async def ask(
+        self, view: EncodedView, signals: tuple[Signal, ...], ticket: int, alone: bool
+    ) -> Answer:
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            await desk_module.asyncio.sleep(0.002)
+        finally:
+            self._at_once -= 1
+        self.asked.append(view.keys)
+        self.alone.append(alone)
+        if self.faults:
+            raise self.faults.pop(0)
+        if self.bad is not None and (view.keys == self.bad).all(axis=1).any():
+            raise task_error(self.failure("device", len(view), alone=alone))
+        values = (view.keys % np.uint64(1009)).astype(np.float32)
+        return Answer({SIGNALS[0].name: Payload(values)}, np.ones(len(view), bool))
+
+    async def flush(self) -> None: ...
+
+    def failure(self, fault: Any, examples: int, *, alone: bool) -> ReplicaFailure:
+        life = f"{self.number}.{self.life}"
+        return ReplicaFailure(fault, "CUDA error: broken", life, examples, 64, alone)
+
+    async def health(self, life: str, heard: int, batch_tokens: int | None) -> dict[str, Any]:
+        self.batch_tokens.append(batch_tokens)
+        figures = ("forward_s", "others_s", "queue_age_s", "waiting", "heard", "on_disk", "batches")
+        return {
+            **dict.fromkeys(figures, 0.0),
+            **dict.fromkeys(("tokens", "compute_s"), 0.0),
+            "life": f"{self.number}.{self.life}",
+            "answers": [],
+        }
+
+
+class Pool:
+    def __init__(self, replicas: int, on_loss: Any = "fail"):
+        self.replicas = [Replica(number) for number in range(replicas)]
+        handles: list[Any] = [Actor(replica) for replica in self.replicas]
+        self.ended: list[tuple[int, bool]] = []
+        self.desk = Desk({"a": Member(handles, LossPolicy(on_loss, 5.0, 0.5), 64)})
+        desk: Any = Actor(self.desk)
+        self.client = PoolClient(PoolAddress(desk, {"a": handles}, {"a": 64}))
+
+    def kill(self, handle: Actor, no_restart: bool) -> None:
+        replica: Replica = handle._inner
+        self.ended.append((replica.number, no_restart))
+        replica.life += 1
+
+    def ask(self, rows: np.ndarray) -> np.ndarray:
+        pending = self.client.ask("a", VIEW.take(rows), SIGNALS)
+        return pending.future.result(timeout=60)[SIGNALS[0].name].values
+
+    def events(self) -> list[tuple[str, str]]:
+        events = self.client.of_desk(lambda desk: desk.take_events.remote())
+        return [(event["fault"], event["what"]) for event in events]
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
+    made: list[Pool] = []
+
+    def make(replicas: int, on_loss: Any = "fail") -> Pool:
+        made.append(Pool(replicas, on_loss))
+        monkeypatch.setattr(desk_module.ray, "kill", made[-1].kill)
+        return made[-1]
+
+    monkeypatch.setattr(desk_module, "POLL_S", 0.01)
+    monkeypatch.setattr(client_module, "LOOK_S", 0.02)
+    yield make
+    for each in made:
+        each.client.close()
+
+
+def expected(rows: np.ndarray) -> np.ndarray:
+    return (VIEW.keys[rows] % np.uint64(1009)).astype(np.float32)
+
+
+def asked(pool: Pool) -> list[bytes]:
+    return [key.tobytes() for r in pool.replicas for keys in r.asked for key in keys]
+
+
+def test_answers_come_in_the_order_of_the_question_and_equal_examples_are_asked_for_once(pools):
+    pool = pools(3)
+    rows = np.concatenate([ALL[::-1], ALL[5:9], ALL[:2]])
+    np.testing.assert_array_equal(pool.ask(rows), expected(rows))
+    assert len(asked(pool)) == len(set(asked(pool))) == len(ALL)
+    # Whole requests of at most a forward's tokens, for more than one replica.
+    assert sum(bool(replica.asked) for replica in pool.replicas) > 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ActorUnavailableError("away", None),
+        ObjectLostError("00" * 28, None, ""),
+        OwnerDiedError("00" * 28, None, ""),
+        ObjectFetchTimedOutError("00" * 28, None, ""),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_what_is_lost_on_its_way_is_asked_for_again(pools, fault):
+    pool = pools(2)
+    for replica in pool.replicas:
+        replica.faults.append(fault)
+    np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
+    assert len(asked(pool)) > len(ALL)
+
+
+def test_an_error_of_ours_is_raised_as_it_was_and_others_name_the_teacher(pools):
+    pool = pools(1)
+    pool.replicas[0].faults = [task_error(TeacherError("NaN for example 7"))]
+    with pytest.raises(TeacherError, match=r"^NaN for example 7$"):
+        pool.ask(ALL[:1])
+    pool.replicas[0].faults = [task_error(IndexError("index out of range in self"))]
+    with pytest.raises(TeacherError, match=r"teacher 'a' failed: IndexError\('index out of"):
+        pool.ask(ALL[:1])
+    # Nobody holds its labels: whoever asks next gets them.
+    np.testing.assert_array_equal(pool.ask(ALL[:1]), expected(ALL[:1]))
+    assert pool.ended == []
+
+
+def test_a_sick_replica_gets_another_process_and_its_requests_go_elsewhere_alone(pools):
+    pool = pools(2)
+    sick, well = pool.replicas
+    sick.faults = [task_error(sick.failure("device", 4, alone=False))]
+    np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
+    assert pool.ended == [(0, False)]
+    # What it failed with has no company, where it is asked again.
+    assert any(well.alone)
+    assert not any(sick.alone)
+    ((fault, what),) = pool.events()
+    assert fault == "replica failed"
+    assert "CUDA error: broken" in what
+
+
+def test_one_that_fails_whatever_it_is_asked_is_given_up_while_its_neighbour_does_the_work(pools):
+    pool = pools(2)
+    sick = pool.replicas[0]
+    failure = ReplicaFailure("device", "CUDA error: broken", "", 4, 64, True)
+    sick.faults = [task_error(failure) for _ in range(40)]
+    for _ in range(100):
+        np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
+        pool.client.flush()  # so that the next question is a new one
+        if pool.desk._watched["a"].gone[0]:
+            break
+    assert pool.ended == [(0, False)] * 4 + [(0, True)]
+    assert [fault for fault, _ in pool.events()] == ["replica failed"] * 4 + ["replica gone"]
+    before = len(sick.asked)
+    np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
+    assert len(sick.asked) == before
+
+
+def test_a_request_that_two_replicas_fail_on_alone_is_at_fault_and_the_others_are_answered(pools):
+    pool = pools(3)
+    for replica in pool.replicas:
+        replica.bad = VIEW.keys[3]
+    good = [pool.client.ask("a", VIEW.take(ALL[n : n + 1]), SIGNALS) for n in range(8) if n != 3]
+    with pytest.raises(TeacherError, match=r"'a'.*failed 3 times on a request of 1 examples"):
+        pool.ask(ALL[3:4])
+    got = np.concatenate([each.result()[SIGNALS[0].name].values for each in good])
+    np.testing.assert_array_equal(got, expected(np.delete(ALL[:8], 3)))
+    failed = [number for number, _ in pool.ended]
+    assert len(failed) == len(set(failed))  # each time another one
+    assert len(failed) == 3  # with others, and twice alone
+
+
+def test_too_little_memory_halves_what_that_replica_computes_at_once(pools):
+    pool = pools(1)
+    (replica,) = pool.replicas
+    for tokens in (64, 32, 16):
+        failure = ReplicaFailure("memory", "CUDA out of memory", "", 4, tokens, True)
+        replica.faults.append(task_error(failure))
+    failure.life = "none"
+    np.testing.assert_array_equal(pool.ask(ALL[:4]), expected(ALL[:4]))
+    assert [each for each in dict.fromkeys(replica.batch_tokens) if each] == [32, 16, 8]
+    # None of them counts as a loss that a replica is given up for.
+    assert pool.ended == [(0, False)] * 3
+    told = [what for fault, what in pool.events() if fault == "replica failed"]
+    assert ["at most 32 tokens" in what for what in told] == [True, False, False]
+
+
+def test_a_single_example_that_memory_is_too_small_for_is_named_with_its_length(pools):
+    pool = pools(1)
+    length = int(VIEW.lengths[0])
+    failure = ReplicaFailure("memory", "CUDA out of memory", "x", 1, length, True)
+    pool.replicas[0].faults = [task_error(failure), task_error(failure)]
+    pattern = rf"'a'.*a single example of {length} tokens needs more memory.*max_length"
+    with pytest.raises(TeacherError, match=pattern):
+        pool.ask(ALL[:1])
+    assert len(pool.ended) == 2
+
+
+def test_a_process_that_ray_ends_for_memory_is_a_failure_of_memory(pools):
+    pool = pools(1)
+    pool.replicas[0].faults = [OutOfMemoryError("the node is low on memory")]
+    np.testing.assert_array_equal(pool.ask(ALL[:4]), expected(ALL[:4]))
+    what = dict(pool.events())["replica failed"]
+    assert "low on memory; from now on at most 32 tokens" in what
+
+
+def test_a_client_has_no_more_under_way_with_a_replica_than_its_credit(pools, monkeypatch):
+    monkeypatch.setattr(client_module, "MAX_REQUESTS", 2)
+    pool = pools(1)
+    pending = [pool.client.ask("a", VIEW.take(ALL[n : n + 1]), SIGNALS) for n in range(12)]
+    got = np.concatenate([each.result()[SIGNALS[0].name].values for each in pending])
+    np.testing.assert_array_equal(got, expected(ALL[:12]))
+    assert pool.replicas[0].most_at_once == 2
+
+
+def test_a_desk_that_cannot_be_reached_is_tried_again_and_then_an_error(pools, monkeypatch):
+    pool = pools(1)
+    calls = []
+
+    async def away(*_: Any) -> None:
+        calls.append(1)
+        raise ActorUnavailableError("away", None)
+
+    monkeypatch.setattr(pool.desk, "assign", away)
+    with pytest.raises(TeacherError, match="the teachers' desk can't be reached"):
+        pool.ask(ALL[:1])
+    assert len(calls) == client_module.DESK_ATTEMPTS
+
+
+def test_a_teacher_leaves_when_nobody_waits_for_it_and_is_missed_afterwards(pools):
+    pool = pools(1)
+    (ticket,) = pool.client.of_desk(
+        lambda desk: desk.assign.remote("a", VIEW.keys[:1], VIEW.lengths[:1], 64, False, False)
+    )
+    leave = lambda: pool.client.of_desk(lambda desk: desk.leave.remote("a"))  # noqa: E731
+    assert not leave()
+    one = np.ones(1, bool)
+    none = np.empty(0, np.int64)
+    pool.client.of_desk(lambda desk: desk.finished.remote("a", ticket, one, none))
+    assert leave()
+    with pytest.raises(LabelsLost, match="'a': 24 labels are missing from the store"):
+        pool.ask(ALL)
+    pool.client.flush()  # of a teacher that has left nothing is to be written
+    figures = pool.client.of_desk(lambda desk: desk.figures.remote())
+    assert figures["a"]["forwards"] == 1
+    with pytest.raises(LabelsLost, match="'b'"):  # never started: its labels were all there
+        pool.client.ask("b", VIEW, SIGNALS).result()

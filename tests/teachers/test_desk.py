@@ -45,7 +45,7 @@ class Replica:
         assert concurrency_group == "control"
         return self
 
-    async def remote(self, life: str, heard: int) -> dict[str, Any]:
+    async def remote(self, life: str, heard: int, batch_tokens: int | None) -> dict[str, Any]:
         self.heard.append((life, heard))
         if self.error is not None:
             raise self.error
@@ -111,7 +111,7 @@ def test_a_teacher_that_ray_gave_up_follows_its_policy(ended, on_loss, error):
         await desk.begin()
         replica.error = ActorDiedError()
         await until(lambda: desk._watched["a"].gone == [True])
-        with pytest.raises(error, match=r"'a'.*Ray gave all its replicas up"):
+        with pytest.raises(error, match=r"'a'.*all of them were given up.*lost: died"):
             await assign(desk)
         faults = [event["fault"] for event in await desk.take_events()]
         assert faults[:2] == ["replica lost", "replica gone"]

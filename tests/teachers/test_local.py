@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.padding import Padding
+from raybrew.errors import TeacherError
+from raybrew.events import Event
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.local import Askers, LocalAsker
@@ -94,3 +98,81 @@ def test_two_names_of_one_model_share_what_either_computed(spec, tmp_path):
     np.testing.assert_array_equal(one, two)
     assert asker.forwards() == 32
     asker.close()
+
+
+class Failing(ModelTeacher):
+    """Fails with these errors, one a forward, before it answers."""
+
+    errors: ClassVar[list[Exception]] = []
+
+    def answer(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
+        if self.errors:
+            raise self.errors.pop(0)
+        return super().answer(view, signals)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    monkeypatch.setattr("raybrew.teachers.replica.ModelTeacher", Failing)
+    monkeypatch.setattr(Failing, "errors", [])
+    return Failing.errors
+
+
+def test_too_little_memory_for_a_forward_makes_it_smaller_in_the_workers_process(
+    spec, expected, tmp_path, failing
+):
+    failing += [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
+    events: list[Event] = []
+    asker = LocalAsker([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
+    got = asker.ask("a", VIEW, SIGNALS).result()[SIGNALS[0].name].values
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert [event.fault for event in events] == ["teacher out of memory"] * 2
+    assert asker.forwards() == 32
+    asker.close()
+
+
+def test_a_single_example_that_memory_is_too_small_for_is_an_error_that_names_it(
+    spec, tmp_path, failing
+):
+    failing += [torch.OutOfMemoryError("CUDA out of memory")]
+    asker = asker_of(spec, tmp_path)
+    pattern = rf"'a'.*1 examples, {VIEW.lengths[0]} tokens; a single example needs more memory"
+    with pytest.raises(TeacherError, match=pattern):
+        asker.ask("a", VIEW.take(np.arange(1)), SIGNALS).result()
+    asker.close()
+
+
+def test_an_error_of_the_device_ends_the_worker_as_it_was_raised(spec, tmp_path, failing):
+    failing += [RuntimeError("CUDA error: uncorrectable ECC error encountered")]
+    asker = asker_of(spec, tmp_path)
+    # Not an error of ours, which would end the run: Ray Train starts the worker again.
+    with pytest.raises(RuntimeError, match=r"^CUDA error: uncorrectable ECC"):
+        asker.fill_share("a", VIEW, 0, 1)
+    asker.close()
+
+
+def test_a_model_is_unloaded_once_every_label_that_is_expected_is_in_the_store(
+    spec, expected, tmp_path
+):
+    events: list[Event] = []
+    asker = LocalAsker([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
+    replica = asker._replicas["a"]
+    asker.expect("a", VIEW)
+    asker.ask("a", VIEW.take(np.arange(30)), SIGNALS).result()
+    asker.flush()
+    assert replica._teacher is not None
+    assert events == []
+    asker.ask("a", VIEW, SIGNALS).result()
+    asker.flush()
+    assert replica._teacher is None
+    ((fault, is_fault),) = [(event.fault, event.is_fault) for event in events]
+    assert (fault, is_fault) == ("teacher left", False)
+    # One whose label is lost is loaded again.
+    for shard in tmp_path.rglob("shard-*.arrow"):
+        shard.unlink()
+    again = asker_of(spec, tmp_path)
+    again.expect("a", VIEW)
+    got = again.ask("a", VIEW, SIGNALS).result()[SIGNALS[0].name].values
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    for each in (asker, again):
+        each.close()

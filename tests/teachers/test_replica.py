@@ -1,9 +1,12 @@
 """A replica: what is known is not computed, and what is damaged is computed again."""
 
+import itertools
+import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.padding import Padding
@@ -14,6 +17,7 @@ from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.answer import Answer
+from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
 from tests.made import make_data, make_tokenizer
@@ -196,3 +200,94 @@ def test_a_full_store_answers_questions_larger_than_it_keeps(tmp_path, monkeypat
     # Nothing of it is on disk, and what was asked for again was computed again.
     assert replica.figures()["unstored"] > 0
     assert len(teacher.keys) >= 2 * len(VIEW)
+
+
+class Broken(Counting):
+    """Fails with these errors, one a forward, before it answers."""
+
+    def __init__(self, *errors: Exception):
+        super().__init__()
+        self.errors = list(errors)
+        self.sizes: list[int] = []
+
+    def answer(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
+        self.sizes.append(len(view))
+        if self.errors and self.errors[0].args != ("later",):
+            raise self.errors.pop(0)
+        del self.errors[:1]
+        return super().answer(view, signals)
+
+
+ECC = RuntimeError("CUDA error: uncorrectable ECC error encountered")
+
+
+def test_after_an_error_of_its_device_a_replica_computes_nothing_any_more(tmp_path):
+    teacher = Broken(Exception("later"), ECC)
+    replica = replica_of(tmp_path, teacher)
+    one, two, three = (VIEW.take(np.arange(n, n + 4)) for n in (0, 4, 8))
+    replica.ask(one, SIGNALS)
+    with pytest.raises(ReplicaFailure, match=r"uncorrectable ECC.*forward of 8 examples") as failed:
+        replica.ask_together([two, three], SIGNALS)
+    assert not failed.value.blames  # there were two of them
+    assert failed.value.life == replica.life
+    # Neither is tried again with a context that is broken, nor is what comes later to blame.
+    assert teacher.sizes == [4, 8]
+    for ask in (lambda: replica.ask(two, SIGNALS), lambda: replica.fill_view(three), replica.load):
+        with pytest.raises(ReplicaFailure, match="ECC") as refused:
+            ask()
+        assert not refused.value.blames
+    assert teacher.sizes == [4, 8]
+    # What it had computed before is on disk: nothing is lost with its process.
+    assert LabelStore(str(tmp_path)).signal("f1", SIGNALS[0]).contains(one.keys).all()
+
+
+def test_a_question_that_fails_alone_may_be_at_fault(tmp_path):
+    replica = replica_of(tmp_path, Broken(ECC))
+    (failure,) = replica.ask_together([VIEW.take(np.arange(2))], SIGNALS)
+    assert isinstance(failure, ReplicaFailure)
+    assert failure.blames
+    again = pickle.loads(pickle.dumps(failure))
+    assert vars(again) == vars(failure)
+    assert str(again) == str(failure)
+
+
+def test_too_little_memory_asks_for_half_of_what_the_forward_had_down_to_one_example(tmp_path):
+    longest = int(VIEW.lengths.max())
+    failures = []
+    teacher = Broken(*[torch.OutOfMemoryError("CUDA out of memory") for _ in range(20)])
+    replica = replica_of(tmp_path, teacher)
+    while not failures or failures[-1].smaller is not None:
+        with pytest.raises(ReplicaFailure) as failed:
+            replica.ask(VIEW, SIGNALS)
+        failures.append(failed.value)
+        if failures[-1].smaller is not None:
+            replica.recover(failures[-1].smaller)
+    sizes, tokens = teacher.sizes, [each.tokens for each in failures]
+    assert sizes[0] == len(VIEW)
+    assert sizes[-1] == 1
+    assert tokens[0] == len(VIEW) * longest
+    assert all(small <= large // 2 for large, small in itertools.pairwise(tokens[:-1]))
+    assert failures[-1].blames
+    # In a process that had too little memory for a batch the next one goes on.
+    well = replica_of(tmp_path, Broken())
+    well.shrink(2 * longest)
+    well.ask(VIEW, SIGNALS)
+    assert max(well._teacher.sizes) <= 2 * longest // int(VIEW.lengths.min())  # type: ignore
+    assert len(well._teacher.sizes) >= len(VIEW) * int(VIEW.lengths.min()) // (2 * longest)  # type: ignore
+
+
+def test_one_bad_question_leaves_the_answers_of_those_batched_with_it(tmp_path):
+    class Picky(Counting):
+        def answer(self, view: EncodedView, signals: tuple[Signal, ...]) -> dict[str, Payload]:
+            if (view.keys == VIEW.keys[5]).all(axis=1).any():
+                raise IndexError("index out of range in self")
+            return super().answer(view, signals)
+
+    replica = replica_of(tmp_path, Picky())
+    views = [VIEW.take(np.arange(n, n + 3)) for n in (0, 3, 6)]
+    first, bad, last = replica.ask_together(views, SIGNALS)
+    assert isinstance(bad, IndexError)
+    for answer, rows in ((first, range(3)), (last, range(6, 9))):
+        assert isinstance(answer, Answer)
+        values = answer.payloads[SIGNALS[0].name].values
+        np.testing.assert_array_equal(values, expected(list(rows)))

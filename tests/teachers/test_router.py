@@ -423,3 +423,12 @@ def test_tickets_of_a_desk_that_died_are_nobodys():
     assert new.queued_tokens(0) > 0
     answered(new, now, ones(range(5)))
     assert new.queued_tokens(0) == 0
+
+
+def test_a_replica_that_failed_with_a_question_gets_it_only_where_no_other_is_up():
+    router = Router(3, slack_tokens=1000)
+    who = holder(assign(router, np.arange(60), avoid=(1,)), 60)
+    assert set(who) == {0, 2}
+    router.lost(0, 0)
+    router.lost(2, 0)
+    assert set(holder(assign(router, np.arange(60, 90), avoid=(1,)), 30)) == {1}

@@ -106,7 +106,7 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
     found = survey(space, tmp_path / "data")
     (only,) = found.passes
     # Nobody hosts it; its values are there before any trial.
-    assert [name for name, _ in only.preparation.replicas(in_workers=False)] == ["a", "b"]
+    assert [t.teacher.name for t in only.preparation.teachers if t.spec] == ["a", "b"]
     teacher = only.preparation.teachers[2]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90
