@@ -76,12 +76,11 @@ def _examples(
     special = " ".join(["a", *tokenizer.all_special_tokens, "b"])
     long = " ".join(f"w{number}" for number in range(max_length))
     probes: list[str] = [*_PROBES, special, long]
-    seconds = probes[::-1]
     rows = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _SAMPLE)).astype(int))
     examples = [*probes, *(_text_of(texts[row]) for row in rows)]
     if pairs is None:
         return examples, None
-    return examples, seconds + [pairs[row] for row in rows]
+    return examples, [*reversed(probes), *(str(pairs[row]) for row in rows)]
 
 
 def _text_of(example: Any) -> str:
