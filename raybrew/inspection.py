@@ -11,6 +11,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from raybrew.errors import ConfigError
 from raybrew.models import bigru
+from raybrew.models.padding import set_padding_token
 from raybrew.models.parameters import count_parameters, display_parameters, latency_ms, size_mb
 from raybrew.models.positions import most_positions
 from raybrew.models.pretrained import (
@@ -106,6 +107,8 @@ def render_inspection(found: Inspection) -> str:
 
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
+    if config.get_text_config().pad_token_id is None:
+        set_padding_token(config, 0)  # no token of `_some_ids`
     model = _load(name, config)
     most = most_positions(model)
     if most is not None and length > most:
@@ -172,7 +175,10 @@ def _some_ids(config: PreTrainedConfig, batch_size: int, length: int) -> Tensor:
     vocabulary = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     lowest = min(5, vocabulary - 1)  # past the special tokens of most vocabularies
-    return torch.randint(lowest, vocabulary, (batch_size, length), generator=generator)
+    ids = torch.randint(lowest, vocabulary, (batch_size, length), generator=generator)
+    if config.is_encoder_decoder and config.eos_token_id is not None:
+        ids[:, -1] = config.eos_token_id  # where it reads its answer
+    return ids
 
 
 @torch.inference_mode()

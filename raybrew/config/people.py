@@ -72,8 +72,8 @@ class Teacher(Section):
     )
     inputs: Literal["shared", "own"] = Field(
         default="shared",
-        description="`shared`: reads the student's token ids. `own`: each example is encoded "
-        "for it by its own tokenizer.",
+        description="`shared`: reads the student's token ids, which takes tokenizers that make the "
+        "same of every text. `own`: each example is encoded for it by its own tokenizer.",
     )
     architecture: Architecture = None
     adaptor: ImportPath = Field(

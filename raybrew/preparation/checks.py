@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.config import DistillJob, Student, Task, Teacher
 from raybrew.data.encoding import same_vocabulary
+from raybrew.data.encoding_check import encoding_difference
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS, Kind, kind_of
 from raybrew.matching.plan import TaskMatch
@@ -187,7 +188,7 @@ def check_teacher(
     student: PreTrainedConfig,
     student_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Refuse a teacher of other classes, another vocabulary, or too few positions."""
+    """Refuse a teacher of other classes, another vocabulary or encoding, or too few positions."""
     what = f"teachers[{teacher.name}]"
     _check_outputs(f"{what}.model", model.config, table, student)
     check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
@@ -196,16 +197,42 @@ def check_teacher(
             f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
             "vocabulary's tokens, got `own`"
         )
-    if teacher.inputs == "shared" and not same_vocabulary(model.tokenizer, student_tokenizer):
-        raise ConfigError(
-            f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
-            f"student's ({len(student_tokenizer)} entries), so it can't read the student's token "
-            "ids; set `inputs: own` to encode each example for it by its own tokenizer"
-        )
     if teacher.inputs == "own":
         _check_tokenizer(what, model.tokenizer, table)
+    else:
+        _check_shared(what, teacher.name, model, table, student_tokenizer)
     kind = kind_of(table.task.kind, teacher.architecture, f"{what}.architecture")
     _check_length(what, model.config, table.task, kind)
+
+
+def _check_shared(
+    what: str, name: str, model: TeacherModel, table: Table, student: PreTrainedTokenizerBase
+) -> None:
+    """Refuse a teacher that can't read the student's token ids."""
+    remedy = "set `inputs: own` to encode each example for it by its own tokenizer"
+    if not table.kind.own_inputs:
+        remedy = f"set student.tokenizer_from to {name}, as {table.task.kind} needs one tokenizer"
+    if not same_vocabulary(model.tokenizer, student):
+        raise ConfigError(
+            f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
+            f"student's ({len(student)} entries), so it can't read the student's token "
+            f"ids; {remedy}"
+        )
+    makes_segments = "token_type_ids" in model.tokenizer.model_input_names
+    difference = encoding_difference(
+        model.tokenizer,
+        student,
+        table.train.texts,
+        table.train.pairs,
+        table.task.max_length,
+        # A model without them, DistilBERT's, passes over the student's.
+        segments=makes_segments or hasattr(model.config, "type_vocab_size"),
+    )
+    if difference is not None:
+        raise ConfigError(
+            f"{what}.inputs: expected a teacher that reads texts as the student does, got "
+            f"{difference}; {remedy}"
+        )
 
 
 def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table) -> None:

@@ -233,7 +233,9 @@ def word_by_word(student: Any, teachers: dict[str, Any], sentences: list[list[st
 def of_words(model: Any, tokenizer: Any, words: list[str]) -> dict[int, Tensor]:
     """Logits of each word's first token."""
     options = {"is_split_into_words": True, "truncation": True, "max_length": 24}
-    batch = tokenizer(words, return_tensors="pt", **options)
+    # As in a text, where a space stands before each word but the first.
+    spaced = [words[0], *(f" {word}" for word in words[1:])]
+    batch = tokenizer(spaced, return_tensors="pt", **options)
     training = model.training
     with torch.inference_mode():
         logits = model.eval()(**batch).logits[0]
