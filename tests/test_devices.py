@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import raybrew as rb
+from raybrew.data.padding import Padding
 from raybrew.devices import check_device, device_fault, device_for
 from raybrew.teachers.pool import Hosting
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
@@ -15,7 +16,9 @@ def test_the_device_is_that_of_the_resources_whatever_pytorch_sees(gpus, device,
     for seen in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
         assert device_for(gpus).type == device
-        spec = TeacherSpec("a", "nowhere", "f", "sequence-classification", "float32", None, 0, 1)
+        spec = TeacherSpec(
+            "a", "nowhere", "f", "sequence-classification", "float32", None, Padding(0), 1
+        )
         placed = Hosting(spec, (), 1, {"CPU": 2, "GPU": gpus}).placed
         assert (placed.device, placed.num_threads) == (device, 2)
         assert placed.forward_tokens == (512 if device == "cpu" else 4096)
@@ -24,7 +27,7 @@ def test_the_device_is_that_of_the_resources_whatever_pytorch_sees(gpus, device,
 def test_a_replica_without_a_gpu_stays_on_the_cpu_where_its_node_has_some(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = make_model(tmp_path / "a", 0)
-    spec = TeacherSpec("a", model, "f", "sequence-classification", "float32", 64, 0, 1)
+    spec = TeacherSpec("a", model, "f", "sequence-classification", "float32", 64, Padding(0), 1)
     assert ModelTeacher(spec)._device == torch.device("cpu")
 
 
@@ -33,7 +36,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_an_error_that_says_what_to_change(monk
     # Seen but of no use, too: a driver that is too old, say.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     pattern = r"teacher 'a'.*PyTorch .* can't use one.*set teachers\[a\].resources to \{CPU: 1\}"
-    spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, 0, 1)
+    spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, Padding(0), 1)
     with pytest.raises(rb.ConfigError, match=pattern):
         ModelTeacher(TeacherSpec(*spec, device="cuda"))
     check_device(torch.device("cpu"), "a student worker", "nothing")

@@ -9,9 +9,9 @@ import torch
 import raybrew as rb
 from raybrew.errors import ConfigError
 from raybrew.kinds import KINDS
+from raybrew.labels.logits import pack_rows
 from raybrew.labels.payload import Signal
 from raybrew.labels.tensors import tensors_of
-from raybrew.labels.top_k import pack_top_k
 from raybrew.losses.match_check import ModelGeometry
 from raybrew.losses.match_spec import MatchSpec
 from raybrew.matching.plan import TeacherFacts, plan_matches
@@ -59,7 +59,7 @@ def test_all_classes_as_top_k_labels_are_the_dense_loss_by_any_mixture(mixture, 
     signal = Signal(top_k=3, temperatures=(2.0,))
     logits = {name: drawn(seed) for seed, name in enumerate(teachers, start=1)}
     kept = {
-        name: {signal.name: tensors_of(pack_top_k(each, signal), signal)}
+        name: {signal.name: tensors_of(pack_rows(each, None, signal)[0], signal)}
         for name, each in logits.items()
     }
     student = drawn(0)

@@ -196,7 +196,7 @@ class StudentTraining:
             metrics = evaluate_task(
                 task,
                 task.eval,
-                ModelOnDevice(model, task.reads, self._padding(number), self.world.device),
+                ModelOnDevice(model, task.reads, self.padding(number), self.world.device),
                 self.world,
                 batch_size=self.config.eval_batch_size,
                 on_progress=hooks.evaluating,
@@ -268,7 +268,7 @@ class StudentTraining:
             config=self.config,
             world=self.world,
             num_steps=self.num_steps,
-            paddings=[self._padding(number) for number in range(len(self.tasks))],
+            paddings=[self.padding(number) for number in range(len(self.tasks))],
             weights=self.weights,
         )
 
@@ -301,6 +301,7 @@ class StudentTraining:
         """The bare model, for checkpoints: of transformers, or a `MultiTaskStudent`."""
         return self.module.model
 
-    def _padding(self, task: int) -> Padding:
+    def padding(self, task: int) -> Padding:
+        """Return how batches of a task are filled up."""
         model: Any = self.module.model_of(task)
         return padding_of(self.tokenizer, model.config, kind_of(self.tasks[task].kind).layout)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from raybrew.data.collate import collate, collate_labels
 from raybrew.models.pretrained import describe_names, own_generator
-from raybrew.student.batches import STUDENT_VIEW, StudentTask
 from raybrew.student.loop import StudentTraining
-from raybrew.student.module import StudentAnswer, StudentModule
+from raybrew.student.module import StudentAnswer
 
 __all__ = ["ddp_options", "unread_weights"]
 
@@ -27,31 +26,28 @@ def ddp_options(training: StudentTraining) -> dict[str, bool]:
     """Return DDP's arguments for a student; looking for unread weights takes it time each step."""
     if training.module.may_leave_parameters_out or _drops_layers(training.module):
         return {"find_unused_parameters": True}
-    padding = int(str(training.tokenizer.pad_token_id or 0))
-    unread = unread_weights(training.module, training.tasks, padding)
+    unread = unread_weights(training)
     if not unread:
         return {}
     _log.info("weights that the student never reads stay as they are: %s", describe_names(unread))
     return {"find_unused_parameters": True}
 
 
-def unread_weights(
-    module: StudentModule, tasks: Sequence[StudentTask], pad_token_id: int
-) -> list[str]:
+def unread_weights(training: StudentTraining) -> list[str]:
     """Return the weights that learn in name only: no output for any task depends on them.
 
-    Args:
-        module: in training mode, in which it is left.
-        tasks: whose first rows are read, without dropout; the global generator stays as it is.
-        pad_token_id: fills shorter examples up.
+    The first rows of each task are read without dropout; the module is left in training mode and
+    the global generator as it is.
     """
+    module = training.module
     read: set[Tensor] = set()
     device = next(module.parameters()).device
     module.eval()
     with own_generator(0):
-        for number, task in enumerate(tasks):
+        for number, task in enumerate(training.tasks):
             rows = np.arange(min(_EXAMPLES, len(task.train)))
-            inputs = collate(task.train.views[STUDENT_VIEW], rows, pad_token_id)
+            padding = training.padding(number)
+            inputs = collate(task.train.student, rows, padding)
             labels = collate_labels(task.train, rows, inputs["input_ids"].shape[1])
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             read |= _leaves(list(_outputs(module(inputs, labels.to(device), number))))

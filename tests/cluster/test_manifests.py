@@ -87,7 +87,7 @@ def test_the_manifests_agree_on_the_cluster():
 def test_the_first_job_of_the_readme_is_one(tmp_path):
     text = (CLUSTER / "job.yaml").read_text(encoding="utf-8")
     job = load_job(DistillJob, CLUSTER / "job.yaml")
-    assert all("teacher_node" in teacher.resources for teacher in job.job.teachers)
+    assert all("teacher_node" in (teacher.resources or {}) for teacher in job.job.teachers)
     assert "student_node" in job.scaling["resources_per_worker"]
     # Everything that the nodes share lies on what they share.
     assert job.job.labels.store.startswith("/shared/")

@@ -73,7 +73,7 @@ def test_ddp_trains_a_student_with_weights_that_it_never_reads(student, unread, 
     alone.run(Recorder())
 
     training = training_of(chosen, tmp_path / "ddp")
-    names = unread_weights(training.module, training.tasks, 0)
+    names = unread_weights(training)
     assert sorted({name.rpartition(".")[0] for name in names}) == [unread]
     before = {name: training.module.get_parameter(name).clone() for name in names}
     training.wrapped = DistributedDataParallel(training.module, **ddp_options(training))
@@ -93,7 +93,7 @@ def test_a_student_that_reads_all_its_weights_spares_ddp_the_search(tmp_path):
     assert all(parameter.grad is None for parameter in training.module.parameters())
     for parameter in training.module.parameters():  # what is frozen is not missed
         parameter.requires_grad_(False)
-    assert unread_weights(training.module, training.tasks, 0) == []
+    assert unread_weights(training) == []
 
 
 def test_layers_that_are_dropped_at_random_are_looked_for_in_each_step(tmp_path):
