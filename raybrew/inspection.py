@@ -107,7 +107,7 @@ def render_inspection(found: Inspection) -> str:
 
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
-    if config.get_text_config().pad_token_id is None:
+    if getattr(config.get_text_config(), "pad_token_id", 0) is None:
         set_padding_token(config, 0)  # no token of `_some_ids`
     model = _load(name, config)
     most = most_positions(model)

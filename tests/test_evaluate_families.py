@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
 from raybrew.inspection import inspect_model
-from tests.models.families import FAMILIES, WORDS, family_tokenizer, save_family
+from tests.models.saved_families import FAMILIES, WORDS, family_tokenizer, save_family
 
 CLASSES = ("down", "up")
 TEXTS = [" ".join(WORDS[n % 7 : n % 7 + n // 2 + 1]) for n in range(32)]
@@ -38,7 +38,7 @@ def test_a_model_agrees_with_itself(tmp_path, family):
     assert rb.evaluate(job, folder)["x"]["accuracy"] == 1.0
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5", "xlnet"])
+@pytest.mark.parametrize("family", ["gpt2", "t5", "bart", "xlnet"])
 def test_batches_of_any_family_are_timed(tmp_path, family):
     folder = save_family(tmp_path, family, AutoModelForSequenceClassification)
     (found,) = inspect_model(folder, length=8, batch_size=3, repeats=1)

@@ -230,14 +230,8 @@ def test_a_broken_folder_is_one_message(case, folder, tmp_path, capfd):
 
 SMALL = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2}
 SMALLER = {**SMALL, "intermediate_size": 16}
-BART = {
-    f"{side}_{name}": n
-    for side in ("encoder", "decoder")
-    for name, n in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 16))
-}
 OTHERS = {
     "T5ForConditionalGeneration": {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1},
-    "BartForSequenceClassification": {**BART, "d_model": 16, "vocab_size": 50},
     "ViTForImageClassification": {**SMALLER, "image_size": 8, "patch_size": 4},
     "CLIPModel": {
         "text_config": {**SMALLER, "vocab_size": 50},

@@ -53,7 +53,7 @@ def measured(setting: Setting, warm_epochs: int, rounds: int) -> list[Record]:
     signals = preparation.teachers[0].signals
 
     def labelled() -> torch.Tensor:
-        answers = [teacher.answer(split.views["student"], signals) for teacher in teachers]
+        answers = [teacher.answer(split.student, signals) for teacher in teachers]
         return torch.stack([torch.from_numpy(a.values) for one in answers for a in one.values()])
 
     def bare(job: rb.DistillJob, logits: torch.Tensor) -> float:

@@ -25,12 +25,15 @@ class Windows:
         starts: int64, flat over tokens: character of the passage where the token starts, -1 for
             tokens that aren't the passage's.
         ends: the same for the character after its last one.
+        unanswered: int64 (N,), token of each window that stands for no answer: the class token,
+            which is XLNet's last, or the first token of a text without one.
     """
 
     view: EncodedView
     source: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
+    unanswered: np.ndarray
 
 
 def encode_windows(
@@ -64,7 +67,7 @@ def encode_windows(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    return _windows(encoded, np.array(encoded["overflow_to_sample_mapping"], np.int64))
+    return _windows(tokenizer, encoded, np.array(encoded["overflow_to_sample_mapping"], np.int64))
 
 
 def same_windows(
@@ -78,8 +81,8 @@ def same_windows(
 
     Returns:
         What it makes of them, and for each token of the windows the token that starts, and the one
-        that ends, at the same character, int32 (tokens, 2); -1 where none does. The first tokens,
-        which stand for no answer, answer for each other.
+        that ends, at the same character, int32 (tokens, 2); -1 where none does. The tokens that
+        stand for no answer answer for each other.
     """
     pieces, offsets = _pieces(windows, passages)
     asked: Any = [questions[row] for row in windows.source]
@@ -90,7 +93,7 @@ def same_windows(
         max_length=max_length,
         return_offsets_mapping=True,
     )
-    others = _windows(encoded, windows.source)
+    others = _windows(tokenizer, encoded, windows.source)
     aligned = np.full((len(windows.starts), 2), -1, np.int32)
     for number, shift in enumerate(offsets):
         mine = slice(*windows.view.offsets[number : number + 2])
@@ -100,7 +103,8 @@ def same_windows(
         ):
             known = {int(c) + shift: t for t, c in enumerate(other[theirs]) if c >= 0}
             aligned[mine, side] = [known.get(int(c), -1) if c >= 0 else -1 for c in ours[mine]]
-        aligned[windows.view.offsets[number]] = 0
+        unanswered = windows.view.offsets[number] + windows.unanswered[number]
+        aligned[unanswered] = others.unanswered[number]
     return others.view, aligned
 
 
@@ -116,16 +120,23 @@ def _pieces(windows: Windows, passages: Sequence[str]) -> tuple[list[str], list[
     return pieces, offsets
 
 
-def _windows(encoded: Any, source: np.ndarray) -> Windows:
-    starts, ends = [], []
+def _windows(tokenizer: PreTrainedTokenizerBase, encoded: Any, source: np.ndarray) -> Windows:
+    starts, ends, unanswered = [], [], []
     for number in range(len(source)):
-        of_passage = [part == 1 for part in encoded.sequence_ids(number)]
+        parts = encoded.sequence_ids(number)
+        of_passage = [part == 1 for part in parts]
+        of_class = [
+            token == tokenizer.cls_token_id and part is None
+            for token, part in zip(encoded["input_ids"][number], parts, strict=True)
+        ]
+        unanswered.append(of_class.index(True) if any(of_class) else 0)
         for own, (start, end) in zip(of_passage, encoded["offset_mapping"][number], strict=True):
             # A token of no characters shows nothing of the passage.
             starts.append(start if own and end > start else -1)
             ends.append(end if own and end > start else -1)
     view = view_from_ids(encoded["input_ids"], encoded.get("token_type_ids"))
-    return Windows(view, source, np.array(starts, np.int64), np.array(ends, np.int64))
+    starts, ends, unanswered = (np.array(each, np.int64) for each in (starts, ends, unanswered))
+    return Windows(view, source, starts, ends, unanswered)
 
 
 def _check_room(

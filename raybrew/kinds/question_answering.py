@@ -4,7 +4,8 @@
     start, end scores of each window ──n-best pairs of all windows──► the answer's text
 
 The tokens of a window are the classes of two outputs, start and end. A window that doesn't hold the
-whole answer points at its first token, which also stands for questions without an answer.
+whole answer points at its class token, or its first where it has none, which also stands for
+questions without an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -75,7 +76,9 @@ class QuestionAnswering(Kind):
             np.int64,
         ).reshape(-1, 2)
         answered = np.array([bool(rows.labels[row]) for row in windows.source])
-        counts["windows_without_their_answer"] = int((answered & (labels[:, 1] == 0)).sum())
+        counts["windows_without_their_answer"] = int(
+            (answered & (labels[:, 1] == windows.unanswered)).sum()
+        )
         if task.answers_at == "search":
             counts |= _searched(rows)
         return EncodedSplit(
@@ -83,7 +86,7 @@ class QuestionAnswering(Kind):
             labels,
             source=windows.source,
             alignments=alignments,
-            tokens={"start": windows.starts, "end": windows.ends},
+            tokens={"start": windows.starts, "end": windows.ends, "unanswered": _marked(windows)},
             reference=_reference(task, rows),
             counts=counts,
         )
@@ -169,7 +172,9 @@ def decode_answers(
     for place, window in enumerate(rows):
         row = int(split.source[window])
         values = scores.values[scores.offsets[place] : scores.offsets[place + 1]].reshape(-1, 2)
-        none[row] = min(none.get(row, np.inf), float(values[0].sum()))
+        begin, stop = split.student.offsets[window : window + 2]
+        unanswered = int(split.tokens["unanswered"][begin:stop].argmax())
+        none[row] = min(none.get(row, np.inf), float(values[unanswered].sum()))
         candidate = _best_span(values, split, int(window), n_best, max_answer_tokens)
         if candidate and (row not in best or candidate.score > best[row].score):
             best[row] = candidate
@@ -206,21 +211,29 @@ def _best_span(
 
 
 def _position(windows: Windows, number: int, answers: Sequence[Answer] | None) -> tuple[int, int]:
-    """Return the tokens of the first answer; 0, 0 where the window doesn't hold it whole."""
+    """Return the tokens of the first answer; of none where the window doesn't hold it whole."""
     if answers is None:
         return UNLABELLED, UNLABELLED
     begin, stop = windows.view.offsets[number : number + 2]
     starts, ends = windows.starts[begin:stop], windows.ends[begin:stop]
+    none = int(windows.unanswered[number]), int(windows.unanswered[number])
     if not answers or not (starts >= 0).any():
-        return 0, 0
+        return none
     answer = answers[0]
     if answer.start < 0:
         return UNLABELLED, UNLABELLED
     last = answer.start + len(answer.text)
     if answer.start < starts[starts >= 0].min() or last > ends.max():
-        return 0, 0
+        return none
     covers = np.flatnonzero((starts >= 0) & (ends > answer.start) & (starts < last))
-    return (int(covers[0]), int(covers[-1])) if len(covers) else (0, 0)
+    return (int(covers[0]), int(covers[-1])) if len(covers) else none
+
+
+def _marked(windows: Windows) -> np.ndarray:
+    """Mark the tokens that stand for no answer, int8 (tokens,)."""
+    marked = np.zeros(len(windows.starts), np.int8)
+    marked[windows.view.offsets[:-1] + windows.unanswered] = 1
+    return marked
 
 
 def _numbered(windows: Windows) -> list[tuple[int, int]]:

@@ -105,7 +105,7 @@ def _spell_out_ends(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _filling_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str | None:
-    known: Any = config.get_text_config().pad_token_id
+    known: Any = getattr(config.get_text_config(), "pad_token_id", None)
     # A token that is part of texts would no longer be one.
     if known in tokenizer.added_tokens_decoder:
         return str(tokenizer.convert_ids_to_tokens(known))

@@ -17,6 +17,7 @@ from raybrew.kinds.answer_texts import character_metrics, squad_metrics
 from raybrew.kinds.question_answering import decode_answers
 from raybrew.labels.payload import Payload
 from tests.kinds.made_kinds import byte_pairs, wordpiece
+from tests.models.saved_families import WORDS, family_tokenizer
 
 KIND = KINDS["question-answering"]
 PASSAGE = "one two three four five six seven eight nine ten"
@@ -299,6 +300,35 @@ def test_the_form_that_squad_is_published_in(tmp_path):
     file.write_text('{"version": 1, "data": [{"paragraphs": [{"qas": [{}]}]}]}')
     with pytest.raises(rb.DataError, match=r"tasks\[t\].train: expected questions in SQuAD's form"):
         load_source(str(file), "tasks[t].train")
+
+
+def test_no_answer_is_at_the_class_token_also_where_that_is_last():
+    xlnet = family_tokenizer("last")
+    passage, other = "w1 w2 w3 w4 w5 w6 w7 w8 w9", "w1 w2"
+    rows = [
+        row("w9", passage, question="w0"),
+        row(None, other, question="w0"),
+        row("w2", other, question="w0"),
+    ]
+    made = task(max_length=10)
+    _, read, _ = KIND.read(made, Dataset.from_list(rows), None)
+    split = KIND.encode(made, read, {STUDENT_VIEW: xlnet, "a": wordpiece(*WORDS)})
+    # The answer is outside of the first window.
+    assert " ".join(tokens(split, 0, xlnet)) == "w0 <sep> w1 w2 w3 w4 w5 w6 <sep> <cls>"
+    last = split.student.lengths - 1
+    assert split.labels[0].tolist() == [last[0]] * 2
+    assert split.labels[-2:].tolist() == [[last[-2]] * 2, [3, 3]]
+    # It answers for the other tokenizer's class token, which is its first.
+    ends = split.student.offsets[1:] - 1
+    assert (split.alignments["a"][ends] == 0).all()
+    assert (split.alignments["a"][split.student.offsets[:-1]] == -1).all()
+    scores = np.full((len(split.student.input_ids), 2), -1.0, np.float32)
+    every = np.arange(len(split))
+    for score in (5.0, -5.0):
+        scores[ends] = score
+        payload = Payload(scores.reshape(-1), split.student.offsets * 2)
+        found = decode_answers(payload, split, every, may_be_none=True, max_answer_tokens=1)
+        assert all((text == "") == (score > 0) for text in found.values())
 
 
 def test_padding_is_no_position():

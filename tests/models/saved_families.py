@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from raybrew.models.pretrained import quiet_transformers
 
 WORDS = [f"w{n}" for n in range(40)]
 _SIZES = {
@@ -111,7 +112,7 @@ def save_family(folder: Path, family: str, auto_class: Any, **options: Any) -> s
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.2)
-    transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(folder)
+    with quiet_transformers():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(str(folder))
     return str(folder)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView
-from raybrew.data.split import IGNORED, EncodedSplit
+from raybrew.data.padding import Padding
+from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.source import LabelSource, TeacherLabels
 from raybrew.student.batches import StudentTask, batch_facts, micro_batches_of
@@ -62,7 +63,7 @@ def task_of(num_rows: int) -> StudentTask:
     labels = np.zeros(tokens, np.int64)
     labels[::2] = IGNORED
     split = EncodedSplit(
-        views={"student": view, "other": view},
+        views={STUDENT_VIEW: view, "other": view},
         labels=counted(labels),
         routes=counted(np.zeros(num_rows, np.int64)),
         per_token=True,
@@ -93,7 +94,7 @@ def elements_read(num_rows: int) -> int:
     )
     Counted.read = 0
     answers = source.get(0)
-    micros = micro_batches_of(task, rows, answers, world=World(), passes=2, pad_token_id=0)
+    micros = micro_batches_of(task, rows, answers, world=World(), passes=2, padding=Padding(0))
     assert sum(len(micro.labels) for micro in micros) == BATCH
     facts = batch_facts(task, rows, 1, 2)
     assert facts.unreached == 0

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from raybrew.data.encoding import view_from_ids
+from raybrew.data.padding import Padding
 from raybrew.labels.payload import Signal
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
@@ -63,7 +64,7 @@ def test_logits_are_those_of_transformers_in_the_same_precision(config, dtype, t
         kind="sequence-classification",
         dtype=dtype,
         batch_tokens=1,  # one text a forward pass
-        pad_token_id=0,
+        padding=Padding(0),
         num_threads=1,
     )
     signal = Signal(dtype="float32")

@@ -36,7 +36,7 @@ def answered(model: str, folder, dtype: Any) -> tuple[np.ndarray, set[torch.dtyp
     for module in host._model.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(hook)
-    view = preparation.tasks[0].split("train").views["student"]
+    view = preparation.tasks[0].split("train").student
     return host.answer(view, (Signal(),))["logits-float32"].values, seen
 
 
