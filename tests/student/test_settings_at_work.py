@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import raybrew as rb
+from raybrew.teachers.teacher import ModelTeacher
 from tests.made import make_job, make_model
-from tests.student.in_process import Recorder, build
+from tests.student.in_process import Answered, Recorder, build
 
 ROWS = 90
 
@@ -95,3 +96,75 @@ def test_labels_of_so_many_steps_are_asked_for_at_once(
     # An epoch of 6 steps; 6 of the 90 rows are copies of others.
     assert len(asked) == requests
     assert 84 <= sum(asked) <= ROWS
+
+
+@pytest.mark.parametrize("max_windows", [1, 3])
+def test_so_many_requests_are_under_way_before_the_first_answer_is_needed(
+    models, tmp_path, monkeypatch, max_windows
+):
+    training, pool = training_of(
+        models,
+        tmp_path,
+        {"window": 1, "max_windows": max_windows},
+        num_epochs=1,
+        batch_size=16,
+        prefetch=0,
+    )
+    happened = []
+    ask, result = pool.ask, Answered.result
+
+    def asked(teacher, view, signals):
+        happened.append("asked")
+        return ask(teacher, view, signals)
+
+    def needed(self):
+        happened.append("needed")
+        return result(self)
+
+    monkeypatch.setattr(pool, "ask", asked)
+    monkeypatch.setattr(Answered, "result", needed)
+    training.run(Recorder())
+    assert happened.index("needed") == max_windows
+    assert happened.count("asked") == happened.count("needed") == 6
+
+
+def test_a_teacher_counts_by_its_weight(tmp_path):
+    paths = {name: make_model(tmp_path / name, seed) for seed, name in enumerate("ab")}
+
+    def losses(**weights: float) -> list[float]:
+        teachers = [
+            rb.Teacher(name=name, task="sum", model=paths[name], weight=weight)
+            for name, weight in weights.items()
+        ]
+        training = rb.TrainingConfig(num_steps=3, batch_size=16)
+        job = make_job({}, tmp_path / "store", teachers=teachers, training=training)
+        recorder = Recorder()
+        built, pool = build(job, tmp_path / str(weights))
+        built.run(recorder)
+        pool.flush()
+        return recorder.term("sum")
+
+    assert losses(a=1.0, b=0.0) == pytest.approx(losses(a=1.0), rel=1e-6)
+    assert losses(a=2.0, b=1.0) == pytest.approx(losses(a=1.0, b=0.5), rel=1e-6)
+    assert losses(a=1.0, b=0.5) != pytest.approx(losses(a=1.0, b=1.0), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_tokens", [26, 200])
+def test_a_forward_of_a_teacher_has_so_many_tokens_at_most(
+    models, tmp_path, monkeypatch, batch_tokens
+):
+    teacher = rb.Teacher(name="a", task="sum", model=models["a"], batch_tokens=batch_tokens)
+    training = rb.TrainingConfig(num_epochs=1, batch_size=45)
+    job = make_job({}, tmp_path / "store", teachers=[teacher], training=training)
+    built, _ = build(job, tmp_path / "data")
+    sizes = []
+    forward = ModelTeacher._forward
+
+    def counted(self, view, rows, signals):
+        sizes.append(len(rows) * int(view.lengths[rows].max()))
+        return forward(self, view, rows, signals)
+
+    monkeypatch.setattr(ModelTeacher, "_forward", counted)
+    built.run(Recorder())
+    # Filled as far as one more of these sentences, of 13 tokens at most, would not have fit.
+    assert batch_tokens - 2 * 13 < max(sizes) <= batch_tokens
