@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,7 @@ def test_keys_that_are_taken_once_more_are_written_once(tmp_path):
 def test_a_claim_that_cant_be_locked_leaves_no_file(tmp_path, monkeypatch, caplog):
     lock = claims_module.fcntl.flock
 
-    def refuse(file: int, operation: int) -> None:
+    def refuse(file: FileIO, operation: int) -> None:
         if operation == claims_module.fcntl.LOCK_EX | claims_module.fcntl.LOCK_NB:
             raise OSError(claims_module.errno.ENOLCK, "no locks available")
         lock(file, operation)

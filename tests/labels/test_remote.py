@@ -82,6 +82,16 @@ def test_what_was_read_once_is_not_read_from_the_remote_again(filesystem, tmp_pa
         assert values(opened(filesystem, tmp_path / cache), 1) == [1]
 
 
+def test_a_remote_is_listed_again_after_a_while_or_when_asked_to(filesystem, tmp_path, monkeypatch):
+    store = opened(filesystem, tmp_path / "here")
+    write(opened(filesystem, tmp_path / "there"), 1)
+    monkeypatch.setattr(RemoteLocation, "listing_s", 3600.0)
+    store.refresh()
+    assert not store.contains(make_keys(1)).any()
+    store.refresh(now=True)
+    assert store.contains(make_keys(1)).all()
+
+
 def test_a_damaged_copy_is_fetched_again_and_the_remote_file_kept(filesystem, tmp_path, caplog):
     cache = tmp_path / "cache"
     write(opened(filesystem, cache), 1, 2)

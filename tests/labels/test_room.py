@@ -147,6 +147,8 @@ def test_labels_are_stored_again_once_there_is_room(tmp_path):
     store._spec = open_store(tmp_path)._spec
     write(store, 2)
     assert store.unstored == 0
+    store.append(make_keys(3), logits(3))  # not written yet, which isn't for want of room
+    assert store.unstored == 0
     assert values(open_store(tmp_path), 1, 2) == [1, 2]
 
 

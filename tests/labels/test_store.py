@@ -1,4 +1,5 @@
 import errno
+import os
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -133,6 +134,27 @@ def test_a_shard_that_is_damaged_and_then_deleted_gives_no_wrong_label(tmp_path)
     damage_flip(path)
     path.unlink()
     assert not store.contains(make_keys(1, 2)).any()
+
+
+def test_the_content_is_checked_once_and_again_when_the_file_was_changed(tmp_path, monkeypatch):
+    write(open_store(tmp_path), 1)
+    checked: list[int] = []
+    checksum = shards._checksum
+
+    def count(keys: np.ndarray, payload: Payload) -> str:
+        checked.append(len(keys))
+        return checksum(keys, payload)
+
+    monkeypatch.setattr(shards, "_checksum", count)
+    store = open_store(tmp_path)
+    for _ in range(3):
+        assert values(store, 1) == [1]
+    assert checked == [1]
+    (path,) = shard_files(tmp_path)
+    os.utime(path, (1e9, 1e9))
+    for _ in range(3):
+        assert values(store, 1) == [1]
+    assert checked == [1, 1]
 
 
 def test_a_shard_that_was_touched_is_read_on(tmp_path):
