@@ -17,7 +17,7 @@ from raybrew.data.split import STUDENT_VIEW
 from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import Kind, kind_of
-from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
+from raybrew.models.adaptors import Adaptor, adaptor_of, first_classes, view_of
 from raybrew.models.pretrained import (
     architecture_of,
     describe_names,
@@ -103,9 +103,10 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     # Whatever wrote the folder, one of the job's own classes or transformers'.
     kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
     names = table.label_names
-    if kind.has_labels and config.num_labels != kind.num_labels(names, config):
+    num_labels = kind.num_labels(names, tokenizer)
+    if kind.has_labels and config.num_labels != num_labels:
         raise ConfigError(
-            f"{folder}: expected {kind.num_labels(names, config)} labels as task {task.name!r} has "
+            f"{folder}: expected {num_labels} labels as task {task.name!r} has "
             f"({', '.join(names)}), got a model with {config.num_labels}"
         )
     check_class_names(folder, config, table)
@@ -115,16 +116,17 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         raise ConfigError(
             f"{folder}: expected a trained model, got weights without {describe_names(lacking)}"
         )
+    read = adaptor_of(task.kind, adaptor, task.adaptor)
+    read = first_classes(read, None if kind.has_labels else num_labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        _in_order(adaptor_of(task.kind, adaptor, task.adaptor), class_order(config, table)),
+        _in_order(read, class_order(config, table)),
         int(str(tokenizer.pad_token_id or 0)),
         device,
     )
     with TemporaryDirectory(prefix="raybrew-") as temporary:
-        num_labels = kind.num_labels(names, config)
         encoded = encode_table(table, {STUDENT_VIEW: tokenizer}, Path(temporary), num_labels)
         split = encoded.split("eval")
         rows = np.arange(len(split))

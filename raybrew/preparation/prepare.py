@@ -84,7 +84,7 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
                 f"tasks[{table.task.name}].train: expected labels to learn from in "
                 f"{table.task.label!r}, got none in {len(table.train)} rows"
             )
-    config, tokenizer = check_student(job.model, tables, {}, what="model")
+    _, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
         check_mask(task, {STUDENT_VIEW: tokenizer})
     return Preparation(
@@ -93,7 +93,7 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
                 table,
                 {STUDENT_VIEW: tokenizer},
                 folder,
-                table.kind.num_labels(table.label_names, config),
+                table.kind.num_labels(table.label_names, tokenizer),
             )
             for table in tables
         )
@@ -145,9 +145,9 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     by_task = {table.task.name: table for table in tables}
     config, tokenizer = readings.student(job, tables)
     for name, teacher in job.hosts().items():
-        check_teacher(teacher, models[name], by_task[teacher.task], config, tokenizer)
+        check_teacher(teacher, models[name], by_task[teacher.task], tokenizer)
     matches = tuple(task_matches(job, task, models, config) for task in job.tasks)
-    sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
+    sizes = {t.task.name: t.kind.num_labels(t.label_names, tokenizer) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
         signal = _logits_signal(job, task.name, sizes[task.name])
         objective = _objective(job, task, signal, each)
@@ -174,6 +174,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
                 models.get(t.name),
                 by_task[t.task],
                 names.index(t.task),
+                sizes[t.task],
                 matches,
                 _logits_signal(job, t.task, sizes[t.task]),
                 readings,
@@ -213,6 +214,7 @@ def _prepared(
     model: TeacherModel | None,
     table: Table,
     task: int,
+    num_labels: int,
     matches: Sequence[Sequence[TaskMatch]],
     logits: Signal,
     readings: Readings,
@@ -232,12 +234,16 @@ def _prepared(
     signals = tuple(dict.fromkeys([logits, *(match.signal for match in mine)]))
     kind = table.task.kind
     adaptor = teacher.adaptor or table.task.adaptor
+    code = _code_of(teacher, kind, adaptor)
+    num_classes = None if table.kind.has_labels else num_labels
+    if num_classes is not None and num_classes < model.config.get_text_config().vocab_size:
+        code += f", its first {num_classes} logits"
     spec = TeacherSpec(
         name=teacher.name,
         model=str(readings.folder(teacher)),
         fingerprint=readings.fingerprint(
             teacher,
-            adaptor=_code_of(teacher, kind, adaptor),
+            adaptor=code,
         ),
         kind=kind,
         dtype=teacher.dtype,
@@ -248,6 +254,7 @@ def _prepared(
         architecture=teacher.architecture,
         attention=needs_attention([match.spec for match in mine]),
         trust_remote_code=teacher.trust_remote_code,
+        num_classes=num_classes,
     )
     return PreparedTeacher(
         teacher=teacher,

@@ -23,7 +23,7 @@ from raybrew.labels.logits import pack_logits
 from raybrew.labels.payload import DTYPES, Payload, Signal
 from raybrew.matching.reader import FeatureReader, use_eager_attention
 from raybrew.matching.teacher_side import first_unusable_row, pack_features
-from raybrew.models.adaptors import Adaptor, View, adaptor_of
+from raybrew.models.adaptors import Adaptor, View, adaptor_of, first_classes
 from raybrew.models.pretrained import load_model, read_config
 
 __all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
@@ -47,6 +47,7 @@ class TeacherSpec:
         attention: whether attention maps are asked of it.
         extensions: what the user registered in the driver's process.
         trust_remote_code: whether code that comes with its files may run.
+        num_classes: how many of its logits mean something; all if None.
     """
 
     name: str
@@ -62,6 +63,7 @@ class TeacherSpec:
     attention: bool = False
     extensions: Extensions = field(default_factory=registered)
     trust_remote_code: bool = False
+    num_classes: int | None = None
 
 
 def chunks_by_tokens(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -92,7 +94,7 @@ class ModelTeacher:
         self.spec = spec
         spec.extensions.install()
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._adaptor = adaptor_of(spec.kind, spec.adaptor)
+        self._adaptor = first_classes(adaptor_of(spec.kind, spec.adaptor), spec.num_classes)
         self._layout: Layout = kind_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}
