@@ -20,7 +20,7 @@ from raybrew.devices import check_device, device_for
 from raybrew.errors import ConfigError
 from raybrew.evaluation import ModelOnDevice, class_flags, predict
 from raybrew.kinds import Kind, kind_of
-from raybrew.models.adaptors import Adaptor, adaptor_of, view_of
+from raybrew.models.adaptors import Adaptor, adaptor_of, first_classes, view_of
 from raybrew.models.own_class import OwnClass
 from raybrew.models.padding import fit_tokenizer, padding_of
 from raybrew.models.pretrained import (
@@ -110,9 +110,10 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     # Whatever wrote the folder, one of the job's own classes or transformers'.
     kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
     names = table.label_names
-    if kind.has_labels and config.num_labels != kind.num_labels(names, config):
+    num_labels = kind.num_labels(names, tokenizer)
+    if kind.has_labels and config.num_labels != num_labels:
         raise ConfigError(
-            f"{folder}: expected {kind.num_labels(names, config)} labels as task {task.name!r} has "
+            f"{folder}: expected {num_labels} labels as task {task.name!r} has "
             f"({', '.join(names)}), got a model with {config.num_labels}"
         )
     check_class_names(folder, config, table)
@@ -127,18 +128,19 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         raise ConfigError(
             f"{folder}: expected a trained model, got weights without {describe_names(lacking)}"
         )
+    read = adaptor_of(task.kind, adaptor, task.adaptor)
+    read = first_classes(read, None if kind.has_labels else num_labels)
     # This process has no resources of Ray's: what it sees is its own.
     device = device_for(torch.cuda.device_count())
     check_device(device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        _in_order(adaptor_of(task.kind, adaptor, task.adaptor), order_of(config, table)),
+        _in_order(read, order_of(config, table)),
         padding_of(tokenizer, config, kind.layout),
         device,
     )
     with TemporaryDirectory(prefix="raybrew-") as temporary:
-        num_labels = kind.num_labels(names, config)
         encoded = encode_table(table, {STUDENT_VIEW: tokenizer}, Path(temporary), num_labels)
         split = encoded.split("eval")
         rows = np.arange(len(split))

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from raybrew.config import DistillationConfig, DistillJob, Student, TrainJob
+from raybrew.kinds import kind_of
 from raybrew.labels.spec import StoreSpec
 from raybrew.preparation import Preparation, PreparedTask
 from raybrew.student.building import RankPlan, TaskPlan, TeacherPlan
@@ -71,6 +72,7 @@ def _task(prepared: PreparedTask, distillation: DistillationConfig | None) -> Ta
         batch_size=task.batch_size,
         distillation=distillation,
         rounds=task.rounds,
+        num_classes=None if kind_of(task.kind).has_labels else prepared.num_labels,
     )
 
 

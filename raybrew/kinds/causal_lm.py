@@ -4,7 +4,9 @@
     labels  cat sat .  –         predicted once
 
 With a second text the first is a prompt, which is read and not learnt. Vocabularies are large:
-`labels.top_k` keeps the largest logits of each token with their logsumexp.
+`labels.top_k` keeps the largest logits of each token with their logsumexp. Logits behind the
+tokenizer's last token belong to no token; they are left out, as models of one family have more or
+fewer of them.
 """
 
 import math
@@ -15,7 +17,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from raybrew.config import Task
 from raybrew.data.columns import Rows, read_rows
@@ -23,6 +25,7 @@ from raybrew.data.encoding import view_from_ids
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.kinds.kind import Kind
 from raybrew.labels.payload import Payload
+from raybrew.models.vocabulary import num_tokens
 
 __all__ = ["CausalLM"]
 
@@ -76,9 +79,11 @@ class CausalLM(Kind):
             counts={"texts": len(rows), "windows": len(ids), "truncated": int(truncated)},
         )
 
-    def num_labels(self, names: Sequence[str], config: PreTrainedConfig | None = None) -> int:
-        """Return the size of the vocabulary."""
-        return 0 if config is None else int(config.get_text_config().vocab_size)
+    def num_labels(
+        self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> int:
+        """Return the size of the vocabulary, without what pads a model's embedding to a length."""
+        return 0 if tokenizer is None else num_tokens(tokenizer)
 
     def num_labelled(self, rows: Rows) -> int:
         """Every text is its own label."""

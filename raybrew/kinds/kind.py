@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from datasets import Dataset
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from raybrew.config import Task
 from raybrew.data.columns import Rows
@@ -105,8 +105,10 @@ class Kind(ABC):
         views |= {name: logits.view() for name, logits in rows.supplied.items()}
         return EncodedSplit(views, rows.labels, counts={"truncated": cut})
 
-    def num_labels(self, names: Sequence[str], config: PreTrainedConfig | None = None) -> int:
-        """Return how many logits a row has, of a model where that depends on it."""
+    def num_labels(
+        self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> int:
+        """Return how many logits a row has, by the tokenizer where its tokens are the classes."""
         return len(names)
 
     def widths(self, num_labels: int) -> tuple[int, ...]:

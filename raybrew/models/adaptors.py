@@ -19,6 +19,7 @@ __all__ = [
     "Adaptor",
     "View",
     "adaptor_of",
+    "first_classes",
     "question_answering",
     "sequence_classification",
     "view_of",
@@ -99,6 +100,18 @@ def view_of(adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> View:
         attention=_tuple(found.get("attention")),
         inputs_mask=found.get("inputs_mask"),
     )
+
+
+def first_classes(adaptor: Adaptor, number: int | None) -> Adaptor:
+    """Return the adaptor with the first logits of each row alone; with all if None."""
+    if number is None:
+        return adaptor
+
+    def first(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+        view = view_of(adaptor, batch, outputs)
+        return {**vars(view), "logits": [logits[..., :number] for logits in view.logits]}
+
+    return first
 
 
 def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:

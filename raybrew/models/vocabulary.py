@@ -4,13 +4,18 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.errors import ConfigError
 
-__all__ = ["RESIZE", "check_vocabulary"]
+__all__ = ["RESIZE", "check_vocabulary", "num_tokens"]
 
 RESIZE = (
     "save the tokenizer that the model was trained with, or resize its embedding "
     "(model.resize_token_embeddings(len(tokenizer))) and save it again"
 )
 """What to do about a model that is finished."""
+
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows of an embedding a tokenizer needs; ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def check_vocabulary(
@@ -29,8 +34,7 @@ def check_vocabulary(
     """
     # Models that read characters have no vocabulary.
     rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    # Ids may have gaps, so that there are fewer tokens than rows needed.
-    needed = max(tokenizer.get_vocab().values(), default=-1) + 1
+    needed = num_tokens(tokenizer)
     if rows is not None and needed > rows:
         raise ConfigError(
             f"{what}: expected a model that knows all {needed} tokens of its tokenizer, got "

@@ -185,12 +185,11 @@ def check_teacher(
     teacher: Teacher,
     model: TeacherModel,
     table: Table,
-    student: PreTrainedConfig,
     student_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Refuse a teacher of other classes, another vocabulary or encoding, or too few positions."""
     what = f"teachers[{teacher.name}]"
-    _check_outputs(f"{what}.model", model.config, table, student)
+    _check_outputs(f"{what}.model", model.config, table)
     check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
     if teacher.inputs == "own" and not table.kind.own_inputs:
         raise ConfigError(
@@ -243,13 +242,12 @@ def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table
         )
 
 
-def _check_outputs(
-    what: str, config: PreTrainedConfig, table: Table, student: PreTrainedConfig
-) -> None:
+def _check_outputs(what: str, config: PreTrainedConfig, table: Table) -> None:
     """Refuse a model whose logits aren't those of the task."""
     kind, classes = table.kind, table.label_names
-    expected = kind.num_labels(classes, student)
-    found = kind.num_labels(model_classes(config), config)
+    if not kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
+        return
+    expected, found = kind.num_labels(classes), kind.num_labels(model_classes(config))
     if found != expected:
         named = f" ({', '.join(classes)})" if classes else ""
         raise ConfigError(

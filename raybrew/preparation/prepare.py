@@ -93,7 +93,7 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
                 f"tasks[{table.task.name}].train: expected labels to learn from in "
                 f"{table.task.label!r}, got none in {len(table.train)} rows"
             )
-    config, tokenizer = check_student(job.model, tables, {}, what="model")
+    _, tokenizer = check_student(job.model, tables, {}, what="model")
     for task in job.tasks:
         check_mask(task, {STUDENT_VIEW: tokenizer})
     return Preparation(
@@ -102,7 +102,7 @@ def prepare_supervised(job: TrainJob, folder: Path) -> Preparation:
                 table,
                 {STUDENT_VIEW: tokenizer},
                 folder,
-                table.kind.num_labels(table.label_names, config),
+                table.kind.num_labels(table.label_names, tokenizer),
             )
             for table in tables
         )
@@ -154,9 +154,9 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
     by_task = {table.task.name: table for table in tables}
     config, tokenizer = readings.student(job, tables)
     for name, teacher in job.hosts().items():
-        check_teacher(teacher, models[name], by_task[teacher.task], config, tokenizer)
+        check_teacher(teacher, models[name], by_task[teacher.task], tokenizer)
     matches = tuple(task_matches(job, task, models, config) for task in job.tasks)
-    sizes = {t.task.name: t.kind.num_labels(t.label_names, config) for t in tables}
+    sizes = {t.task.name: t.kind.num_labels(t.label_names, tokenizer) for t in tables}
     for task, each in zip(job.tasks, matches, strict=True):
         signal = _logits_signal(job, task.name, sizes[task.name])
         objective = _objective(job, task, signal, each)
@@ -183,6 +183,7 @@ def fit_together(job: DistillJob, tables: Sequence[Table], readings: Readings) -
                 models.get(t.name),
                 by_task[t.task],
                 names.index(t.task),
+                sizes[t.task],
                 matches,
                 _logits_signal(job, t.task, sizes[t.task]),
                 readings,
@@ -222,6 +223,7 @@ def _prepared(
     model: TeacherModel | None,
     table: Table,
     task: int,
+    num_labels: int,
     matches: Sequence[Sequence[TaskMatch]],
     logits: Signal,
     readings: Readings,
@@ -242,12 +244,16 @@ def _prepared(
     kind = table.task.kind
     adaptor = teacher.adaptor or table.task.adaptor
     padding = padding_of(model.tokenizer, model.config, table.kind.layout)
+    code = _code_of(teacher, kind, adaptor, padding)
+    num_classes = None if table.kind.has_labels else num_labels
+    if num_classes is not None and num_classes < model.config.get_text_config().vocab_size:
+        code += f", its first {num_classes} logits"
     spec = TeacherSpec(
         name=teacher.name,
         model=str(readings.folder(teacher)),
         fingerprint=readings.fingerprint(
             teacher,
-            adaptor=_code_of(teacher, kind, adaptor, padding),
+            adaptor=code,
         ),
         kind=kind,
         dtype=teacher.dtype,
@@ -258,6 +264,7 @@ def _prepared(
         architecture=teacher.architecture,
         attention=needs_attention([match.spec for match in mine]),
         trust_remote_code=teacher.trust_remote_code,
+        num_classes=num_classes,
     )
     return PreparedTeacher(
         teacher=teacher,

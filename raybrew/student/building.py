@@ -30,7 +30,7 @@ from raybrew.labels.source import Asker, LabelSource, TeacherLabels
 from raybrew.labels.spec import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.matching.plan import TaskMatch
-from raybrew.models.adaptors import Adaptor, adaptor_of
+from raybrew.models.adaptors import Adaptor, adaptor_of, first_classes
 from raybrew.models.multitask import Head, build_multitask
 from raybrew.models.students import build_student
 from raybrew.objective import Objective
@@ -61,6 +61,7 @@ class TaskPlan:
         weight: factor on its loss.
         batch_size: examples of its batches; those of the training section if None.
         distillation: its objective; None for the hard loss alone.
+        num_classes: how many of the model's logits mean something; all if None.
     """
 
     name: str
@@ -73,6 +74,7 @@ class TaskPlan:
     weight: float = 1.0
     batch_size: int | None = None
     distillation: DistillationConfig | None = None
+    num_classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,9 @@ def _load_task(plan: RankPlan, number: int) -> StudentTask:
         train=EncodedSplit.load(Path(task.train)),
         eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
         signals={t.name: t.signals for t in plan.teachers if t.task == number},
-        adaptor=adaptor_of(task.kind, plan.student.adaptor, task.adaptor),
+        adaptor=first_classes(
+            adaptor_of(task.kind, plan.student.adaptor, task.adaptor), task.num_classes
+        ),
         label_names=task.label_names,
         views={t.name: t.view for t in plan.teachers if t.task == number},
         matches=plan.matches[number] if plan.matches else (),

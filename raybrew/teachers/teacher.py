@@ -25,7 +25,7 @@ from raybrew.labels.logits import pack_logits
 from raybrew.labels.payload import DTYPES, Payload, Signal
 from raybrew.matching.reader import FeatureReader, use_eager_attention
 from raybrew.matching.teacher_side import pack_features
-from raybrew.models.adaptors import Adaptor, View, adaptor_of
+from raybrew.models.adaptors import Adaptor, View, adaptor_of, first_classes
 from raybrew.models.padding import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 
@@ -54,6 +54,7 @@ class TeacherSpec:
         extensions: what the user registered in the driver's process.
         trust_remote_code: whether code that comes with its files may run.
         device: that the resources of whoever hosts it name, as PyTorch writes it.
+        num_classes: how many of its logits mean something; all if None.
     """
 
     name: str
@@ -70,6 +71,7 @@ class TeacherSpec:
     extensions: Extensions = field(default_factory=registered)
     trust_remote_code: bool = False
     device: str = "cpu"
+    num_classes: int | None = None
 
     @property
     def forward_tokens(self) -> int:
@@ -112,7 +114,7 @@ class ModelTeacher:
         self._device = torch.device(spec.device)
         setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
         check_device(self._device, f"teacher {spec.name!r}", setting)
-        self._adaptor = adaptor_of(spec.kind, spec.adaptor)
+        self._adaptor = first_classes(adaptor_of(spec.kind, spec.adaptor), spec.num_classes)
         self._layout: Layout = kind_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}

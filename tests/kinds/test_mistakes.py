@@ -69,17 +69,6 @@ def test_a_language_model_is_taught_in_its_own_tokens(models, tmp_path):
         prepare(job, tmp_path / "data")
 
 
-def test_vocabularies_of_two_sizes(models, tmp_path):
-    job = job_of(
-        "causal-lm",
-        models["causal-lm"],
-        tmp_path,
-        student=rb.Student(config={"vocab_size": 64, "num_hidden_layers": 1}),
-    )
-    with pytest.raises(rb.ConfigError, match=r"teachers\[a\].model: expected 64 labels.*with 46"):
-        prepare(job, tmp_path / "data")
-
-
 def test_columns_that_a_kind_has_for_its_own():
     task = rb.Task(name="t", kind="question-answering", train="x.json")
     assert (task.text, task.text_pair, task.label) == ("question", "context", "answers")
