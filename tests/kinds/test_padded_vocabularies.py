@@ -1,6 +1,7 @@
 """Language models with one tokenizer whose embeddings are padded to different lengths."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ def padded(model: str, folder: Path, rows: int) -> str:
         before = language_model.config.vocab_size
         language_model.resize_token_embeddings(before + rows, mean_resizing=False)
         with torch.no_grad():
-            for embedding in (
+            ends: list[Any] = [
                 language_model.get_input_embeddings(),
                 language_model.get_output_embeddings(),
-            ):
+            ]
+            for embedding in ends:
                 embedding.weight[before:] = 5.0
         language_model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(model).save_pretrained(str(folder))

@@ -32,6 +32,11 @@ def adaptor(batch: Batch, outputs: Any) -> dict[str, Any]:
     return found
 
 
+def adaptor_without_mask(batch: Batch, outputs: Any) -> dict[str, Any]:
+    """As those of its published recipes."""
+    return {name: each for name, each in adaptor(batch, outputs).items() if name != "inputs_mask"}
+
+
 def batch_of(split: EncodedSplit, rows: Any) -> Batch:
     batch = collate(split.views[STUDENT_VIEW], rows, Padding(0))
     return {**batch, "labels": torch.from_numpy(split.labels[rows])}
