@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import raybrew as rb
 from raybrew import labelling
 from raybrew.jobfile import dump_yaml
+from raybrew.labels.shards import Shard, open_shard
 from tests.integration import strikes
 from tests.integration.fault_lab import step_of
 from tests.integration.lab_cluster import alive, wait_for
@@ -47,6 +48,10 @@ def run(job: rb.DistillJob, folder: Path) -> rb.RunResult:
 def events(folder: Path) -> list[dict[str, Any]]:
     file = folder / "run" / "events.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def read(path: Path) -> Shard:
+    return open_shard(path, teacher=path.parts[-3], signal=path.parts[-2])
 
 
 def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
@@ -99,7 +104,9 @@ def test_teachers_leave_while_training_goes_on_and_come_back_for_a_label_that_is
         wait_for(lambda: not alive("ReplicaHost"), 20)
         seen["left_at"] = step_of(tmp_path / "run")
         strikes.aim(tmp_path / "run", tmp_path / "store")
+        shards = {path: len(read(path).keys) for path in strikes._shards}
         strikes.shard_is_flipped()
+        (seen["lost"],) = [shards[path] for path in shards.keys() - set(strikes._shards)]
         wait_for(lambda: left() > 2, 120)
         seen["back_until"] = step_of(tmp_path / "run")
 
@@ -115,7 +122,8 @@ def test_teachers_leave_while_training_goes_on_and_come_back_for_a_label_that_is
     assert "teacher left" not in faults
     labels = result.labels
     assert labels["needed"] == 2 * UNIQUE
-    assert labels["forwards"] == labels["needed"] + labels["recomputed"]
+    # Each once, and what was lost once more.
+    assert labels["forwards"] == labels["needed"] + seen["lost"]
     assert set(result.teachers) == {"a", "b"}
     assert not alive("ReplicaHost")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group_table
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.padding import Padding
@@ -302,7 +303,6 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
 
 
 def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
-    before = ray.available_resources()["CPU"]
     other = replace(spec, name="b", fingerprint="other")
     hostings = [Hosting(each, SIGNALS, 1, {"CPU": 0.5}) for each in (spec, other)]
     with TeacherPool(hostings, str(tmp_path)) as pool:
@@ -311,9 +311,11 @@ def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
         for name in "ab":
             client.ask(name, view.take(np.arange(4)), SIGNALS).result()
         pool.flush()
+        group, b = pool._groups["a"], pool._groups["b"]
         assert pool.release("a")
         assert pool.teachers == {"b"}
-        wait_for(lambda: ray.available_resources()["CPU"] == before - 0.5, 30)
+        wait_for(lambda: placement_group_table(group)["state"] == "REMOVED", 30)
+        assert placement_group_table(b)["state"] == "CREATED"
         with pytest.raises(LabelsLost, match="'a'"):
             client.ask("a", view.take(np.arange(4, 8)), SIGNALS).result()
         client.ask("b", view.take(np.arange(4, 8)), SIGNALS).result()
