@@ -90,6 +90,18 @@ def table_of(records: Sequence[Record]) -> Table:
     return table
 
 
+def markdown_of(records: Sequence[Record]) -> str:
+    """Return the figures as the README has them."""
+    rows = ["| figure | measured | quartiles | to reach |", "| --- | --- | --- | --- |"]
+    for record in records:
+        spread = "" if record.spread is None else "–".join(map(_shown, record.spread))
+        measured = f"{_shown(record.value)} {record.unit}"
+        rows.append(
+            f"| {record.name} | {measured} | {spread} | {record.bound} {_shown(record.target)} |"
+        )
+    return "\n".join(rows)
+
+
 def machine() -> str:
     """Return what the figures depend on besides the code."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -112,6 +124,7 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] =
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(benchmarks))
     parser.add_argument("--json", type=Path, default=Path("runs/bench/bench.json"))
+    parser.add_argument("--markdown", action="store_true", help="print the README's table too")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in benchmarks]
     if unknown:
@@ -130,6 +143,8 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] =
     console.print(table_of([record for records in found.values() for record in records]))
     for record in (r for records in found.values() for r in records if r.note):
         console.print(f"{record.name}: {record.note}", markup=False)
+    if options.markdown:
+        print(markdown_of([record for records in found.values() for record in records]))
     console.print(f"written to {options.json}")
     return 0 if whole else 1
 
