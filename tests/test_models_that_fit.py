@@ -34,9 +34,7 @@ def test_a_teacher_with_tokens_beyond_its_embedding_is_refused(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     tokenizer.add_tokens(["<user>", "<url>"])
     tokenizer.save_pretrained(teacher)
-    message = (
-        r"teachers\[a\].model: expected a model that knows all 47 tokens of its tokenizer"
-    )
+    message = r"teachers\[a\].model: expected a model that knows all 47 tokens of its tokenizer"
     for inputs in ("own", "shared"):
         job = make_job(
             {},

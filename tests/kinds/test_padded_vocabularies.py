@@ -1,6 +1,7 @@
 """Language models with one tokenizer whose embeddings are padded to different lengths."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ TRAINING = rb.TrainingConfig(num_steps=3, batch_size=8, learning_rate=1e-2, num_
 def padded(model: str, folder: Path, rows: int) -> str:
     """Save a model with more rows, whose logits are the largest of all."""
     with quiet_transformers():
-        language_model = AutoModelForCausalLM.from_pretrained(model)
+        language_model: Any = AutoModelForCausalLM.from_pretrained(model)
         before = language_model.config.vocab_size
         language_model.resize_token_embeddings(before + rows, mean_resizing=False)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 def big_bird(folder: Path) -> rb.Student:
     dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config = family_config("BigBird", sep_token_id=3, num_hidden_layers=1, **dropout)
+    config: Any = family_config("BigBird", sep_token_id=3, num_hidden_layers=1, **dropout)
     config.num_labels = 3
     BigBirdForSequenceClassification(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(str(folder))
@@ -76,7 +77,8 @@ def test_ddp_trains_a_student_with_weights_that_it_never_reads(student, unread, 
     names = unread_weights(training.module, training.tasks, 0)
     assert sorted({name.rpartition(".")[0] for name in names}) == [unread]
     before = {name: training.module.get_parameter(name).clone() for name in names}
-    training.wrapped = DistributedDataParallel(training.module, **ddp_options(training))
+    options: dict[str, Any] = {**ddp_options(training)}
+    training.wrapped = DistributedDataParallel(training.module, **options)
     training.run(Recorder())
     for name, value in training.module.named_parameters():
         expected = alone.module.get_parameter(name)
@@ -98,7 +100,8 @@ def test_a_student_that_reads_all_its_weights_spares_ddp_the_search(tmp_path):
 
 def test_layers_that_are_dropped_at_random_are_looked_for_in_each_step(tmp_path):
     training = training_of(rb.Student(config={"num_hidden_layers": 1}), tmp_path)
-    training.module.model.config.encoder_layerdrop = 0.1
+    model: Any = training.module.model
+    model.config.encoder_layerdrop = 0.1
     assert ddp_options(training) == {"find_unused_parameters": True}
 
 

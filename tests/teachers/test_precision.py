@@ -1,6 +1,7 @@
 """A teacher in half precision answers as transformers' own loading in that precision does."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,25 @@ from raybrew.models.pretrained import quiet_transformers
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 
 LENGTH = 600
-SIZES = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 2, "pad_token_id": 0}
-LAYERS = {"num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 1024}
+SIZES: dict[str, Any] = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
+LAYERS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 1024,
+}
 
 LLAMA = LlamaConfig(**SIZES, **LAYERS, num_key_value_heads=2)
 MODERN_BERT = ModernBertConfig(
     **SIZES, **LAYERS, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2
 )
-T5 = T5Config(
-    vocab_size=60, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, decoder_start_token_id=0
-)
+T5_SIZES: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+T5_SIZES["decoder_start_token_id"] = 0
+T5 = T5Config(vocab_size=60, **T5_SIZES)
 
 
 def saved(config: PreTrainedConfig, folder: Path) -> str:
@@ -82,7 +92,9 @@ def test_logits_are_those_of_transformers_in_the_same_precision(config, dtype, t
 @torch.inference_mode()
 def logits(model: torch.nn.Module, texts: list[list[int]]) -> np.ndarray:
     rows = [
-        model(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=int))
+        model(
+            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.int64)
+        )
         for ids in texts
     ]
     return torch.cat([row.logits.float() for row in rows]).numpy()
