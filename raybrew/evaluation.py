@@ -155,7 +155,7 @@ class StoredLabels:
         """
         aligned, alignment = split.alignments.get(self.view), None
         if aligned is not None:
-            length = int(split.student.lengths[examples].max())
+            length = int(split.student.lengths_of(examples).max())
             alignment = collate_tokens(split, aligned, examples, length, -1)
         soft = tensors_of(self.payload, self.signal)
         found = index.of_soft(soft, widths, output, alignment, self.order)

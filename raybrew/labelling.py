@@ -225,27 +225,27 @@ class Labelling:
             over.set()
 
     def _release(self, pool: TeacherPool, over: threading.Event) -> None:
-        needs = {
-            teacher.teacher.name: _Need(
-                self._missing_keys(teacher, "train"),
-                [self._labels.signal(teacher.fingerprint, signal) for signal in teacher.signals],
-            )
-            for teacher in self._wanted
-        }
+        needs: dict[str, _Need] = {}
+        staying = {teacher.teacher.name: teacher for teacher in self._wanted}
         wait_s = LOOK_S
-        while needs and not over.wait(wait_s):
+        while staying and not over.wait(wait_s):
             start = time.monotonic()
-            for name in [name for name, need in needs.items() if need.is_met()]:
+            for name, teacher in list(staying.items()):
                 try:
-                    if self._released(pool, name):
-                        del needs[name]
+                    needs[name] = needs.get(name) or self._need(teacher)
+                    if needs[name].is_met() and self._released(pool, name):
+                        del staying[name]
                 except CancelledError:  # the pool was stopped
                     return
                 except (RaybrewError, OSError) as error:
                     # The run goes on with the teacher as it is; what is wrong shows at its end.
                     logger.warning("teacher %r stays until training ends: %s", name, error)
-                    del needs[name]
+                    del staying[name]
             wait_s = max(LOOK_S, LOOK_SHARE * (time.monotonic() - start))
+
+    def _need(self, teacher: PreparedTeacher) -> _Need:
+        stores = [self._labels.signal(teacher.fingerprint, signal) for signal in teacher.signals]
+        return _Need(self._missing_keys(teacher, "train"), stores)
 
     def _released(self, pool: TeacherPool, name: str) -> bool:
         """Compute the teacher's evaluation labels, which no step asks for, and let it go."""

@@ -15,6 +15,7 @@ from raybrew.errors import LabelsLost
 from raybrew.events import Event
 from raybrew.judging import judge_teachers
 from raybrew.labelling import Labelling
+from raybrew.labels.store import SignalStore
 from raybrew.preparation import prepare
 from raybrew.run import Run
 from raybrew.teachers.filling import Filling
@@ -125,6 +126,34 @@ class UpPool:
         self.released.append(teacher)
         self.teachers.discard(teacher)
         return True
+
+
+def test_a_store_that_can_t_be_listed_keeps_its_teacher_and_lets_the_others_go(
+    tmp_path, models, monkeypatch, caplog
+):
+    monkeypatch.setattr("raybrew.labelling.LOOK_S", 0.01)
+    job = make_job(models, tmp_path / "store")
+    labelling = labelling_of(job, tmp_path / "data", Told())
+    pool = UpPool("a", "b")
+    refused = labelling._wanted[0].fingerprint
+    refresh = SignalStore.refresh
+
+    def refresh_or_not(self: SignalStore, *, now: bool = False) -> None:
+        if refused in self.folder:
+            raise rb.LabelError("too many open files")
+        refresh(self, now=now)
+
+    replicas = LocalPool(prepare(job, tmp_path / "again"), job.labels.store).replicas
+    monkeypatch.setattr(SignalStore, "refresh", refresh_or_not)
+    with labelling.releasing(cast(TeacherPool, pool)):
+        for split in ("train", "eval"):
+            replicas["b"].fill_view(labelling._preparation.tasks[0].split(split).student)
+        replicas["b"].flush()
+        until = time.monotonic() + 30
+        while not pool.released and time.monotonic() < until:
+            time.sleep(0.01)
+    assert pool.released == ["b"]
+    assert "teacher 'a' stays until training ends: too many open files" in caplog.text
 
 
 def test_a_teacher_leaves_with_its_last_training_label_and_the_others_stay(

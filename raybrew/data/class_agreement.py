@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from raybrew.json_text import to_json
+
 __all__ = ["MIN_ROWS", "BetterOrder", "better_order", "order_problem"]
 
 MIN_ROWS = 50
@@ -96,7 +98,7 @@ def order_problem(
         f"{what}: no names say which of its classes is which; expected them in the task's order "
         f"({', '.join(classes)}), got answers of which {found.accuracy:.1%} are right for "
         f"{found.num_rows} labels of tasks[{task}].{side}, and {found.accuracy_in_order:.1%} in "
-        f"another order; set tasks[{task}].label_names: [{', '.join(names)}], or name its classes "
+        f"another order; set tasks[{task}].label_names: {to_json(names)}, or name its classes "
         "(id2label of a model's configuration)"
     )
 

@@ -3,6 +3,8 @@
     classes of a row   ["a", "c"]   [0, 2]   names or numbers of those that are there
     flags of a row     [True, False, True]   [1, 0, 1]   [1.0, 0.0, 1.0]   one for each class
 
+Flags are in the order of `label_names`; where these are the numbers 0, 1, … in another order, they
+say which flag is that of each class.
 Whether 0 and 1 are numbers or flags is decided once for the whole column, over both splits.
 """
 
@@ -52,11 +54,12 @@ class MultiLabel(Kind):
         else:
             listed = () if flags else (row or () for row in columns["train"])
             classes = read_classes(task, listed, features["train"])
+        places = _places(classes.names) if flags else None
         rows = {}
         for side, split in splits.items():
             reader = classes.reader(features[side], f"tasks[{task.name}].{side}")
             labels = [
-                _classes(reader, row, value, flags) for row, value in enumerate(columns[side])
+                _classes(reader, row, value, places) for row, value in enumerate(columns[side])
             ]
             rows[side] = read_rows(task, split, reader.what, np.stack(labels))
         return classes.names, rows["train"], rows.get("eval")
@@ -122,18 +125,33 @@ def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[s
     )
 
 
-def _classes(reader: LabelReader, row: int, value: list[Any] | None, flags: bool) -> np.ndarray:
-    """Return 0 or 1 for each class, int64 (C,), or -1 for all of them."""
+def _places(names: Sequence[str]) -> np.ndarray:
+    """Return the place of each class in a row of flags, int64 (C,): its name, if that is one."""
+    order = list(map(str, range(len(names))))
+    return np.array(names if sorted(names) == sorted(order) else order).astype(np.int64)
+
+
+def _classes(
+    reader: LabelReader, row: int, value: list[Any] | None, places: np.ndarray | None
+) -> np.ndarray:
+    """Return 0 or 1 for each class, int64 (C,), or -1 for all of them.
+
+    Args:
+        reader: of the split.
+        row: whose value it is.
+        value: classes that are there, or flags.
+        places: of the classes among flags; None where values are classes.
+    """
     where, size = f"{reader.what}: row {row}", len(reader.names)
     if value is None:
         return np.full(size, UNLABELLED, np.int64)
-    if flags and value:
+    if places is not None and value:
         if len(value) != size:
             raise DataError(
                 f"{where}: expected true or false for each of the {size} classes in "
                 f"{reader.label!r}, got {len(value)} of them"
             )
-        return np.array(value, np.int64)
+        return np.array(value, np.int64)[places]
     numbers = reader.numbers(value, row)
     if (numbers < 0).any():
         raise DataError(

@@ -78,11 +78,6 @@ class Objective:
         return tuple(self._weights)
 
     @property
-    def reads_logits(self) -> bool:
-        """Whether any term is one of the student's logits."""
-        return "kd" in self._weights or "hard" in self._weights
-
-    @property
     def needs_labels(self) -> tuple[str, ...]:
         """The settings that need a true label in each row."""
         asked = {"hard_label_weight": "hard" in self._weights}

@@ -160,7 +160,7 @@ def build_training(plan: RankPlan, world: World, asker: Asker | None) -> Student
         plan.training.seed,
         kinds,
         balancer,
-        [objective.reads_logits for objective in objectives],
+        [objective.terms for objective in objectives],
     )
     module.to(world.device)
     sequence, num_steps = _sequence(plan, tasks)

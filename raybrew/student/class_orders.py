@@ -125,7 +125,7 @@ def _flags(
     kind: Kind, split: EncodedSplit, examples: np.ndarray, stored: StoredLabels, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes of rows that have a label and an answer, bool (R, C) each."""
-    batch = collate_labels(split, examples, int(split.student.lengths[examples].max()))
+    batch = collate_labels(split, examples, int(split.student.lengths_of(examples).max()))
     index = RowIndex.of(kind.layout, batch, None)
     labels, soft = index.of_labels(batch), stored.rows(index, split, examples, (size,))
     logits = soft.logits

@@ -7,7 +7,7 @@ DDP and FSDP wrap it whole, so that they sync the projections too. The model ins
 transformers loads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,7 +59,7 @@ class StudentModule(nn.Module):
         seed: of the projections' weights, which are the same on every rank.
         kinds: one a task; sequence classification if left out.
         balancer: weighs the tasks' losses; all alike if left out.
-        reads_logits: one a task, whether its objective looks at logits; all do if left out.
+        terms: one a task, the terms of its objective; "kd" and "hard" if left out.
     """
 
     def __init__(
@@ -70,13 +70,13 @@ class StudentModule(nn.Module):
         seed: int,
         kinds: Sequence[Kind] | None = None,
         balancer: Balancer | None = None,
-        reads_logits: Sequence[bool] | None = None,
+        terms: Sequence[Collection[str]] | None = None,
     ):
         super().__init__()
         self.model = model
         self.balancer = balancer or Balancer()
         self._kinds = kinds or [KINDS["sequence-classification"]] * len(adaptors)
-        self._reads_logits = list(reads_logits or [True] * len(adaptors))
+        self._terms = [set(each) for each in terms or [("kd", "hard")] * len(adaptors)]
         self._matches = tuple(tuple(each) for each in matches)
         flat = [match for each in self._matches for match in each]
         self._models = _models_of(model, len(self._matches))
@@ -116,10 +116,7 @@ class StudentModule(nn.Module):
         view = reading.view
         if not view.labels:
             view = replace(view, labels=self._kinds[task].labels_of(labels))
-        # DDP waits for the gradient of all that outputs follow from: only what is read is one.
-        view = replace(view, hidden=(), attention=())
-        if not self._reads_logits[task]:
-            view = replace(view, logits=tuple(each.detach() for each in view.logits))
+        view = _only_read(view, self._terms[task])
         features = {
             match.term: self._projected(match, each)
             for match, each in zip(self._matches[task], reading.features, strict=True)
@@ -137,7 +134,7 @@ class StudentModule(nn.Module):
         It does with the heads of tasks that it doesn't come to, and with what lies behind the last
         layer that is matched, where nothing is learnt from logits.
         """
-        return len(self._models) > 1 or not all(self._reads_logits)
+        return len(self._models) > 1 or not all(terms & {"kd", "hard"} for terms in self._terms)
 
     @property
     def beside(self) -> nn.ModuleDict:
@@ -171,6 +168,20 @@ class StudentModule(nn.Module):
         if isinstance(match.spec, CustomMatch):
             return (projection(features[0]),)
         return tuple(projection(features))
+
+
+def _only_read(view: View, terms: Collection[str]) -> View:
+    """Return the view without a graph behind what no term reads.
+
+    DDP waits for the gradient of all that outputs follow from: only what is read is one.
+    """
+    view = replace(view, hidden=(), attention=())
+    if "hard" not in terms:
+        view = replace(view, losses=tuple(each.detach() for each in view.losses))
+    # An adaptor's own losses stand in for the hard loss of the logits.
+    if "kd" not in terms and ("hard" not in terms or view.losses):
+        view = replace(view, logits=tuple(each.detach() for each in view.logits))
+    return view
 
 
 def _token_of_any_text(model: Any) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 __all__ = ["Background", "all_of"]
@@ -16,9 +16,17 @@ class Background:
         self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def start(self, work: Coroutine[Any, Any, Any]) -> Future:
-        """Run a coroutine beside the caller."""
+        """Run a coroutine beside the caller.
+
+        Raises:
+            CancelledError: it was closed, perhaps by another thread.
+        """
+        if self._closed:
+            work.close()
+            raise CancelledError
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(
@@ -28,7 +36,8 @@ class Background:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """Cancel what runs and end the thread."""
+        """Cancel what runs and end the thread; nothing can be started afterwards."""
+        self._closed = True
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()

@@ -233,9 +233,12 @@ class TeacherPool:
             self._end(teacher)
 
     def _end(self, teacher: str) -> None:
+        # A thread that lets a teacher go may meet the one that stops the pool.
+        if (group := self._groups.pop(teacher, None)) is None:
+            return
         for handle in self.address.replicas[teacher]:
             ray.kill(handle)
-        remove_placement_group(self._groups.pop(teacher))
+        remove_placement_group(group)
 
 
 def _reserve(hostings: Sequence[Hosting]) -> dict[str, PlacementGroup]:

@@ -85,6 +85,7 @@ def test_the_message_shows_the_order_as_label_names():
     assert message is not None
     assert "teachers[a].model: no names say" in message
     assert "0.0% are right for 90 labels of tasks[t].eval, and 100.0% in another" in message
-    assert "set tasks[t].label_names: [z, x, y]" in message
+    # In quotes: in YAML names such as 1 are no texts.
+    assert 'set tasks[t].label_names: ["z", "x", "y"],' in message
     right = (both[0], both[0])
     assert order_problem(right, "m", ("x", "y", "z"), task="t", side="eval") is None

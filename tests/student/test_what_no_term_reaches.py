@@ -13,6 +13,7 @@ import raybrew as rb
 from raybrew.models.adaptors import View
 from raybrew.objective import BatchFacts, Objective, Position
 from raybrew.student.loop import StudentTraining
+from raybrew.student.unread import ddp_options
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 from tests.student import user_adaptors
 from tests.student.in_process import Recorder, build
@@ -83,6 +84,23 @@ def test_ddp_does_not_wait_for_it(tmp_path):
     finally:
         dist.destroy_process_group()
     torch.testing.assert_close(weights(training), weights(alone), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "objective", [ONLY_A_MATCH, {}, {"kd_loss_weight": 0, "hard_label_weight": 1}]
+)
+def test_ddp_does_not_wait_for_an_adaptors_losses_or_logits_that_no_term_reads(tmp_path, objective):
+    training = training_of(tmp_path, objective)
+    training.module._readers[0]._adaptor = user_adaptors.with_a_loss
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    try:
+        training.wrapped = DistributedDataParallel(
+            training.module, find_unused_parameters=bool(ddp_options(training))
+        )
+        recorder = trained(training)
+    finally:
+        dist.destroy_process_group()
+    assert len(recorder.term("sum", "loss")) == 3
 
 
 def test_a_run_without_logits_goes_on_where_it_was(tmp_path):
