@@ -281,14 +281,13 @@ def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
 
 
 def is_unnamed(config: PreTrainedConfig, table: Table) -> bool:
-    """Return whether neither names nor the job say which of a model's classes is which.
+    """Return whether a model has no names that say which of its classes is which.
 
-    The order is then taken to be the task's, and tried on labelled rows.
+    The order is then taken to be the task's, and tried on labelled rows: also the job's
+    `label_names` may be in another order.
     """
     return (
-        table.kind.names_classes
-        and table.task.label_names is None
-        and class_order(model_classes(config), table.label_names) is None
+        table.kind.names_classes and class_order(model_classes(config), table.label_names) is None
     )
 
 

@@ -91,7 +91,7 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
             eval=_with_supplied(task, names, evaluation, eval_rows, teachers, f"{what}.eval"),
             eval_routes=read_routes(task, evaluation, routed, f"{what}.eval"),
         )
-    if kind.names_classes and task.label_names is None:
+    if kind.names_classes:
         for number, teacher in enumerate(teachers):
             _check_column_order(table, teacher, number)
     return table

@@ -218,15 +218,22 @@ def test_columns_of_words_are_tried_too():
         read_table(task, [teacher])
 
 
-def test_a_teacher_with_names_or_an_adaptor_is_not_tried(made, tmp_path):
+def test_a_teacher_with_an_adaptor_of_the_users_is_not_tried(made, tmp_path):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
     assert prepare(job, tmp_path / "1").teachers[0].unnamed
     own = job.teachers[0].model_copy(update={"adaptor": "tests.student.user_adaptors:no_attention"})
-    named = job.tasks[0].model_copy(update={"label_names": NAMES})
-    for number, changes in enumerate(({"tasks": (named,)}, {"teachers": (own,)})):
-        prepared = prepare(job.model_copy(update=changes), tmp_path / f"d{number}")
-        assert not prepared.teachers[0].unnamed
+    prepared = prepare(job.model_copy(update={"teachers": (own,)}), tmp_path / "2")
+    assert not prepared.teachers[0].unnamed
+
+
+def test_label_names_in_another_order_than_the_teachers_are_an_error_too(made, tmp_path):
+    path, rows = made
+    job = job_of(path, tmp_path / "store", rows, rows, label_names=SORTED)
+    with pytest.raises(rb.ConfigError, match=SHOWN):
+        check(job, tmp_path / "data")
+    with pytest.raises(rb.ConfigError, match=SHOWN):
+        rb.evaluate(job, path)
 
 
 def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypatch):
