@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import grpc
 import ray
+from ray._private import ray_constants
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-from ray._private.ray_constants import RAY_LOG_TO_DRIVER
 from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -82,12 +82,17 @@ def ray_session() -> Iterator[None]:
     # Bars and results are the run's output; Ray's own lines stay in its log files.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
     if not check_ray_address():
         _token_without_home()
+        # No other node joins it, so it has the loopback address, as Ray itself does on Windows and
+        # macOS. Otherwise its dashboard's metrics listen to the network, whatever `dashboard_host`
+        # says.
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(
             logging_level=logging.ERROR,
-            log_to_driver="RAY_LOG_TO_DRIVER" in os.environ and RAY_LOG_TO_DRIVER,
+            log_to_driver="RAY_LOG_TO_DRIVER" in os.environ and ray_constants.RAY_LOG_TO_DRIVER,
             include_dashboard=False,
             dashboard_host="127.0.0.1",
             namespace="raybrew",
@@ -101,6 +106,8 @@ def ray_session() -> Iterator[None]:
             "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short. "
             "Where it timed out on a busy machine, run the same again"
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
     try:
         yield
     finally:

@@ -79,6 +79,8 @@ class Run:
         resume: bool = False,
     ):
         self._job = job
+        # Now: the working directory of a submitted job may be gone once Ray has started.
+        self._saved_job = dump_yaml(absolute_plain(job))
         self._scaling = scaling_config or ScalingConfig()
         if resume and run_config is None:
             raise ConfigError(NOTHING_TO_RESUME)
@@ -145,7 +147,7 @@ class Run:
         """
         check_resources(teachers, self._scaling, together=together)
         check_devices(teachers, self._scaling)
-        self.folder.write("job.yaml", dump_yaml(absolute_plain(self._job)))
+        self.folder.write("job.yaml", self._saved_job)
         self.tracker = self._stack.enter_context(
             Tracker(
                 self.folder.path,
