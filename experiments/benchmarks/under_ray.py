@@ -28,7 +28,7 @@ from experiments.benchmarks.student_setting import (
 )
 from raybrew.teachers.teacher import ModelTeacher
 
-NUM_ROWS, WARM_EPOCHS, ROUNDS = 1024, 6, 5
+NUM_ROWS, WARM_EPOCHS, ROUNDS = 1024, 6, 3
 CPUS = 4
 """That Ray hands out: three replicas, the student and Ray Train's own fit; they share one core."""
 
