@@ -76,7 +76,7 @@ def test_classes_in_another_order_stop_the_run_before_its_first_step(placement, 
     teacher = rb.Teacher(name="a", task="t", model=path, placement=placement)
     job = make_job({}, tmp_path / "store", tasks=[task], teachers=[teacher])
     with pytest.raises(
-        rb.ConfigError, match=r"teachers\[a\]\.model.*label_names: \[cat, ant, bee\]"
+        rb.ConfigError, match=r'teachers\[a\]\.model.*label_names: \["cat", "ant", "bee"\]'
     ):
         run(job, tmp_path / "wrong")
     assert not (tmp_path / "wrong" / "run" / "checkpoints").exists()
