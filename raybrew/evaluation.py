@@ -17,7 +17,7 @@ from raybrew.losses.soft import TopK
 from raybrew.models.adaptors import Adaptor, view_of
 from raybrew.objective.rows import RowIndex, SoftRows
 
-__all__ = ["ModelOnDevice", "StoredLabels", "class_flags", "payload_of_rows", "predict"]
+__all__ = ["ModelOnDevice", "StoredLabels", "payload_of_rows", "predict"]
 
 
 @dataclass(frozen=True)
@@ -166,27 +166,3 @@ class StoredLabels:
         rest = lowest.expand(-1, widths[output]).clone() - 1.0
         filled = rest.scatter(-1, found.logits.indices, found.logits.values)
         return SoftRows(filled, found.available)
-
-
-def class_flags(
-    kind: Kind, labels: np.ndarray, predicted: np.ndarray, num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which classes rows have, and which are predicted, where a label is known.
-
-    Args:
-        kind: of a task whose classes have names.
-        labels: class of each row, (R,), or 0 or 1 for each class, (R, C); negative if unknown.
-        predicted: class of each row, (R,) or (R, 1), or logits, (R, C).
-        num_classes: C.
-
-    Returns:
-        bool (r, C) each, r rows with a label.
-    """
-    known = labels >= 0 if labels.ndim == 1 else labels.max(axis=1) >= 0
-    labels, predicted = labels[known], predicted[known]
-    if not kind.exclusive:
-        return labels > 0, predicted > 0
-    classes = np.arange(num_classes)
-    if predicted.ndim > 1 and predicted.shape[1] == num_classes:
-        predicted = predicted.argmax(axis=1)
-    return labels[:, None] == classes, predicted.reshape(-1, 1) == classes

@@ -18,7 +18,7 @@ from raybrew.data.class_agreement import order_problem
 from raybrew.data.split import IGNORED, STUDENT_VIEW
 from raybrew.devices import check_device, device_for
 from raybrew.errors import ConfigError
-from raybrew.evaluation import ModelOnDevice, class_flags, predict
+from raybrew.evaluation import ModelOnDevice, predict
 from raybrew.kinds import Kind, kind_of
 from raybrew.models.adaptors import Adaptor, adaptor_of, first_classes, view_of
 from raybrew.models.own_class import OwnClass
@@ -147,7 +147,7 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         predicted = predict(hosted, kind, split, rows, batch_size=job.training.eval_batch_size)
         if unnamed:
             labels = split.labels[split.labels != IGNORED] if split.per_token else split.labels
-            flags = class_flags(kind, labels, predicted.values, len(names))
+            flags = kind.class_flags(labels, predicted.values, len(names))
             if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
                 raise ConfigError(problem)
         return kind.metrics(predicted, split, rows, names)

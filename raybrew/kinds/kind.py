@@ -143,6 +143,28 @@ class Kind(ABC):
         """
         return logits[0]
 
+    def class_flags(
+        self, labels: np.ndarray, predicted: np.ndarray, num_classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which classes rows have, and which are predicted, where a label is known.
+
+        Args:
+            labels: class of each row, (R,), or 0 or 1 for each class, (R, C); negative if unknown.
+            predicted: class of each row, (R,) or (R, 1), or logits, (R, C).
+            num_classes: C.
+
+        Returns:
+            bool (r, C) each, r rows with a label.
+        """
+        known = labels >= 0 if labels.ndim == 1 else labels.max(axis=1) >= 0
+        labels, predicted = labels[known], predicted[known]
+        if not self.exclusive:
+            return labels > 0, predicted > 0
+        classes = np.arange(num_classes)
+        if predicted.ndim > 1 and predicted.shape[1] == num_classes:
+            predicted = predicted.argmax(axis=1)
+        return labels[:, None] == classes, predicted.reshape(-1, 1) == classes
+
     @abstractmethod
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]

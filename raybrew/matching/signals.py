@@ -17,7 +17,7 @@ from raybrew.models.custom_match import CustomMatch
 
 __all__ = ["code_name", "signal_of"]
 
-_BUILT_IN = "raybrew.losses.features."
+_BUILT_IN = "raybrew."
 
 
 def signal_of(match: MatchSpec | CustomMatch, dtype: str) -> Signal:

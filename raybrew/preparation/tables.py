@@ -18,7 +18,6 @@ from raybrew.data.split import EncodedSplit
 from raybrew.data.supplied import read_supplied
 from raybrew.data.transfer import with_transfer
 from raybrew.errors import DataError
-from raybrew.evaluation import class_flags
 from raybrew.kinds import Kind, kind_of
 from raybrew.preparation.prepared import PreparedTask
 
@@ -112,7 +111,7 @@ def _check_column_order(table: Table, teacher: Teacher, number: int) -> None:
             chosen = np.repeat(chosen, column.lengths)
         drawn = np.random.default_rng(0).permutation(np.flatnonzero(chosen))[:_COMPARED]
         classes = table.label_names
-        flags = class_flags(table.kind, labels[drawn], column.values[drawn], len(classes))
+        flags = table.kind.class_flags(labels[drawn], column.values[drawn], len(classes))
         what, task = f"teachers[{teacher.name}].logits", table.task.name
         if problem := order_problem(flags, what, classes, task=task, side=side):
             raise DataError(problem)

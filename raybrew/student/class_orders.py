@@ -13,7 +13,7 @@ from raybrew.data.class_agreement import MIN_ROWS, order_problem
 from raybrew.data.collate import collate_labels
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import ConfigError
-from raybrew.evaluation import StoredLabels, class_flags
+from raybrew.evaluation import StoredLabels
 from raybrew.kinds import Kind, kind_of
 from raybrew.labels.source import Asker, LabelSource, TeacherLabels
 from raybrew.labels.store import LabelStore
@@ -132,4 +132,4 @@ def _flags(
     assert isinstance(logits, Tensor), "classes that were left out are filled up"
     if soft.available is not None:
         labels, logits = labels[soft.available], logits[soft.available]
-    return class_flags(kind, labels.numpy(), logits.numpy(), size)
+    return kind.class_flags(labels.numpy(), logits.numpy(), size)

@@ -25,7 +25,7 @@ from raybrew.losses.features.attention import (
 )
 from raybrew.losses.features.emd import emd
 from raybrew.losses.features.hidden import cos, hidden_mse, pkd
-from raybrew.losses.features.match_loss import Feature, Features, Mask, MatchLoss
+from raybrew.losses.features.base import Feature, Features, Mask, MatchLoss
 from raybrew.losses.features.ragged import FeatureSizes, Ragged, join, split
 from raybrew.losses.features.relational import (
     attention_transfer,

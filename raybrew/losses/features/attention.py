@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raybrew.losses.features.counts import head_pairs, head_queries, pairs, tokens
-from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.base import Features, MatchLoss
 from raybrew.losses.features.numerics import Keep, pair_mask, widen
 
 __all__ = [

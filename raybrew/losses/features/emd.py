@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raybrew.errors import ConfigError
 from raybrew.losses.features.counts import token_entries
-from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.base import Features, MatchLoss
 from raybrew.losses.features.numerics import Keep, stacked_layers, widen, zero_padding
 
 __all__ = ["emd", "transport_plan"]

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raybrew.losses.features.counts import examples, token_entries, tokens
-from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.base import Features, MatchLoss
 from raybrew.losses.features.numerics import Keep, unit, widen, zero_padding
 
 __all__ = ["cos", "first_vector", "hidden_mse", "pkd"]

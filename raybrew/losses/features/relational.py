@@ -22,7 +22,7 @@ from raybrew.losses.features.counts import (
     two_examples,
 )
 from raybrew.losses.features.hidden import first_vector
-from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.base import Features, MatchLoss
 from raybrew.losses.features.numerics import (
     Keep,
     full_precision,

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raybrew.losses.features.counts import gram_entries, pairs
-from raybrew.losses.features.match_loss import Features, MatchLoss
+from raybrew.losses.features.base import Features, MatchLoss
 from raybrew.losses.features.numerics import Keep, full_precision, pair_mask, widen, zero_padding
 
 __all__ = ["fsp", "mmd"]

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raybrew.losses.features.counts import examples
-from raybrew.losses.features.match_loss import Feature, Features, MatchLoss
+from raybrew.losses.features.base import Feature, Features, MatchLoss
 from raybrew.losses.features.numerics import Keep, stacked_layers, widen
 from raybrew.losses.features.ragged import Axis
 
