@@ -26,10 +26,10 @@ from datasets import Dataset
 import raybrew as rb
 from experiments import data
 from experiments.judge import Judged, judge, verdict
-from raybrew.cluster import ray_session, run_config_from, scaling_config_from
-from raybrew.jobfile import load_job
-from raybrew.json_text import to_json
-from raybrew.report import render_table
+from raybrew.config.job_file import load_job
+from raybrew.data.files import to_json
+from raybrew.runs.cluster import ray_session, run_config_from, scaling_config_from
+from raybrew.runs.report import render_table
 
 TEACHERS = ("a", "b")
 ALONE, DISTILLED = "student alone", "student distilled"

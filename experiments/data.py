@@ -40,18 +40,6 @@ from datasets.table import InMemoryTable
 from experiments.sources import ENCODER_FILES, MINILM, SETS, Row, Source
 from raybrew.errors import DataError
 
-__all__ = [
-    "default_cache",
-    "distinct",
-    "encoder",
-    "made_whole",
-    "main",
-    "mr",
-    "sms",
-    "trec",
-    "tweets",
-]
-
 SEED = 13
 SPLITS = ("train", "transfer", "test")
 UNLABELLED = -1  # what `datasets` itself writes for a row without a class

@@ -9,13 +9,12 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from raybrew.data.encoding import encode
-from raybrew.data.padding import Padding
-from raybrew.data.split import STUDENT_VIEW, EncodedSplit
-from raybrew.evaluation import ModelOnDevice, predict
-from raybrew.kinds import KINDS
-from raybrew.models.adaptors import sequence_classification
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding
+from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
+from raybrew.tasks import KINDS
+from raybrew.tasks.adaptors import sequence_classification
 
 LATENCY_SENTENCES = 64
 

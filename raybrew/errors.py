@@ -1,21 +1,13 @@
-"""Every error that raybrew raises on purpose.
+"""Errors of raybrew, and import paths as users write them."""
 
-A message says what failed, what was expected, what came, and what to do next. All of them hold
-their message alone, so they survive the pickling that a Ray boundary asks of them.
-"""
+import importlib
+from collections.abc import Callable
+from typing import Any
 
-__all__ = [
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "LabelError",
-    "LabelsLost",
-    "RaybrewError",
-    "StoreFullError",
-    "TeacherError",
-    "TeacherGone",
-    "TrainingError",
-]
+# Every error that raybrew raises on purpose.
+#
+# A message says what failed, what was expected, what came, and what to do next. All of them hold
+# their message alone, so they survive the pickling that a Ray boundary asks of them.
 
 
 class RaybrewError(Exception):
@@ -34,7 +26,7 @@ class TeacherError(RaybrewError):
     """A teacher can't be loaded, is gone, or gave an answer that can't be used."""
 
 
-class TeacherGone(TeacherError):
+class TeacherDropped(TeacherError):
     """Nobody hosts a teacher any longer, and by its `on_loss: drop` the run goes on without it."""
 
 
@@ -56,3 +48,31 @@ class TrainingError(RaybrewError):
 
 class CheckpointError(RaybrewError):
     """A checkpoint can't be written, or can't be read back."""
+
+
+# Functions of the user's, by import path, so that a file can name them and workers find them.
+
+
+def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[..., Any]:
+    """Resolve an import path, "package.module:name"; a callable is itself.
+
+    Args:
+        target: either.
+        what: what it is, for the message.
+
+    Raises:
+        ConfigError: nothing callable is there.
+    """
+    if not isinstance(target, str):
+        return target
+    module_name, _, attribute = target.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"{what} {target!r} can't be imported: {error}. Give it as "
+            '"package.module:name", from a module that every worker can import.'
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{what} {target!r} is a {type(found).__name__}, which can't be called.")
+    return found

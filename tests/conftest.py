@@ -2,10 +2,11 @@
 
 import os
 
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false")
-
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELISM="false")
+
 
 # The same examples every time, however slow the machine: what fails here fails everywhere.
 settings.register_profile("fixed", derandomize=True, deadline=None)

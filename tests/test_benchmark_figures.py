@@ -5,17 +5,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.benchmarks import (
-    against_textbrewer,
-    first_epoch,
-    gpu,
-    student_memory,
-    warm_epoch,
-)
+from experiments.benchmarks import against_textbrewer, first_epoch, gpu, student_memory, warm_epoch
 from experiments.benchmarks.student_setting import SMALLEST, Setting, bare_loop, label, sizes_of
 from raybrew.errors import ConfigError
 from tests.made import make_data, make_model
-from tests.student.in_process import Recorder
+from tests.training.in_process import Recorder
 
 STUDENT = {
     **sizes_of(1, 16, 2, 32),

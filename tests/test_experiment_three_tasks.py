@@ -3,15 +3,8 @@
 import pytest
 
 import raybrew as rb
-from experiments.three_tasks.__main__ import (
-    HERE,
-    METRICS,
-    TEACHERS,
-    only,
-    tables,
-    without_teachers,
-)
-from raybrew.jobfile import load_job
+from experiments.three_tasks.__main__ import HERE, METRICS, TEACHERS, only, tables, without_teachers
+from raybrew.config.job_file import load_job
 
 ROWS = {
     "one student, teachers": [(0.8, 0.9, 0.4), (0.8, 0.9, 0.7)],

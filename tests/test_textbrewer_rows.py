@@ -22,17 +22,16 @@ from experiments.textbrewer.rows import ROWS, Row, find
 from experiments.textbrewer.running import run_row, write_jobs
 from experiments.textbrewer.smoke import NUM_ROWS, TRAINING, StandIns
 from experiments.textbrewer.students import MODELS, STUDENTS
-from raybrew.jobfile import JobFile, dump_yaml, load_job
-from raybrew.kinds import kind_of
-from raybrew.losses.match_check import ModelGeometry
-from raybrew.losses.presets import PRESETS, resolve_matches
+from raybrew.config.job_file import JobFile, dump_yaml, load_job
+from raybrew.matches.presets import PRESETS, ModelGeometry, resolve_matches
 from raybrew.models.student_files import save_student
-from raybrew.planning import supervised_plan
-from raybrew.preparation import prepare, prepare_supervised
-from raybrew.student.building import build_training
-from raybrew.student.world import World
+from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.tasks import kind_of
+from raybrew.training.build import build_training
+from raybrew.training.world import World
 from tests.made import make_tokenizer
-from tests.student.in_process import Recorder, build
+from tests.training.in_process import Recorder, build
 
 # As the paper prints them; a row of mine for every cell.
 ENGLISH = """

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmarks.record import Record, records_of
-from raybrew.json_text import to_json
+from raybrew.data.files import to_json
 
 BENCHMARKS = {
     name: f"experiments.benchmarks.{name}"

@@ -35,11 +35,9 @@ from experiments.benchmarks.student_setting import (
     on_one_core,
     timed_run,
 )
-from raybrew.data.collate import collate
-from raybrew.data.padding import Padding
-from raybrew.data.sampler import BatchSequence
-from raybrew.data.split import EncodedSplit
-from raybrew.preparation import Preparation
+from raybrew.data.batch_sequence import BatchSequence
+from raybrew.data.split import EncodedSplit, Padding, collate
+from raybrew.training.job import ResolvedJob
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -106,7 +104,7 @@ def measured(setting: Setting, num_epochs: int, rounds: int) -> list[Record]:
 class Theirs:
     """The published textbrewer on the same teachers, student and batches."""
 
-    def __init__(self, setting: Setting, preparation: Preparation, num_epochs: int):
+    def __init__(self, setting: Setting, preparation: ResolvedJob, num_epochs: int):
         job = setting.job("unused", num_epochs=num_epochs)
         training, _ = setting.training(job, preparation)
         self._student, self._num_epochs = training.model, num_epochs

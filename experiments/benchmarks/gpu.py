@@ -18,10 +18,10 @@ from transformers import BertConfig
 from experiments.benchmarks.record import Record
 from experiments.benchmarks.student_setting import Setting, label, load, mr_setting, sizes_of
 from raybrew.errors import ConfigError
-from raybrew.planning import distill_plan
-from raybrew.student.building import build_training
-from raybrew.student.world import World
-from tests.student.in_process import LocalPool, Recorder
+from raybrew.runs.resolve import distill_plan
+from raybrew.training.build import build_training
+from raybrew.training.world import World
+from tests.training.in_process import LocalPool, Recorder
 
 BASE = sizes_of(12, 768, 12, 3072)
 T4_TINY = sizes_of(4, 312, 12, 1200)

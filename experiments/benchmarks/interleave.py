@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from rich.progress import track
 
-__all__ = ["interleaved"]
-
 
 def interleaved(
     contenders: Mapping[str, Callable[[], float]], repetitions: int, *, what: str, seed: int = 0

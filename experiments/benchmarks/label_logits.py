@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.record import Record, ratio
+from raybrew.data.payload import Signal
 from raybrew.labels.logits import pack_logits
-from raybrew.labels.payload import Signal
 
 VOCABULARIES, NUM_TOKENS, ROUNDS = (49_152, 151_936), 512, 5
 SIGNAL = Signal(dtype="bfloat16", top_k=50, temperatures=(1.0, 2.0))

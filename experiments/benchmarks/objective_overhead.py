@@ -23,15 +23,15 @@ from transformers import BertConfig, BertForSequenceClassification
 import raybrew as rb
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record
-from raybrew.json_text import to_json
-from raybrew.labels.payload import Payload, Signal, to_storage
-from raybrew.labels.tensors import tensors_of
-from raybrew.matching.plan import TeacherFacts, geometry_of, plan_matches
-from raybrew.matching.teacher_side import pack_features
-from raybrew.models.adaptors import ADAPTORS
-from raybrew.objective import BatchFacts, Objective, Position
-from raybrew.student.buffers import map_tensors
-from raybrew.student.module import StudentModule
+from raybrew.data.files import to_json
+from raybrew.data.payload import Payload, Signal, to_storage
+from raybrew.labels.logits import tensors_of
+from raybrew.matches.capture import pack_features
+from raybrew.matches.plan import TeacherFacts, geometry_of, plan_matches
+from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.tasks.adaptors import ADAPTORS
+from raybrew.training.module import StudentModule
+from raybrew.training.prefetch import map_tensors
 
 BATCH, LENGTH, CLASSES, SIZE = 32, 64, 3, 384
 TARGET = 0.05
@@ -84,20 +84,20 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     payloads[Signal()] = Payload(to_storage(torch.randn(BATCH, CLASSES), "float32"))
     objective = Objective(config, {"a": 1.0}, None, matches)
     hard = Objective(None, {})
-    batch = BatchFacts(labels.cpu().numpy(), lengths)
+    batch = BatchCounts(labels.cpu().numpy(), lengths)
 
     def distilled() -> None:
         host = {"a": {s.name: tensors_of(p, s) for s, p in payloads.items()}}
         soft = map_tensors(host, lambda tensor: tensor.to(device))
         answer = with_matches(inputs, labels)
-        sums = objective.numerators(answer.view, soft, Position(), features=answer.features)
-        objective.total(sums, objective.denominators(batch), Position()).backward()
+        sums = objective.numerators(answer.view, soft, TrainProgress(), features=answer.features)
+        objective.total(sums, objective.denominators(batch), TrainProgress()).backward()
         finish()
 
     def alone() -> None:
         answer = without(inputs, labels)
-        sums = hard.numerators(answer.view, {}, Position())
-        hard.total(sums, hard.denominators(batch), Position()).backward()
+        sums = hard.numerators(answer.view, {}, TrainProgress())
+        hard.total(sums, hard.denominators(batch), TrainProgress()).backward()
         finish()
 
     def finish() -> None:

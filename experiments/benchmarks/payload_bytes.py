@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import gamma
 
-from raybrew.json_text import to_json
-from raybrew.losses.match_check import ModelGeometry, statistic_sizes
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.losses.presets import PRESETS, generate_matches
+from raybrew.data.files import to_json
+from raybrew.matches.presets import PRESETS, ModelGeometry, generate_matches, statistic_sizes
+from raybrew.matches.spec import MatchSpec
 
 BERT_BASE = ModelGeometry(num_layers=12, hidden_size=768, num_heads=12)
 BYTES_OF = {"float32": 4, "bfloat16": 2}

@@ -22,11 +22,10 @@ from transformers import BertConfig, BertForSequenceClassification
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record, ratio
 from raybrew.data.encoding import EncodedView
-from raybrew.data.padding import Padding
-from raybrew.labels.payload import Signal
-from raybrew.teachers.address import PoolAddress
-from raybrew.teachers.client import PoolClient
-from raybrew.teachers.pool import Hosting, TeacherPool
+from raybrew.data.payload import Signal
+from raybrew.data.split import Padding
+from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.pool import Deployment, TeacherPool
 from raybrew.teachers.teacher import TeacherSpec
 
 RANKS, REQUESTS, ROWS, LENGTH = 8, 8, 32, 16
@@ -107,7 +106,7 @@ def records() -> list[Record]:
         with tempfile.TemporaryDirectory(prefix="raybrew-bench-") as folder:
             spec = spec_of(Path(folder, "model"))
             for count in (1, 2):
-                hosting = Hosting(spec, SIGNALS, count, {"CPU": 0.5})
+                hosting = Deployment(spec, SIGNALS, count, {"CPU": 0.5})
                 pools[str(count)] = TeacherPool([hosting], str(Path(folder, f"store-{count}")))
                 pools[str(count)].wait()
             return [_measured(pools)]

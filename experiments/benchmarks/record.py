@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["Bound", "Record", "ratio", "records_of"]
-
 Bound = Literal["≤", "≥", "="]
 
 

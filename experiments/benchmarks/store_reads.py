@@ -22,10 +22,8 @@ import numpy as np
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.payload_bytes import made_lengths
 from experiments.benchmarks.record import Record, ratio
-from raybrew.labels.payload import Payload, Signal
+from raybrew.data.payload import Payload, Signal
 from raybrew.labels.store import LabelStore, SignalStore
-
-__all__ = ["records"]
 
 BATCH = 32
 NUM_LABELS, CLASSES, SHARDS = 1_000_000, 3, 8

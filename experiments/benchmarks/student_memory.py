@@ -11,8 +11,8 @@ import torch
 
 from experiments.benchmarks.record import Record
 from experiments.benchmarks.student_setting import SMALLEST, Setting, label, mr_setting
-from raybrew.student.loop import Saver
-from tests.student.in_process import Recorder
+from raybrew.training.callbacks import Saver
+from tests.training.in_process import Recorder
 
 NUM_ROWS, NUM_EPOCHS = 3200, 10
 

@@ -19,33 +19,16 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 import raybrew as rb
 from experiments.data import encoder, mr
-from raybrew.data.collate import collate
-from raybrew.data.padding import Padding
-from raybrew.data.split import EncodedSplit
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding, collate
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.planning import distill_plan
-from raybrew.preparation import Preparation, prepare
-from raybrew.student.batches import STUDENT_VIEW
-from raybrew.student.building import build_training
-from raybrew.student.hooks import Saver
-from raybrew.student.loop import StudentTraining
-from raybrew.student.world import World
-from tests.student.in_process import LocalPool, Recorder
-
-__all__ = [
-    "MINI",
-    "MINILM",
-    "SMALLEST",
-    "TEMPERATURE",
-    "Setting",
-    "bare_loop",
-    "label",
-    "load",
-    "mr_setting",
-    "on_one_core",
-    "sizes_of",
-    "timed_run",
-]
+from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import distill_plan
+from raybrew.training.build import build_training
+from raybrew.training.callbacks import Saver
+from raybrew.training.job import ResolvedJob
+from raybrew.training.loop import StudentTraining
+from raybrew.training.world import World
+from tests.training.in_process import LocalPool, Recorder
 
 
 def sizes_of(layers: int, hidden: int, heads: int, intermediate: int) -> dict[str, Any]:
@@ -116,12 +99,12 @@ class Setting:
             tracking=rb.TrackingConfig(progress=False),
         )
 
-    def prepared(self, job: rb.DistillJob) -> Preparation:
+    def prepared(self, job: rb.DistillJob) -> ResolvedJob:
         """Encode the data."""
         return prepare(job, self.folder / "data")
 
     def training(
-        self, job: rb.DistillJob, preparation: Preparation
+        self, job: rb.DistillJob, preparation: ResolvedJob
     ) -> tuple[StudentTraining, LocalPool]:
         """Put the training together; the teachers are loaded when they are asked, or by `load`."""
         pool = LocalPool(preparation, job.labels.store)
@@ -164,7 +147,7 @@ def load(pool: LocalPool) -> None:
         replica.load()
 
 
-def label(preparation: Preparation, pool: LocalPool) -> Tensor:
+def label(preparation: ResolvedJob, pool: LocalPool) -> Tensor:
     """Have all training rows labelled, in one request a teacher; return (K, N, C)."""
     view = preparation.tasks[0].split("train").views[STUDENT_VIEW]
     logits = []

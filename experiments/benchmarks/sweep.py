@@ -35,12 +35,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 import raybrew as rb
 from experiments import data
 from experiments.benchmarks.record import Record
-from raybrew.cluster import ray_session
-from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
+from raybrew.data.split import Padding, collate
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.models.students import build_student
+from raybrew.runs.cluster import ray_session
 
 ROWS, EVAL_ROWS = 1200, 200
 EPOCHS, BATCH, MAX_LENGTH = 3, 32, 64

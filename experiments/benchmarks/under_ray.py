@@ -19,13 +19,7 @@ from ray.train import RunConfig, ScalingConfig
 import raybrew as rb
 from experiments.benchmarks.interleave import interleaved
 from experiments.benchmarks.record import Record, ratio
-from experiments.benchmarks.student_setting import (
-    MINI,
-    Setting,
-    bare_loop,
-    mr_setting,
-    on_one_core,
-)
+from experiments.benchmarks.student_setting import MINI, Setting, bare_loop, mr_setting, on_one_core
 from raybrew.teachers.teacher import ModelTeacher
 
 NUM_ROWS, WARM_EPOCHS, ROUNDS = 1024, 6, 3

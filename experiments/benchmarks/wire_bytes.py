@@ -18,11 +18,8 @@ from transformers import AutoTokenizer
 from experiments.benchmarks.payload_bytes import BERT_BASE, padded_bytes, presets
 from experiments.benchmarks.record import Record
 from experiments.data import encoder, mr
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.matching.signals import signal_of
-from raybrew.matching.teacher_side import pack_features
-
-__all__ = ["records"]
+from raybrew.matches.capture import pack_features, signal_of
+from raybrew.matches.spec import MatchSpec
 
 PADDED_LENGTH = 64
 TARGET = 4.0

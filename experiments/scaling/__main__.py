@@ -13,8 +13,8 @@ from experiments.benchmarks.__main__ import machine
 from experiments.scaling.costs import CallCosts, measured_costs
 from experiments.scaling.simulation import Outcome, Setting, simulated
 from experiments.scaling.store import StoreFigures, measured_store
-from raybrew.json_text import to_json
-from raybrew.report import render_table
+from raybrew.data.files import to_json
+from raybrew.runs.report import render_table
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 KEYS = (100_000, 1_000_000, 10_000_000)

@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import ray
 
-from raybrew.teachers.desk import Desk
-from raybrew.teachers.policy import LossPolicy
-from raybrew.teachers.watched import Member
-
-__all__ = ["CallCosts", "measured_costs"]
+from raybrew.teachers.failure import FailurePolicy
+from raybrew.teachers.router_actor import Member, PoolRouter
 
 TEACHER, KEYS, TOKENS = "teacher", 256, 32
 LANES = (1, 16, 64)
@@ -76,8 +73,8 @@ def _measured() -> CallCosts:
 
 
 def _of_desk(replica: Any, lanes: int) -> tuple[float, float, float]:
-    member = Member([replica] * lanes, LossPolicy(), 4096)
-    actor: Any = ray.remote(Desk)
+    member = Member([replica] * lanes, FailurePolicy(), 4096)
+    actor: Any = ray.remote(PoolRouter)
     desk = actor.options(num_cpus=0, max_concurrency=1000).remote({TEACHER: member})
     ray.get(desk.begin.remote())
     generator = np.random.default_rng(0)

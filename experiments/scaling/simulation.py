@@ -16,11 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.scaling.costs import CallCosts
-from raybrew.teachers.desk import TICKETS_OF_A_FORWARD
-from raybrew.teachers.router import Router
-from raybrew.teachers.tickets import Ticket
-
-__all__ = ["Outcome", "Setting", "simulated"]
+from raybrew.teachers.router import Router, Ticket
+from raybrew.teachers.router_actor import TICKETS_OF_A_FORWARD
 
 NONE_LEFT = np.empty(0, np.int64)
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raybrew.labels.payload import Payload, Signal
+from raybrew.data.payload import Payload, Signal
 from raybrew.labels.shards import write_shard
 from raybrew.labels.store import FLUSH_BYTES, LabelStore, SignalStore
-
-__all__ = ["StoreFigures", "measured_store"]
 
 PIECE = 100_000
 CLASSES = 2

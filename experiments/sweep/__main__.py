@@ -21,12 +21,12 @@ from ray import tune
 import raybrew as rb
 from experiments import data
 from experiments.compare import Comparison
-from raybrew.cluster import ray_session, scaling_config_from
-from raybrew.jobfile import JobFile, load_job
-from raybrew.json_text import to_json
-from raybrew.report import render_table
-from raybrew.tuning.domains import space_from
-from raybrew.tuning.settings import tune_config_from
+from raybrew.config.job_file import JobFile, load_job
+from raybrew.data.files import to_json
+from raybrew.runs.cluster import ray_session, scaling_config_from
+from raybrew.runs.report import render_table
+from raybrew.sweeps.settings import tune_config_from
+from raybrew.sweeps.space import space_from
 
 HERE = Path(__file__).parent
 DEV_ROWS, SEARCH_ROWS = 2000, 5000

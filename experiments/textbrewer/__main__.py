@@ -15,9 +15,7 @@ import raybrew as rb
 from experiments.textbrewer.rows import ROWS, Row, find
 from experiments.textbrewer.running import run_row, write_jobs
 from experiments.textbrewer.smoke import StandIns
-from raybrew.report import render_table
-
-__all__ = ["main"]
+from raybrew.runs.report import render_table
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,8 +14,6 @@ from typing import Any
 
 from experiments.data import default_cache
 
-__all__ = ["BENCHMARKS", "HOTPOTQA", "Benchmark"]
-
 HOTPOTQA = default_cache() / "data" / "hotpotqa" / "train.parquet"
 """What `experiments.textbrewer.hotpotqa` writes."""
 

@@ -18,8 +18,6 @@ from experiments.textbrewer.benchmarks import HOTPOTQA
 from raybrew.data.sources import load_source, quiet_datasets
 from raybrew.errors import DataError
 
-__all__ = ["main", "sentences"]
-
 SOURCE = "hotpotqa/hotpot_qa:distractor@train"
 NUM_SENTENCES = 100_000
 """Seven times as many as CoNLL-2003 has for training."""

@@ -14,8 +14,6 @@ from experiments.textbrewer.rows import Row
 from experiments.textbrewer.students import MODELS
 from raybrew.config import DistillJob, TrainJob
 
-__all__ = ["Step", "steps_of"]
-
 SEVERAL = {"num_epochs": 10, "learning_rate": 2e-5}
 """How one model of the teachers' size learns from several of them."""
 

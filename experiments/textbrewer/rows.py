@@ -14,8 +14,6 @@ from experiments.textbrewer.benchmarks import BENCHMARKS, Benchmark
 from experiments.textbrewer.students import STUDENTS, Origin
 from raybrew.errors import ConfigError
 
-__all__ = ["ROWS", "Row", "find"]
-
 ENGLISH, ROBERTA, ELECTRA = "bert-base-cased", "roberta-wwm-ext", "electra-base"
 
 

@@ -13,13 +13,11 @@ from experiments.textbrewer.benchmarks import HOTPOTQA
 from experiments.textbrewer.jobs import Step, steps_of
 from experiments.textbrewer.rows import Row
 from experiments.textbrewer.smoke import StandIns, smoked
-from raybrew.cluster import run_config_from, scaling_config_from
+from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.data.sources import load_source
-from raybrew.jobfile import JobFile, dump_yaml, load_job
-from raybrew.report import render_table
-from raybrew.resuming import load_yaml, same_run
-
-__all__ = ["Runner", "run_row", "write_jobs"]
+from raybrew.runs.cluster import run_config_from, scaling_config_from
+from raybrew.runs.folder import load_yaml, same_run
+from raybrew.runs.report import render_table
 
 Runner = Callable[[Step, JobFile], Any]
 """Runs a step whose job is loaded; what it leaves in the run's folder is what counts."""

@@ -32,8 +32,6 @@ from raybrew.data.sources import quiet_datasets
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import quiet_transformers
 
-__all__ = ["StandIns", "smoked"]
-
 NUM_ROWS = 24
 TRAINING = {
     "num_epochs": 1,

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MODELS", "STUDENTS", "Origin"]
-
 MODELS: Mapping[str, str] = {
     "bert-base-cased": "google-bert/bert-base-cased",
     "bert-base-uncased": "google-bert/bert-base-uncased",

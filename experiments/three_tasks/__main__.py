@@ -22,10 +22,10 @@ import xxhash
 
 import raybrew as rb
 from experiments import data, ner
-from raybrew.cluster import ray_session, run_config_from, scaling_config_from
-from raybrew.jobfile import load_job
-from raybrew.json_text import to_json
-from raybrew.report import render_table
+from raybrew.config.job_file import load_job
+from raybrew.data.files import to_json
+from raybrew.runs.cluster import ray_session, run_config_from, scaling_config_from
+from raybrew.runs.report import render_table
 
 HERE = Path(__file__).parent
 TEACHERS = {

@@ -12,16 +12,12 @@
 A live `datasets.Dataset` may stand where a path may; `to_plain` records it by its fingerprint.
 """
 
-from raybrew.config.augmentation import Augmentation
-from raybrew.config.distillation import DistillationConfig
+from raybrew.config.distillation import DistillationConfig, MatchPreset
 from raybrew.config.job import DistillJob, TrainJob
-from raybrew.config.lora import Lora
-from raybrew.config.matches import MatchPreset
-from raybrew.config.mixing import MixingConfig
-from raybrew.config.people import Student, Teacher
+from raybrew.config.models import Lora, Student, Teacher
 from raybrew.config.section import DataSource
-from raybrew.config.task import Task
-from raybrew.config.training import LabelConfig, TrackingConfig, TrainingConfig
+from raybrew.config.task import Augmentation, Task
+from raybrew.config.training import LabelConfig, MixingConfig, TrackingConfig, TrainingConfig
 
 __all__ = [
     "Augmentation",

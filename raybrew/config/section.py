@@ -1,4 +1,4 @@
-"""What the sections of a job are made of: frozen models, and values that a file can hold."""
+"""What the sections of a job are made of: frozen models and types of values."""
 
 import re
 from collections.abc import Sequence
@@ -16,21 +16,6 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-
-__all__ = [
-    "Bytes",
-    "DataSource",
-    "Dtype",
-    "ImportPath",
-    "Many",
-    "ModelPath",
-    "Name",
-    "Options",
-    "Section",
-    "Trust",
-    "as_bytes",
-    "import_path_of",
-]
 
 
 def _as_source(value: Any) -> Any:

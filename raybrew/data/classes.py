@@ -21,15 +21,6 @@ from raybrew.data.columns import read_column
 from raybrew.data.split import UNLABELLED
 from raybrew.errors import DataError
 
-__all__ = [
-    "Classes",
-    "LabelReader",
-    "item_feature",
-    "order_is_assumed",
-    "read_classes",
-    "read_labels",
-]
-
 MAX_NUMBERED = 1 << 20
 """Most classes that a largest number may stand for; an identifier is no class."""
 

@@ -1,4 +1,4 @@
-"""A data set's columns: there or not, texts or not, each row checked."""
+"""The columns of a data set: texts, words, answers, teachers' logits; each row is checked."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -6,21 +6,118 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xxhash
 from datasets import Dataset
 
 from raybrew.config import Task
-from raybrew.data.supplied import SuppliedLogits
+from raybrew.data.encoding import EncodedView
 from raybrew.errors import DataError
 
-__all__ = [
-    "Rows",
-    "read_column",
-    "read_lists",
-    "read_routes",
-    "read_rows",
-    "read_texts",
-    "read_words",
-]
+# Logits that the user has already: a column of the data that stands in for a teacher's model.
+#
+#     classes of texts, numbers    a list of numbers in each row
+#     classes of words             a list of such lists in each row, one a word
+#
+# The values are their own key: rows of equal values share a label, and rows that read the same to
+# the student may have different ones.
+
+_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class SuppliedLogits:
+    """The logits of N examples.
+
+    Args:
+        values: float32 (R, C), one example after another.
+        lengths: int64 (N,), rows of `values` of each example; None for one each.
+        keys: uint64 (N, 2), hashes of each example's values.
+    """
+
+    values: np.ndarray
+    lengths: np.ndarray | None
+    keys: np.ndarray
+
+    def view(self) -> EncodedView:
+        """Return the examples as labels are looked up for: keys, and no tokens to read."""
+        offsets = np.zeros(len(self.keys) + 1, np.int64)
+        return EncodedView(np.empty(0, np.int32), None, offsets, self.keys)
+
+
+def read_supplied(
+    column: Sequence[Any], width: int, words: Sequence[int] | None, *, name: str, what: str
+) -> SuppliedLogits:
+    """Check a column of logits.
+
+    Args:
+        column: of each row a list of numbers, a number where there is one class, or a list of
+            those, one a word.
+        width: classes.
+        words: of each row, for classes of words; None where a row has one list.
+        name: of the column, for messages.
+        what: the job's field of the split, for messages.
+
+    Raises:
+        DataError: a row that holds something else; names it.
+    """
+    parts = []
+    for row, value in enumerate(column):
+        shape = (width,) if words is None else (words[row], width)
+        numbers = _numbers(value, shape)
+        if numbers is None:
+            each = "" if words is None else f" for each of the {words[row]} words"
+            shown = repr(value)
+            shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
+            raise DataError(
+                f"{what}: row {row}: expected {width} finite numbers in {name!r}{each}, the logits "
+                f"of the task's classes, got {shown}"
+            )
+        parts.append(numbers)
+    lengths = None if words is None else np.array(words, np.int64)
+    return SuppliedLogits(
+        np.concatenate([part.reshape(-1, width) for part in parts]), lengths, _keys(parts)
+    )
+
+
+def column_fingerprint(*sides: SuppliedLogits) -> str:
+    """Return what labels of a column are filed under: a hash of all its values.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = xxhash.xxh3_128(b"supplied logits")
+    for side in sides:
+        digest.update(np.int64(len(side.keys)).tobytes() + side.keys.astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a value as float32 of this shape; None if it is none."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
+    if array.size and array.dtype.kind not in "fiu":
+        return None
+    one = shape == (1,) and array.shape == ()
+    if array.shape != shape and not one and not array.size == 0 == shape[0]:
+        return None
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32).reshape(shape)
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _keys(parts: Sequence[np.ndarray]) -> np.ndarray:
+    keys = np.empty((len(parts), 2), np.uint64)
+    for row, part in enumerate(parts):
+        # The shape stands in front: two words of three classes are not three of two.
+        shape = np.array((part.ndim, *part.shape), "<i8").tobytes()
+        digest = xxhash.xxh3_128(shape + part.astype("<f4").tobytes())
+        keys[row] = np.frombuffer(digest.digest(), np.uint64)
+    return keys
+
+
+# A data set's columns: there or not, texts or not, each row checked.
 
 
 @dataclass(frozen=True)
@@ -151,3 +248,84 @@ def read_words(dataset: Dataset, name: str, what: str) -> list[list[str]]:
                 f"{what}: row {row}: expected a list of words in {name!r}, got {value!r}"
             )
     return values
+
+
+# The answers to questions about passages, each found where the data says it is.
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A piece of a passage.
+
+    Args:
+        text: as it stands there.
+        start: where, in characters; -1 where it was looked for and isn't in the passage.
+        moved: whether it was found elsewhere than the data says.
+    """
+
+    text: str
+    start: int
+    moved: bool = False
+
+
+def read_answers(
+    dataset: Dataset, column: str, passages: Sequence[str], what: str, *, search: bool = False
+) -> list[list[Answer] | None]:
+    """Read a column of answers.
+
+    Args:
+        dataset: the split.
+        column: `{text: [...], answer_start: [...]}` in each row, or a list of
+            `{text, answer_start}`; empty where there is no answer, null where it isn't known.
+        passages: of each row.
+        what: the job's field of the split, for messages.
+        search: whether an answer that isn't where the data says is looked for in its passage.
+
+    Raises:
+        DataError: the column is missing, isn't of that form, or an answer isn't where the data
+            says; names the row.
+    """
+    values = read_column(dataset, column, what)
+    return [
+        None if value is None else _answers(value, passage, f"{what}: row {row}", column, search)
+        for row, (value, passage) in enumerate(zip(values, passages, strict=True))
+    ]
+
+
+def _answers(value: Any, passage: str, where: str, column: str, search: bool) -> list[Answer]:
+    try:
+        if isinstance(value, list):
+            pairs = [(each["text"], each["answer_start"]) for each in value]
+        else:
+            pairs = list(zip(value["text"], value["answer_start"], strict=True))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(
+            f"{where}: expected {{text: [...], answer_start: [...]}} in {column!r}, got {value!r}"
+        ) from None
+    answers = []
+    for text, start in pairs:
+        if not isinstance(text, str):
+            raise DataError(f"{where}: expected answers as text in {column!r}, got {text!r}")
+        known = isinstance(start, int) and not isinstance(start, bool)
+        # A negative one would count from the end.
+        got = passage[start : start + len(text)] if known and start >= 0 else None
+        if got == text and text:
+            answers.append(Answer(text, start))
+        elif search and known and text:
+            answers.append(Answer(text, _nearest(text, start, passage), moved=True))
+        else:
+            raise DataError(
+                f"{where}: expected the answer {text!r} at character {start} of its passage, got "
+                f"{got!r}; `answers_at: search` of the task looks for it"
+            )
+    return answers
+
+
+def _nearest(text: str, start: int, passage: str) -> int:
+    """Return the place of the text that is nearest to `start`; -1 where it isn't in the passage."""
+    before, after = (
+        passage.rfind(text, 0, max(start, 0) + len(text)),
+        passage.find(text, max(start, 0)),
+    )
+    found = [place for place in (before, after) if place >= 0]
+    return min(found, key=lambda place: abs(place - start), default=-1)

@@ -1,20 +1,86 @@
-"""Encoded examples: ragged token ids, each example with a key that is a hash of its content.
+"""Encoded examples.
 
-    texts, pairs ──tokenizer──► EncodedView   one tokenizer's ids of all rows, and their keys
-
-A key is what soft labels are filed under: equal token ids, equal key, whatever the data set.
+Ragged token ids, a content key for each example, words and windows of passages.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xxhash
 from transformers import PreTrainedTokenizerBase
 
-from raybrew.data.spans import spans
+from raybrew.errors import DataError
 
-__all__ = ["EncodedView", "content_keys", "encode", "same_vocabulary", "view_from_ids"]
+# Ragged rows in flat arrays: row i owns `[offsets[i], offsets[i + 1])`.
+
+
+def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where in the flat array the elements of some rows are, and the rows' new offsets.
+
+    Args:
+        offsets: int64 (N + 1,).
+        rows: int64 (n,), in any order, also twice.
+
+    Returns:
+        int64 (elements,) and int64 (n + 1,).
+    """
+    starts = offsets[rows]
+    lengths = offsets[rows + 1] - starts
+    taken = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=taken[1:])
+    return np.repeat(starts - taken[:-1], lengths) + np.arange(taken[-1]), taken
+
+
+# Content keys of examples, uint64 (N, 2): which rows are the same example.
+
+
+def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the first row of each key.
+
+    Args:
+        keys: uint64 (N, 2).
+
+    Returns:
+        The first rows of the D distinct keys, int64 (D,), rising; and for each row the number of
+        its key among them, int64 (N,): `keys[first][number]` are the keys.
+    """
+    if not len(keys):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    order, begins = _grouped(keys)
+    # The sort isn't stable, which would take longer: the first of a group is its least row.
+    first_of_group = np.minimum.reduceat(order, np.flatnonzero(begins))
+    is_first = np.zeros(len(keys), bool)
+    is_first[first_of_group] = True
+    number_of_group = (np.cumsum(is_first) - 1)[first_of_group]
+    number = np.empty(len(keys), np.int64)
+    number[order] = number_of_group[np.cumsum(begins) - 1]
+    return np.flatnonzero(is_first), number
+
+
+def _grouped(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an order in which equal keys are neighbours, and where in it another key begins."""
+    order = np.argsort(np.ascontiguousarray(keys[:, 0]))
+    other_half, other_key = _changes(keys, order)
+    if (other_key & ~other_half).any():
+        # Keys that share their first half, a hash of 64 bits: that takes billions of examples.
+        order = np.lexsort((keys[:, 1], keys[:, 0]))
+        _, other_key = _changes(keys, order)
+    return order, np.concatenate([[True], other_key])
+
+
+def _changes(keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    first, second = keys[order, 0], keys[order, 1]
+    other_half = first[1:] != first[:-1]
+    return other_half, other_half | (second[1:] != second[:-1])
+
+
+# Encoded examples: ragged token ids, each example with a key that is a hash of its content.
+#
+#     texts, pairs ──tokenizer──► EncodedView   one tokenizer's ids of all rows, and their keys
+#
+# A key is what soft labels are filed under: equal token ids, equal key, whatever the data set.
 
 _BATCH = 1024
 
@@ -141,3 +207,224 @@ def content_keys(
 def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
     """Whether token ids of one tokenizer mean the same to a model of the other."""
     return one.get_vocab() == other.get_vocab()
+
+
+# Sentences of words as a tokenizer sees them, and where each word begins.
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    """Sentences of words, encoded.
+
+    Args:
+        input_ids: of each sentence.
+        token_type_ids: of each; None where the tokenizer makes none.
+        first_tokens: of each, int64 (words,): the first token of each word; -1 for words beyond
+            the longest input, and for those that no token of their own stands for.
+    """
+
+    input_ids: list[list[int]]
+    token_type_ids: list[list[int]] | None
+    first_tokens: list[np.ndarray]
+
+
+def encode_words(
+    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], max_length: int
+) -> EncodedWords:
+    """Encode sentences as the texts that their words make, with a space between two of them.
+
+    Models read texts when they are pretrained. Words one by one are something else to many
+    tokenizers: byte-level ones without `add_prefix_space` glue them together.
+
+    Args:
+        tokenizer: a fast one, which adds its special tokens.
+        sentences: words of each.
+        max_length: longer sentences are cut.
+    """
+    spans = [_spans(words) for words in sentences]
+    encoded: Any = tokenizer(
+        [text for text, _ in spans],
+        truncation=True,
+        max_length=max_length,
+        return_offsets_mapping=True,
+    )
+    firsts = []
+    for row, (_, ends) in enumerate(spans):
+        # Special tokens that the tokenizer adds are of no text.
+        of_text = [number is not None for number in encoded.sequence_ids(row)]
+        firsts.append(_first_tokens(encoded["offset_mapping"][row], of_text, ends))
+    return EncodedWords(encoded["input_ids"], encoded.get("token_type_ids"), firsts)
+
+
+def _spans(words: Sequence[str]) -> tuple[str, np.ndarray]:
+    """Join words, and return where each ends; the space before a word belongs to it."""
+    bare = [word.strip() for word in words]
+    # A word of nothing takes no room, which would be two spaces in a row.
+    rooms = [len(word) + 1 if word else 0 for word in bare]
+    # The first word has no space before it.
+    return " ".join(filter(None, bare)), np.cumsum(rooms) - 1
+
+
+def _first_tokens(
+    spans: Sequence[tuple[int, int]], of_text: Sequence[bool], ends: np.ndarray
+) -> np.ndarray:
+    """Return the first token that starts within each word; -1 where none does.
+
+    Args:
+        spans: characters that each token stands for.
+        of_text: which tokens stand for any.
+        ends: character after each word's last one, int64 (words,).
+    """
+    firsts = np.full(len(ends), -1, np.int64)
+    words = np.searchsorted(ends, [start for start, _ in spans], side="right")
+    for token, word in reversed(list(enumerate(words))):
+        if of_text[token] and word < len(ends):
+            firsts[word] = token
+    return firsts
+
+
+# Pairs of a question and a passage, where long passages become windows that overlap.
+
+_MIN_PASSAGE_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows as one tokenizer sees them.
+
+    Args:
+        view: their tokens.
+        source: int64 (N,), row that each window comes from.
+        starts: int64, flat over tokens: character of the passage where the token starts, -1 for
+            tokens that aren't the passage's.
+        ends: the same for the character after its last one.
+        unanswered: int64 (N,), token of each window that stands for no answer: the class token,
+            which is XLNet's last, or the first token of a text without one.
+    """
+
+    view: EncodedView
+    source: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    unanswered: np.ndarray
+
+
+def encode_windows(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    passages: Sequence[str],
+    max_length: int,
+    stride: int,
+    what: str,
+) -> Windows:
+    """Encode questions with their passages.
+
+    Args:
+        tokenizer: a fast one.
+        questions: N of them.
+        passages: N of them.
+        max_length: longest window.
+        stride: tokens that neighbouring windows share.
+        what: the job's task, for messages.
+
+    Raises:
+        DataError: a question leaves no room for its passage; names the row.
+    """
+    _check_room(tokenizer, questions, max_length, stride, what)
+    encoded: Any = tokenizer(
+        list(questions),
+        list(passages),
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    return _windows(tokenizer, encoded, np.array(encoded["overflow_to_sample_mapping"], np.int64))
+
+
+def align_windows(
+    windows: Windows,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    passages: Sequence[str],
+    max_length: int,
+) -> tuple[EncodedView, np.ndarray]:
+    """Encode the pieces of the passages that windows show with another tokenizer.
+
+    Returns:
+        What it makes of them, and for each token of the windows the token that starts, and the one
+        that ends, at the same character, int32 (tokens, 2); -1 where none does. The tokens that
+        stand for no answer answer for each other.
+    """
+    pieces, offsets = _pieces(windows, passages)
+    asked: Any = [questions[row] for row in windows.source]
+    encoded: Any = tokenizer(
+        asked,
+        pieces,
+        truncation="only_second",
+        max_length=max_length,
+        return_offsets_mapping=True,
+    )
+    others = _windows(tokenizer, encoded, windows.source)
+    aligned = np.full((len(windows.starts), 2), -1, np.int32)
+    for number, shift in enumerate(offsets):
+        mine = slice(*windows.view.offsets[number : number + 2])
+        theirs = slice(*others.view.offsets[number : number + 2])
+        for side, (ours, other) in enumerate(
+            ((windows.starts, others.starts), (windows.ends, others.ends))
+        ):
+            known = {int(c) + shift: t for t, c in enumerate(other[theirs]) if c >= 0}
+            aligned[mine, side] = [known.get(int(c), -1) if c >= 0 else -1 for c in ours[mine]]
+        unanswered = windows.view.offsets[number] + windows.unanswered[number]
+        aligned[unanswered] = others.unanswered[number]
+    return others.view, aligned
+
+
+def _pieces(windows: Windows, passages: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the piece of its passage that each window shows, and where it starts."""
+    pieces, offsets = [], []
+    for number, row in enumerate(windows.source):
+        mine = slice(*windows.view.offsets[number : number + 2])
+        starts, ends = windows.starts[mine], windows.ends[mine]
+        first = int(starts[starts >= 0].min()) if (starts >= 0).any() else 0
+        pieces.append(passages[row][first : max(int(ends.max()), first)])
+        offsets.append(first)
+    return pieces, offsets
+
+
+def _windows(tokenizer: PreTrainedTokenizerBase, encoded: Any, source: np.ndarray) -> Windows:
+    starts, ends, unanswered = [], [], []
+    for number in range(len(source)):
+        parts = encoded.sequence_ids(number)
+        of_passage = [part == 1 for part in parts]
+        of_class = [
+            token == tokenizer.cls_token_id and part is None
+            for token, part in zip(encoded["input_ids"][number], parts, strict=True)
+        ]
+        unanswered.append(of_class.index(True) if any(of_class) else 0)
+        for own, (start, end) in zip(of_passage, encoded["offset_mapping"][number], strict=True):
+            # A token of no characters shows nothing of the passage.
+            starts.append(start if own and end > start else -1)
+            ends.append(end if own and end > start else -1)
+    view = view_from_ids(encoded["input_ids"], encoded.get("token_type_ids"))
+    starts, ends, unanswered = (np.array(each, np.int64) for each in (starts, ends, unanswered))
+    return Windows(view, source, starts, ends, unanswered)
+
+
+def _check_room(
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[str],
+    max_length: int,
+    stride: int,
+    what: str,
+) -> None:
+    most = max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride
+    encoded: Any = tokenizer(list(questions), add_special_tokens=False)
+    for row, ids in enumerate(encoded["input_ids"]):
+        if len(ids) + _MIN_PASSAGE_TOKENS > most:
+            raise DataError(
+                f"{what}: row {row}: expected a question that leaves room for {stride} shared and "
+                f"{_MIN_PASSAGE_TOKENS} new tokens of the passage in a window of {max_length}, got "
+                f"one of {len(ids)} tokens; raise max_length or lower stride"
+            )

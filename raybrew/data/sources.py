@@ -1,25 +1,48 @@
-"""Data sets from wherever they are: a file, a saved data set, the hub, or one at hand."""
+"""Data sets: a file, a saved data set, the hub, or one in memory.
+
+Transfer rows are appended to a training split.
+"""
 
 import difflib
 import re
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import datasets
-from datasets import Dataset, DatasetDict, Split
+import huggingface_hub.constants as hub
+from datasets import Dataset, DatasetDict, Features, Split, concatenate_datasets
 from datasets import config as datasets_config
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
-from raybrew.data.csv_files import read_csv
-from raybrew.data.squad import is_squad, read_squad
+from raybrew.config import Task
+from raybrew.config.paths import data_path, held_by, names_in, try_to_write, user_path
+from raybrew.data.columns import read_column
+from raybrew.data.formats import is_squad, read_csv, read_squad
 from raybrew.errors import DataError
-from raybrew.hub import hub_in_reach
-from raybrew.paths import data_path, held_by, names_in, try_to_write, user_path
 
-__all__ = ["load_source", "quiet_datasets"]
+# Whether the model hub can be had at all.
+
+
+def hub_in_reach() -> bool:
+    """Look the hub's name up, which spares the 23 s for which its client retries."""
+    if hub.is_offline_mode():
+        return False
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+# Data sets from wherever they are: a file, a saved data set, the hub, or one at hand.
 
 _BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
 PARQUET_BRANCH = "refs/convert/parquet"
@@ -216,3 +239,59 @@ def quiet_datasets() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
+
+
+# Transfer rows: other data sets that a task's teachers label, appended to its training rows.
+#
+# train     text  label ──┐
+# transfer  text  (null) ─┴──► one data set; what the others' labels say is not looked at
+
+
+def with_transfer(train: Dataset, task: Task, supplied: Sequence[str], what: str) -> Dataset:
+    """Append the rows of `task.transfer`, without labels, to the training rows.
+
+    Args:
+        train: N rows.
+        task: names the sources and the columns.
+        supplied: further columns that are read, those of teachers' logits.
+        what: the job's task, for messages.
+
+    Returns:
+        The N rows first; of either, the columns that are read.
+
+    Raises:
+        DataError: a source lacks a column, or holds something else in it.
+    """
+    if not task.transfer:
+        return train
+    named = (task.text, task.text_pair, task.teacher_column, *supplied)
+    read = list(dict.fromkeys(name for name in named if name is not None))
+    _check_columns(train, read, f"{what}.train")
+    kept = [name for name in (*read, task.label) if name in train.column_names]
+    features = Features({name: train.features[name] for name in kept})
+    parts = [
+        _part(source, read, features, f"{what}.transfer[{number}]")
+        for number, source in enumerate(task.transfer)
+    ]
+    return concatenate_datasets([train.select_columns(kept), *parts])
+
+
+def _part(source: str | Dataset, read: Sequence[str], features: Features, what: str) -> Dataset:
+    rows = load_source(source, what)
+    _check_columns(rows, read, what)
+    rows = rows.select_columns(list(read))
+    for name in features.keys() - set(read):
+        rows = rows.add_column(name, [None] * len(rows), feature=features[name])
+    try:
+        with quiet_datasets():
+            return rows.cast(Features({name: features[name] for name in rows.column_names}))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"{what}: expected columns as those of the training rows, "
+            f"{', '.join(f'{name}: {features[name]}' for name in read)}, got: {error}"
+        ) from error
+
+
+def _check_columns(rows: Dataset, names: Sequence[str], what: str) -> None:
+    for name in names:
+        read_column(rows.select([0]), name, what)

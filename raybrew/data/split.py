@@ -1,11 +1,4 @@
-"""A split as processes map it into memory: views of its examples, their labels, what judges need.
-
-    views + labels ──save──► <folder>/split.arrow        labels, alignments, counts
-                             <folder>/view-<name>.arrow  ids, type ids, offsets, keys
-                             <folder>/reference.arrow    rows of the data, for metrics
-
-An example is what a model reads at once: a row of the data, or a window of a long one.
-"""
+"""An encoded split that processes map into memory, and padded batches of its examples."""
 
 import errno
 import json
@@ -13,18 +6,44 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
+import torch
+from torch import Tensor
 
-from raybrew.data.encoding import EncodedView
-from raybrew.data.spans import spans
+from raybrew.data.encoding import EncodedView, spans
+from raybrew.data.files import explain, map_file
 from raybrew.errors import DataError
-from raybrew.refusals import explain, map_file
 
-__all__ = ["IGNORED", "STUDENT_VIEW", "UNLABELLED", "EncodedSplit"]
+# How examples of different lengths are filled up to one batch.
+
+
+@dataclass(frozen=True)
+class Padding:
+    """What fills shorter examples up, and where.
+
+    Args:
+        token_id: of the token that fills.
+        side: where it stands.
+        is_read: whether the model's answer depends on padding, masked or not: answers that have to
+            be those of the example alone come from batches of one length.
+    """
+
+    token_id: int
+    side: Literal["right", "left"] = "right"
+    is_read: bool = False
+
+
+# A split as processes map it into memory: views of its examples, their labels, what judges need.
+#
+#     views + labels ──save──► <folder>/split.arrow        labels, alignments, counts
+#                              <folder>/view-<name>.arrow  ids, type ids, offsets, keys
+#                              <folder>/reference.arrow    rows of the data, for metrics
+#
+# An example is what a model reads at once: a row of the data, or a window of a long one.
 
 STUDENT_VIEW = "(student)"
 """Name of the encoded view that the student reads; no teacher can have it."""
@@ -201,3 +220,67 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for name, column in zip(table.schema.names, table.columns, strict=True)
     }
     return arrays, json.loads(metadata["facts"])
+
+
+# Batches of tensors out of ragged examples.
+
+
+def collate(
+    view: EncodedView, rows: np.ndarray, padding: Padding, pad_to: int | None = None
+) -> dict[str, Tensor]:
+    """Put examples into one batch, padded to the longest.
+
+    Args:
+        view: the examples.
+        rows: which, int64 (b,), in the order of the batch; may be empty.
+        padding: what shorter examples are filled up with, and where.
+        pad_to: pad to at least this length.
+
+    Returns:
+        `input_ids`, `attention_mask` (1 = real token) and, where the tokenizer makes them,
+        `token_type_ids`, each int64 (b, L); (0, 1) without rows.
+    """
+    taken = view.take(rows)
+    lengths = taken.lengths
+    length = max(int(lengths.max(initial=0)), pad_to or 0, 1)
+    mask = np.arange(length) < lengths[:, None]
+    if padding.side == "left":
+        mask = np.ascontiguousarray(mask[:, ::-1])
+    ids = np.full(mask.shape, padding.token_id, np.int64)
+    ids[mask] = taken.input_ids
+    batch = {
+        "input_ids": torch.from_numpy(ids),
+        "attention_mask": torch.from_numpy(mask.astype(np.int64)),
+    }
+    if taken.token_type_ids is not None:
+        types = np.zeros(mask.shape, np.int64)
+        types[mask] = taken.token_type_ids
+        batch["token_type_ids"] = torch.from_numpy(types)
+    return batch
+
+
+def collate_labels(split: EncodedSplit, rows: np.ndarray, length: int) -> Tensor:
+    """Put the labels of examples into one batch.
+
+    Args:
+        split: the examples.
+        rows: which, int64 (b,).
+        length: tokens that the batch's inputs are padded to.
+
+    Returns:
+        (b, …), or int64 (b, length) where there is a label for each token.
+    """
+    if not split.per_token:
+        return torch.from_numpy(split.labels[rows])
+    return collate_tokens(split, split.labels, rows, length, IGNORED)
+
+
+def collate_tokens(
+    split: EncodedSplit, values: np.ndarray, rows: np.ndarray, length: int, fill: int
+) -> Tensor:
+    """Pad what there is for each of the student's tokens on the right, int64 (b, length, …)."""
+    source, offsets = spans(split.student.offsets, rows)
+    mask = np.arange(length) < np.diff(offsets)[:, None]
+    padded = np.full((*mask.shape, *values.shape[1:]), fill, np.int64)
+    padded[mask] = values[source]
+    return torch.from_numpy(padded)

@@ -20,21 +20,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raybrew.data.files import explain
 from raybrew.errors import LabelError
-from raybrew.refusals import explain
-
-__all__ = [
-    "DAMAGED",
-    "FULL",
-    "TEMPORARY",
-    "LocalLocation",
-    "Location",
-    "StoredFile",
-    "checked_name",
-    "is_set_aside",
-    "is_shard",
-    "label_errors",
-]
 
 DAMAGED = ".damaged"
 TEMPORARY = ".tmp"

@@ -1,38 +1,85 @@
-"""A store behind a `pyarrow.fs` file system, read through a folder of this machine.
+"""Where a store is.
 
-    fetch ──► in the cache? ──► map it
-                 │ no
-                 ▼
-              whole file ──► cache, under a temporary name, then renamed
-
-    publish ──► written in the cache ──► uploaded ──► renamed in the cache
-
-An object store shows an object when it is whole, so it is put under its final name. Any other file
-system gets it under a temporary name, then moves it.
+StoreSpec, a folder, or a file system of pyarrow's that is read through a local cache.
 """
 
 import errno
 import logging
+import os
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import xxhash
 
+from raybrew.config.paths import is_uri, user_path
+from raybrew.data.files import map_file
 from raybrew.errors import ConfigError, StoreFullError
-from raybrew.labels.layout import kind_of_copy
+from raybrew.labels.contents import kind_of_copy
 from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
-from raybrew.labels.room import make_room
-from raybrew.labels.spec import StoreSpec
-from raybrew.paths import is_uri
-from raybrew.refusals import map_file
+from raybrew.labels.maintenance import evict
 
-__all__ = ["RemoteLocation", "location_of"]
+# Where labels are kept and how many of them: what every process of a run has to know.
+
+if TYPE_CHECKING:
+    from raybrew.config import LabelConfig
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """A label store; survives pickling.
+
+    Args:
+        root: a folder, or a URI that `pyarrow.fs.FileSystem.from_uri` reads.
+        cache: folder that keeps what was read of a remote store.
+        max_bytes: how large a local store may grow; None for any size.
+        cache_max_bytes: how large the folder of the cache may grow; None for any size.
+        on_full: what to do with labels that there is no room for.
+        since: when the run began, seconds since 1970; what was used since is never evicted.
+    """
+
+    root: str
+    cache: str = "~/.cache/raybrew/remote-labels"
+    max_bytes: int | None = None
+    cache_max_bytes: int | None = None
+    on_full: Literal["stop", "go_on"] = "stop"
+    since: float = field(default_factory=time.time)
+
+    @staticmethod
+    def of(labels: "LabelConfig") -> "StoreSpec":
+        """Return what a job says of its store, for a run that begins now."""
+        root = labels.store
+        if not is_uri(root):
+            root = os.path.abspath(user_path(root, "labels.store"))
+        return StoreSpec(
+            root=root,
+            cache=os.path.abspath(user_path(labels.cache, "labels.cache")),
+            max_bytes=labels.max_bytes,
+            cache_max_bytes=labels.cache_max_bytes,
+            on_full=labels.on_full,
+        )
+
+
+# A store behind a `pyarrow.fs` file system, read through a folder of this machine.
+#
+#     fetch ──► in the cache? ──► map it
+#                  │ no
+#                  ▼
+#               whole file ──► cache, under a temporary name, then renamed
+#
+#     publish ──► written in the cache ──► uploaded ──► renamed in the cache
+#
+# An object store shows an object when it is whole, so it is put under its final name. Any other
+# file system gets it under a temporary name, then moves it.
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +215,7 @@ class RemoteLocation(Location):
 
     def _trim(self) -> None:
         try:
-            make_room(self.cache, 0, self._spec.cache_max_bytes, self._spec.since, kind_of_copy)
+            evict(self.cache, 0, self._spec.cache_max_bytes, self._spec.since, kind_of_copy)
         except StoreFullError:
             logger.warning(
                 "cache of labels %s: this run alone reads more than cache_max_bytes, %d bytes; it "
@@ -218,3 +265,38 @@ def _without_secrets(uri: str) -> str:
     host = parts.netloc if parts.scheme == "abfs" else parts.netloc.rpartition("@")[2]
     told = [(k, v) for k, v in parse_qsl(parts.query) if k == "endpoint_override"]
     return urlunsplit((parts.scheme, host, parts.path, urlencode(told), ""))
+
+
+# Whether a job's label store can be used at all, before anything is computed for it.
+
+if TYPE_CHECKING:
+    from raybrew.config import LabelConfig
+
+
+def check_store(labels: "LabelConfig") -> None:
+    """Refuse a store that is no folder, and can't become one; likewise the cache of a remote one.
+
+    Raises:
+        ConfigError: names the field.
+    """
+    location = location_of(StoreSpec.of(labels))
+    if isinstance(location, LocalLocation):
+        _check_folder("labels.store", location.base)
+    elif isinstance(location, RemoteLocation):
+        _check_folder("labels.cache", location.cache.base)
+
+
+def _check_folder(what: str, folder: Path) -> None:
+    try:
+        # What is there may be one to read only: it may have every label that is needed.
+        if folder.is_dir():
+            return
+        if folder.exists() or "\0" in str(folder):
+            raise ConfigError(f"{what}: expected a folder, got {str(folder)!r}, which is none")
+        there = next(parent for parent in folder.parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=".raybrew-", dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{what}: expected a folder, or where one can be made, got {str(folder)!r}: {error}"
+        ) from error

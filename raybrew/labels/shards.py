@@ -23,21 +23,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import xxhash
 
+from raybrew.data.files import explain, map_file
+from raybrew.data.payload import Payload
 from raybrew.errors import LabelError, StoreFullError
 from raybrew.labels.location import DAMAGED, FULL, Location
-from raybrew.labels.payload import Payload
-from raybrew.refusals import explain, map_file
-
-__all__ = [
-    "FORMAT",
-    "DamagedShardError",
-    "Header",
-    "Shard",
-    "UnusableShardError",
-    "open_shard",
-    "read_header",
-    "write_shard",
-]
 
 FORMAT = "raybrew-labels-2"
 KEY_BYTES = 16

@@ -16,11 +16,9 @@ from typing import Protocol
 import numpy as np
 
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import LabelError, LabelsLost, TeacherGone
-from raybrew.labels.payload import Payload, Signal
+from raybrew.data.payload import Payload, Signal
+from raybrew.errors import LabelError, LabelsLost, TeacherDropped
 from raybrew.labels.store import SignalStore
-
-__all__ = ["Asker", "LabelSource", "Pending", "SourceFigures", "TeacherLabels"]
 
 Answer = dict[str, Payload]
 
@@ -33,7 +31,7 @@ class Pending(Protocol):
         ...
 
 
-class Asker(Protocol):
+class TeacherClient(Protocol):
     """Whoever can have a teacher compute labels."""
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Pending:
@@ -65,7 +63,7 @@ class TeacherLabels:
 
 
 @dataclass
-class SourceFigures:
+class LabelCounts:
     """What became of a rank's questions, counted in (teacher, example).
 
     Args:
@@ -110,12 +108,12 @@ class LabelSource:
     """
 
     teachers: Sequence[TeacherLabels]
-    asker: Asker | None
+    asker: TeacherClient | None
     rows_of: Callable[[int], tuple[int, np.ndarray]]
     num_steps: int
     window: int = 8
     max_windows: int = 2
-    figures: SourceFigures = field(default_factory=SourceFigures)
+    figures: LabelCounts = field(default_factory=LabelCounts)
     _windows: dict[int, _Window] = field(default_factory=dict)
     _settled: int = 0
 
@@ -212,7 +210,7 @@ class LabelSource:
         for name, part in window.parts.items():
             try:
                 answer = self._answer(name, part)
-            except TeacherGone:
+            except TeacherDropped:
                 self.figures.dropped += int((~part.found[: sum(part.counts)]).sum())
                 continue
             start = 0

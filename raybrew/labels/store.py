@@ -1,37 +1,19 @@
-"""The label store: what teachers have answered, for every epoch, worker, trial and run.
-
-    <store>/<teacher fingerprint>/manifest.json
-                                  <signal>/shard-*.arrow
-                                           *.damaged     set aside, recomputed
-                                  .claims/ who computes what right now, see `claims`
-
-`SignalStore` is one such folder. Any number of processes may read and write it at once: shards
-are immutable and have random names, so that nothing needs a lock. What is appended can be read
-by the same process at once, by others after `flush` and their `refresh`. Threads may share one.
-
-Only a file whose bytes are wrong is set aside, since that is for everybody. What the system refuses
-(a memory map, a handle, a permission) is a `LabelError`, and a shard of another version is passed
-over: the files stay as they are. Each open shard is one memory map, of which Linux grants 65,530 a
-process; as smaller ones are merged, that is a shard for each 8 MB of labels and 16 for each writer.
-"""
+"""The label store: labels of teachers, shared by every epoch, worker, trial and run."""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelError, StoreFullError
-from raybrew.labels.fresh import Fresh
-from raybrew.labels.index import KeyIndex
 from raybrew.labels.location import Location, checked_name, label_errors
-from raybrew.labels.merging import merge_small
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.remote import location_of
-from raybrew.labels.room import make_room
+from raybrew.labels.maintenance import compact, evict
+from raybrew.labels.remote import StoreSpec, location_of
 from raybrew.labels.shards import (
     DamagedShardError,
     Shard,
@@ -39,9 +21,136 @@ from raybrew.labels.shards import (
     open_shard,
     write_shard,
 )
-from raybrew.labels.spec import StoreSpec
 
-__all__ = ["FLUSH_BYTES", "LabelStore", "SignalStore"]
+# Where the label of a key is: a sorted table of all the shards' keys, searched by the batch.
+
+
+class KeyIndex:
+    """Finds keys among the keys of several shards: 20 bytes of memory a key.
+
+    Args:
+        shards: uint64 (n, 2) each: the keys of each shard. Where two shards hold a key, either
+            serves: a label is a function of its key.
+    """
+
+    def __init__(self, shards: Sequence[np.ndarray]):
+        keys = np.concatenate(shards) if shards else np.empty((0, 2), np.uint64)
+        order = np.argsort(keys[:, 0], kind="stable").astype(
+            np.uint32 if len(keys) < 2**32 else np.int64
+        )
+        self._high = np.ascontiguousarray(keys[order, 0])
+        self._low = np.ascontiguousarray(keys[order, 1])
+        self._place = order
+        self._starts = np.cumsum([0, *map(len, shards)])
+
+    def __len__(self) -> int:
+        return len(self._high)
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look keys up.
+
+        Args:
+            keys: uint64 (n, 2).
+
+        Returns:
+            Whether each is there, bool (n,); its shard, int64 (n,); its row in it, int64 (n,).
+
+        """
+        if not len(self):
+            none = np.zeros((3, len(keys)), np.int64)
+            return none[0].astype(bool), none[1], none[2]
+        place = np.minimum(np.searchsorted(self._high, keys[:, 0]), len(self) - 1)
+        half = self._high[place] == keys[:, 0]
+        found = half & (self._low[place] == keys[:, 1])
+        # Two keys may share their first half: then look at the neighbours, one by one.
+        for i in np.flatnonzero(half & ~found):
+            p = place[i] + 1
+            while p < len(self) and self._high[p] == keys[i, 0]:
+                if self._low[p] == keys[i, 1]:
+                    place[i], found[i] = p, True
+                    break
+                p += 1
+        row = self._place[place].astype(np.int64)
+        if len(self._starts) == 2:
+            return found, np.zeros(len(keys), np.int64), row
+        shard = np.searchsorted(self._starts, row, side="right") - 1
+        return found, shard, row - self._starts[shard]
+
+
+# Labels that were appended and are not on disk yet.
+
+
+class WriteBuffer:
+    """Appended labels, in parts as they came.
+
+    Attributes:
+        payloads: values of each part.
+        nbytes: of keys and values.
+    """
+
+    def __init__(self):
+        self.payloads: list[Payload] = []
+        self.nbytes = 0
+        self._keys: list[np.ndarray] = []
+        self._rows: dict[bytes, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, keys: np.ndarray, payload: Payload) -> None:
+        """Keep labels.
+
+        Args:
+            keys: uint64 (n, 2).
+            payload: n rows.
+        """
+        number = len(self._keys)
+        self._keys.append(keys)
+        self.payloads.append(payload)
+        self._rows.update((key.tobytes(), (number, i)) for i, key in enumerate(keys))
+        self.nbytes += keys.nbytes + payload.nbytes
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Look keys up.
+
+        Returns:
+            Whether each is there, bool (n,); its part and its row in it, int64 (n,).
+        """
+        places = [self._rows.get(key.tobytes(), (-1, 0)) for key in keys]
+        part, row = np.array(places, np.int64).reshape(-1, 2).T
+        return part >= 0, part, row
+
+    def all(self) -> tuple[np.ndarray, Payload]:
+        """Return all keys, uint64 (n, 2), and their values."""
+        return np.concatenate(self._keys), Payload.concat(self.payloads)
+
+    def last(self, nbytes: int) -> "WriteBuffer":
+        """Return the newest parts: as many as are no larger than this, and one at least."""
+        sizes = [k.nbytes + p.nbytes for k, p in zip(self._keys, self.payloads, strict=True)]
+        sums = np.cumsum(sizes[::-1])
+        count = max(1, int(np.searchsorted(sums, nbytes, side="right")))
+        newest = WriteBuffer()
+        for keys, payload in zip(self._keys[-count:], self.payloads[-count:], strict=True):
+            newest.add(keys, payload)
+        return newest
+
+
+# The label store: what teachers have answered, for every epoch, worker, trial and run.
+#
+#     <store>/<teacher fingerprint>/manifest.json
+#                                   <signal>/shard-*.arrow
+#                                            *.damaged     set aside, recomputed
+#                                   .claims/ who computes what right now, see `claims`
+#
+# `SignalStore` is one such folder. Any number of processes may read and write it at once: shards
+# are immutable and have random names, so that nothing needs a lock. What is appended can be read
+# by the same process at once, by others after `flush` and their `refresh`. Threads may share one.
+#
+# Only a file whose bytes are wrong is set aside, since that is for everybody. What the system
+# refuses (a memory map, a handle, a permission) is a `LabelError`, and a shard of another version
+# is passed over: the files stay as they are. Each open shard is one memory map, of which Linux
+# grants 65,530 a process; as smaller ones are merged, that is a shard for each 8 MB of labels and
+# 16 for each writer.
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +199,7 @@ class SignalStore:
         self._shards: dict[str, Shard] = {}
         self._refused: set[str] = set()
         self._index_shards({})
-        self._fresh = Fresh()
+        self._fresh = WriteBuffer()
         self._kept_bytes = self._dropped = 0
         self._listed_s = -float("inf")
         self.refresh()
@@ -180,11 +289,11 @@ class SignalStore:
         keys, payload = self._fresh.all()
         place, teacher, signal = (self._location, self.folder), self._teacher, self._signal
         nbytes = self._fresh.nbytes + SHARD_OVERHEAD_BYTES
-        make_room(self._location, nbytes, self._spec.max_bytes, self._spec.since)
+        evict(self._location, nbytes, self._spec.max_bytes, self._spec.since)
         write_shard(*place, keys, payload, teacher=teacher, signal=signal)
-        self._fresh, self._kept_bytes = Fresh(), 0
+        self._fresh, self._kept_bytes = WriteBuffer(), 0
         try:
-            merge_small(*place, teacher=teacher, signal=signal)
+            compact(*place, teacher=teacher, signal=signal)
         except LabelError as error:
             # The labels themselves are written.
             logger.warning("small shards were not merged: %s", error)

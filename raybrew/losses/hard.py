@@ -13,18 +13,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from raybrew.errors import ConfigError
-from raybrew.losses.soft.log_space import log_probs, promoted
-from raybrew.losses.soft.options import Limits, OptionValue, checked_options, unknown_name
-
-__all__ = [
-    "HARD_LOSSES",
-    "BoundHardLoss",
-    "HardLoss",
-    "binary_cross_entropy",
-    "cross_entropy",
-    "make_hard_loss",
-    "squared_error",
-]
+from raybrew.losses.numerics import log_probs, promoted
+from raybrew.losses.registry import Limits, OptionValue, checked_options, unknown_name
 
 
 def cross_entropy(

@@ -1,13 +1,20 @@
-"""Weight schedules: a factor on a term's configured weight, from the progress of the run."""
+"""Schedules of temperatures and of the weights of terms, by name."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from raybrew.errors import ConfigError
-from raybrew.losses.soft.options import Limits, OptionValue, checked_options, named
+from raybrew.losses.numerics import promoted
+from raybrew.losses.registry import Limits, OptionValue, checked_options, find_method
 
-__all__ = ["WEIGHT_SCHEDULES", "WeightSchedule", "make_weight_schedule"]
+# Weight schedules: a factor on a term's configured weight, from the progress of the run.
 
 
 def constant_weight(progress: float | int) -> float:
@@ -113,7 +120,181 @@ def make_weight_schedule(
     Raises:
         ConfigError: an unknown name or option, a value out of range.
     """
-    function = named("weight schedule", name, WEIGHT_SCHEDULES)
+    function = find_method("weight schedule", name, WEIGHT_SCHEDULES)
     what = f"Weight schedule {name!r}"
     checked = checked_options(what, function, options or {}, WEIGHT_LIMITS)
     return WeightSchedule(name, function, checked)
+
+
+# Temperature schedulers: the temperature of each row, from the logits of a batch and the base T.
+#
+# w of each row ──► mean over the valid rows of all ranks ──► T + (mean w − w) β
+
+# Takes (Σ w, count) of this process and gives the sums over all of them.
+SumOverRanks = Callable[[Tensor], Tensor]
+
+
+def constant_temperature(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "..."],
+    temperature: float | int,
+    mask: Bool[Tensor, "*rows"] | None,
+    sum_over_ranks: SumOverRanks | None,
+) -> float | int:
+    """T for every row."""
+    return temperature
+
+
+def flsw(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "*rows classes"],
+    temperature: float | int,
+    mask: Bool[Tensor, "*rows"] | None,
+    sum_over_ranks: SumOverRanks | None,
+    *,
+    beta: float | int,
+    gamma: float | int,
+    eps: float | int = 1e-4,
+    min_temperature: float | int = 1e-2,
+) -> Float[Tensor, "*rows"]:
+    """T + (mean w − w) β with w = (1 − cos(s, t))^γ: focal, sharper where the student is off.
+
+    ε is added to each norm; classes at −inf count as 0.
+
+    Reference:
+        Wen et al. 2019, arXiv:1911.07471.
+    """
+    dtype = promoted(student_logits, teacher_logits)
+    student = _direction(student_logits.to(dtype), eps)
+    teacher = _direction(teacher_logits.to(dtype), eps)
+    # Rounding may put a cosine above 1, and a fractional power of a negative number is NaN.
+    distance = (1 - (student * teacher).sum(dim=-1)).clamp(min=0.0)
+    return _around(temperature, distance**gamma, beta, mask, sum_over_ranks, min_temperature)
+
+
+def cwsm(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "..."],
+    temperature: float | int,
+    mask: Bool[Tensor, "*rows"] | None,
+    sum_over_ranks: SumOverRanks | None,
+    *,
+    beta: float | int,
+    min_temperature: float | int = 1e-2,
+) -> Float[Tensor, "*rows"]:
+    """T + (mean w − w) β with w = 1 / (max softmax(s) + 1e-3): by the student's confidence.
+
+    Reference:
+        Wen et al. 2019, arXiv:1911.07471.
+    """
+    confidence = student_logits.to(promoted(student_logits)).softmax(dim=-1).amax(dim=-1)
+    weight = 1 / (confidence + 1e-3)
+    return _around(temperature, weight, beta, mask, sum_over_ranks, min_temperature)
+
+
+def _direction(logits: Tensor, eps: float | int) -> Tensor:
+    finite = logits.masked_fill(logits.isneginf(), 0.0)
+    return finite / (finite.norm(dim=-1, keepdim=True) + eps)
+
+
+def _around(
+    temperature: float | int,
+    weight: Tensor,
+    beta: float | int,
+    mask: Tensor | None,
+    sum_over_ranks: SumOverRanks | None,
+    min_temperature: float | int,
+) -> Tensor:
+    """Take T + (mean w − w) β, the mean over valid rows; rows that aren't valid keep T."""
+    valid = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
+    sums = torch.stack([weight.masked_fill(~valid, 0.0).sum(), valid.sum().to(weight.dtype)])
+    if sum_over_ranks is not None:
+        sums = sum_over_ranks(sums)
+    mean = sums[0] / sums[1].clamp(min=1)
+    rows = (temperature + (mean - weight) * beta).clamp(min=min_temperature)
+    return rows.masked_fill(~valid, float(temperature))
+
+
+@cache
+def _parameters_of(function: Callable[..., float | int | Tensor]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+@dataclass(frozen=True)
+class TemperatureScheduler:
+    """A temperature scheduler with its options; picklable."""
+
+    name: str
+    function: Callable[..., float | int | Tensor]
+    options: Mapping[str, OptionValue]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*rows classes"],
+        teacher_logits: Float[Tensor, "..."],
+        temperature: float | int,
+        mask: Bool[Tensor, "*rows"] | None = None,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> float | int | Float[Tensor, "*rows"]:
+        """Compute the temperature of each row; without gradient.
+
+        Args:
+            student_logits: raw.
+            teacher_logits: raw, after probability shift; one target where teachers are several.
+            temperature: the base T.
+            mask: True for valid rows, which alone enter the mean.
+            sum_over_ranks: adds up a small tensor over all ranks, so that the mean is that of the
+                global batch; None = the mean of what is given.
+
+        Returns:
+            T itself, or (*rows): at least the option `min_temperature`.
+        """
+        side = {"mask": mask, "sum_over_ranks": sum_over_ranks}
+        # One of the user's may have no use for them.
+        known = _parameters_of(self.function)
+        asked = {key: value for key, value in side.items() if key in known}
+        return self.function(student_logits, teacher_logits, temperature, **asked, **self.options)
+
+
+TEMPERATURE_SCHEDULERS: dict[str, Callable[..., float | int | Tensor]] = {
+    "constant": constant_temperature,
+    "flsw": flsw,
+    "cwsm": cwsm,
+}
+
+TEMPERATURE_LIMITS = {
+    "gamma": Limits(0.0),
+    "eps": Limits(0.0, low_open=True),
+    "min_temperature": Limits(0.0, low_open=True),
+}
+
+
+def make_temperature_scheduler(
+    name: str, options: Mapping[str, OptionValue] | None = None
+) -> TemperatureScheduler:
+    """Build a temperature scheduler from its name and options.
+
+    Args:
+        name: constant; flsw (beta, gamma); cwsm (beta); or one of the user's, by name or import
+            path: (student_logits, teacher_logits, temperature) -> T or (*rows), with `mask` and
+            `sum_over_ranks` among its parameters if it needs them and its options as keyword-only
+            ones.
+        options: beta and gamma have no default. `min_temperature` (0.01) keeps a large beta from
+            turning a temperature negative.
+
+    Returns:
+        (student_logits, teacher_logits, temperature, mask=None, sum_over_ranks=None) -> T.
+
+    Raises:
+        ConfigError: an unknown name or option, a value out of range.
+    """
+    function = find_method("temperature scheduler", name, TEMPERATURE_SCHEDULERS)
+    checked = checked_options(
+        f"Temperature scheduler {name!r}",
+        function,
+        options or {},
+        TEMPERATURE_LIMITS,
+        inputs=("mask", "sum_over_ranks"),
+    )
+    return TemperatureScheduler(name, function, checked)

@@ -1,1 +1,1 @@
-"""Models: students, adaptors, projections, hooks, parameter tables."""
+"""Models: loading them, building students, LoRA, sizes and speed."""

@@ -29,13 +29,6 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
-__all__ = [
-    "BiGruConfig",
-    "BiGruForSequenceClassification",
-    "BiGruForTokenClassification",
-    "BiGruModel",
-]
-
 
 @strict
 class BiGruConfig(PreTrainedConfig):

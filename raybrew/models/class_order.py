@@ -15,8 +15,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import meta_model, random_model
 
-__all__ = ["are_named", "arrange_head", "class_order", "model_classes", "names_differ"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -18,20 +18,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raybrew.config import Teacher
 from raybrew.errors import ConfigError
-from raybrew.models.model_source import ModelSource, field_of
 from raybrew.models.pretrained import (
+    ModelSource,
     describe_names,
+    field_of,
     load_model,
     random_model,
 )
-from raybrew.models.resizing import Builder, own_key, resized
-
-__all__ = [
-    "layer_stack",
-    "layers_config",
-    "model_from_layers",
-    "weight_origins",
-]
+from raybrew.models.student_configs import Builder, own_key, resized
 
 _log = logging.getLogger(__name__)
 

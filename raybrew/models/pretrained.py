@@ -1,13 +1,15 @@
-"""Reading what transformers saved: configurations, tokenizers, models, without its chatter.
+"""Reads configurations, tokenizers and weights that transformers saved.
 
-Each reader takes `what`, the field of the job that asked for the path, and turns every way in
-which a path can be wrong into one `ConfigError` that names this field.
+From a folder or the hub.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from os.path import isdir, isfile  # of what may not be looked at they say no
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
+from pydantic import Field
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -27,25 +30,61 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
+from raybrew.config import Teacher
+from raybrew.config.paths import held_by, names_in, user_path
+from raybrew.data.sources import hub_in_reach
 from raybrew.errors import ConfigError
-from raybrew.hub import hub_in_reach
-from raybrew.models.locating import locate
-from raybrew.paths import held_by
 
-__all__ = [
-    "BUILD_ERRORS",
-    "architecture_of",
-    "describe_names",
-    "first_line",
-    "load_model",
-    "meta_model",
-    "own_generator",
-    "quiet_transformers",
-    "random_model",
-    "read_config",
-    "read_tokenizer",
-    "runs_own_code",
-]
+# Where a model's files are: in a folder of the user's, or on the hub.
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
+    """Return the folder, checked to hold one of the files, or a hub id.
+
+    Args:
+        path: as it was given.
+        what: field of the job that gave it, for messages.
+        patterns: of the files; a folder without any of them is wrong.
+        noun: what the files hold.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    folder = user_path(path, what)
+    if folder.is_dir():
+        if not any(isfile(file) for pattern in patterns for file in folder.glob(pattern)):
+            raise ConfigError(
+                f"{what}: expected a folder with {noun}, got {path!r}, which holds "
+                f"{held_by(folder)}"
+            )
+        return str(folder)
+    if folder.exists():
+        raise ConfigError(
+            f"{what}: expected a folder with {noun} or a hub id, got the file {path!r}"
+        )
+    # `runs/a` may be a hub id; where there is a folder `runs` it is a misspelt path.
+    if not HUB_ID.fullmatch(path) or ("/" in path and folder.parent.is_dir()):
+        raise ConfigError(
+            f"{what}: expected a folder with {noun} or a hub id, got {path!r}, which doesn't "
+            f"exist{_sibling(folder)}"
+        )
+    return path
+
+
+def _sibling(folder: Path) -> str:
+    if not folder.parent.is_dir():
+        return ""
+    names = [name for name in names_in(folder.parent) if isdir(folder.parent / name)]
+    near = difflib.get_close_matches(folder.name, names, n=1)
+    return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+
+
+# Reading what transformers saved: configurations, tokenizers, models, without its chatter.
+#
+# Each reader takes `what`, the field of the job that asked for the path, and turns every way in
+# which a path can be wrong into one `ConfigError` that names this field.
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 BUILD_ERRORS = (
@@ -291,3 +330,47 @@ def _section(what: str) -> str:
     """Return the part of a field's name before its last point, with it."""
     section, point, _ = what.partition(" ")[0].rpartition(".")
     return section + point
+
+
+# Where a model's files are, which field of the job said so, and whether their code may run.
+
+
+class LayerSource(Teacher):
+    """A model that is no teacher, whose layers the student takes."""
+
+    field: str = Field(description="Of the job that gave it.")
+
+
+def field_of(teacher: Teacher) -> str:
+    """Return the job's field that gave a teacher's model."""
+    if isinstance(teacher, LayerSource):
+        return teacher.field
+    return f"teachers[{teacher.name}].model"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A folder or a hub id.
+
+    Args:
+        path: of it.
+        field: of the job that gave it, for messages.
+        trust: whether code that comes with it may run.
+    """
+
+    path: str
+    field: str
+    trust: bool
+
+    @staticmethod
+    def of_teacher(teacher: Teacher) -> "ModelSource":
+        """Return that of a teacher of the job."""
+        return ModelSource(teacher.model_path, field_of(teacher), teacher.trust_remote_code)
+
+    def config(self) -> PreTrainedConfig:
+        """Read the configuration; see `read_config`."""
+        return read_config(self.path, self.field, trust=self.trust)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Read the tokenizer; see `read_tokenizer`."""
+        return read_tokenizer(self.path, self.field, trust=self.trust)

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError, ConfigError
-from raybrew.models.multitask import MultiTaskStudent
-
-__all__ = ["load_student", "save_student", "task_folders"]
+from raybrew.models.students import MultiTaskStudent
 
 _TASKS = "tasks.json"
 

@@ -1,17 +1,8 @@
-"""The student: where its configuration, its tokenizer and its first weights come from.
-
-    student_config   configurations and tokenizers only: every check that needs no weights
-         │
-    build_student ── config       random weights; so has `preset`, a named configuration
-                  ├─ model        pretrained weights, a fresh head where sizes or classes differ
-                  └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
-
-Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds
-the same bits, and the global generators stay where they were.
-"""
+"""Builds students of one task or of several: configuration, tokenizer and first weights."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,32 +10,36 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
-from raybrew.kinds import KINDS, Kind
 from raybrew.models.class_order import arrange_head, model_classes, names_differ
-from raybrew.models.config_changes import changed_config
-from raybrew.models.layers import (
-    layers_config,
-    model_from_layers,
-    weight_origins,
-)
-from raybrew.models.learning import check_learning, limit_learning
-from raybrew.models.model_source import LayerSource, ModelSource, field_of
-from raybrew.models.own_class import OwnClass
-from raybrew.models.padding import fit_tokenizer
+from raybrew.models.inputs import check_runs, fit_tokenizer
+from raybrew.models.layers import layers_config, model_from_layers, weight_origins
 from raybrew.models.pretrained import (
+    LayerSource,
+    ModelSource,
     describe_names,
+    field_of,
     load_model,
     meta_model,
     own_generator,
     random_model,
-    read_config,
-    read_tokenizer,
     runs_own_code,
 )
-from raybrew.models.student_presets import check_preset, preset_config
-from raybrew.models.vocabulary import check_vocabulary
+from raybrew.models.student_configs import changed_config, check_preset, preset_config
+from raybrew.models.trainable import check_trainable, limit_trainable
+from raybrew.tasks import KINDS
+from raybrew.tasks.causal_lm import check_vocabulary
+from raybrew.tasks.task_type import CustomModelClass, Kind
 
-__all__ = ["build_student", "read_config", "read_tokenizer", "student_config"]
+# The student: where its configuration, its tokenizer and its first weights come from.
+#
+#     student_config   configurations and tokenizers only: every check that needs no weights
+#          │
+#     build_student ── config       random weights; so has `preset`, a named configuration
+#                   ├─ model        pretrained weights, a fresh head where sizes or classes differ
+#                   └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
+#
+# Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds
+# the same bits, and the global generators stay where they were.
 
 DEFAULT_KIND = KINDS["sequence-classification"]
 
@@ -88,7 +83,7 @@ def student_config(
             ", ".join(label_names),
         )
     _set_labels(config, num_labels, label_names, kind, what)
-    own_code = isinstance(kind.model_class, OwnClass) or runs_own_code(config)
+    own_code = isinstance(kind.model_class, CustomModelClass) or runs_own_code(config)
     fit_tokenizer(tokenizer, config, what, own_code=own_code)
     check_vocabulary(config, tokenizer, what, f"see {what}.tokenizer_from")
     model = meta_model(kind.model_class, config, what)
@@ -101,7 +96,7 @@ def student_config(
             kind.model_class, ModelSource.of_teacher(teachers[name]).config(), field
         )
         weight_origins(model, teacher, layers, teacher_name=name, what=what)
-    check_learning(model, student, what)
+    check_trainable(model, student, what)
     return config, tokenizer
 
 
@@ -152,7 +147,7 @@ def build_student(
         names = _head_names(student, num_labels, label_names, teachers, kind, what)
         if names and label_names:
             arrange_head(model, kind.model_class, names, label_names, what)
-        limit_learning(model, student, what)
+        limit_trainable(model, student, what)
     return model.train(), tokenizer
 
 
@@ -213,7 +208,7 @@ def _base_config(
 
     if student.config is not None or student.preset is not None:
         base = _source(student, teachers, what).config()
-        if isinstance(kind.model_class, OwnClass):
+        if isinstance(kind.model_class, CustomModelClass):
             base = kind.model_class.config_beside(base)
         if student.preset is not None:
             return preset_config(student.preset, base, f"{what}.preset", build)
@@ -296,3 +291,156 @@ def _source(student: Student, teachers: Mapping[str, Teacher], what: str) -> Mod
         f"{what}.tokenizer_from: expected a folder or hub id, as a job without a teacher that is a "
         f"model has no other base for {what}.config or {what}.preset, got none"
     )
+
+
+# A student of several tasks: one trunk, and a model of transformers for each task around it.
+#
+#     model of mr    trunk ──► pooler ──► classifier (2)
+#     model of ner     │└────► dropout ─► classifier (9)
+#     model of trec    └─────► pooler ──► classifier (6)
+#
+# Each task's model is a whole model of its own kind, whose base model is the same object as the
+# others': what reads a single-task student, such as an adaptor or a hook, reads it as well.
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a task asks of the student.
+
+    Args:
+        task: the job's name of it.
+        kind: of the task.
+        label_names: classes, in the order of the logits.
+        num_labels: logits of a row.
+    """
+
+    task: str
+    kind: Kind
+    label_names: tuple[str, ...]
+    num_labels: int
+
+    @classmethod
+    def of(cls, task: str, kind: Kind, label_names: tuple[str, ...]) -> "Head":
+        """Return the head of a task."""
+        return cls(task, kind, label_names, kind.num_labels(label_names))
+
+
+class MultiTaskStudent(nn.Module):
+    """Models of several tasks around one trunk.
+
+    Args:
+        models: by task, in the job's order; the largest of their trunks becomes that of all.
+
+    Raises:
+        ConfigError: their trunks are of different architectures.
+    """
+
+    def __init__(self, models: Mapping[str, PreTrainedModel]):
+        super().__init__()
+        trunks = [model.base_model for model in models.values()]
+        kinds = sorted({type(trunk).__name__ for trunk in trunks})
+        if len(kinds) > 1:
+            raise ConfigError(
+                f"student: expected one kind of trunk for all tasks, got {', '.join(kinds)}"
+            )
+        # A pooler that only some of the heads read makes a trunk larger.
+        self.trunk: nn.Module = max(trunks, key=lambda trunk: sum(1 for _ in trunk.parameters()))
+        for model in models.values():
+            setattr(model, model.base_model_prefix, self.trunk)
+            model.tie_weights()
+        self.names = tuple(models)
+        self.tasks = nn.ModuleList(models.values())
+
+    def model_of(self, task: int) -> PreTrainedModel:
+        """Return the model of a task, by its number."""
+        model: PreTrainedModel = self.tasks[task]  # type: ignore[assignment]
+        return model
+
+
+def multitask_config(
+    student: Student,
+    heads: Sequence[Head],
+    teachers: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Work out and check a student of several tasks without weights; see `student_config`.
+
+    Returns:
+        The configuration of the first task's model, and the tokenizer.
+    """
+    if student.architecture is not None:
+        raise ConfigError(
+            f"{what}.architecture: expected it left out for several tasks, each of which has the "
+            "head of its kind on the shared trunk"
+        )
+    bare = student.model_copy(update={"freeze": (), "lora": None})
+    found = [
+        student_config(
+            bare,
+            num_labels=head.num_labels,
+            label_names=head.label_names,
+            teachers=teachers,
+            what=what,
+            kind=head.kind,
+        )
+        for head in heads
+    ]
+    for head, (config, tokenizer) in zip(heads, found, strict=True):
+        check_runs(head.kind.model_class, config, tokenizer, what)
+    models = {
+        head.task: meta_model(head.kind.model_class, config, what)
+        for head, (config, _) in zip(heads, found, strict=True)
+    }
+    check_trainable(MultiTaskStudent(models), student, what)
+    return found[0]
+
+
+def build_multitask(
+    student: Student,
+    heads: Sequence[Head],
+    *,
+    seed: int,
+    teachers: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[MultiTaskStudent, PreTrainedTokenizerBase]:
+    """Build a student of several tasks; see `build_student`.
+
+    Args:
+        student: the job's section.
+        heads: one a task.
+        seed: of what is random; each head draws from a generator of its own.
+        teachers: the job's, by name.
+        what: name of the section in the job, for messages.
+    """
+    bare = student.model_copy(update={"freeze": (), "lora": None})
+    built = [
+        build_student(
+            bare,
+            num_labels=head.num_labels,
+            label_names=head.label_names,
+            seed=seed + number,
+            teachers=teachers,
+            what=what,
+            kind=head.kind,
+        )
+        for number, head in enumerate(heads)
+    ]
+    source = teachers.get(student.layers_from[0]) if student.layers_from else None
+    for number, (head, (model, _)) in enumerate(zip(heads, built, strict=True)):
+        # A head of another task that happens to be of one size says nothing of this one.
+        if source is not None and source.task != head.task:
+            _draw_head(model, head.kind, seed + number)
+    model = MultiTaskStudent({h.task: m for h, (m, _) in zip(heads, built, strict=True)})
+    with own_generator(seed):
+        limit_trainable(model, student, what)
+    return model.train(), built[0][1]
+
+
+def _draw_head(model: PreTrainedModel, kind: Kind, seed: int) -> None:
+    with own_generator(seed):
+        fresh = random_model(kind.model_class, model.config).state_dict()
+    body = f"{model.base_model_prefix}."
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if not name.startswith(body):
+                tensor.copy_(fresh[name])

@@ -11,7 +11,6 @@ Every term is a sum over this rank's rows (the numerator) and a count over the w
 to be communicated for them, and neither ranks nor micro-batches change the loss.
 """
 
-from raybrew.objective.facts import BatchFacts, Position, SoftLabels
-from raybrew.objective.objective import Objective
+from raybrew.objective.objective import BatchCounts, Objective, SoftLabels, TrainProgress
 
-__all__ = ["BatchFacts", "Objective", "Position", "SoftLabels"]
+__all__ = ["BatchCounts", "Objective", "SoftLabels", "TrainProgress"]

@@ -1,32 +1,32 @@
-"""Rows of logits: whatever a kind's layout, the losses see (R, C), one row for each answer.
-
-    example   (b, C)     ──►  R = b
-    token     (b, L, C)  ──►  R = tokens that are positions of the task (label is not IGNORED)
-    position  (b, L)     ──►  R = b, C = L, padding at −∞
-
-What a teacher said of an example is brought to the same rows. Where it read other tokens than the
-student, an alignment says which of its tokens answers for which of the student's.
-"""
+"""Rows of logits: the logits of student and teachers, brought to the same rows."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from raybrew.data.split import IGNORED
-from raybrew.errors import LabelError
-from raybrew.kinds import Layout
-from raybrew.labels.tensors import SoftLabel, TokenTopK
-from raybrew.losses.features import Ragged
-from raybrew.losses.soft import TopK
+from raybrew.errors import ConfigError, LabelError, TeacherError
+from raybrew.labels.logits import SoftLabel, TokenTopK
+from raybrew.losses.match_loss import Ragged
+from raybrew.losses.numerics import TopK
+from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import Layout
 
-__all__ = ["RowIndex", "SoftRows", "top_k_rows"]
+# Rows of logits: whatever a kind's layout, the losses see (R, C), one row for each answer.
+#
+#     example   (b, C)     ──►  R = b
+#     token     (b, L, C)  ──►  R = tokens that are positions of the task (label is not IGNORED)
+#     position  (b, L)     ──►  R = b, C = L, padding at −∞
+#
+# What a teacher said of an example is brought to the same rows. Where it read other tokens than the
+# student, an alignment says which of its tokens answers for which of the student's.
 
 
 @dataclass(frozen=True, eq=False)
-class SoftRows:
+class TeacherRows:
     """A teacher's answer, row by row.
 
     Args:
@@ -98,7 +98,7 @@ class RowIndex:
         output: int,
         alignment: Tensor | None = None,
         order: Sequence[int] | None = None,
-    ) -> SoftRows:
+    ) -> TeacherRows:
         """Take a teacher's rows for one output.
 
         Args:
@@ -116,14 +116,14 @@ class RowIndex:
         rows = self._of_soft(label, widths, output, alignment)
         if order is None:
             return rows
-        return SoftRows(_reordered(rows.logits, order), rows.available)
+        return TeacherRows(_reordered(rows.logits, order), rows.available)
 
     def _of_soft(
         self, label: SoftLabel, widths: Sequence[int], output: int, alignment: Tensor | None
-    ) -> SoftRows:
+    ) -> TeacherRows:
         part = slice(sum(widths[:output]), sum(widths[: output + 1]))
         if self.layout == "example":
-            return SoftRows(_columns(label, part, sum(widths)))
+            return TeacherRows(_columns(label, part, sum(widths)))
         tokens, starts = _tokens(label, sum(widths))
         if alignment is not None and alignment.dim() > 2:
             alignment = alignment[..., output]
@@ -134,24 +134,26 @@ class RowIndex:
 
     def _of_tokens(
         self, tokens: Tensor | TopK, starts: Tensor, part: slice, alignment: Tensor | None
-    ) -> SoftRows:
+    ) -> TeacherRows:
         assert self.token is not None
         at = self.token if alignment is None else alignment[self.example, self.token]
         rows = starts[self.example] + at.clamp(min=0)
         available = None if alignment is None else at >= 0
         if isinstance(tokens, TopK):
-            return SoftRows(top_k_rows(tokens, rows), available)
-        return SoftRows(tokens[rows, part].float(), available)
+            return TeacherRows(top_k_rows(tokens, rows), available)
+        return TeacherRows(tokens[rows, part].float(), available)
 
-    def _of_positions(self, values: Tensor, starts: Tensor, alignment: Tensor | None) -> SoftRows:
+    def _of_positions(
+        self, values: Tensor, starts: Tensor, alignment: Tensor | None
+    ) -> TeacherRows:
         assert self.mask is not None
         padded = values.new_full(self.mask.shape, -math.inf, dtype=torch.float32)
         if alignment is None:
             padded[self.mask] = values.float()
-            return SoftRows(padded)
+            return TeacherRows(padded)
         known = self.mask & (alignment >= 0)
         padded[known] = values[(starts[:, None] + alignment)[known]].float()
-        return SoftRows(padded)
+        return TeacherRows(padded)
 
 
 def _reordered(logits: Tensor | TopK, order: Sequence[int]) -> Tensor | TopK:
@@ -192,3 +194,160 @@ def top_k_rows(tokens: TopK, rows: Tensor) -> TopK:
         indices=tokens.indices[rows],
         logsumexp={temperature: each[rows] for temperature, each in sums.items()},
     )
+
+
+# What the student and its teachers say of a batch, side by side in rows, for each output.
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedRows:
+    """One output of a batch, row by row; every row has an answer of at least one teacher.
+
+    Args:
+        student_logits: (R, C).
+        soft: of each teacher.
+        labels: (R, …).
+        row_keys: int64 (R,).
+        route: int64 (R,).
+    """
+
+    student_logits: Tensor
+    soft: Sequence[TeacherRows]
+    labels: Tensor
+    row_keys: Tensor | None
+    route: Tensor | None
+
+
+def index_of(layout: Layout, student: View) -> RowIndex:
+    """Return the rows of a batch.
+
+    Raises:
+        ConfigError: the adaptor gives no logits, or masks logits that have a label.
+    """
+    if not student.logits:
+        raise ConfigError(
+            "adaptor: expected `logits` for the losses on logits and labels, got none; give them, "
+            "or `losses` with kd_loss_weight 0"
+        )
+    given = student.logits_mask[0] if student.logits_mask else None
+    mask = student.inputs_mask if given is None else given
+    index = RowIndex.of(layout, student.labels[0], mask)
+    if index.token is not None and given is not None:
+        _check_mask(index, given)
+    return index
+
+
+def align_rows(
+    layout: Layout,
+    student: View,
+    soft: Mapping[str, SoftLabel],
+    teachers: Sequence[str],
+    row_keys: Tensor | None,
+    route: Tensor | None,
+    alignment: Mapping[str, Tensor],
+    orders: Mapping[str, Sequence[int]],
+) -> list[AlignedRows]:
+    """Bring student and teachers to the same rows, once for each output.
+
+    Args:
+        layout: of the logits.
+        student: its view of b examples.
+        soft: by teacher; one that was dropped is left out. Empty where there are no examples.
+        teachers: in the order of their weights.
+        row_keys: int64 (b,).
+        route: int64 (b,).
+        alignment: by teacher with tokens of its own, int64 (b, L, …), -1 = none of them answers.
+        orders: by teacher whose classes are in another order, its number of each class.
+
+    Returns:
+        One for each of the student's logits. Tokens for which no teacher has an answer are left
+        out, and so are positions that one of them doesn't know.
+
+    Raises:
+        ConfigError: the adaptor gives no logits, or masks logits that have a label.
+        LabelError: labels of another size than the student's logits.
+        TeacherError: every teacher was dropped.
+    """
+    index = index_of(layout, student)
+    keys = None if row_keys is None else index.of_examples(row_keys)
+    routes = None if route is None else index.of_examples(route)
+    widths = [1 if index.mask is not None else each.shape[-1] for each in student.logits]
+    outputs = []
+    for output, logits in enumerate(student.logits):
+        rows = index.of_logits(logits)
+        if len(logits):
+            said = {
+                name: index.of_soft(
+                    soft[name], widths, output, alignment.get(name), orders.get(name)
+                )
+                for name in teachers
+                if name in soft
+            }
+            answers = _with_stand_ins(said, teachers)
+        else:
+            # A rank without examples: it has no labels, and needs none.
+            answers = [TeacherRows(rows.detach()) for _ in teachers]
+        found = AlignedRows(rows, answers, index.of_labels(student.labels[output]), keys, routes)
+        if alignment:
+            found = _common_positions(found) if index.mask is not None else _reached(found)
+        outputs.append(found)
+    return outputs
+
+
+def _with_stand_ins(said: Mapping[str, TeacherRows], teachers: Sequence[str]) -> list[TeacherRows]:
+    """Let another teacher's words stand, with no weight, for those of one that was dropped."""
+    if not said:
+        raise TeacherError(
+            f"teachers {', '.join(teachers)}: all of them were dropped, which leaves nobody to "
+            "learn from; a new run goes on from the labels that are in the store"
+        )
+    other = next(iter(said.values()))
+    rows = other.logits.values if isinstance(other.logits, TopK) else other.logits
+    nobody = TeacherRows(other.logits, rows.new_zeros(len(rows), dtype=torch.bool))
+    return [said.get(name, nobody) for name in teachers]
+
+
+def _check_mask(index: RowIndex, mask: Tensor) -> None:
+    if not bool((mask[index.example, index.token] != 0).all()):
+        raise ConfigError(
+            "adaptor: expected a logits_mask that keeps every token with a label, got one that "
+            "leaves some out; losses are divided by the count of labels: give those tokens the "
+            "label -100 instead"
+        )
+
+
+def _common_positions(found: AlignedRows) -> AlignedRows:
+    """Leave out the positions that a teacher doesn't know, on all sides."""
+    dense = [one.logits for one in found.soft if isinstance(one.logits, Tensor)]
+    unknown = torch.stack([each.isneginf() for each in dense]).any(dim=0)
+    return replace(
+        found,
+        student_logits=found.student_logits.masked_fill(unknown, -torch.inf),
+        soft=[
+            TeacherRows(each.masked_fill(unknown, -torch.inf), one.available)
+            for each, one in zip(dense, found.soft, strict=True)
+        ],
+    )
+
+
+def _reached(found: AlignedRows) -> AlignedRows:
+    """Leave out the rows for which no teacher has an answer."""
+    everywhere = torch.ones(
+        len(found.student_logits), dtype=torch.bool, device=found.student_logits.device
+    )
+    each = [everywhere if one.available is None else one.available for one in found.soft]
+    kept = torch.stack(each).any(dim=0)
+    return AlignedRows(
+        student_logits=found.student_logits[kept],
+        soft=[
+            TeacherRows(_taken(one.logits, kept), available[kept])
+            for one, available in zip(found.soft, each, strict=True)
+        ],
+        labels=found.labels[kept],
+        row_keys=None if found.row_keys is None else found.row_keys[kept],
+        route=None if found.route is None else found.route[kept],
+    )
+
+
+def _taken(logits: Tensor | TopK, rows: Tensor) -> Tensor | TopK:
+    return top_k_rows(logits, rows) if isinstance(logits, TopK) else logits[rows]

@@ -1,19 +1,12 @@
-"""How an asker (a rank, the driver) gets labels: the desk says from whom, replicas give them.
+"""How a rank or the driver gets labels of a pool.
 
-    question ──► desk: tickets ──► credits ──► replica ──► answers put back in order
-                      ▲                          │ lost, or its device failed
-                      └──────────────────────────┘
-
-What a replica failed with is asked of another one, and shares no forward there: where two of them
-fail on it alone, the request is at fault.
-
-The asker owns the answers: they don't pass the driver and outlive the teacher. All waiting happens
-on an event loop beside the asker's thread.
+The router says from which replica, the replica gives them.
 """
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import Future
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -22,19 +15,136 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 
-from raybrew.data.encoding import EncodedView
-from raybrew.data.keys import distinct_keys
+from raybrew.data.encoding import EncodedView, distinct_keys
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import RaybrewError, TeacherError
-from raybrew.labels.payload import Payload, Signal
-from raybrew.teachers.address import PoolAddress
-from raybrew.teachers.answer import Answer
-from raybrew.teachers.background import Background, all_of
-from raybrew.teachers.credits import Credits
-from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.policy import MAX_LOSSES
-from raybrew.teachers.tickets import Ticket
+from raybrew.teachers.failure import MAX_FAILURES_OF_REQUEST, ReplicaFailure
+from raybrew.teachers.replica import Answer
+from raybrew.teachers.router import Ticket
 
-__all__ = ["PoolClient", "raised"]
+# Where a pool's actors are.
+
+
+@dataclass(frozen=True)
+class PoolAddress:
+    """How to reach a pool; can be sent to any process of the cluster.
+
+    Args:
+        desk: the desk's actor.
+        replicas: by teacher, the handles of its replicas.
+        batch_tokens: by teacher, most tokens of a forward.
+    """
+
+    desk: ActorHandle
+    replicas: Mapping[str, Sequence[ActorHandle]]
+    batch_tokens: Mapping[str, int]
+
+
+# An event loop on a thread: what waits for many answers at once beside plain, blocking code.
+
+
+class EventLoopThread:
+    """Runs coroutines; its thread starts with the first of them and doesn't keep a process."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> Future:
+        """Run a coroutine beside the caller.
+
+        Raises:
+            CancelledError: it was closed, perhaps by another thread.
+        """
+        if self._closed:
+            work.close()
+            raise CancelledError
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._loop.run_forever, name=self._name, daemon=True
+            )
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread; nothing can be started afterwards."""
+        self._closed = True
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._thread = None
+
+
+async def _cancel_all() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def all_of(work: Iterable[Any]) -> list[Any]:
+    """Wait for all of them; if one fails, end the others first."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        # Those that are over don't notice.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# How much one asker may have under way with one replica: so many requests, so many bytes.
+
+
+@dataclass
+class Credits:
+    """What is left of an asker's share of a replica.
+
+    Args:
+        max_requests: requests under way.
+        max_bytes: bytes of the answers that are expected of them; a single request may be larger
+            when nothing else is under way.
+    """
+
+    max_requests: int
+    max_bytes: int
+    requests: int = 0
+    nbytes: int = 0
+
+    def take(self, nbytes: int) -> bool:
+        """Take a request's credit, if it is there."""
+        full = self.requests >= self.max_requests
+        large = self.requests > 0 and self.nbytes + nbytes > self.max_bytes
+        if full or large:
+            return False
+        self.requests += 1
+        self.nbytes += nbytes
+        return True
+
+    def give_back(self, nbytes: int) -> None:
+        """Give a request's credit back."""
+        self.requests -= 1
+        self.nbytes -= nbytes
+
+
+# How an asker (a rank, the driver) gets labels: the desk says from whom, replicas give them.
+#
+#     question ──► desk: tickets ──► credits ──► replica ──► answers put back in order
+#                       ▲                          │ lost, or its device failed
+#                       └──────────────────────────┘
+#
+# What a replica failed with is asked of another one, and shares no forward there: where two of them
+# fail on it alone, the request is at fault.
+#
+# The asker owns the answers: they don't pass the driver and outlive the teacher. All waiting
+# happens on an event loop beside the asker's thread.
 
 MAX_REQUESTS = 8
 MAX_BYTES = 256 << 20
@@ -119,7 +229,7 @@ class PoolClient:
 
     def __init__(self, address: PoolAddress):
         self._address = address
-        self._background = Background("raybrew-client")
+        self._background = EventLoopThread("raybrew-client")
         self._credits: dict[tuple[str, int], Credits] = {}
         self._bytes_per_token: dict[str, float] = {}
         self._returned = asyncio.Condition()
@@ -255,7 +365,7 @@ class PoolClient:
                 f"of {len(keys)} examples, the longest of {longest} tokens, {which}: {failure}; "
                 f"{advice}"
             )
-        if attempts.losses > MAX_LOSSES * len(self._address.replicas.get(teacher, ())):
+        if attempts.losses > MAX_FAILURES_OF_REQUEST * len(self._address.replicas.get(teacher, ())):
             said = f": {attempts.failures[-1][1]}" if attempts.failures else ""
             raise TeacherError(
                 f"teacher {teacher!r}: {attempts.losses} replicas were lost one after another with "

@@ -1,20 +1,101 @@
-"""A replica behind a queue: what `pool` wraps in an actor. No Ray here.
-
-Its methods are coroutines, so that many questions wait at once and figures are given during a
-forward: the work is the compute thread's (see `gatherer`), the event loop only waits for it.
-
-Nothing here imports torch before a replica is made: whoever unpickles a handle, as the desk does,
-gets this module with it.
-"""
+"""A replica behind a queue: what the pool wraps in an actor."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from raybrew.teachers.ledger import Ledger
+# What a replica has answered, for the desk to hear: also what its asker can't report any more.
+#
+# asker ──question, ticket──► replica ──answer──► asker ──ticket──► desk
+#                                └──► Ledger ──with each health check──► desk
+#
+# An asker that is killed, or interrupted, leaves questions behind that are computed all the same.
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    import numpy as np
+
+    from raybrew.teachers.replica import Answer
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An answer.
+
+    Args:
+        place: in the ledger, from 1 on.
+        ticket: number of the ticket that it is the answer to.
+        computed: which of its rows cost a forward, bool (n,).
+        left: its rows that have no label yet, int64.
+    """
+
+    place: int
+    ticket: int
+    computed: np.ndarray
+    left: np.ndarray
+
+
+class Ledger:
+    """Keeps answers until they were heard; written by the compute thread, read by others."""
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._entries: list[Entry] = []
+        self._count = 0
+        self._forgotten = self._on_disk = 0
+
+    def expect(self, ticket: int, answer: Future) -> Future:
+        """Note an answer as soon as it is there, before anybody gets it; an error is none."""
+
+        def note(done: Future) -> None:
+            if not done.cancelled() and done.exception() is None:
+                self._add(ticket, done.result())
+
+        answer.add_done_callback(note)
+        return answer
+
+    def since(self, heard: int) -> list[Entry]:
+        """Return what came after a place, and forget what came before."""
+        with self._lock:
+            gone = [entry for entry in self._entries if entry.place <= heard]
+            self._forgotten += sum(int(entry.computed.sum()) for entry in gone)
+            self._entries = self._entries[len(gone) :]
+            return list(self._entries)
+
+    def wrote(self) -> None:
+        """Note that the labels of all answers so far are on disk; called by the compute thread."""
+        with self._lock:
+            self._on_disk = self._count
+
+    def on_disk(self) -> int:
+        """Return up to which place the answers' labels are on disk."""
+        with self._lock:
+            return self._on_disk
+
+    def forgotten(self) -> int:
+        """Return how many forwards the answers cost that were forgotten."""
+        with self._lock:
+            return self._forgotten
+
+    def _add(self, ticket: int, answer: Answer) -> None:
+        with self._lock:
+            self._count += 1
+            self._entries.append(Entry(self._count, ticket, answer.computed, answer.left))
+
+
+# A replica behind a queue: what `pool` wraps in an actor. No Ray here.
+#
+# Its methods are coroutines, so that many questions wait at once and figures are given during a
+# forward: the work is the compute thread's (see `gatherer`), the event loop only waits for it.
+#
+# Nothing here imports torch before a replica is made: whoever unpickles a handle, as the desk does,
+# gets this module with it.
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -22,12 +103,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from raybrew.data.encoding import EncodedView
-    from raybrew.labels.payload import Signal
-    from raybrew.labels.spec import StoreSpec
-    from raybrew.teachers.answer import Answer
+    from raybrew.data.payload import Signal
+    from raybrew.labels.remote import StoreSpec
+    from raybrew.teachers.replica import Answer
     from raybrew.teachers.teacher import TeacherSpec
 
-__all__ = ["ReplicaHost"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +124,12 @@ class ReplicaHost:
     """Hosts one replica of a teacher."""
 
     def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
-        from raybrew.teachers.gatherer import Gatherer
+        from raybrew.teachers.batcher import DynamicBatcher
         from raybrew.teachers.replica import Replica
 
         self._ledger = Ledger()
         self._replica = Replica(spec, signals, store, on_flush=self._ledger.wrote)
-        self._gatherer = Gatherer(
+        self._gatherer = DynamicBatcher(
             self._replica.ask_together,
             tokens=GATHER_BATCHES * spec.forward_tokens,
             wait_s=GATHER_S,
@@ -100,7 +180,7 @@ class ReplicaHost:
             batch_tokens: most tokens of a forward from now on, if a larger one failed.
 
         Returns:
-            `ReplicaFigures`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
+            `ReplicaMetrics`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
             are `waiting` or at work, `life`, which differs after a restart, the `answers` that were
             not heard yet, how many forwards those cost that were `heard`, and up to which place of
             the ledger labels are `on_disk`.

@@ -1,4 +1,4 @@
-"""Teachers inside of the process that asks: `placement: worker`. No Ray.
+"""Teachers in the process that asks: `placement: worker`. No Ray.
 
     one rank    what the store lacks is computed when it is asked for, on a thread beside
     more ranks  each computes its share of what the store lacks before the first step
@@ -18,21 +18,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from raybrew.data.encoding import EncodedView
-from raybrew.data.keys import distinct_keys
-from raybrew.devices import free_cached_memory
+from raybrew.data.encoding import EncodedView, distinct_keys
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import TeacherError
-from raybrew.events import Event
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.source import Asker, Pending
-from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.answer import Answer
+from raybrew.labels.remote import StoreSpec
+from raybrew.labels.source import Pending, TeacherClient
+from raybrew.models.devices import free_cached_memory
+from raybrew.runs.events import Event
 from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.replica import Replica
+from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.router import home_of
 from raybrew.teachers.teacher import TeacherSpec
-
-__all__ = ["Askers", "LocalAsker"]
 
 _CPU = torch.device("cpu")
 
@@ -45,7 +41,7 @@ class _Waiting:
         return self.future.result()
 
 
-class LocalAsker:
+class LocalClient:
     """Asks teachers of this process; an `Asker`.
 
     Args:
@@ -183,10 +179,10 @@ def _use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-class Askers:
+class CombinedClient:
     """Several askers as one: each knows its own teachers."""
 
-    def __init__(self, by_teacher: Mapping[str, Asker]):
+    def __init__(self, by_teacher: Mapping[str, TeacherClient]):
         self._by_teacher = by_teacher
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Pending:

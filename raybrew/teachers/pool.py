@@ -1,14 +1,11 @@
-"""The teachers of a job as Ray actors: placed together, started, filled from, stopped.
+"""The teachers of a job as Ray actors.
 
-Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
-placement group for each teacher before any of them starts: either all of them fit, or none starts.
-A teacher may leave before the others; its resources are free then.
-A `Desk` on the driver's node keeps their books.
+Placed together, started, asked for labels ahead of their use, stopped.
 """
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,21 +17,47 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raybrew.devices import DeviceFault, device_for
-from raybrew.errors import TeacherError, TeacherGone
-from raybrew.labels.payload import Signal
-from raybrew.labels.spec import StoreSpec
-from raybrew.teachers.address import PoolAddress
-from raybrew.teachers.client import PoolClient, raised
-from raybrew.teachers.desk_actor import start_desk
-from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.filling import Filling
+from raybrew.data.encoding import EncodedView
+from raybrew.data.payload import Signal
+from raybrew.errors import TeacherDropped, TeacherError
+from raybrew.labels.remote import StoreSpec
+from raybrew.models.devices import DeviceFault, device_for
+from raybrew.teachers.client import PoolAddress, PoolClient, raised
+from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
 from raybrew.teachers.host import ReplicaHost
-from raybrew.teachers.policy import LossPolicy
-from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
-from raybrew.teachers.watched import Member
+from raybrew.teachers.router_actor import Member, start_router
+from raybrew.teachers.teacher import TeacherSpec, batches_by_length
 
-__all__ = ["Filling", "Hosting", "TeacherPool"]
+# Labels to compute ahead of their use, as a job of the pool's.
+
+
+@dataclass(frozen=True)
+class PrecomputeRequest:
+    """Labels to compute ahead of their use.
+
+    Args:
+        teacher: whose labels.
+        folder: the encoded split that holds the rows.
+        view_name: its view that the teacher reads.
+        view: that view.
+        rows: rows to label, int64 (n,), of different content.
+        on_done: called with the number of rows of each request that is done.
+    """
+
+    teacher: str
+    folder: str
+    view_name: str
+    view: EncodedView
+    rows: np.ndarray
+    on_done: Callable[[int], None]
+
+
+# The teachers of a job as Ray actors: placed together, started, filled from, stopped.
+#
+# Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
+# placement group for each teacher before any of them starts: either all of them fit, or none
+# starts. A teacher may leave before the others; its resources are free then. A `Desk` on the
+# driver's node keeps their books.
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +70,7 @@ MANY = 100_000
 
 
 @dataclass(frozen=True)
-class Hosting:
+class Deployment:
     """A teacher and how it is hosted.
 
     Args:
@@ -62,7 +85,7 @@ class Hosting:
     signals: tuple[Signal, ...]
     replicas: int
     resources: dict[str, float]
-    policy: LossPolicy = field(default_factory=LossPolicy)
+    policy: FailurePolicy = field(default_factory=FailurePolicy)
 
     @property
     def placed(self) -> TeacherSpec:
@@ -74,13 +97,13 @@ class Hosting:
         )
 
 
-_Part = tuple[Filling, np.ndarray]
+_Part = tuple[PrecomputeRequest, np.ndarray]
 
 
 class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
-    def __init__(self, hostings: Sequence[Hosting], store: StoreSpec | str):
+    def __init__(self, hostings: Sequence[Deployment], store: StoreSpec | str):
         self._hostings = {hosting.spec.name: hosting for hosting in hostings}
         self._groups = _reserve(hostings)
         replicas = {
@@ -95,7 +118,7 @@ class TeacherPool:
             name: Member(replicas[name], hosting.policy, budgets[name])
             for name, hosting in self._hostings.items()
         }
-        self.address = PoolAddress(start_desk(members, MANY), replicas, budgets)
+        self.address = PoolAddress(start_router(members, MANY), replicas, budgets)
         self._client = PoolClient(self.address)
 
     def __enter__(self) -> "TeacherPool":
@@ -138,7 +161,7 @@ class TeacherPool:
             _loaded(hosting, handle, reference, until)
         ray.get(self.address.desk.begin.remote())
 
-    def fill(self, fillings: Sequence[Filling]) -> set[str]:
+    def fill(self, fillings: Sequence[PrecomputeRequest]) -> set[str]:
         """Compute labels into the store, every replica of every teacher at its full speed.
 
         What was computed is on disk afterwards, also when this is interrupted or fails.
@@ -162,10 +185,10 @@ class TeacherPool:
         return dropped
 
     def _work_off(
-        self, fillings: Sequence[Filling], dropped: set[str], *, patient: bool
-    ) -> list[Filling]:
+        self, fillings: Sequence[PrecomputeRequest], dropped: set[str], *, patient: bool
+    ) -> list[PrecomputeRequest]:
         """Compute labels; add to the dropped teachers, and return what was left to other runs."""
-        left: list[Filling] = []
+        left: list[PrecomputeRequest] = []
         running: dict[Future, _Part] = {}
         waiting = {name: self._requests(name, fillings) for name in self.teachers}
         try:
@@ -178,7 +201,7 @@ class TeacherPool:
                     name = filling.teacher
                     try:
                         others: np.ndarray = done.result()
-                    except TeacherGone:
+                    except TeacherDropped:
                         dropped.add(name)
                         waiting[name] = iter(())
                         continue
@@ -191,12 +214,12 @@ class TeacherPool:
                 future.cancel()
         return left
 
-    def _requests(self, teacher: str, fillings: Sequence[Filling]) -> Iterator[_Part]:
+    def _requests(self, teacher: str, fillings: Sequence[PrecomputeRequest]) -> Iterator[_Part]:
         for filling in fillings:
             if filling.teacher == teacher:
                 lengths = filling.view.lengths_of(filling.rows)
                 # Each is one forward: neighbours by length, as many as the budget holds.
-                for chunk in chunks_by_tokens(lengths, self.address.batch_tokens[teacher]):
+                for chunk in batches_by_length(lengths, self.address.batch_tokens[teacher]):
                     yield filling, filling.rows[chunk]
 
     def _request(
@@ -241,7 +264,7 @@ class TeacherPool:
         remove_placement_group(group)
 
 
-def _reserve(hostings: Sequence[Hosting]) -> dict[str, PlacementGroup]:
+def _reserve(hostings: Sequence[Deployment]) -> dict[str, PlacementGroup]:
     bundles = {h.spec.name: [dict(h.resources)] * h.replicas for h in hostings}
     groups = {name: placement_group(each, strategy="PACK") for name, each in bundles.items()}
     until = time.monotonic() + PLACEMENT_TIMEOUT_S
@@ -257,7 +280,7 @@ def _reserve(hostings: Sequence[Hosting]) -> dict[str, PlacementGroup]:
 
 
 def _start(
-    hosting: Hosting, store: StoreSpec | str, group: PlacementGroup, index: int
+    hosting: Deployment, store: StoreSpec | str, group: PlacementGroup, index: int
 ) -> ActorHandle:
     resources = dict(hosting.resources)
     grouped: Any = ray.remote(concurrency_groups={"control": 16})  # pyright: ignore
@@ -280,7 +303,7 @@ def _start(
     )
 
 
-def _loaded(hosting: Hosting, handle: ActorHandle, reference: Any, until: float) -> None:
+def _loaded(hosting: Deployment, handle: ActorHandle, reference: Any, until: float) -> None:
     """Wait for a replica's model; one that dies over it loads again in its next life."""
     name, lives = hosting.spec.name, hosting.policy.max_restarts
     while True:

@@ -1,45 +1,98 @@
-"""One replica of a teacher: answers from the store where it can, and runs the teacher otherwise.
-
-    questions ──► keys known? ──► store
-                    │ no             ▲
-                    ▼                │ wait
-                  claimed? ──► by another process
-                    │ now
-                    ▼
-                  sorted by length ──► forwards ──► append to the store ──► answers
-
-The replica writes what it computes, so that whoever asks next, in whatever process, finds it.
-Who holds which key is the `router`'s to say: a key that two askers want at once comes to one
-replica, which takes its questions one after another. That makes them cost one forward. Between
-pools, runs and processes the store's claims say the same (see `labels.claims`).
-"""
+"""A replica: one copy of a teacher that answers requests, and what it answers."""
 
 import contextlib
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from raybrew.data.encoding import EncodedView
-from raybrew.data.keys import distinct_keys
+from raybrew.data.encoding import EncodedView, distinct_keys
+from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import EncodedSplit
-from raybrew.devices import device_fault, free_cached_memory
 from raybrew.errors import LabelError, RaybrewError
-from raybrew.labels.claims import CLAIMS, Claims
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.spec import StoreSpec
+from raybrew.labels.leases import LEASES, Leases
+from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
+from raybrew.models.devices import device_fault, free_cached_memory
 from raybrew.models.pretrained import first_line
-from raybrew.teachers.answer import Answer, ReplicaFigures
 from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, chunks_by_tokens
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, batches_by_length
 
-__all__ = ["Replica"]
+# What a replica answers, and what it says of itself.
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A replica's answer to a question of n examples.
+
+    Args:
+        payloads: by signal name, n rows in the order of the question; empty if nothing but the
+            filling of the store was asked for.
+        computed: which rows cost a forward, bool (n,).
+        left: rows that other processes are at, int64; none unless nobody was to wait for them.
+    """
+
+    payloads: dict[str, Payload]
+    computed: np.ndarray
+    left: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @staticmethod
+    def joined(answers: "Sequence[Answer]") -> "Answer":
+        """Return the answer to the questions one after another, of which there is one at least."""
+        payloads = {
+            name: Payload.concat([answer.payloads[name] for answer in answers])
+            for name in answers[0].payloads
+        }
+        return Answer(payloads, np.concatenate([answer.computed for answer in answers]))
+
+    def rows(self, start: int, stop: int) -> "Answer":
+        """Return the answer to a part of the question."""
+        payloads = {name: payload.slice(start, stop) for name, payload in self.payloads.items()}
+        return Answer(payloads, self.computed[start:stop])
+
+
+@dataclass
+class ReplicaMetrics:
+    """What a replica has done since it started.
+
+    Args:
+        examples: forwards of single examples.
+        hits: labels that were asked for and already known.
+        batches: forwards.
+        tokens: real tokens that went through the teacher.
+        padded_tokens: the same with padding.
+        compute_s: time in the teacher, seconds.
+        payload_bytes: bytes of labels that were computed.
+    """
+
+    examples: int = 0
+    hits: int = 0
+    batches: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+    compute_s: float = 0.0
+    payload_bytes: int = 0
+
+
+# One replica of a teacher: answers from the store where it can, and runs the teacher otherwise.
+#
+#     questions ──► keys known? ──► store
+#                     │ no             ▲
+#                     ▼                │ wait
+#                   claimed? ──► by another process
+#                     │ now
+#                     ▼
+#                   sorted by length ──► forwards ──► append to the store ──► answers
+#
+# The replica writes what it computes, so that whoever asks next, in whatever process, finds it.
+# Who holds which key is the `router`'s to say: a key that two askers want at once comes to one
+# replica, which takes its questions one after another. That makes them cost one forward. Between
+# pools, runs and processes the store's claims say the same (see `labels.claims`).
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +126,8 @@ class Replica:
         self._forward_size = (0, 0)  # examples and tokens of the last forward
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
-        self._claims = Claims(labels.location.beside(f"{spec.fingerprint}/{CLAIMS}"))
-        self._figures = ReplicaFigures()
+        self._claims = Leases(labels.location.beside(f"{spec.fingerprint}/{LEASES}"))
+        self._figures = ReplicaMetrics()
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
         self._waiting_since: float | None = None
@@ -216,7 +269,7 @@ class Replica:
         return self._claims.wanted()
 
     def figures(self) -> dict[str, float]:
-        """Return `ReplicaFigures` as values, and the labels that there was no room for.
+        """Return `ReplicaMetrics` as values, and the labels that there was no room for.
 
         May be called from another thread.
         """
@@ -307,7 +360,7 @@ class Replica:
     def _compute(self, view: EncodedView, rows: np.ndarray, signals: tuple[Signal, ...]) -> None:
         if len(rows):
             self._loaded()
-            for chunk in chunks_by_tokens(view.lengths_of(rows), self._batch_tokens):
+            for chunk in batches_by_length(view.lengths_of(rows), self._batch_tokens):
                 self._forward(view.take(rows[chunk]), signals)
 
     def _forward(self, asked: EncodedView, signals: tuple[Signal, ...]) -> None:

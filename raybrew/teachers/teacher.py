@@ -14,22 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raybrew.data.collate import collate
 from raybrew.data.encoding import EncodedView
-from raybrew.data.padding import Padding
-from raybrew.devices import check_device
+from raybrew.data.payload import DTYPES, Payload, Signal
+from raybrew.data.split import Padding, collate
 from raybrew.errors import ConfigError, LabelError, TeacherError
-from raybrew.extensions import Extensions, registered
-from raybrew.kinds import Layout, kind_of
 from raybrew.labels.logits import pack_logits
-from raybrew.labels.payload import DTYPES, Payload, Signal
-from raybrew.matching.reader import FeatureReader, use_eager_attention
-from raybrew.matching.teacher_side import pack_features
-from raybrew.models.adaptors import Adaptor, View, adaptor_of, first_classes
-from raybrew.models.padding import set_padding_token
+from raybrew.matches.capture import FeatureReader, pack_features, use_eager_attention
+from raybrew.models.devices import check_device
+from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
-
-__all__ = ["ModelTeacher", "TeacherSpec", "chunks_by_tokens"]
+from raybrew.objective.extensions import Extensions, registered
+from raybrew.tasks import kind_of
+from raybrew.tasks.adaptors import Adaptor, View, adaptor_of, first_classes
+from raybrew.tasks.task_type import Layout
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
 """Tokens of a forward where the job doesn't say: larger ones are no faster on a CPU."""
@@ -81,7 +78,7 @@ class TeacherSpec:
         return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
 
 
-def chunks_by_tokens(
+def batches_by_length(
     lengths: np.ndarray, batch_tokens: int, *, one_length: bool = False
 ) -> Iterator[np.ndarray]:
     """Split examples into batches of similar length.
@@ -133,7 +130,7 @@ class ModelTeacher:
             TeacherError: an answer is NaN or infinite; names teacher and example.
         """
         chunks = list(
-            chunks_by_tokens(
+            batches_by_length(
                 view.lengths, self.spec.forward_tokens, one_length=self.spec.padding.is_read
             )
         )

@@ -15,11 +15,7 @@ from raybrew.textbrewer import parameters as utils
 from raybrew.textbrewer import presets
 from raybrew.textbrewer.custom_match import CustomMatch
 from raybrew.textbrewer.distillation_config import DistillationConfig
-from raybrew.textbrewer.distillers import (
-    BasicDistiller,
-    GeneralDistiller,
-    MultiTeacherDistiller,
-)
+from raybrew.textbrewer.distillers import BasicDistiller, GeneralDistiller, MultiTeacherDistiller
 from raybrew.textbrewer.multitask import MultiTaskDistiller
 from raybrew.textbrewer.presets import (
     ADAPTOR_KEYS,

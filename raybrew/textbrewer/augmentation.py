@@ -10,8 +10,6 @@ import numpy as np
 
 from raybrew.data import augmentation
 
-__all__ = ["deleting", "long_disorder", "masking", "n_gram_sampling", "short_disorder"]
-
 
 def masking(tokens: Sequence[Any], p: float = 0.1, mask: Any = "[MASK]") -> list[Any]:
     """Replace each token by the mask with chance p."""

@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Sides", "call", "fields", "move_to_device", "sides_of", "take_rows"]
-
 
 @dataclass(frozen=True)
 class Sides:

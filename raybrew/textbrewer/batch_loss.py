@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from raybrew.config import DistillationConfig as Config
+from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError, TeacherError
-from raybrew.labels.payload import Signal
-from raybrew.losses.match_spec import MatchSpec
 from raybrew.losses.schedules import make_weight_schedule
-from raybrew.models.adaptors import View
-from raybrew.objective import Position
-from raybrew.objective.knowledge import KnowledgeTerm
-from raybrew.objective.rows import SoftRows
+from raybrew.matches.spec import MatchSpec
+from raybrew.objective import TrainProgress
+from raybrew.objective.objective import KDTerm
+from raybrew.objective.rows import TeacherRows
+from raybrew.tasks.adaptors import View
 from raybrew.textbrewer.reading import rows_of_labels, rows_of_logits
 from raybrew.textbrewer.student import Said
 from raybrew.textbrewer.teacher import Answer
-
-__all__ = ["BatchLoss", "Losses", "hard_loss"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ class BatchLoss:
     def __init__(self, config: Config, teachers: Sequence[str]):
         self._config, self._teachers = config, tuple(teachers)
         self._has_warned = False
-        self._knowledge = KnowledgeTerm(config, dict.fromkeys(teachers, 1.0), Signal(), None)
+        self._knowledge = KDTerm(config, dict.fromkeys(teachers, 1.0), Signal(), None)
         self._schedules = (
             make_weight_schedule(
                 config.kd_loss_weight_scheduler, config.kd_loss_weight_scheduler_options
@@ -79,7 +77,7 @@ class BatchLoss:
         said: Said,
         answers: Mapping[str, Answer],
         matches: Sequence[tuple[MatchSpec, str]],
-        position: Position,
+        position: TrainProgress,
     ) -> Losses:
         """Compute the loss.
 
@@ -126,14 +124,14 @@ class BatchLoss:
                 self._config.hard_label_weight,
             )
 
-    def _kd(self, said: Said, answers: Mapping[str, Answer], position: Position) -> Tensor:
+    def _kd(self, said: Said, answers: Mapping[str, Answer], position: TrainProgress) -> Tensor:
         rows = rows_of_logits(said.view)
         shift = self._config.probability_shift
         labels = rows_of_labels(said.view) if shift else (None,) * len(rows)
         sums = []
         for number, (own, label) in enumerate(zip(rows, labels, strict=True)):
             soft = [
-                SoftRows(self._checked(name, answers[name].logits[number], own))
+                TeacherRows(self._checked(name, answers[name].logits[number], own))
                 for name in self._teachers
             ]
             each = self._knowledge.rows(own.float(), soft, label, position, None, None)

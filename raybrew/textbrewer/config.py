@@ -9,8 +9,6 @@ from typing import Any, Self
 
 from raybrew.errors import ConfigError
 
-__all__ = ["Config"]
-
 
 class Config:
     """Base of `TrainingConfig` and `DistillationConfig`."""

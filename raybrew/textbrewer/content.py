@@ -15,8 +15,6 @@ from torch import Tensor
 from raybrew.errors import DataError
 from raybrew.textbrewer.batch import fields, has_rows
 
-__all__ = ["content_keys", "padding_mask", "real_lengths"]
-
 _PLAIN = (bool, int, float, str, type(None))
 
 

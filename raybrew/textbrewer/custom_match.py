@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from raybrew.errors import ConfigError
 
-__all__ = ["CustomMatch", "Tap"]
-
 
 class CustomMatch:
     """A match of two modules.

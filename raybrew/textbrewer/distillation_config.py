@@ -10,14 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from raybrew.config import DistillationConfig as Objective
+from raybrew.config.distillation import converted
 from raybrew.errors import ConfigError
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.losses.presets import resolve_matches
+from raybrew.matches.presets import resolve_matches
+from raybrew.matches.spec import MatchSpec
 from raybrew.textbrewer.config import Config
 from raybrew.textbrewer.presets import TEMPERATURE_SCHEDULER, WEIGHT_SCHEDULER
-from raybrew.textbrewer_config import converted
-
-__all__ = ["DistillationConfig"]
 
 
 class DistillationConfig(Config):

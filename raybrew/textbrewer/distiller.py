@@ -16,10 +16,10 @@ from typing import Any, Self
 from torch import nn
 from torch.optim import Optimizer
 
-from raybrew.labels.manifest import write_manifest
+from raybrew.config.paths import is_uri, user_path
+from raybrew.labels.contents import write_manifest
 from raybrew.labels.store import LabelStore
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.paths import is_uri, user_path
+from raybrew.matches.spec import MatchSpec
 from raybrew.textbrewer.batch_loss import BatchLoss, Losses
 from raybrew.textbrewer.distillation_config import DistillationConfig
 from raybrew.textbrewer.fingerprint import teacher_fingerprint
@@ -32,8 +32,6 @@ from raybrew.textbrewer.task import Task, TaskMatch, matches_of
 from raybrew.textbrewer.teacher import Teacher
 from raybrew.textbrewer.training import Callback, Training
 from raybrew.textbrewer.training_config import TrainingConfig
-
-__all__ = ["Distiller", "Lesson"]
 
 logger = logging.getLogger(__name__)
 

@@ -8,15 +8,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from raybrew.errors import ConfigError
-from raybrew.losses.match_spec import MatchSpec
+from raybrew.matches.spec import MatchSpec
 from raybrew.textbrewer.custom_match import CustomMatch, Tap
 from raybrew.textbrewer.distillation_config import DistillationConfig
 from raybrew.textbrewer.distiller import Distiller, Lesson
 from raybrew.textbrewer.reading import Adaptor
 from raybrew.textbrewer.training import Callback
 from raybrew.textbrewer.training_config import TrainingConfig
-
-__all__ = ["BasicDistiller", "GeneralDistiller", "MultiTeacherDistiller"]
 
 logger = logging.getLogger(__name__)
 

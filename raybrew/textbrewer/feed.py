@@ -11,8 +11,6 @@ import numpy as np
 
 from raybrew.textbrewer.stream import Stream
 
-__all__ = ["Feed", "task_probabilities"]
-
 Postprocessor = Callable[[Any], Any]
 
 

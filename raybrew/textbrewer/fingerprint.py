@@ -14,9 +14,7 @@ import torch
 import xxhash
 from torch import nn
 
-from raybrew.matching.signals import code_name
-
-__all__ = ["teacher_fingerprint"]
+from raybrew.matches.capture import code_name
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _THIS_PROCESS = uuid.uuid4().hex

@@ -14,19 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybrew.data.keys import distinct_keys
+from raybrew.data.encoding import distinct_keys
+from raybrew.data.payload import Payload, Signal, to_storage
 from raybrew.errors import TeacherError
-from raybrew.labels.payload import Payload, Signal, to_storage
+from raybrew.labels.logits import as_ragged, tensors_of
 from raybrew.labels.store import LabelStore, SignalStore
-from raybrew.labels.tensors import as_ragged, tensors_of
-from raybrew.losses.features import FeatureSizes, MatchLoss, Ragged
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.matching.signals import signal_of
-from raybrew.models.adaptors import View
+from raybrew.losses.match_loss import FeatureSizes, MatchLoss, Ragged
+from raybrew.matches.capture import signal_of
+from raybrew.matches.spec import MatchSpec
+from raybrew.tasks.adaptors import View
 from raybrew.textbrewer.content import content_keys
 from raybrew.textbrewer.teacher import Answer, Question, Teacher
-
-__all__ = ["KeptTeacher"]
 
 DTYPE = "float32"
 """As the teacher says it: keeping labels changes no loss."""

@@ -9,17 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from raybrew.objective import Position
-from raybrew.progress import Bars
+from raybrew.objective import TrainProgress
 from raybrew.textbrewer.feed import Feed
 from raybrew.textbrewer.precision import Precision
 from raybrew.textbrewer.timetable import Timetable
-
-__all__ = ["Loop", "LossOf"]
+from raybrew.training.callbacks import Bars
 
 logger = logging.getLogger(__name__)
 
-LossOf = Callable[[str, Any, Position], tuple[Tensor, Mapping[str, Tensor]]]
+LossOf = Callable[[str, Any, TrainProgress], tuple[Tensor, Mapping[str, Tensor]]]
 PRINTS = 20
 """Lines of progress in an epoch, or between two checkpoints."""
 
@@ -74,7 +72,7 @@ class Loop:
     def _batch(self) -> None:
         table, number = self.timetable, self.done
         epoch = table.epoch(number)
-        position = Position(self.step / table.num_steps, epoch, self.step)
+        position = TrainProgress(self.step / table.num_steps, epoch, self.step)
         task, batch = self.feed.next()
         loss, parts = self.loss_of(task, batch, position)
         self.write_loss(loss.detach(), number, parts)

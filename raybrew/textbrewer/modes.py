@@ -4,8 +4,6 @@ from collections.abc import Iterable
 
 from torch import nn
 
-__all__ = ["Modes"]
-
 
 class Modes:
     """Which models are in training mode; brings them back to it."""

@@ -7,14 +7,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from raybrew.errors import ConfigError
-from raybrew.objective import Position
+from raybrew.objective import TrainProgress
 from raybrew.textbrewer.distiller import Distiller, Lesson
 from raybrew.textbrewer.feed import Feed, task_probabilities
 from raybrew.textbrewer.stream import Stream
 from raybrew.textbrewer.timetable import Timetable
 from raybrew.textbrewer.training import Callback
-
-__all__ = ["MultiTaskDistiller"]
 
 
 class MultiTaskDistiller(Distiller):
@@ -101,7 +99,7 @@ class MultiTaskDistiller(Distiller):
         return losses.total, losses.parts
 
     def _loss_of(
-        self, task: str, batch: Any, position: Position, args: Mapping[str, Any]
+        self, task: str, batch: Any, position: TrainProgress, args: Mapping[str, Any]
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         self._position = position
         return self.train_on_batch((batch, task), args)

@@ -5,8 +5,6 @@ from torch import nn
 from raybrew.models import parameters
 from raybrew.models.parameters import ParameterNode
 
-__all__ = ["display_parameters"]
-
 
 def display_parameters(model: nn.Module, max_level: int | None = None) -> tuple[str, ParameterNode]:
     """Return how many parameters each part of a model has, as a table and as a tree.

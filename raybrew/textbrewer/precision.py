@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from raybrew.textbrewer.training_config import TrainingConfig
 
-__all__ = ["Precision"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -12,20 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from raybrew.errors import ConfigError
-from raybrew.extensions import KINDS, register
-from raybrew.losses.soft.options import unknown_name
-
-__all__ = [
-    "ADAPTOR_KEYS",
-    "FEATURES",
-    "KD_LOSS_MAP",
-    "MATCH_LOSS_MAP",
-    "PROJ_MAP",
-    "TEMPERATURE_SCHEDULER",
-    "WEIGHT_SCHEDULER",
-    "MethodNames",
-    "register_new",
-]
+from raybrew.losses.registry import unknown_name
+from raybrew.objective.extensions import KINDS, register
 
 FEATURES = ["hidden", "attention"]
 ADAPTOR_KEYS = ["logits", "logits_mask", "losses", "inputs_mask", "labels", *FEATURES]
@@ -35,7 +23,7 @@ class MethodNames(MutableMapping[str, Any]):
     """The methods of a kind by name; what is set is registered.
 
     Args:
-        kind: of `raybrew.extensions`.
+        kind: of `raybrew.objective.extensions`.
         adapt: brings a function as TextBrewer takes it into this package's form.
     """
 

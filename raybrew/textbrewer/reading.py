@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from raybrew.errors import ConfigError
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.models.adaptors import View, view_of
-
-__all__ = ["Adaptor", "features_of", "read", "rows_of_labels", "rows_of_logits"]
+from raybrew.matches.spec import MatchSpec
+from raybrew.tasks.adaptors import View, view_of
 
 logger = logging.getLogger(__name__)
 

@@ -20,15 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raybrew.data.files import explain
 from raybrew.errors import CheckpointError
-from raybrew.refusals import explain
-from raybrew.student.checkpoints import Checkpoints
-from raybrew.student.optimizer_state import joined_state, plain, split_state
-from raybrew.student.world import World
 from raybrew.textbrewer.loop import Loop
 from raybrew.textbrewer.rng import generators, restore_generators
-
-__all__ = ["Resumption"]
+from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.optimization import joined_state, plain, split_state
+from raybrew.training.world import World
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["generators", "restore_generators"]
-
 
 def generators() -> dict[str, Any]:
     """Return the state of all of them, for JSON."""

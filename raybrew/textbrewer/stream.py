@@ -12,8 +12,6 @@ from typing import Any
 from raybrew.errors import DataError
 from raybrew.textbrewer.rng import generators, restore_generators
 
-__all__ = ["Stream"]
-
 
 @dataclass
 class Stream:

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.losses.projection_kinds import projection_builder
-from raybrew.models.adaptors import View
+from raybrew.matches.spec import MatchSpec, projection_builder
+from raybrew.tasks.adaptors import View
 from raybrew.textbrewer.batch import Sides, call
 from raybrew.textbrewer.content import padding_mask
 from raybrew.textbrewer.reading import Adaptor, features_of, read
 from raybrew.textbrewer.teacher import Question
-
-__all__ = ["Said", "build_projections", "projection_groups", "question_of", "say"]
 
 
 @dataclass(frozen=True, eq=False)

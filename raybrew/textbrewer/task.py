@@ -12,16 +12,14 @@ import torch
 from torch import nn
 
 from raybrew.errors import ConfigError
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.objective import Position
+from raybrew.matches.spec import MatchSpec
+from raybrew.objective import TrainProgress
 from raybrew.textbrewer.batch import move_to_device, sides_of
 from raybrew.textbrewer.batch_loss import BatchLoss, Losses
 from raybrew.textbrewer.kept import KeptTeacher
 from raybrew.textbrewer.reading import Adaptor
 from raybrew.textbrewer.student import Said, question_of, say
 from raybrew.textbrewer.teacher import Teacher
-
-__all__ = ["Task", "TaskMatch", "matches_of"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Task:
         device: torch.device,
         arguments: Mapping[str, Any],
         autocast: Callable[[], AbstractContextManager[Any]],
-        position: Position,
+        position: TrainProgress,
     ) -> tuple[Said, Losses]:
         """Have the student and its teachers answer a batch, and compare.
 

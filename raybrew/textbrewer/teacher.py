@@ -15,12 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.errors import TeacherError
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.models.adaptors import View
+from raybrew.matches.spec import MatchSpec
+from raybrew.tasks.adaptors import View
 from raybrew.textbrewer.batch import call, move_to_device, take_rows
 from raybrew.textbrewer.reading import Adaptor, features_of, read, rows_of_logits
-
-__all__ = ["Answer", "Question", "Teacher"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,6 @@ from typing import Any
 
 from raybrew.errors import ConfigError
 
-__all__ = ["NoWriter", "writer_of"]
-
 
 class NoWriter:
     """Writes nothing."""

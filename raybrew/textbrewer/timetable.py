@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.training_config import TrainingConfig
 
-__all__ = ["Timetable"]
-
 
 @dataclass(frozen=True)
 class Timetable:

@@ -15,8 +15,6 @@ from raybrew.textbrewer.student import say
 from raybrew.textbrewer.training import Callback, Training
 from raybrew.textbrewer.training_config import TrainingConfig
 
-__all__ = ["BasicTrainer"]
-
 
 class BasicTrainer(Training):
     """Trains a model on the losses that its adaptor gives.

@@ -16,8 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from raybrew.errors import ConfigError
-from raybrew.objective import Position
-from raybrew.student.world import World
+from raybrew.objective import TrainProgress
 from raybrew.textbrewer.feed import Feed
 from raybrew.textbrewer.loop import Loop
 from raybrew.textbrewer.precision import Precision
@@ -26,8 +25,7 @@ from raybrew.textbrewer.stream import Stream
 from raybrew.textbrewer.tensorboard import NoWriter, writer_of
 from raybrew.textbrewer.timetable import Timetable
 from raybrew.textbrewer.training_config import TrainingConfig
-
-__all__ = ["Training"]
+from raybrew.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ class Training(ABC):
         self.tb_writer = writer_of(train_config.log_dir, self.rank)
         self._loop: Loop | None = None
         self._resumption: Resumption | None = None
-        self._position = Position()
+        self._position = TrainProgress()
 
     @abstractmethod
     def train_on_batch(
@@ -166,7 +164,7 @@ class Training(ABC):
         self.tb_writer.flush()
 
     def _loss_of(
-        self, task: str, batch: Any, position: Position, args: Mapping[str, Any]
+        self, task: str, batch: Any, position: TrainProgress, args: Mapping[str, Any]
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         self._position = position
         return self.train_on_batch(batch, args)

@@ -8,8 +8,6 @@ import torch
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.config import Config
 
-__all__ = ["TrainingConfig"]
-
 _OPT_LEVELS = ("O0", "O1", "O2", "O3")
 
 

@@ -12,7 +12,7 @@ import ray.autoscaler
 import yaml
 
 from raybrew.config import DistillJob
-from raybrew.jobfile import load_job
+from raybrew.config.job_file import load_job
 from tests.cluster.schemas import kuberay_schema
 
 CLUSTER = Path(__file__).parents[2] / "cluster"

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from raybrew.config import Task
 from raybrew.data.classes import read_labels
 from raybrew.errors import DataError
-from raybrew.kinds import KINDS
+from raybrew.tasks import KINDS
 
 ABC = ["A", "B", "C"]
 

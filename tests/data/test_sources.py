@@ -166,7 +166,7 @@ def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, capfd):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("raybrew.hub.getproxies", dict)
+    monkeypatch.setattr("raybrew.data.sources.getproxies", dict)
     monkeypatch.setattr("socket.getaddrinfo", no_such_name)
     # Its client would retry five times, in 23 seconds, and say so each time.
     monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited for the hub"))

@@ -5,14 +5,14 @@ import pytest
 from datasets import Dataset
 
 import raybrew as rb
+from raybrew.config.job_file import load_job, validate
 from raybrew.errors import DataError
-from raybrew.jobfile import load_job, validate
-from raybrew.preparation import prepare
-from raybrew.preparation.tables import read_table
-from tests.kinds.made_kinds import make_kind_model, make_rows
-from tests.kinds.test_runs import job_of
+from raybrew.runs import resolve as prepare
+from raybrew.tasks.task_data import read_table
 from tests.made import make_data, make_job, make_model
-from tests.student.in_process import Recorder, build
+from tests.tasks.made_models import make_rows, make_task_model
+from tests.tasks.test_runs import job_of
+from tests.training.in_process import Recorder, build
 
 LABELLED_KINDS = ("multi-label", "regression", "token-classification", "question-answering")
 
@@ -24,7 +24,7 @@ def task_with(job: rb.DistillJob, **changes) -> rb.DistillJob:
 
 @pytest.mark.parametrize("kind", LABELLED_KINDS)
 def test_rows_of_other_sets_are_learnt_from_without_their_labels(kind, tmp_path):
-    models = {n: make_kind_model(tmp_path / n, kind, seed) for seed, n in enumerate("ab")}
+    models = {n: make_task_model(tmp_path / n, kind, seed) for seed, n in enumerate("ab")}
     job = job_of(kind, models, tmp_path / "store")
     plain = prepare(job, tmp_path / "plain").tasks[0].train
     others = (make_rows(kind, 10, 7), make_rows(kind, 5, 8))

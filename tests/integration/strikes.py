@@ -14,7 +14,7 @@ from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 
 from raybrew.labels.shards import open_shard
-from raybrew.student.checkpoints import Checkpoints
+from raybrew.training.checkpoints import Checkpoints
 from tests.integration import lab_cluster
 from tests.integration.lab_cluster import alive, descendants, wait_for
 

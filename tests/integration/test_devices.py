@@ -15,9 +15,9 @@ from ray.train import RunConfig, ScalingConfig
 from safetensors.torch import load_file
 
 import raybrew as rb
-from raybrew import labelling
-from raybrew.jobfile import dump_yaml
+from raybrew.config.job_file import dump_yaml
 from raybrew.labels.shards import Shard, open_shard
+from raybrew.runs import precompute as labelling
 from tests.integration import strikes
 from tests.integration.fault_lab import step_of
 from tests.integration.lab_cluster import alive, wait_for

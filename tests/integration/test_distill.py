@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import raybrew as rb
-from raybrew.jobfile import load_job
+from raybrew.config.job_file import load_job
 from tests.made import CLASSES, make_data, make_job
-from tests.student import in_process
+from tests.training import in_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 

@@ -18,18 +18,9 @@ from ray.train import RunConfig, ScalingConfig
 import raybrew as rb
 from tests import own_models
 from tests.commands import raybrew
-from tests.kinds.judges import JUDGES, figures, load_alone
-from tests.kinds.made_kinds import make_kind_model
-from tests.kinds.made_tasks import (
-    EVAL,
-    LM,
-    TASKS,
-    TOKENIZER,
-    TRAIN,
-    rows_of,
-    windows,
-    write_tasks,
-)
+from tests.tasks.made_models import make_task_model
+from tests.tasks.made_tasks import EVAL, LM, TASKS, TOKENIZER, TRAIN, rows_of, windows, write_tasks
+from tests.tasks.reference_metrics import JUDGES, figures, load_alone
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
@@ -100,14 +91,14 @@ def train_teacher(folder: Path, tasks: dict[str, dict[str, Any]], model: dict[st
 @pytest.fixture(scope="module")
 def heads(cluster, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("heads")
-    base = make_kind_model(folder / "base", "question-answering", 0, TOKENIZER)
+    base = make_task_model(folder / "base", "question-answering", 0, TOKENIZER)
     return train_teacher(folder, TASKS, {"config": OPINIONS, "tokenizer_from": base})
 
 
 @pytest.fixture(scope="module")
 def language_model(cluster, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("lm")
-    return train_teacher(folder, LM, {"model": make_kind_model(folder / "base", "causal-lm", 0)})
+    return train_teacher(folder, LM, {"model": make_task_model(folder / "base", "causal-lm", 0)})
 
 
 def job_of(tasks: list[dict[str, Any]], folder: Path, **sections: Any) -> rb.DistillJob:
@@ -186,7 +177,7 @@ def test_one_student_learns_five_kinds_of_task_with_matches(heads, tmp_path):
         for name in TASKS
     ]
     for task in ("tone", "tags"):
-        model = make_kind_model(tmp_path / task, TASKS[task]["kind"], 1, TOKENIZER)
+        model = make_task_model(tmp_path / task, TASKS[task]["kind"], 1, TOKENIZER)
         place: dict[str, Any] = {"placement": "worker", "weight": 0.25}
         teachers.append(rb.Teacher(name=f"{task}_b", task=task, model=model, **place))
     job = job_of(
@@ -225,7 +216,7 @@ def test_a_language_model_is_made(language_model, capfd):
 
 
 def test_a_language_model_with_adapters_learns_from_the_largest_logits(language_model, tmp_path):
-    base = make_kind_model(tmp_path / "base", "causal-lm", 3)
+    base = make_task_model(tmp_path / "base", "causal-lm", 3)
     job = job_of(
         language_model.tasks,
         tmp_path,

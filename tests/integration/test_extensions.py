@@ -8,7 +8,7 @@ import torch
 from ray.train import RunConfig, ScalingConfig
 
 import raybrew as rb
-from raybrew.extensions import KINDS
+from raybrew.objective.extensions import KINDS
 from tests.made import make_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]

@@ -18,8 +18,8 @@ from raybrew.labels.shards import open_shard, write_shard
 from tests.integration import fault_lab, lab_cluster
 from tests.integration.fault_lab import Outcome, Strike
 from tests.made import STUDENT_CONFIG, make_job
-from tests.student.in_process import Recorder, build
 from tests.traces import temporaries
+from tests.training.in_process import Recorder, build
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 

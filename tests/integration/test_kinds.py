@@ -9,10 +9,10 @@ import pytest
 from ray.train import RunConfig, ScalingConfig
 
 import raybrew as rb
-from tests.kinds.made_kinds import byte_pairs, make_kind_model
-from tests.kinds.test_runs import job_of
 from tests.made import make_job, make_nameless
-from tests.student import in_process
+from tests.tasks.made_models import byte_pairs, make_task_model
+from tests.tasks.test_runs import job_of
+from tests.training import in_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
@@ -34,8 +34,8 @@ def losses(result: rb.RunResult) -> list[float]:
 def test_words_from_two_tokenizers_with_two_workers_as_with_one(tmp_path):
     kind = "token-classification"
     paths = {
-        "a": make_kind_model(tmp_path / "a", kind, 0),
-        "b": make_kind_model(tmp_path / "b", kind, 1, byte_pairs()),
+        "a": make_task_model(tmp_path / "a", kind, 0),
+        "b": make_task_model(tmp_path / "b", kind, 1, byte_pairs()),
     }
     job = job_of(kind, paths, tmp_path / "store")
     teachers = [

@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
-from raybrew.labels.claims import CLAIMS
+from raybrew.labels.leases import LEASES
 from tests.made import STUDENT_CONFIG, make_job
-from tests.student import in_process
-from tests.student.user_adaptors import last_layer_first
+from tests.training import in_process
+from tests.training.user_adaptors import last_layer_first
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
@@ -35,7 +35,7 @@ MATCHES = [
     {
         "module_T": "bert.encoder.layer.1.output",
         "module_S": "bert.encoder.layer.0.output",
-        "loss": "tests.models.user_matches:squared_error",
+        "loss": "tests.matches.user_matches:squared_error",
         "proj_func": ["tanh", 16, 32],
         "teacher": "b",
     },
@@ -98,7 +98,7 @@ def test_two_workers_with_matches_and_projections_are_one(models, tmp_path):
     assert term(two, "loss")[0] - term(two, "loss")[-1] > 0.01
     # hidden_mse and cos of one layer share a folder.
     folders = {path.name for path in (tmp_path / "2").glob("*/*") if path.is_dir()}
-    stored = sorted(folders - {CLAIMS})
+    stored = sorted(folders - {LEASES})
     assert stored == [
         "attention.head_maps-L1-float32",
         "hidden.shipped_token_gram.divisor=hidden-L1-L1-float32",
@@ -140,7 +140,7 @@ def test_an_adaptor_of_the_users_reaches_teachers_and_students(models, tmp_path)
     result = rb.distill(job, run_config=RunConfig(name="run", storage_path=str(tmp_path)))
     # Layer 0 of this adaptor is the last one: the same loss as layer 2 without it.
     saved = Path(result.folder, "job.yaml").read_text()
-    assert "adaptor: tests.student.user_adaptors:last_layer_first" in saved
+    assert "adaptor: tests.training.user_adaptors:last_layer_first" in saved
     plain = make_job(
         {"a": models["a"]},
         tmp_path / "store",

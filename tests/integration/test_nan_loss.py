@@ -9,12 +9,12 @@ from ray.train import ScalingConfig
 from safetensors.torch import load_file
 
 import raybrew as rb
-from raybrew.data.sampler import rank_rows
-from raybrew.student.loop import StudentTraining
+from raybrew.data.batch_sequence import rank_rows
+from raybrew.training.loop import StudentTraining
 from tests.integration.slow_adaptors import NAN_TOKEN
 from tests.made import STUDENT_CONFIG, make_job
-from tests.student.in_process import Recorder, build
 from tests.traces import temporaries
+from tests.training.in_process import Recorder, build
 
 pytestmark = [
     pytest.mark.ray,

@@ -13,15 +13,13 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
-from raybrew.data.split import EncodedSplit
+from raybrew.data.payload import Signal
+from raybrew.data.split import EncodedSplit, Padding
 from raybrew.errors import LabelsLost, TeacherError
-from raybrew.labels.fingerprint import model_fingerprint
-from raybrew.labels.payload import Signal
+from raybrew.labels.contents import model_fingerprint
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.client import PoolClient
-from raybrew.teachers.filling import Filling
-from raybrew.teachers.pool import Hosting, TeacherPool
+from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 from tests.integration.lab_cluster import wait_for
 from tests.made import make_data, make_tokenizer
@@ -69,7 +67,7 @@ def store(tmp_path_factory) -> Path:
 def pool(spec, store) -> Iterator[TeacherPool]:
     """Two replicas for all tests here; each test asks for rows of its own."""
     faulty.clear()
-    with TeacherPool([Hosting(spec, SIGNALS, 2, {"CPU": 0.5})], str(store)) as pool:
+    with TeacherPool([Deployment(spec, SIGNALS, 2, {"CPU": 0.5})], str(store)) as pool:
         pool.wait()
         yield pool
 
@@ -103,7 +101,7 @@ def test_a_label_that_several_want_at_once_is_asked_of_one_replica(spec, view, e
     """Also where nothing in the store keeps two replicas from computing it both."""
     faulty.plan("sleep", "0.3")
     unclaimed = replace(spec, adaptor="tests.teachers.unclaimed:faulty")
-    with TeacherPool([Hosting(unclaimed, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+    with TeacherPool([Deployment(unclaimed, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
         pool.wait()
         ask_at_once(pool, view, expected)
         assert pool.figures()["a"]["forwards"] == 70
@@ -153,7 +151,7 @@ def test_a_slow_replica_does_less_and_nothing_is_done_twice(pool, view, expected
     EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(tmp_path / "split")
     done: list[int] = []
     start = time.monotonic()
-    pool.fill([Filling("a", str(tmp_path / "split"), "student", view, rows, done.append)])
+    pool.fill([PrecomputeRequest("a", str(tmp_path / "split"), "student", view, rows, done.append)])
     took = time.monotonic() - start
     assert sum(done) == computed(before, pool) == len(rows)
     by_replica = sorted(map(len, faulty.forwards().values()))
@@ -208,8 +206,8 @@ def test_what_was_computed_before_an_interrupt_is_not_computed_again(
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    def filling(rows: np.ndarray, on_done) -> Filling:
-        return Filling("a", str(tmp_path / "split"), "student", fresh, rows, on_done)
+    def filling(rows: np.ndarray, on_done) -> PrecomputeRequest:
+        return PrecomputeRequest("a", str(tmp_path / "split"), "student", fresh, rows, on_done)
 
     with pytest.raises(KeyboardInterrupt):
         pool.fill([filling(rows, interrupt)])
@@ -229,7 +227,9 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
     faulty.plan("sleep", "0.02")
     store, place = str(tmp_path / "store"), str(tmp_path / "split")
     EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(Path(place))
-    one, other = (TeacherPool([Hosting(spec, SIGNALS, 1, {"CPU": 0.5})], store) for _ in range(2))
+    one, other = (
+        TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], store) for _ in range(2)
+    )
     done: dict[TeacherPool, int] = {one: 0, other: 0}
     with one, other, ThreadPoolExecutor(3) as threads:
         for each in (one, other):
@@ -239,7 +239,7 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
             def note(count: int) -> None:
                 done[mine] += count
 
-            mine.fill([Filling("a", place, "student", view, np.arange(len(view)), note)])
+            mine.fill([PrecomputeRequest("a", place, "student", view, np.arange(len(view)), note)])
 
         client = PoolClient(other.address)
         filling = [threads.submit(fill, each) for each in (one, other)]
@@ -257,7 +257,7 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
 def test_a_teacher_whose_replicas_always_die_is_named(spec, view, tmp_path):
     for number in range(40):
         faulty.plan(f"kill-{number:02}")
-    with TeacherPool([Hosting(spec, SIGNALS, 1, {"CPU": 0.5})], str(tmp_path)) as dying:
+    with TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], str(tmp_path)) as dying:
         dying.wait()
         client = PoolClient(dying.address)
         asked = client.ask("a", view.take(np.arange(3)), SIGNALS)
@@ -272,9 +272,11 @@ def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view
     store, rows = str(tmp_path / "store"), np.arange(40)
     EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(tmp_path / "split")
     done: list[int] = []
-    with TeacherPool([Hosting(spec, SIGNALS, 1, {"CPU": 0.5})], store) as pool:
+    with TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], store) as pool:
         pool.wait()
-        pool.fill([Filling("a", str(tmp_path / "split"), "student", view, rows, done.append)])
+        pool.fill(
+            [PrecomputeRequest("a", str(tmp_path / "split"), "student", view, rows, done.append)]
+        )
         events = [event for event in pool.take_events() if event["fault"] == "replica failed"]
         assert pool.figures()["a"]["forwards"] == sum(done) == len(rows)
     assert LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(view.keys[rows]).all()
@@ -289,7 +291,7 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
     spec, view, expected, tmp_path
 ):
     faulty.plan("sleep", "0.05")
-    with TeacherPool([Hosting(spec, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+    with TeacherPool([Deployment(spec, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
         pool.wait()
         for number in range(3):  # the question's first forward, and its next two, alone
             faulty.plan(f"device-{number}")
@@ -304,7 +306,7 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
 
 def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
     other = replace(spec, name="b", fingerprint="other")
-    hostings = [Hosting(each, SIGNALS, 1, {"CPU": 0.5}) for each in (spec, other)]
+    hostings = [Deployment(each, SIGNALS, 1, {"CPU": 0.5}) for each in (spec, other)]
     with TeacherPool(hostings, str(tmp_path)) as pool:
         pool.wait()
         client = PoolClient(pool.address)

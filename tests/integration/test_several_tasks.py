@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
-from tests.student import in_process
+from tests.training import in_process
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 

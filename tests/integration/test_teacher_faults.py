@@ -145,7 +145,7 @@ def test_the_desk_is_killed_and_asks_the_replicas_what_they_have(
     def kill_desk() -> None:
         while sum(map(sum, faulty.forwards().values())) < UNIQUE / 2:
             time.sleep(0.02)
-        (desk,) = alive("_DeskActor")
+        (desk,) = alive("_RouterActor")
         os.kill(desk["Pid"], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_desk)

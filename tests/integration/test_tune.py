@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
-from raybrew.jobfile import load_job
+from raybrew.config.job_file import load_job
 from tests.made import STUDENT_CONFIG, make_data, make_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow.fs as pafs
 
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.remote import RemoteLocation
-from raybrew.labels.spec import StoreSpec
+from raybrew.data.payload import Payload, Signal
+from raybrew.labels.remote import RemoteLocation, StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
 
 

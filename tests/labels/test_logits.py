@@ -8,11 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from raybrew.data.payload import DTYPES, Signal, from_storage
 from raybrew.labels import logits as module
-from raybrew.labels.logits import pack_logits, pack_rows
-from raybrew.labels.payload import DTYPES, Signal, from_storage
-from raybrew.labels.tensors import TokenTopK, tensors_of
-from raybrew.losses.soft import TopK
+from raybrew.labels.logits import TokenTopK, pack_logits, pack_rows, tensors_of
+from raybrew.losses.numerics import TopK
 
 LENGTHS = [5, 1, 7, 3]
 MASK = (torch.arange(7) < torch.tensor(LENGTHS)[:, None]).long()

@@ -13,14 +13,13 @@ import pyarrow.fs as pafs
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import ConfigError, LabelError
+from raybrew.labels.contents import survey, verify
 from raybrew.labels.location import LocalLocation
-from raybrew.labels.merging import TOO_MANY
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.remote import RemoteLocation, location_of
-from raybrew.labels.spec import StoreSpec
+from raybrew.labels.maintenance import TOO_MANY
+from raybrew.labels.remote import RemoteLocation, StoreSpec, location_of
 from raybrew.labels.store import LabelStore, SignalStore
-from raybrew.labels.survey import survey, verify
 from tests.labels.stores import make_keys, remote_store, shard_files, values, write
 
 

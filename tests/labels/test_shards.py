@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
+from raybrew.data.payload import Payload
 from raybrew.labels.location import LocalLocation
-from raybrew.labels.payload import Payload
 from raybrew.labels.shards import (
     DamagedShardError,
     Shard,

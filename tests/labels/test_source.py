@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.errors import LabelsLost, TeacherGone
-from raybrew.labels.payload import Payload, Signal
+from raybrew.data.payload import Payload, Signal
+from raybrew.errors import LabelsLost, TeacherDropped
 from raybrew.labels.source import LabelSource, TeacherLabels
 from raybrew.labels.store import LabelStore
 from tests.made import make_data, make_tokenizer
@@ -144,7 +144,7 @@ class Mortal(Teacher):
 
 class Gone(Answer):
     def result(self) -> dict[str, Payload]:
-        raise TeacherGone("teacher 'b' is gone")
+        raise TeacherDropped("teacher 'b' is gone")
 
 
 def test_a_teacher_that_is_gone_is_left_out_of_the_steps_that_need_it(tmp_path):

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelError
 from raybrew.labels import shards
-from raybrew.labels.index import KeyIndex
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.store import LabelStore
+from raybrew.labels.store import KeyIndex, LabelStore
 from tests.labels.stores import logits, make_keys, open_store, shard_files, values, write
 
 

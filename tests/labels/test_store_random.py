@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from raybrew.data.payload import DTYPES, Payload, Signal
 from raybrew.labels.location import LocalLocation
-from raybrew.labels.merging import merge_small
-from raybrew.labels.payload import DTYPES, Payload, Signal
+from raybrew.labels.maintenance import compact
 from raybrew.labels.shards import UnusableShardError, open_shard
 from raybrew.labels.store import LabelStore, SignalStore
 from tests.labels.stores import make_keys, shard_files
@@ -77,7 +77,7 @@ class Processes(RuleBasedStateMachine):
     @rule()
     def merge(self) -> None:
         location, name = LocalLocation(Path(self.folder.name)), self.signal.name
-        merge_small(location, f"t/{name}", teacher="t", signal=name, at_least=2)
+        compact(location, f"t/{name}", teacher="t", signal=name, at_least=2)
 
     def numbers_in(self, path: Path) -> set[int]:
         try:

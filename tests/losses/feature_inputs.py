@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from raybrew.losses.features import MATCH_LOSSES, FeatureSizes, MatchLoss, match_loss
-from raybrew.losses.partial import Partial
+from raybrew.losses.match_loss import FeatureSizes, MatchLoss, Partial
+from raybrew.matches.spec import MATCH_LOSSES, match_loss
 
 BATCH, LENGTH, HEADS = 4, 6, 2
 STUDENT_SIZE, TEACHER_SIZE = 6, 8

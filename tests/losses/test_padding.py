@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 import raybrew as rb
-from raybrew.kinds import KINDS
-from raybrew.labels.logits import pack_logits
-from raybrew.labels.payload import Signal
-from raybrew.labels.tensors import tensors_of
-from raybrew.losses.features import join, split
+from raybrew.data.payload import Signal
+from raybrew.labels.logits import pack_logits, tensors_of
+from raybrew.losses.kd import KD_LOSSES
+from raybrew.losses.match_loss import join, split
 from raybrew.losses.mixture import MIXTURES
-from raybrew.losses.soft import KD_LOSSES
-from raybrew.models.adaptors import View
-from raybrew.objective import BatchFacts, Objective, Position
+from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.tasks import KINDS
+from raybrew.tasks.adaptors import View
 from tests.losses.feature_inputs import (
     ALL_LOSSES,
     LENGTH,
@@ -100,9 +99,9 @@ def of_positions(config: rb.DistillationConfig, seed: int, extra: int) -> tuple[
     )
     objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=KINDS["question-answering"])
     keys = torch.tensor([11, 12, 13])
-    sums = objective.numerators(view, kept, Position(), keys, torch.tensor([0, 1, 1]))
-    facts = BatchFacts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
-    total = objective.total(sums, objective.denominators(facts), Position())
+    sums = objective.numerators(view, kept, TrainProgress(), keys, torch.tensor([0, 1, 1]))
+    facts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
+    total = objective.total(sums, objective.denominators(facts), TrainProgress())
     return float(total.detach()), torch.stack(gradients(total, student))
 
 

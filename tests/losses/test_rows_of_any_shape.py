@@ -9,10 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from raybrew.losses.mixture import MIXTURES, combine, make_mixture, teacher_weights
-from raybrew.losses.shift import probability_shift
-from raybrew.losses.soft import KD_LOSSES, TopK, make_kd_loss
-from raybrew.losses.temperature import make_temperature_scheduler
+from raybrew.losses.kd import KD_LOSSES, make_kd_loss
+from raybrew.losses.mixture import (
+    MIXTURES,
+    combine,
+    make_mixture,
+    probability_shift,
+    teacher_weights,
+)
+from raybrew.losses.numerics import TopK
+from raybrew.losses.schedules import make_temperature_scheduler
 
 torch.set_num_threads(1)
 

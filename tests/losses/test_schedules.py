@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from raybrew.errors import ConfigError
-from raybrew.losses.schedules import WEIGHT_SCHEDULES, make_weight_schedule
-from raybrew.losses.temperature import TEMPERATURE_SCHEDULERS, make_temperature_scheduler
+from raybrew.losses.schedules import (
+    TEMPERATURE_SCHEDULERS,
+    WEIGHT_SCHEDULES,
+    make_temperature_scheduler,
+    make_weight_schedule,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -19,10 +19,7 @@ from transformers import (
 
 from raybrew.config import Student, Teacher
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.models.students import (
-    build_student,
-    student_config,
-)
+from raybrew.models.students import build_student, student_config
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot"]
 SIZES: dict[str, Any] = {

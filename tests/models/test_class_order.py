@@ -8,10 +8,9 @@ import torch
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
-from raybrew.kinds import KINDS, kind_of
 from raybrew.models.class_order import class_order, names_differ
-from raybrew.models.multitask import Head, build_multitask
-from raybrew.models.students import build_student
+from raybrew.models.students import Head, build_multitask, build_student
+from raybrew.tasks import KINDS, kind_of
 from tests.models.checkpoints import (
     bert,
     distilbert,

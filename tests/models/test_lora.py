@@ -14,13 +14,13 @@ from transformers import (
 )
 
 import raybrew as rb
-from raybrew.models.lora import add_adapters, merged_state
-from raybrew.models.multitask import MultiTaskStudent
 from raybrew.models.student_files import task_folders
-from raybrew.preparation import prepare
-from raybrew.student.loop import StudentTraining
+from raybrew.models.students import MultiTaskStudent
+from raybrew.models.trainable import add_adapters, merged_state
+from raybrew.runs import resolve as prepare
+from raybrew.training.loop import StudentTraining
 from tests.made import make_data, make_job, make_model, make_yes_no_data
-from tests.student.in_process import Recorder, build
+from tests.training.in_process import Recorder, build
 
 LORA = rb.Lora(rank=3, alpha=6, dropout=0.1, target_modules=["query", "attention.output.dense"])
 MATCH = {"layer_T": 1, "layer_S": 1, "feature": "value", "loss": "minilm_value_relation"}

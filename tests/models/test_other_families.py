@@ -9,10 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
+from raybrew.models.inputs import check_runs
 from raybrew.models.pretrained import meta_model, quiet_transformers
-from raybrew.models.resizing import resized
+from raybrew.models.student_configs import resized
 from raybrew.models.students import build_student, student_config
-from raybrew.models.trial import check_runs
 from tests.made import make_tokenizer
 from tests.models.families import family_config
 

@@ -8,10 +8,10 @@ import pytest
 
 import raybrew as rb
 from raybrew.data.encoding import encode
-from raybrew.data.padding import Padding
-from raybrew.labels.payload import Signal
+from raybrew.data.payload import Signal
+from raybrew.data.split import Padding
 from raybrew.models.students import build_student, student_config
-from raybrew.preparation import Readings
+from raybrew.runs.resolve import MetadataCache
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 from tests.made import CLASSES, make_model, make_tokenizer
 
@@ -52,7 +52,7 @@ def spec(model: str, *, trust: bool) -> TeacherSpec:
 
 def fingerprint_of(model: str) -> str:
     teacher = rb.Teacher(name="a", task="sum", model=model, trust_remote_code=True)
-    return Readings().fingerprint(teacher, adaptor="x")
+    return MetadataCache().fingerprint(teacher, adaptor="x")
 
 
 def test_code_of_a_model_runs_where_it_is_asked_for_by_name(tmp_path, monkeypatch):

@@ -3,17 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-)
+from transformers import BertForMaskedLM
 from transformers.utils import logging as transformers_logging
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.models.students import (
-    student_config,
-)
+from raybrew.models.students import student_config
 from tests.models.checkpoints import (
     bert,
     build,

@@ -18,17 +18,14 @@ from ray.exceptions import (
 )
 
 from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelsLost, TeacherError
-from raybrew.labels.payload import Payload, Signal
 from raybrew.teachers import client as client_module
-from raybrew.teachers import desk as desk_module
-from raybrew.teachers.address import PoolAddress
-from raybrew.teachers.answer import Answer
-from raybrew.teachers.client import PoolClient
-from raybrew.teachers.desk import Desk
-from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.policy import LossPolicy
-from raybrew.teachers.watched import Member
+from raybrew.teachers import router_actor as desk_module
+from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
+from raybrew.teachers.replica import Answer
+from raybrew.teachers.router_actor import Member, PoolRouter
 from tests.made import make_data, make_tokenizer
 
 SIGNALS = (Signal(),)
@@ -114,7 +111,7 @@ class Pool:
         self.replicas = [Replica(number) for number in range(replicas)]
         handles: list[Any] = [Actor(replica) for replica in self.replicas]
         self.ended: list[tuple[int, bool]] = []
-        self.desk = Desk({"a": Member(handles, LossPolicy(on_loss, 5.0, 0.5), 64)})
+        self.desk = PoolRouter({"a": Member(handles, FailurePolicy(on_loss, 5.0, 0.5), 64)})
         desk: Any = Actor(self.desk)
         self.client = PoolClient(PoolAddress(desk, {"a": handles}, {"a": 64}))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import raybrew as rb
-from raybrew.preparation import prepare
+from raybrew.runs import resolve as prepare
 from tests.made import make_job, make_model
 
 

@@ -5,8 +5,8 @@ from concurrent.futures import Future
 import numpy as np
 
 from raybrew.errors import TeacherError
-from raybrew.teachers.answer import Answer
-from raybrew.teachers.ledger import Ledger
+from raybrew.teachers.host import Ledger
+from raybrew.teachers.replica import Answer
 
 
 def answered(ledger: Ledger, ticket: int, seen: list[int] | None = None) -> None:

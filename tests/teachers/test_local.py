@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
+from raybrew.data.payload import Payload, Signal
+from raybrew.data.split import Padding
 from raybrew.errors import TeacherError
-from raybrew.events import Event
-from raybrew.labels.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
-from raybrew.teachers.local import Askers, LocalAsker
+from raybrew.runs.events import Event
+from raybrew.teachers.local import CombinedClient, LocalClient
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 from tests.made import make_data, make_model, make_tokenizer
 
@@ -33,12 +33,12 @@ def expected(spec) -> np.ndarray:
     return ModelTeacher(spec).answer(VIEW, SIGNALS)[SIGNALS[0].name].values
 
 
-def asker_of(spec: TeacherSpec, store: Path) -> LocalAsker:
-    return LocalAsker([(spec, SIGNALS)], str(store), num_threads=1)
+def client_of(spec: TeacherSpec, store: Path) -> LocalClient:
+    return LocalClient([(spec, SIGNALS)], str(store), num_threads=1)
 
 
 def test_each_label_is_computed_once(spec, expected, tmp_path):
-    asker = asker_of(spec, tmp_path)
+    asker = client_of(spec, tmp_path)
     first = asker.ask("a", VIEW.take(np.arange(30)), SIGNALS)
     second = asker.ask("a", VIEW, SIGNALS)
     for answer, rows in ((first, 30), (second, 40)):
@@ -47,14 +47,14 @@ def test_each_label_is_computed_once(spec, expected, tmp_path):
     assert asker.forwards() == 32
     asker.flush()
     asker.close()
-    again = asker_of(spec, tmp_path)
+    again = client_of(spec, tmp_path)
     again.ask("a", VIEW, SIGNALS).result()
     assert again.forwards() == 0
     again.close()
 
 
 def test_shares_of_ranks_are_disjoint_and_together_all_there_is(spec, tmp_path):
-    ranks = [asker_of(spec, tmp_path) for _ in range(3)]
+    ranks = [client_of(spec, tmp_path) for _ in range(3)]
     for rank, asker in enumerate(ranks):
         asker.fill_share("a", VIEW, rank, 3)
     assert min(asker.forwards() for asker in ranks) > 0
@@ -82,7 +82,7 @@ class Named:
 
 def test_each_teacher_has_its_own_asker_and_each_is_flushed_once():
     far, near = Named(), Named()
-    askers = Askers({"a": far, "b": near, "c": far})
+    askers = CombinedClient({"a": far, "b": near, "c": far})
     for teacher in "abc":
         askers.ask(teacher, VIEW, SIGNALS)
     askers.flush()
@@ -92,7 +92,7 @@ def test_each_teacher_has_its_own_asker_and_each_is_flushed_once():
 
 def test_two_names_of_one_model_share_what_either_computed(spec, tmp_path):
     specs = [spec, replace(spec, name="b")]
-    asker = LocalAsker([(each, SIGNALS) for each in specs], str(tmp_path), num_threads=1)
+    asker = LocalClient([(each, SIGNALS) for each in specs], str(tmp_path), num_threads=1)
     answers = [asker.ask(name, VIEW, SIGNALS) for name in "ab"]
     one, two = (answer.result()[SIGNALS[0].name].values for answer in answers)
     np.testing.assert_array_equal(one, two)
@@ -123,7 +123,7 @@ def test_too_little_memory_for_a_forward_makes_it_smaller_in_the_workers_process
 ):
     failing += [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()]
     events: list[Event] = []
-    asker = LocalAsker([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
+    asker = LocalClient([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
     got = asker.ask("a", VIEW, SIGNALS).result()[SIGNALS[0].name].values
     np.testing.assert_allclose(got, expected, atol=1e-6)
     assert [event.fault for event in events] == ["teacher out of memory"] * 2
@@ -135,7 +135,7 @@ def test_a_single_example_that_memory_is_too_small_for_is_an_error_that_names_it
     spec, tmp_path, failing
 ):
     failing += [torch.OutOfMemoryError("CUDA out of memory")]
-    asker = asker_of(spec, tmp_path)
+    asker = client_of(spec, tmp_path)
     pattern = rf"'a'.*1 examples, {VIEW.lengths[0]} tokens; a single example needs more memory"
     with pytest.raises(TeacherError, match=pattern):
         asker.ask("a", VIEW.take(np.arange(1)), SIGNALS).result()
@@ -144,7 +144,7 @@ def test_a_single_example_that_memory_is_too_small_for_is_an_error_that_names_it
 
 def test_an_error_of_the_device_ends_the_worker_as_it_was_raised(spec, tmp_path, failing):
     failing += [RuntimeError("CUDA error: uncorrectable ECC error encountered")]
-    asker = asker_of(spec, tmp_path)
+    asker = client_of(spec, tmp_path)
     # Not an error of ours, which would end the run: Ray Train starts the worker again.
     with pytest.raises(RuntimeError, match=r"^CUDA error: uncorrectable ECC"):
         asker.fill_share("a", VIEW, 0, 1)
@@ -155,7 +155,7 @@ def test_a_model_is_unloaded_once_every_label_that_is_expected_is_in_the_store(
     spec, expected, tmp_path
 ):
     events: list[Event] = []
-    asker = LocalAsker([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
+    asker = LocalClient([(spec, SIGNALS)], str(tmp_path), num_threads=1, on_event=events.append)
     replica = asker._replicas["a"]
     asker.expect("a", VIEW)
     asker.ask("a", VIEW.take(np.arange(30)), SIGNALS).result()
@@ -170,7 +170,7 @@ def test_a_model_is_unloaded_once_every_label_that_is_expected_is_in_the_store(
     # One whose label is lost is loaded again.
     for shard in tmp_path.rglob("shard-*.arrow"):
         shard.unlink()
-    again = asker_of(spec, tmp_path)
+    again = client_of(spec, tmp_path)
     again.expect("a", VIEW)
     got = again.ask("a", VIEW, SIGNALS).result()[SIGNALS[0].name].values
     np.testing.assert_allclose(got, expected, atol=1e-6)

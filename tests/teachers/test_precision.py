@@ -15,8 +15,8 @@ from transformers import (
 )
 
 from raybrew.data.encoding import view_from_ids
-from raybrew.data.padding import Padding
-from raybrew.labels.payload import Signal
+from raybrew.data.payload import Signal
+from raybrew.data.split import Padding
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 

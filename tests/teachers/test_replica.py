@@ -9,17 +9,15 @@ import pytest
 import torch
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
-from raybrew.data.split import EncodedSplit
+from raybrew.data.payload import Payload, Signal
+from raybrew.data.split import EncodedSplit, Padding
 from raybrew.errors import TeacherError
 from raybrew.labels import store as store_module
-from raybrew.labels.payload import Payload, Signal
-from raybrew.labels.spec import StoreSpec
+from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.teachers.answer import Answer
 from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.replica import Replica
-from raybrew.teachers.teacher import TeacherSpec, chunks_by_tokens
+from raybrew.teachers.replica import Answer, Replica
+from raybrew.teachers.teacher import TeacherSpec, batches_by_length
 from tests.made import make_data, make_tokenizer
 
 SIGNALS = (Signal(), Signal(dtype="float16"))
@@ -129,12 +127,12 @@ def test_filling_computes_what_is_missing_of_a_split(tmp_path):
 @pytest.mark.parametrize("budget", [1, 16, 40, 10_000])
 def test_chunks_hold_each_example_once_and_keep_to_the_budget(budget):
     lengths = np.random.default_rng(0).integers(1, 30, 50)
-    chunks = list(chunks_by_tokens(lengths, budget))
+    chunks = list(batches_by_length(lengths, budget))
     assert sorted(np.concatenate(chunks)) == list(range(50))
     for chunk in chunks:
         assert len(chunk) == 1 or len(chunk) * lengths[chunk].max() <= budget
-    assert [c.tolist() for c in chunks] == [c.tolist() for c in chunks_by_tokens(lengths, budget)]
-    assert list(chunks_by_tokens(np.empty(0, np.int64), budget)) == []
+    assert [c.tolist() for c in chunks] == [c.tolist() for c in batches_by_length(lengths, budget)]
+    assert list(batches_by_length(np.empty(0, np.int64), budget)) == []
 
 
 class Picky(Counting):

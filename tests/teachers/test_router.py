@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raybrew.teachers import tally as tally_module
-from raybrew.teachers.router import Router, home_of
-from raybrew.teachers.tickets import Ticket
+from raybrew.teachers import router as tally_module
+from raybrew.teachers.router import Router, Ticket, home_of
 
 NONE = np.empty(0, np.int64)
 KEYS = np.random.default_rng(0).integers(0, 2**63, (400, 2)).astype(np.uint64)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
-from raybrew.labels.payload import Payload, Signal
+from raybrew.data.payload import Payload, Signal
+from raybrew.data.split import Padding
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.replica import Replica
 from raybrew.teachers.teacher import TeacherSpec

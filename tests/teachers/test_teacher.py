@@ -8,22 +8,21 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.data.encoding import EncodedView, encode
-from raybrew.data.padding import Padding
+from raybrew.data.payload import Signal
+from raybrew.data.split import Padding
 from raybrew.errors import ConfigError, TeacherError
-from raybrew.labels.payload import Signal
-from raybrew.losses.match_spec import MatchSpec
-from raybrew.matching.signals import signal_of
-from raybrew.models.custom_match import CustomMatch
+from raybrew.matches.capture import signal_of
+from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
 from tests.made import make_data, make_model, make_tokenizer
-from tests.student import user_adaptors
+from tests.training import user_adaptors
 
 HIDDEN = MatchSpec(layer_T=2, layer_S=1, feature="hidden", loss="hidden_mse")
 ATTENTION = MatchSpec(layer_T=1, layer_S=0, feature="attention", loss="attention_mse")
 PKD = MatchSpec(layer_T=1, layer_S=1, feature="hidden", loss="pkd")
 VALUE = MatchSpec(layer_T=0, layer_S=0, feature="value", loss="minilm_value_relation")
 CUSTOM = CustomMatch(
-    module_T="bert.encoder.layer.0.output", module_S="x", loss="tests.models.user_matches:x"
+    module_T="bert.encoder.layer.0.output", module_S="x", loss="tests.matches.user_matches:x"
 )
 
 
@@ -103,7 +102,7 @@ def test_equal_statistics_are_one_signal():
 
 def test_an_adaptor_of_the_users_decides_what_a_layer_is(model, view):
     signal = signal_of(HIDDEN.model_copy(update={"layer_T": 0}), "float32")
-    spec = "tests.student.user_adaptors:last_layer_first"
+    spec = "tests.training.user_adaptors:last_layer_first"
     answer = teacher(model, adaptor=spec).answer(view, (signal,))[signal.name]
     last = alone(model, view, 0).hidden_states[2].reshape(-1).numpy()
     np.testing.assert_allclose(answer.take(np.array([0])).values, last, atol=1e-5)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import raybrew as rb
-from raybrew.labels.payload import Signal
-from raybrew.preparation import prepare
+from raybrew.data.payload import Signal
+from raybrew.runs import resolve as prepare
 from raybrew.teachers.teacher import ModelTeacher
 from tests.made import make_job, make_model
 

@@ -6,14 +6,11 @@ waits for the other. Without them, it shows who asks whom.
 
 import numpy as np
 
-from raybrew.labels.claims import Claims, Taken
-from tests.teachers.faulty import faulty
-
-__all__ = ["faulty"]
+from raybrew.labels.leases import LeaseResult, Leases
 
 
-def _all_mine(_: Claims, keys: np.ndarray, *, waiting: bool = False) -> Taken:
-    return Taken(np.ones(len(keys), bool), moved=False)
+def _all_mine(_: Leases, keys: np.ndarray, *, waiting: bool = False) -> LeaseResult:
+    return LeaseResult(np.ones(len(keys), bool), moved=False)
 
 
-Claims.take = _all_mine  # type: ignore[method-assign]
+Leases.take = _all_mine  # type: ignore[method-assign]

@@ -1,0 +1,193 @@
+"""`raybrew store ls | verify | prune`: look at a label store, check it, make it smaller."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from raybrew.cli.exit_codes import told
+
+if TYPE_CHECKING:
+    from raybrew.labels.contents import StoreStats
+    from raybrew.labels.location import Location
+    from raybrew.labels.maintenance import Pruned
+
+
+DAMAGE_FOUND = 1
+
+app = typer.Typer(help="Look at a label store, check it, make it smaller.", no_args_is_help=True)
+
+Store = Annotated[
+    str | None,
+    typer.Argument(
+        help="Its folder or URI; the default of labels.store if left out.", show_default=False
+    ),
+]
+
+
+@app.command("ls")
+def list_(
+    store: Store = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
+) -> None:
+    """Show what a store holds, by teacher and signal."""
+    with _opened(store) as location:
+        from raybrew.data.files import to_json
+        from raybrew.labels.contents import survey
+
+        holdings = survey(location)
+        if as_json:
+            print(to_json([asdict(holding) for holding in holdings], indent=1))
+        else:
+            _show(location, holdings)
+
+
+@app.command()
+def verify(store: Store = None) -> None:
+    """Check every shard against its checksum; exit code 1 if one is damaged."""
+    with _opened(store) as location:
+        from rich.progress import Progress
+
+        from raybrew.labels.contents import verify as check
+
+        total = sum(file.nbytes for file in location.shards())
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("checking", total=total)
+            wrong = check(location, lambda file: progress.advance(bar, file.nbytes))
+        for line in wrong:
+            print(line)
+        print(f"{location.root}: {total:,} bytes of labels checked, {len(wrong)} files damaged")
+        if wrong:
+            print(
+                "a run that needs their labels sets such files aside and computes them again; what "
+                f"was set aside goes with raybrew store prune {location.root} --damaged, the "
+                "others you may delete by hand"
+            )
+            raise typer.Exit(DAMAGE_FOUND)
+
+
+@app.command()
+def prune(
+    store: Store = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Delete the labels least recently used until no more than this is left."),
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="Delete the labels of this teacher: a fingerprint, or its beginning."),
+    ] = None,
+    damaged: Annotated[bool, typer.Option(help="Delete what was set aside as damaged.")] = False,
+    merge: Annotated[bool, typer.Option(help="Merge small shards into larger ones.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+) -> None:
+    """Delete labels and leftovers, merge shards; runs that use the store go on."""
+    with told():
+        limit = None if max_size is None else _bytes(max_size)
+        if limit is None and not (teacher or damaged or merge):
+            from raybrew.errors import ConfigError
+
+            raise ConfigError(
+                "store prune: expected --max-size, --teacher, --damaged or --merge, got none"
+            )
+    with _opened(store) as location:
+        from raybrew.labels.maintenance import find_teachers, plan_pruning
+
+        going = plan_pruning(
+            location,
+            max_bytes=limit,
+            teachers=find_teachers(location, teacher or ()),
+            damaged=damaged,
+        )
+        for pruned in going:
+            if not dry_run:
+                location.remove(pruned.file.path)
+        _tell(going, dry_run)
+        if damaged:
+            print(
+                f"--damaged takes what was set aside; what wasn't yet is named by "
+                f"raybrew store verify {location.root}"
+            )
+        if merge:
+            print(f"{'would merge' if dry_run else 'merged'} {_merge(location, dry_run)} shards")
+
+
+@contextmanager
+def _opened(store: str | None) -> Iterator["Location"]:
+    """Open a store; what the system refuses is a message, as are mistakes of the user's."""
+    from raybrew.labels.contents import check_is_store
+    from raybrew.labels.location import label_errors
+
+    with told():
+        location = _location(store)
+        with label_errors(location.root):
+            check_is_store(location)
+            yield location
+
+
+def _location(store: str | None) -> "Location":
+    from raybrew.config import LabelConfig
+    from raybrew.errors import ConfigError
+    from raybrew.labels.location import LocalLocation
+    from raybrew.labels.remote import StoreSpec, location_of
+
+    if store is not None and not store.strip():
+        raise ConfigError(f"label store: expected a folder or URI, got {store!r}")
+    labels = LabelConfig() if store is None else LabelConfig(store=store)
+    location = location_of(StoreSpec.of(labels))
+    if isinstance(location, LocalLocation) and not location.base.is_dir():
+        raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
+    return location
+
+
+def _bytes(text: str) -> int:
+    from raybrew.config.section import as_bytes
+    from raybrew.errors import ConfigError
+
+    try:
+        return as_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--max-size: {error}") from None
+
+
+def _merge(location: "Location", dry_run: bool) -> int:
+    from raybrew.labels.maintenance import compact, count_compactable
+
+    folders = sorted({file.folder for file in location.shards() if file.path.count("/") == 2})
+    count = 0
+    if dry_run:
+        return sum(count_compactable(location, folder) for folder in folders)
+    for folder in folders:
+        teacher, _, signal = folder.partition("/")
+        count += compact(location, folder, teacher=teacher, signal=signal, at_least=2)
+    return count
+
+
+def _show(location: "Location", holdings: Sequence["StoreStats"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=location.root, title_justify="left")
+    for name in ("teacher", "model", "signal"):
+        table.add_column(name, overflow="fold")
+    for name in ("labels", "bytes", "shards", "damaged", "last used"):
+        table.add_column(name, justify="right")
+    for one in holdings:
+        used = f"{datetime.fromtimestamp(one.used_s):%Y-%m-%d %H:%M}" if one.shards else ""
+        counts = (one.labels, one.nbytes, one.shards, one.damaged)
+        table.add_row(one.teacher, one.model, one.signal, *(f"{n:,}" for n in counts), used)
+    table.add_section()
+    sums = (sum(getattr(h, n) for h in holdings) for n in ("labels", "nbytes", "shards", "damaged"))
+    table.add_row("all", "", "", *(f"{n:,}" for n in sums), "")
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _tell(going: Sequence["Pruned"], dry_run: bool) -> None:
+    for pruned in going:
+        print(f"{pruned.why:9s}  {pruned.file.nbytes:>15,}  {pruned.file.path}")
+    total = sum(pruned.file.nbytes for pruned in going)
+    print(f"{'would delete' if dry_run else 'deleted'} {len(going)} files, {total:,} bytes")

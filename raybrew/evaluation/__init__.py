@@ -1,0 +1,1 @@
+"""Evaluation: predictions and metrics of a model, of stored teachers, of saved models."""

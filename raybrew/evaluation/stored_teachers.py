@@ -1,0 +1,144 @@
+"""What the teachers are worth on evaluation rows, from labels that are in the store."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raybrew.config import DistillJob
+from raybrew.data.payload import Payload
+from raybrew.data.split import EncodedSplit, collate_labels
+from raybrew.errors import LabelError
+from raybrew.evaluation.predict import StoredLabels, payload_of_rows
+from raybrew.labels.remote import StoreSpec
+from raybrew.labels.store import LabelStore
+from raybrew.objective import Objective
+from raybrew.objective.rows import RowIndex
+from raybrew.tasks import kind_of
+from raybrew.tasks.task_type import Kind
+from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, dict[str, float]]
+
+_BATCH = 64
+
+
+def evaluate_teachers(job: DistillJob, preparation: ResolvedJob) -> tuple[Metrics, Metrics]:
+    """Compare stored logits with the labels of the evaluation rows.
+
+    Returns:
+        Metrics of each teacher, and of each task's mixture of teachers as the job mixes them.
+
+    Raises:
+        LabelError: a label is missing, and the store may not go on without storing.
+    """
+    teachers: Metrics = {}
+    ensembles: Metrics = {}
+    for number, task in enumerate(preparation.tasks):
+        if task.eval is None:
+            continue
+        mine = [teacher for teacher in preparation.teachers if teacher.task == number]
+        if not mine:  # all of them were dropped, or it is learnt from labels alone
+            continue
+        try:
+            judge = _Judge(job, task, task.eval, mine)
+            predictions = judge.predictions()
+        except LabelError as error:
+            if job.labels.on_full == "stop":
+                raise
+            # The student is trained: what it is compared with is worth less than it.
+            logger.error("teachers of task %r are not judged: %s", task.task.name, error)
+            continue
+        for teacher, predicted in zip(mine, predictions, strict=False):
+            teachers[teacher.teacher.name] = judge.metrics(predicted)
+        ensembles[task.task.name] = judge.metrics(predictions[-1])
+    return teachers, ensembles
+
+
+class _Judge:
+    """The evaluation rows of a task and its teachers' stored answers to them."""
+
+    def __init__(
+        self,
+        job: DistillJob,
+        task: ResolvedTask,
+        split: EncodedSplit,
+        teachers: Sequence[ResolvedTeacher],
+    ):
+        self._task, self._split, self._teachers = task, split, teachers
+        self._kind: Kind = kind_of(task.task.kind)
+        self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
+        self._signal = teachers[0].signals[0]
+        weights = {t.teacher.name: t.teacher.weight for t in teachers}
+        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._kind)
+
+    def predictions(self) -> list[Payload]:
+        """Return what each teacher predicts, and last what their mixture does."""
+        parts = [
+            self._of_batch(np.arange(start, min(start + _BATCH, len(self._split))))
+            for start in range(0, len(self._split), _BATCH)
+        ]
+        return [Payload.concat(each) for each in zip(*parts, strict=True)]
+
+    def metrics(self, predicted: Payload) -> dict[str, float]:
+        """Say what predictions are worth, as far as what was kept of the logits allows."""
+        figures = self._kind.metrics(
+            predicted, self._split, np.arange(len(self._split)), self._task.label_names
+        )
+        hidden = () if self._signal.top_k is None else self._kind.dense_metrics
+        return {name: value for name, value in figures.items() if name not in hidden}
+
+    def _of_batch(self, rows: np.ndarray) -> list[Payload]:
+        lengths = self._split.student.lengths_of(rows)
+        length = int(lengths.max())
+        labels = self._kind.labels_of(collate_labels(self._split, rows, length))
+        mask = torch.from_numpy(np.arange(length) < lengths[:, None])
+        index = RowIndex.of(self._kind.layout, labels[0], mask)
+        taken = [index.of_labels(each) for each in labels]
+        widths = self._kind.widths(self._task.num_labels)
+        by_output = [self._logits(index, rows, widths, n) for n in range(len(widths))]
+        keys = torch.from_numpy(self._split.student.keys[rows, 0].astype(np.int64))
+        routes = self._split.routes
+        mixed = [
+            self._objective.target(
+                each,
+                labels=taken[output],
+                row_keys=index.of_examples(keys),
+                route=None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
+            )
+            for output, each in enumerate(by_output)
+        ]
+        answers = [[each[k] for each in by_output] for k in range(len(self._teachers))]
+        return [payload_of_rows(self._kind, index, one, taken) for one in [*answers, mixed]]
+
+    def _logits(
+        self, index: RowIndex, rows: np.ndarray, widths: Sequence[int], output: int
+    ) -> Tensor:
+        """Return the logits of one output of each teacher, (K, R, C)."""
+        found = []
+        for teacher, payload in zip(self._teachers, self._answers, strict=True):
+            stored = StoredLabels(payload.take(rows), self._signal, teacher.view, teacher.order)
+            one = stored.rows(index, self._split, rows, widths, output)
+            logits = one.logits
+            assert isinstance(logits, Tensor), "classes that were left out are filled up"
+            if one.available is not None:
+                # Where a teacher has nothing to say, no class is better than another.
+                logits = logits.masked_fill(~one.available[:, None], 0.0)
+            found.append(logits)
+        return torch.stack(found)
+
+
+def _stored(job: DistillJob, teacher: ResolvedTeacher, keys: np.ndarray) -> Payload:
+    signal = teacher.signals[0]
+    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, signal)
+    found, payload = store.read(keys)
+    if payload is None or not found.all():
+        raise LabelError(
+            f"teacher {teacher.teacher.name!r}: {int((~found).sum())} labels of evaluation rows "
+            f"are missing from {job.labels.store}; were files of the store deleted?"
+        )
+    return payload

@@ -1,0 +1,434 @@
+"""A match loss: the statistic that the teacher ships, and what the student compares with it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float, Int64, Shaped
+from torch import Tensor
+
+from raybrew.errors import ConfigError, LabelError
+from raybrew.losses.numerics import Keep, compute_dtype
+
+# A loss before it is normalised: numerators and denominators apart.
+
+
+class Partial(NamedTuple):
+    """Per example: what the loss adds up, and what it is to be divided by.
+
+    The loss over any set of examples is `numerator.sum() / denominator.sum()`, so it may be
+    split over ranks and micro-batches. Denominators depend on masks and static sizes alone.
+    """
+
+    numerator: Float[Tensor, " batch"]
+    denominator: Float[Tensor, " batch"]
+
+
+# Padded batch ⇄ ragged rows: what a store keeps of a statistic is its real tokens alone.
+#
+#     padded (B, A, L, L) ──pack(keep)──► values, flat   [ex. 0: A·n₀·n₀ | ex. 1: A·n₁·n₁ | …]
+#                         ◄─unpack(keep)─ offsets (B+1,) [0, A·n₀², A·n₀²+A·n₁², …]
+#
+# Real tokens keep their order, so an example's row says nothing of how its batch was padded, and
+# it can be put back under another padding, also when the mask has holes.
+
+Axis = Literal["layer", "head", "token", "hidden"]
+
+
+@dataclass(frozen=True)
+class FeatureSizes:
+    """The static sizes a statistic has beside its number of tokens.
+
+    Attributes:
+        hidden: entries of one token's vector at the teacher (after projection, at the student).
+        heads: attention heads.
+        layers: distinct layers that go into the statistic.
+    """
+
+    hidden: int
+    heads: int = 1
+    layers: int = 1
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths, one after another."""
+
+    values: Shaped[Tensor, " elements"]
+    offsets: Int64[Tensor, " rows_and_one"]
+
+
+def row_shape(axes: tuple[Axis, ...], num_tokens: int, sizes: FeatureSizes) -> tuple[int, ...]:
+    """Shape of one example's statistic, `num_tokens` real tokens long."""
+    extents = {
+        "token": num_tokens,
+        "hidden": sizes.hidden,
+        "head": sizes.heads,
+        "layer": sizes.layers,
+    }
+    return tuple(extents[axis] for axis in axes)
+
+
+def pack(
+    padded: Shaped[Tensor, "batch ..."],
+    keep: Bool[Tensor, "batch length"],
+    axes: tuple[Axis, ...],
+) -> Ragged:
+    """Leave the padding out.
+
+    Args:
+        padded: statistics of a batch.
+        keep: which tokens are real.
+        axes: what each axis after the first is.
+
+    Returns:
+        The real entries, row after row, and where each row starts.
+    """
+    num_token_axes = axes.count("token")
+    if num_token_axes == 0:
+        values = padded.reshape(-1)
+        row_sizes = torch.full_like(keep[:, 0], padded[0].numel(), dtype=torch.int64)
+    else:
+        values = padded[_selection(keep, axes, padded.shape[1:])].reshape(-1)
+        static = _product(s for a, s in zip(axes, padded.shape[1:], strict=True) if a != "token")
+        row_sizes = keep.sum(dim=1) ** num_token_axes * static
+    return Ragged(values, _offsets(row_sizes))
+
+
+def unpack(
+    ragged: Ragged,
+    keep: Bool[Tensor, "batch length"],
+    axes: tuple[Axis, ...],
+    sizes: FeatureSizes,
+) -> Shaped[Tensor, "batch ..."]:
+    """Put rows back where the mask's real tokens are, with zeros at padding.
+
+    Args:
+        ragged: one row per example of the batch, in its order.
+        keep: real tokens of the batch that asks; as many per row as the row was packed from.
+        axes: what each axis after the first is.
+        sizes: the static sizes the rows were packed with.
+
+    Returns:
+        The statistics of the batch, padded as `keep` is.
+
+    Raises:
+        LabelError: a row holds another number of entries than its real tokens ask for.
+    """
+    shape = row_shape(axes, keep.shape[1], sizes)
+    num_token_axes = axes.count("token")
+    static = _product(size for axis, size in zip(axes, shape, strict=True) if axis != "token")
+    _check_row_sizes(ragged.offsets, keep.sum(dim=1), num_token_axes, static)
+    if num_token_axes == 0:
+        return ragged.values.view(keep.shape[0], *shape)
+    padded = ragged.values.new_zeros(keep.shape[0], *shape)
+    selection = _selection(keep, axes, shape)
+    padded[selection] = ragged.values.view(-1, *padded.shape[selection.dim() :])
+    return padded
+
+
+def split(ragged: Ragged) -> list[Shaped[Tensor, " _"]]:
+    """Give one flat view per example."""
+    return list(ragged.values.split(ragged.offsets.diff().tolist()))
+
+
+def join(rows: Sequence[Shaped[Tensor, " _"]]) -> Ragged:
+    """Lay flat rows one after another."""
+    return Ragged(torch.cat(list(rows)), _offsets(torch.tensor([row.numel() for row in rows])))
+
+
+def _offsets(row_sizes: Tensor) -> Tensor:
+    return torch.nn.functional.pad(row_sizes.cumsum(dim=0), (1, 0))
+
+
+def _product(factors) -> int:
+    result = 1
+    for factor in factors:
+        result *= int(factor)
+    return result
+
+
+def _selection(keep: Tensor, axes: tuple[Axis, ...], shape: Sequence[int]) -> Tensor:
+    """Which rows are real; it stops at the last token axis, so whole vectors move at once."""
+    depth = max(i for i, axis in enumerate(axes) if axis == "token") + 1
+    selection = keep.new_ones(keep.shape[0], *shape[:depth])
+    for i, axis in enumerate(axes[:depth]):
+        if axis == "token":
+            others_before, others_after = (1,) * i, (1,) * (depth - i - 1)
+            selection &= keep.view(keep.shape[0], *others_before, -1, *others_after)
+    return selection
+
+
+def _check_row_sizes(offsets: Tensor, lengths: Tensor, num_token_axes: int, static: int) -> None:
+    expected = lengths**num_token_axes * static
+    found = offsets.diff()
+    if found.shape != expected.shape:
+        raise LabelError(
+            f"Labels of {found.shape[0]} examples came for a batch of {expected.shape[0]}."
+        )
+    wrong = (found != expected).nonzero()
+    if wrong.numel():
+        row = int(wrong[0])
+        raise LabelError(
+            f"Row {row} of the batch has {int(lengths[row])} real tokens, so its teacher "
+            f"statistic has to hold {int(expected[row])} numbers; it holds {int(found[row])}. "
+            "A match by token needs the same tokens at teacher and student: use the same "
+            "tokenizer and max_length for both, or a loss that doesn't ship tokens (pkd, fsp with "
+            'the option payload="gram").'
+        )
+
+
+# Denominators of the match losses: functions of lengths n and static sizes alone.
+
+Lengths = Float[Tensor, " batch"]
+
+
+def tokens(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return n: a mean over tokens."""
+    return lengths
+
+
+def token_entries(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return n·H: a mean over the entries of real tokens."""
+    return lengths * sizes.hidden
+
+
+def pairs(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return n²: a mean over pairs of real tokens."""
+    return lengths.square()
+
+
+def head_pairs(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return A·n²: a mean over heads and pairs of real tokens."""
+    return lengths.square() * sizes.heads
+
+
+def head_queries(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return A·n: a mean over heads and queries."""
+    return lengths * sizes.heads
+
+
+def examples(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return 1 for each example that has a real token."""
+    return (lengths > 0).to(lengths.dtype)
+
+
+def gram_entries(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return H²: a mean over a Gram matrix of features."""
+    return examples(lengths, sizes) * sizes.hidden**2
+
+
+def pairs_of_examples(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return N each, N² in sum: a mean over pairs of the N examples that have a token."""
+    present = examples(lengths, sizes)
+    return present * present.sum()
+
+
+def triplets_of_examples(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return N² each, N³ in sum."""
+    present = examples(lengths, sizes)
+    return present * present.sum().square()
+
+
+def two_examples(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
+    """Return 1 for each example in a batch of two or more: one alone can't be compared."""
+    present = examples(lengths, sizes)
+    return present * (present.sum() > 1)
+
+
+# A match loss: what the teacher has to ship, and what the student does with it.
+#
+#     teacher's features ──statistic──► (B, …) ──pack──► rows ─ ─ store, wire ─ ─► unpack ─┐
+#     student's features ──────────────────────────────────────────────► compare ◄────────┘
+#                                                                           ▼
+#                                                 Partial(numerator, denominator), both (B,)
+#
+# An example's row depends on its own real tokens alone: not on its neighbours in the batch and
+# not on the padding, so it can be kept and used again in any other batch.
+
+Feature = Literal["hidden", "attention", "query", "key", "value"]
+"""`hidden` is (B, L, H), `attention` (B, A, L, L) or (B, L, L), the others (B, A, L, H/A)."""
+
+Features: TypeAlias = Sequence[Float[Tensor, "batch ..."]]
+"""One tensor per layer of the match."""
+
+Mask: TypeAlias = Shaped[Tensor, "batch length"] | None
+"""1 = real token, of any dtype; None where the adaptor gives no `inputs_mask`."""
+
+
+def _as_stored(statistic: Tensor, keep: Keep) -> Tensor:
+    return statistic
+
+
+@dataclass(frozen=True)
+class MatchLoss:
+    """One loss between features of a teacher and of a student.
+
+    Attributes:
+        name: as it is asked for.
+        features: the kinds of feature it compares.
+        num_layers: layers it takes on each side; None for any number.
+        axes: what each axis of one example's statistic is.
+        statistic: the teacher's side, (features, keep) → (B, *axes).
+        compare: the student's side, (features, keep, statistic) → numerators (B,).
+        count: denominators, (lengths (B,), sizes) → (B,).
+        needs_same_size: whether the student's vectors must be as long as the teacher's.
+        needs_same_heads: whether both must have as many attention heads.
+        batch_level: whether it compares examples with each other, within one micro-batch.
+        relation_heads: heads of the statistic where they aren't the model's own.
+        restore: what padding has to hold after `unpack`, where that isn't zero.
+        projection_per_layer: whether each layer of the student gets a projection of its own.
+        padding_counts: whether its value depends on how far a batch is padded.
+    """
+
+    name: str
+    features: tuple[Feature, ...]
+    num_layers: int | None
+    axes: tuple[Axis, ...]
+    statistic: Callable[[Features, Keep], Tensor]
+    compare: Callable[[Features, Keep, Tensor], Tensor]
+    count: Callable[[Tensor, FeatureSizes], Tensor]
+    needs_same_size: bool = False
+    needs_same_heads: bool = False
+    batch_level: bool = False
+    relation_heads: int | None = None
+    restore: Callable[[Tensor, Keep], Tensor] = _as_stored
+    projection_per_layer: bool = False
+    padding_counts: bool = False
+
+    def teacher_statistic(self, teacher: Features, mask: Mask) -> Float[Tensor, "batch ..."]:
+        """Reduce the teacher's features to what the loss needs of them.
+
+        Args:
+            teacher: one tensor per layer; the same object twice where both layers are one.
+            mask: (B, L), real tokens; None where there is none.
+
+        Returns:
+            (B, *axes), padded like the batch, apart from the graph.
+        """
+        with torch.no_grad():
+            return self.statistic(teacher, _keep(mask))
+
+    def loss(self, student: Features, mask: Mask, statistic: Float[Tensor, "batch ..."]) -> Partial:
+        """Compare the student's features with a teacher's statistic.
+
+        Args:
+            student: one tensor per layer, projected where the sizes differ.
+            mask: (B, L), real tokens; None where there is none.
+            statistic: (B, *axes) in any float dtype, padded like the student's batch.
+
+        Returns:
+            Numerators and denominators, (B,) each.
+
+        Raises:
+            ConfigError: the statistic doesn't have the shape that the student's features ask for.
+        """
+        self._check_shape(student, statistic)
+        # The student's precision decides, whatever the statistic was stored in.
+        target = statistic.to(compute_dtype(student[0]))
+        numerator = self.compare(student, _keep(mask), target)
+        lengths = _lengths(student[0], mask)
+        denominator = self.count(lengths.double(), self._student_sizes(student))
+        return Partial(numerator, denominator.to(numerator.dtype))
+
+    def denominator(
+        self, lengths: Shaped[Tensor, " batch"], sizes: FeatureSizes
+    ) -> Float[Tensor, " batch"]:
+        """Give the denominators that `loss` will have, from what is known before the forward.
+
+        Args:
+            lengths: real tokens of each example (the padded length where there is no mask).
+            sizes: those of the student's features after projection.
+
+        Returns:
+            float64, exact.
+        """
+        return self.count(lengths.double(), self._own_heads(sizes))
+
+    def payload_shape(self, num_tokens: int, sizes: FeatureSizes) -> tuple[int, ...]:
+        """Shape of what is shipped for one example of `num_tokens` real tokens."""
+        return row_shape(self.axes, num_tokens, self._own_heads(sizes))
+
+    def pack(self, statistic: Float[Tensor, "batch ..."], mask: Mask) -> Ragged:
+        """Leave the padding out of a batch of statistics, to be stored or shipped.
+
+        Args:
+            statistic: (B, *axes), of `teacher_statistic`.
+            mask: (B, L), the one it was made with.
+
+        Returns:
+            Flat values, and where each example's start.
+        """
+        return pack(statistic, self._stored_tokens(statistic, mask), self.axes)
+
+    def unpack(
+        self, ragged: Ragged, mask: Mask, sizes: FeatureSizes, padded_length: int | None = None
+    ) -> Float[Tensor, "batch ..."]:
+        """Pad rows for the batch that asks.
+
+        Args:
+            ragged: one row per example of the batch.
+            mask: (B, L), the student's real tokens; None where there is none.
+            sizes: the teacher's.
+            padded_length: L, needed only where there is no mask.
+
+        Returns:
+            (B, *axes), as `loss` takes it.
+
+        Raises:
+            LabelError: a row was made from another number of tokens.
+        """
+        rows = ragged.offsets.shape[0] - 1
+        keep = _keep(mask)
+        places = keep
+        if places is None:
+            length = padded_length if padded_length is not None else 1
+            places = ragged.offsets.new_ones((rows, length), dtype=torch.bool)
+        return self.restore(unpack(ragged, places, self.axes, self._own_heads(sizes)), keep)
+
+    def _check_shape(self, student: Features, statistic: Tensor) -> None:
+        length = student[0].shape[-2] if student[0].dim() > 2 else 1
+        shape = row_shape(self.axes, length, self._student_sizes(student))
+        free = {"layer"} | (set() if self.needs_same_size else {"hidden"})
+        expected = [
+            None if axis in free else size for axis, size in zip(self.axes, shape, strict=True)
+        ]
+        expected.insert(0, student[0].shape[0])
+        found = list(statistic.shape)
+        fits = len(found) == len(expected) and all(
+            size in (None, got) for size, got in zip(expected, found, strict=True)
+        )
+        if not fits:
+            asked = ["any" if size is None else size for size in expected]
+            raise ConfigError(
+                f"Match loss {self.name!r}: the student's features {list(student[0].shape)} ask "
+                f"for a teacher statistic (batch, {', '.join(self.axes)}) of {asked}; got {found}. "
+                "Vectors of different sizes need a projection; sentences of different lengths, the "
+                "same tokenizer and max_length on both sides."
+            )
+
+    def _stored_tokens(self, statistic: Tensor, mask: Mask) -> Tensor:
+        if mask is not None:
+            return mask != 0
+        length = statistic.shape[1 + self.axes.index("token")] if "token" in self.axes else 1
+        return torch.ones(statistic.shape[0], length, dtype=torch.bool, device=statistic.device)
+
+    def _student_sizes(self, student: Features) -> FeatureSizes:
+        heads = student[0].shape[1] if student[0].dim() == 4 else 1
+        return self._own_heads(FeatureSizes(student[0].shape[-1], heads, len(student)))
+
+    def _own_heads(self, sizes: FeatureSizes) -> FeatureSizes:
+        if self.relation_heads is None:
+            return sizes
+        return FeatureSizes(sizes.hidden, self.relation_heads, sizes.layers)
+
+
+def _keep(mask: Mask) -> Keep:
+    return None if mask is None else mask != 0
+
+
+def _lengths(feature: Tensor, mask: Mask) -> Tensor:
+    if mask is not None:
+        return (mask != 0).sum(dim=1)
+    length = feature.shape[-2] if feature.dim() > 2 else 1
+    return torch.full((feature.shape[0],), length, device=feature.device)

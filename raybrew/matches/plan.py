@@ -1,0 +1,455 @@
+"""The matches of a task: spelled out, checked against both models, and as terms of the loss."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedConfig
+
+from raybrew.config import MatchPreset
+from raybrew.data.payload import Signal
+from raybrew.errors import ConfigError, import_callable
+from raybrew.labels.logits import SoftLabel, as_ragged
+from raybrew.losses.match_loss import FeatureSizes, Ragged, row_shape, unpack
+from raybrew.matches.capture import (
+    VECTORS,
+    FeatureReader,
+    Side,
+    find_module,
+    needs_attention,
+    qkv_module,
+    signal_of,
+    use_eager_attention,
+)
+from raybrew.matches.presets import (
+    PRESETS,
+    ModelGeometry,
+    check_match,
+    resolve_matches,
+    statistic_sizes,
+)
+from raybrew.matches.spec import CustomMatch, MatchSpec
+from raybrew.models.pretrained import BUILD_ERRORS, first_line, meta_model
+from raybrew.tasks.adaptors import Adaptor
+from raybrew.tasks.task_type import Kind
+
+# Which matches a job has, once the sizes of its models are known; every mistake names its match.
+#
+# names, presets, matches ──resolve──► matches with a teacher each ──check──► TaskMatch
+
+
+@dataclass(frozen=True)
+class TaskMatch:
+    """A match of a task, checked.
+
+    Args:
+        spec: what the job says.
+        term: its name among the terms of the loss.
+        teacher: whose statistic it takes.
+        signal: that statistic.
+        teacher_sizes: static sizes of the statistic; a custom match's follow from its values.
+        student_sizes: of the student's features after projection.
+    """
+
+    spec: MatchSpec | CustomMatch
+    term: str
+    teacher: str
+    signal: Signal
+    teacher_sizes: FeatureSizes
+    student_sizes: FeatureSizes
+
+    @property
+    def padding_counts(self) -> bool:
+        """Whether its value depends on how far a batch is padded."""
+        # A custom match's loss is the user's: it may average over padding.
+        spec = self.spec
+        return isinstance(spec, CustomMatch) or spec.build_loss().padding_counts
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a match depends on, of a teacher.
+
+    Args:
+        geometry: its sizes; None if it is a column of logits, which has no layers.
+        same_tokens: whether it reads the student's token ids.
+    """
+
+    geometry: ModelGeometry | None
+    same_tokens: bool = True
+
+
+def geometry_of(config: PreTrainedConfig) -> ModelGeometry:
+    """Return the sizes of a transformers model, whose attention is loaded so that it returns maps.
+
+    transformers counts attention maps from 0, the first layer's.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", 0)
+    return ModelGeometry(
+        num_layers=getattr(text, "num_hidden_layers", 0),
+        hidden_size=getattr(text, "hidden_size", 0),
+        num_heads=heads,
+        returns_attention=heads > 0,
+    )
+
+
+def plan_matches(
+    given: Sequence[Any],
+    task: str,
+    teachers: Mapping[str, TeacherFacts],
+    all_teachers: Sequence[str],
+    student: ModelGeometry,
+    dtype: str,
+) -> tuple[TaskMatch, ...]:
+    """Spell out and check the matches of one task.
+
+    Args:
+        given: `DistillationConfig.matches`.
+        task: its name, for messages.
+        teachers: of the task.
+        all_teachers: names of the job's; a match that names another task's is that task's.
+        student: sizes of the student.
+        dtype: precision of the labels.
+
+    Raises:
+        ConfigError: a match that can't be.
+    """
+    planned: list[TaskMatch] = []
+    for entry in given:
+        teacher = _teacher_of(entry, task, teachers, all_teachers)
+        if teacher is None:
+            continue
+        facts = teachers[teacher]
+        if facts.geometry is None:
+            raise ConfigError(
+                f"distillation.matches: {_label_of(entry)}: expected a teacher with layers, got "
+                f"{teacher!r}, whose logits are a column of the data; name a teacher with a `model`"
+            )
+        for spec in _spelled_out(entry, facts.geometry, student):
+            planned.append(_planned(spec, teacher, facts, facts.geometry, student, dtype))
+    return _with_different_terms(planned)
+
+
+def _teacher_of(
+    entry: Any, task: str, teachers: Mapping[str, TeacherFacts], all_teachers: Sequence[str]
+) -> str | None:
+    named = None if isinstance(entry, str) else entry.teacher
+    what = _label_of(entry)
+    if named is None:
+        if len(teachers) == 1:
+            return next(iter(teachers))
+        how = (
+            f"write {{preset: {_name_of(entry)}, teacher: …}}"
+            if isinstance(entry, str | MatchPreset)
+            else "set its `teacher`"
+        )
+        raise ConfigError(
+            f"distillation.matches: {what}: expected the name of a teacher, since task {task!r} "
+            f"has several ({', '.join(teachers)}), got none; {how}"
+        )
+    if named not in all_teachers:
+        raise ConfigError(
+            f"distillation.matches: {what}: expected a teacher of this job "
+            f"({', '.join(all_teachers)}), got {named!r}"
+        )
+    return named if named in teachers else None
+
+
+def _label_of(entry: Any) -> str:
+    return entry.label if isinstance(entry, MatchSpec | CustomMatch) else _name_of(entry)
+
+
+def _name_of(entry: Any) -> str:
+    return entry.preset if isinstance(entry, MatchPreset) else str(entry)
+
+
+def _spelled_out(
+    entry: Any, teacher: ModelGeometry, student: ModelGeometry
+) -> list[MatchSpec | CustomMatch]:
+    if isinstance(entry, MatchSpec | CustomMatch):
+        return [entry]
+    name = _name_of(entry)
+    weight = entry.weight if isinstance(entry, MatchPreset) else 1.0
+    named = entry.teacher if isinstance(entry, MatchPreset) else None
+    every = entry.every if isinstance(entry, MatchPreset) else 1
+    specs = resolve_matches(name, teacher, student, every=every)
+    # TextBrewer's presets count attention maps from 1.
+    shift = (teacher.first_attention - 1, student.first_attention - 1) if name in PRESETS else ()
+    return [
+        spec.model_copy(
+            update={"weight": spec.weight * weight, "teacher": named}
+            | (_shifted(spec, *shift) if shift and spec.feature == "attention" else {})
+        )
+        for spec in specs
+    ]
+
+
+def _shifted(spec: MatchSpec, by_teacher: int, by_student: int) -> dict[str, Any]:
+    assert isinstance(spec.layer_T, int)
+    assert isinstance(spec.layer_S, int), "presets match attention layer by layer"
+    return {"layer_T": spec.layer_T + by_teacher, "layer_S": spec.layer_S + by_student}
+
+
+def _planned(
+    spec: MatchSpec | CustomMatch,
+    teacher: str,
+    facts: TeacherFacts,
+    geometry: ModelGeometry,
+    student: ModelGeometry,
+    dtype: str,
+) -> TaskMatch:
+    if isinstance(spec, CustomMatch):
+        import_callable(spec.loss, f"{spec.label}: loss")
+        axes = spec.axes
+        teacher_sizes = FeatureSizes(0, geometry.num_heads)
+        student_sizes = FeatureSizes(student.hidden_size, student.num_heads)
+        term = f"match/custom_{spec.module_S}_{spec.module_T}"
+        term += f"_{spec.teacher}" if spec.teacher else ""
+    else:
+        try:
+            check_match(spec, geometry, student)
+        except ConfigError as error:
+            raise ConfigError(f"distillation.matches: {error}") from None
+        axes = spec.build_loss().axes
+        teacher_sizes = statistic_sizes(spec, geometry)
+        student_sizes = _student_sizes(spec, student)
+        term = f"match/{spec.metric_name}"
+    if "token" in axes and not facts.same_tokens:
+        raise ConfigError(
+            f"distillation.matches: {spec.label}: it compares token by token, but teacher "
+            f"{teacher!r} reads tokens of its own (inputs: own); take a loss that ships no tokens "
+            "(pkd, rkd_distance, sp, cka), or inputs: shared"
+        )
+    return TaskMatch(spec, term, teacher, signal_of(spec, dtype), teacher_sizes, student_sizes)
+
+
+def _student_sizes(spec: MatchSpec, student: ModelGeometry) -> FeatureSizes:
+    hidden = student.hidden_size if spec.proj is None else spec.proj[2]
+    if spec.feature in VECTORS:
+        hidden //= max(student.num_heads, 1)
+    return FeatureSizes(hidden, student.num_heads, len(spec.student_layers))
+
+
+def _with_different_terms(planned: Sequence[TaskMatch]) -> tuple[TaskMatch, ...]:
+    seen: dict[str, int] = {}
+    result = []
+    for match in planned:
+        seen[match.term] = seen.get(match.term, 0) + 1
+        count = seen[match.term]
+        result.append(match if count == 1 else replace(match, term=f"{match.term}_{count}"))
+    return tuple(result)
+
+
+# Whether the modules that matches name are there: looked up in a model without weights.
+
+
+def check_modules(
+    matches: Sequence[MatchSpec | CustomMatch],
+    model_class: Any,
+    config: PreTrainedConfig,
+    side: str,
+) -> None:
+    """Refuse matches of modules that a model hasn't got.
+
+    Args:
+        matches: those that look at this model.
+        model_class: transformers' class that it is loaded with.
+        config: of the model.
+        side: `teacher` or `student`.
+
+    Raises:
+        ConfigError: names the match and the nearest modules.
+    """
+    named = [m for m in matches if isinstance(m, CustomMatch) or m.feature in VECTORS]
+    if not named:
+        return
+    with torch.device("meta"):
+        model: nn.Module = model_class.from_config(config)
+    for match in named:
+        try:
+            _look_up(match, model, side)
+        except ConfigError as error:
+            raise ConfigError(f"distillation.matches: {match.label}: {side}: {error}") from None
+
+
+def _look_up(match: MatchSpec | CustomMatch, model: nn.Module, side: str) -> None:
+    if isinstance(match, CustomMatch):
+        find_module(model, match.module_T if side == "teacher" else match.module_S)
+        return
+    for layer in match.teacher_layers if side == "teacher" else match.student_layers:
+        qkv_module(model, match.feature, layer, f"{match.feature} of layer {layer}")
+
+
+# Whether a user's adaptor gives what matches compare: tried on a made batch, without weights.
+#
+#     2 examples of 4 tokens ──► model on the meta device ──► shapes ──► zeros ──► adaptor ──►
+# matches
+#
+# Built-in adaptors are known; a user's is code that only a call tells the results of. It sees
+# tensors of the right shapes in memory, so it may compute with them as it does in training.
+
+_EXAMPLES, _TOKENS = 2, 4
+
+_log = logging.getLogger(__name__)
+
+
+def check_adaptor(
+    matches: Sequence[MatchSpec | CustomMatch],
+    adaptor: Adaptor,
+    kind: Kind,
+    config: PreTrainedConfig,
+    side: Side,
+    num_labels: int,
+) -> None:
+    """Refuse matches of what an adaptor doesn't give.
+
+    A model that can't run without weights, or an adaptor that fails on made values, shows nothing
+    either way: the first batch does.
+
+    Args:
+        matches: those that look at this model.
+        adaptor: of the user.
+        kind: of the task.
+        config: of the model.
+        side: which of the two the model is.
+        num_labels: logits of a row.
+
+    Raises:
+        ConfigError: names the match, what it needs and what there is.
+    """
+    if not matches:
+        return
+    model = meta_model(kind.model_class, config, side)
+    if needs_attention(matches):
+        use_eager_attention(model)
+    reader = FeatureReader(model, adaptor, matches, side)
+    batch = _batch(kind, side, num_labels)
+    try:
+        outputs: Any = model.eval()(input_ids=batch["input_ids"].to("meta"), **reader.flags)
+        reader.read(batch, tree_map_only(Tensor, _in_memory, outputs))
+    except ConfigError as error:
+        raise ConfigError(f"distillation.matches: {error}") from None
+    except BUILD_ERRORS as error:
+        _log.info(
+            "the %s's adaptor can't be tried on a made batch (%s): its first batch will show what "
+            "it gives",
+            side,
+            first_line(error),
+        )
+
+
+def _in_memory(tensor: Tensor) -> Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _batch(kind: Kind, side: Side, num_labels: int) -> Mapping[str, Tensor]:
+    shape = (_EXAMPLES, _TOKENS)
+    mask = torch.ones(shape, dtype=torch.int64)
+    mask[-1, -1] = 0  # padded, as batches are
+    batch = {
+        "input_ids": torch.zeros(shape, dtype=torch.int64),
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros(shape, dtype=torch.int64),
+    }
+    if side == "student":  # teachers aren't told the labels
+        batch["labels"] = _labels(kind, num_labels)
+    return batch
+
+
+def _labels(kind: Kind, num_labels: int) -> Tensor:
+    if kind.layout == "token":
+        return torch.zeros(_EXAMPLES, _TOKENS, dtype=torch.int64)
+    if kind.layout == "position":
+        return torch.zeros(_EXAMPLES, 2, dtype=torch.int64)
+    if kind.exclusive:
+        return torch.zeros(_EXAMPLES, dtype=torch.int64)
+    return torch.zeros(_EXAMPLES, num_labels)
+
+
+# A match's share of the loss: the student's features against the teacher's shipped statistic.
+
+
+class MatchTerm:
+    """Numerators and denominators of one match."""
+
+    def __init__(self, match: TaskMatch):
+        self.match = match
+        self._loss = match.spec.build_loss() if isinstance(match.spec, MatchSpec) else None
+
+    @property
+    def is_over_examples(self) -> bool:
+        """Whether a forward pass's value counts as often as it has examples."""
+        return self._loss is None
+
+    def denominator(self, parts: Sequence[np.ndarray]) -> float:
+        """Return what the numerators of a global batch are divided by.
+
+        Args:
+            parts: real tokens of the examples of each forward pass, over all ranks. Losses that
+                compare examples see those of one pass alone.
+        """
+        if self._loss is None:
+            return float(sum((lengths > 0).sum() for lengths in parts))
+        whole = parts if self._loss.batch_level else [np.concatenate(list(parts))]
+        sizes = self.match.student_sizes
+        return sum(
+            float(self._loss.denominator(torch.from_numpy(lengths), sizes).sum())
+            for lengths in whole
+        )
+
+    def numerator(
+        self, features: Sequence[Tensor], mask: Tensor | None, label: SoftLabel | None
+    ) -> Tensor:
+        """Return the sum over these rows, a scalar with a graph.
+
+        Args:
+            features: the student's, projected, one a layer.
+            mask: (b, L), real tokens.
+            label: the teacher's statistic; None only without rows.
+        """
+        if not len(features[0]) or label is None:
+            return torch.stack([feature[:0].float().sum() for feature in features]).sum()
+        ragged = as_ragged(label)
+        if self._loss is None:
+            return self._custom(features[0], mask, ragged)
+        length = features[0].shape[-2] if features[0].dim() > 2 else 1
+        statistic = self._loss.unpack(ragged, mask, self.match.teacher_sizes, length)
+        return self._loss.loss(features, mask, statistic).numerator.sum()
+
+    def _custom(self, output: Tensor, mask: Tensor | None, ragged: Ragged) -> Tensor:
+        spec = self.match.spec
+        assert isinstance(spec, CustomMatch)
+        tokens = mask if mask is not None else output.new_ones(output.shape[:2])
+        keep = tokens != 0
+        sizes = _sizes_of(spec, ragged, keep, self.match.teacher_sizes)
+        teacher = unpack(ragged, keep, spec.axes, sizes).to(output.dtype)
+        numerators, denominators = spec.compute(output, teacher, mask, mask)
+        # What a user's function divides by is known only now: its mean over the pass's examples.
+        present = keep.any(dim=1).sum()
+        return numerators.sum() / denominators.sum().clamp_min(1e-12) * present
+
+
+def _sizes_of(spec: CustomMatch, ragged: Ragged, keep: Tensor, known: FeatureSizes) -> FeatureSizes:
+    """Work the one unknown size of a module's output out of the number of its values."""
+    lengths = keep.sum(dim=1)
+    row = int(lengths.argmax())
+    per_token = int(lengths[row]) ** spec.axes.count("token")
+    entries = int(ragged.offsets[row + 1] - ragged.offsets[row]) // max(per_token, 1)
+    if "hidden" in spec.axes:
+        others = prod(row_shape(spec.axes, 1, FeatureSizes(1, known.heads, known.layers)))
+        return FeatureSizes(entries // others, known.heads, known.layers)
+    return FeatureSizes(1, entries if "head" in spec.axes else known.heads, known.layers)
+
+
+# Matches of a job, from their configuration to numbers.
+#
+# config, sizes of the models ──► plan    ── TaskMatch ─┬─► signals  what the teacher ships
+# ├─► reader   what a model has to give
+# teacher's features ──► teacher_side ──► payload ─ ─ store ─ ─► student_side ◄── student's

@@ -1,0 +1,105 @@
+"""Methods that a user registers under a name, and how they reach other processes.
+
+    driver                                          each worker, each teacher
+    register(kind, name, value) ──► registered() ─ ─ with its plan ─ ─► install()
+
+Import paths ("package.module:name") need none of this: every process resolves them by itself.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from raybrew.errors import ConfigError
+from raybrew.losses.kd import KD_LOSSES, as_kd_loss
+from raybrew.losses.mixture import TEACHER_WEIGHTINGS, as_teacher_weighting
+from raybrew.losses.registry import unknown_name
+from raybrew.losses.schedules import TEMPERATURE_SCHEDULERS, WEIGHT_SCHEDULES
+from raybrew.matches.spec import MATCH_LOSSES, PROJECTIONS, as_match_loss, as_projection
+
+
+@dataclass(frozen=True)
+class _Kind:
+    names: dict[str, Any]
+    accept: Callable[[str, object], Any]
+    built_in: frozenset[str]
+
+    @classmethod
+    def of(cls, names: dict[str, Any], accept: Callable[[str, object], Any]) -> "_Kind":
+        return cls(names, accept, frozenset(names))
+
+
+def _match_loss(name: str, value: object) -> Any:
+    # A function of two features becomes a loss only when a match says which feature it is of.
+    as_match_loss(name, value)
+    return value
+
+
+def _function(name: str, value: object) -> Any:
+    if not callable(value):
+        raise ConfigError(f"{name!r}: expected a function, got {type(value).__name__}.")
+    return value
+
+
+KINDS: Mapping[str, _Kind] = MappingProxyType(
+    {
+        "kd_loss": _Kind.of(KD_LOSSES, as_kd_loss),
+        "match_loss": _Kind.of(MATCH_LOSSES, _match_loss),
+        "projection": _Kind.of(PROJECTIONS, as_projection),
+        "temperature_scheduler": _Kind.of(TEMPERATURE_SCHEDULERS, _function),
+        "weight_schedule": _Kind.of(WEIGHT_SCHEDULES, _function),
+        "teacher_weighting": _Kind.of(TEACHER_WEIGHTINGS, as_teacher_weighting),
+    }
+)
+
+
+def register(kind: str, name: str, value: Any) -> None:
+    """Add a method of your own under a name, for the jobs that this process starts.
+
+    Args:
+        kind: kd_loss, (student_logits, teacher_logits, temperature) -> one value a row;
+            match_loss, (student, teacher, mask=None) -> one number, or a MatchLoss;
+            projection, (student_size, teacher_size) -> module;
+            temperature_scheduler, (student_logits, teacher_logits, temperature) -> T, or one a row;
+            weight_schedule, progress in [0, 1] -> factor;
+            teacher_weighting, (teacher_logits, labels, …) -> one weight for each teacher in each
+            row. Keyword-only parameters are options.
+        name: how a job calls it; not one that is taken.
+        value: the function.
+
+    Raises:
+        ConfigError: an unknown kind, a name that is taken, or a value that isn't of the kind.
+    """
+    if kind not in KINDS:
+        raise unknown_name("kind of extension", kind, KINDS)
+    if ":" in name:
+        raise ConfigError(f"Name {name!r} looks like an import path; leave the ':' out.")
+    known = KINDS[kind]
+    added = known.accept(name, value)
+    taken = known.names.get(name)
+    if taken is not None and (name in known.built_in or taken != added):
+        raise ConfigError(f"{kind} {name!r} exists already; choose another name.")
+    known.names[name] = added
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """What was registered, by kind and name; picklable as far as its functions are."""
+
+    by_kind: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def install(self) -> None:
+        """Make it known in this process; what the job's driver says wins over what was there."""
+        for kind, names in self.by_kind.items():
+            KINDS[kind].names.update(names)
+
+
+def registered() -> Extensions:
+    """Return what was registered in this process."""
+    return Extensions(
+        {
+            kind: {n: v for n, v in known.names.items() if n not in known.built_in}
+            for kind, known in KINDS.items()
+        }
+    )

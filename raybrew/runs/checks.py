@@ -1,0 +1,457 @@
+"""Whether the names, models, data and objective of a job fit each other.
+
+No weights are loaded.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from raybrew.config import DistillJob, MatchPreset, Student, Task, Teacher, TrainJob
+from raybrew.data.agreement import encoding_difference
+from raybrew.data.encoding import same_vocabulary
+from raybrew.errors import ConfigError, import_callable
+from raybrew.losses.kd import make_kd_loss
+from raybrew.losses.mixture import make_mixture
+from raybrew.losses.schedules import make_temperature_scheduler, make_weight_schedule
+from raybrew.matches.capture import Side
+from raybrew.matches.plan import (
+    TaskMatch,
+    TeacherFacts,
+    check_adaptor,
+    check_modules,
+    geometry_of,
+    plan_matches,
+)
+from raybrew.matches.presets import MATCH_FAMILIES, resolve_matches
+from raybrew.matches.spec import CustomMatch, MatchSpec
+from raybrew.models.class_order import class_order, model_classes, names_differ
+from raybrew.models.inputs import (
+    check_runs,
+    enough_positions,
+    fit_tokenizer,
+    most_positions,
+    trained_positions,
+)
+from raybrew.models.pretrained import ModelSource, meta_model, runs_own_code
+from raybrew.models.students import Head, multitask_config, student_config
+from raybrew.objective import Objective
+from raybrew.tasks import KINDS, kind_of
+from raybrew.tasks.adaptors import adaptor_of
+from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
+from raybrew.tasks.task_data import Table
+from raybrew.tasks.task_type import Kind
+
+# Names of a job that must lead somewhere, each said with its field.
+
+
+def check_objective_names(job: DistillJob, task: Task) -> None:
+    """Refuse methods and options of a task's objective that don't exist.
+
+    Raises:
+        ConfigError: names the field, the task's own where the task changes it.
+    """
+    config = job.objective_of(task.name)
+    builders: dict[str, Callable[[str, dict[str, Any]], object]] = {
+        "kd_loss": lambda name, options: make_kd_loss(name, options, scale_t2=config.scale_t2),
+        "mixture": make_mixture,
+        "temperature_scheduler": make_temperature_scheduler,
+        "kd_loss_weight_scheduler": make_weight_schedule,
+        "hard_label_weight_scheduler": make_weight_schedule,
+    }
+    for name, build in builders.items():
+        given, options = getattr(config, name), getattr(config, f"{name}_options")
+        given = kind_of(task.kind).kd_loss if given is None else given
+        _said_with(_field(task, name, f"{name}_options"), build, given, options)
+    for number, match in enumerate(config.matches):
+        name = match.preset if isinstance(match, MatchPreset) else match
+        # The rest takes the models' sizes.
+        if isinstance(name, str) and name not in MATCH_FAMILIES:
+            _said_with(f"{_field(task, 'matches')}[{number}]", resolve_matches, name)
+
+
+def check_adaptor_paths(job: DistillJob | TrainJob) -> None:
+    """Refuse import paths of adaptors that lead nowhere."""
+    given = {f"tasks[{task.name}]": task.adaptor for task in job.tasks}
+    if isinstance(job, TrainJob):
+        given["model"] = job.model.adaptor
+    else:
+        given |= {f"teachers[{teacher.name}]": teacher.adaptor for teacher in job.teachers}
+        given["student"] = job.student.adaptor
+    for section, adaptor in given.items():
+        if adaptor is not None:
+            import_callable(adaptor, f"{section}.adaptor: adaptor")
+
+
+def _field(task: Task, *names: str) -> str:
+    """Return where the first of the names stands: with the task, if that says any of them."""
+    own = task.distillation is not None and not task.distillation.model_fields_set.isdisjoint(names)
+    return f"{f'tasks[{task.name}].' if own else ''}distillation.{names[0]}"
+
+
+def _said_with(field: str, build: Callable[..., object], *given: Any) -> None:
+    try:
+        build(*given)
+    except ConfigError as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+# Whether student, teachers, data and objective fit each other; nothing here loads weights.
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a teacher's folder says of it without its weights."""
+
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+
+def check_augmentation(task: Task) -> None:
+    """Refuse changed copies of rows that can't be changed."""
+    if task.augmentation is not None and not kind_of(task.kind).augments:
+        raise ConfigError(
+            f"tasks[{task.name}].augmentation: expected a kind of task whose rows may be changed "
+            f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
+            f"{task.kind!r}; leave the augmentation out"
+        )
+
+
+def check_columns(task: Task, teachers: Sequence[Teacher]) -> None:
+    """Refuse columns of logits where no column can stand in for a teacher."""
+    for teacher in teachers:
+        if teacher.logits is None:
+            continue
+        what = f"teachers[{teacher.name}].logits"
+        if not kind_of(task.kind).takes_column:
+            raise ConfigError(
+                f"{what}: expected a teacher of a kind of task whose logits are those of rows or "
+                f"words ({', '.join(name for name, kind in KINDS.items() if kind.takes_column)}), "
+                f"got one of {task.kind!r}; give it a `model`"
+            )
+        if task.augmentation is not None:
+            raise ConfigError(
+                f"{what}: expected no tasks[{task.name}].augmentation, as the column says nothing "
+                "of changed copies of its rows; leave it out, or give the teacher a `model`"
+            )
+
+
+def check_mask(task: Task, tokenizers: Mapping[str, PreTrainedTokenizerBase]) -> None:
+    """Refuse masking with a word that isn't the mask token of a model that reads it.
+
+    Args:
+        task: the job's section.
+        tokenizers: by the name of who reads.
+    """
+    augmentation = task.augmentation
+    if augmentation is None or all(each.name != "masking" for each in augmentation.operations):
+        return
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.split_special_tokens:
+            raise ConfigError(
+                f"tasks[{task.name}].augmentation.operations: expected no masking for {name}, "
+                f"which reads {augmentation.mask!r} in a text as text; take deleting instead"
+            )
+        if tokenizer.mask_token != augmentation.mask:
+            raise ConfigError(
+                f"tasks[{task.name}].augmentation.mask: expected the mask token of {name}, "
+                f"{tokenizer.mask_token!r}, got {augmentation.mask!r}; where models have different "
+                "ones, or none, take deleting instead of masking"
+            )
+
+
+def check_labels(objective: Objective, table: Table) -> None:
+    """Refuse an objective that needs what no row has."""
+    if objective.needs_route and table.task.teacher_column is None:
+        raise ConfigError(
+            f"distillation.mixture: to route rows to teachers, expected "
+            f"tasks[{table.task.name}].teacher_column to name the column with each row's teacher, "
+            "got none"
+        )
+    # Unlabelled rows are fine for all that can do without a label, row by row.
+    if objective.needs_labels and not table.kind.num_labelled(table.train):
+        raise ConfigError(
+            f"distillation: {', '.join(objective.needs_labels)} needs labels, but no row of "
+            f"tasks[{table.task.name}].train has one"
+        )
+
+
+def check_droppable(
+    job: DistillJob, task: str, matches: Sequence[TaskMatch], needs_route: bool
+) -> None:
+    """Refuse `on_loss: drop` where nothing can stand in for a teacher of the task."""
+    distillation = job.objective_of(task)
+    for name in (each.name for each in job.teachers_of(task) if each.on_loss == "drop"):
+        reasons = []
+        if any(match.teacher == name for match in matches):
+            reasons.append("a match compares the student's layers with this teacher's")
+        if needs_route:
+            reasons.append(f"mixture {distillation.mixture!r} routes rows to it")
+        if reasons:
+            raise ConfigError(
+                f"teachers[{name}].on_loss: expected fail or wait, got drop: "
+                f"{' and '.join(reasons)}, and no other teacher can stand in for it"
+            )
+
+
+def read_teacher(teacher: Teacher) -> ModelMetadata:
+    """Read a teacher's configuration and tokenizer."""
+    source = ModelSource.of_teacher(teacher)
+    config, tokenizer = source.config(), source.tokenizer()
+    own_code = teacher.architecture is not None or runs_own_code(config)
+    fit_tokenizer(tokenizer, config, source.field, own_code=own_code)
+    return ModelMetadata(config, tokenizer)
+
+
+def check_student(
+    student: Student,
+    tables: list[Table],
+    hosts: Mapping[str, Teacher],
+    what: str = "student",
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Check the student, and return its configuration and tokenizer."""
+    heads = [
+        Head.of(table.task.name, _kind_of(table, student, what), table.label_names)
+        for table in tables
+    ]
+    if len(heads) == 1:
+        config, tokenizer = student_config(
+            student,
+            num_labels=heads[0].num_labels,
+            label_names=heads[0].label_names,
+            teachers=hosts,
+            what=what,
+            kind=heads[0].kind,
+        )
+        check_runs(heads[0].kind.model_class, config, tokenizer, what)
+    else:
+        config, tokenizer = multitask_config(student, heads, hosts, what)
+    for table in tables:
+        _check_tokenizer(what, tokenizer, table)
+        _check_length(what, config, table.task, _kind_of(table, student, what))
+    return config, tokenizer
+
+
+def _kind_of(table: Table, student: Student, what: str) -> Kind:
+    return kind_of(table.task.kind, student.architecture, f"{what}.architecture")
+
+
+def check_teacher(
+    teacher: Teacher,
+    model: ModelMetadata,
+    table: Table,
+    student_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Refuse a teacher of other classes, another vocabulary or encoding, or too few positions."""
+    what = f"teachers[{teacher.name}]"
+    _check_outputs(f"{what}.model", model.config, table)
+    check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
+    if teacher.inputs == "own" and not table.kind.own_inputs:
+        raise ConfigError(
+            f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
+            "vocabulary's tokens, got `own`"
+        )
+    if teacher.inputs == "own":
+        _check_tokenizer(what, model.tokenizer, table)
+    else:
+        _check_shared(what, teacher.name, model, table, student_tokenizer)
+    kind = kind_of(table.task.kind, teacher.architecture, f"{what}.architecture")
+    _check_length(what, model.config, table.task, kind)
+
+
+def _check_shared(
+    what: str, name: str, model: ModelMetadata, table: Table, student: PreTrainedTokenizerBase
+) -> None:
+    """Refuse a teacher that can't read the student's token ids."""
+    remedy = "set `inputs: own` to encode each example for it by its own tokenizer"
+    if not table.kind.own_inputs:
+        remedy = f"set student.tokenizer_from to {name}, as {table.task.kind} needs one tokenizer"
+    if not same_vocabulary(model.tokenizer, student):
+        raise ConfigError(
+            f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
+            f"student's ({len(student)} entries), so it can't read the student's token "
+            f"ids; {remedy}"
+        )
+    makes_segments = "token_type_ids" in model.tokenizer.model_input_names
+    difference = encoding_difference(
+        model.tokenizer,
+        student,
+        table.train.texts,
+        table.train.pairs,
+        table.task.max_length,
+        # A model without them, DistilBERT's, passes over the student's.
+        segments=makes_segments or hasattr(model.config, "type_vocab_size"),
+    )
+    if difference is not None:
+        raise ConfigError(
+            f"{what}.inputs: expected a teacher that reads texts as the student does, got "
+            f"{difference}; {remedy}"
+        )
+
+
+def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table) -> None:
+    if table.kind.needs_offsets and not tokenizer.is_fast:
+        raise ConfigError(
+            f"{what}: expected a fast tokenizer, which says what each token is of the text, as "
+            f"{table.task.kind} needs, got {type(tokenizer).__name__}"
+        )
+
+
+def _check_outputs(what: str, config: PreTrainedConfig, table: Table) -> None:
+    """Refuse a model whose logits aren't those of the task."""
+    kind, classes = table.kind, table.label_names
+    if not kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
+        return
+    expected, found = kind.num_labels(classes), kind.num_labels(model_classes(config))
+    if found != expected:
+        named = f" ({', '.join(classes)})" if classes else ""
+        raise ConfigError(
+            f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
+            f"model with {found}"
+        )
+    check_class_names(what, config, table)
+
+
+def check_class_names(what: str, config: PreTrainedConfig, table: Table) -> None:
+    """Refuse a model whose classes have names, but not those of the task."""
+    kind, classes, names = table.kind, table.label_names, model_classes(config)
+    if kind.names_classes and names_differ(names, classes):
+        raise ConfigError(
+            f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
+            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the names that the "
+            "model has, in the order of the data's numbers"
+        )
+
+
+def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
+    """Return a model's number of each of the task's classes.
+
+    Returns:
+        None where they are the task's, or can't be told by names.
+    """
+    if not table.kind.names_classes:
+        return None
+    order = class_order(model_classes(config), table.label_names)
+    return None if order == tuple(range(len(table.label_names))) else order
+
+
+def is_unnamed(config: PreTrainedConfig, table: Table) -> bool:
+    """Return whether a model has no names that say which of its classes is which.
+
+    The order is then taken to be the task's, and tried on labelled rows: also the job's
+    `label_names` may be in another order.
+    """
+    return (
+        table.kind.names_classes and class_order(model_classes(config), table.label_names) is None
+    )
+
+
+def assumed_order(what: str, table: Table) -> str:
+    """Return the warning about a model without names for classes that were sorted."""
+    return (
+        f"{what}: no names say which of its classes is which; they are taken to be in the sorted "
+        f"order of the labels ({', '.join(table.label_names)}); set "
+        f"tasks[{table.task.name}].label_names to be sure"
+    )
+
+
+def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:
+    if enough_positions(config, task.max_length):
+        return
+    most = most_positions(meta_model(kind.model_class, config, what))
+    trained = trained_positions(config)
+    if most is not None and task.max_length > most:
+        raise ConfigError(
+            f"tasks[{task.name}].max_length: expected at most {most}, the positions of the model "
+            f"of {what}, got {task.max_length}"
+        )
+    if most is None and trained is not None and task.max_length > trained:
+        _log.warning(
+            "tasks[%s].max_length: %d tokens are more than the %d that the model of %s was made "
+            "for (max_position_embeddings); its positions need no table, so it reads them",
+            task.name,
+            task.max_length,
+            trained,
+            what,
+        )
+
+
+# The matches of a job's tasks against the models that they compare, without weights.
+
+
+def check_architectures(job: DistillJob) -> None:
+    """Refuse classes of models that lead nowhere."""
+    tasks = {task.name: task for task in job.tasks}
+    for teacher in job.hosts().values():
+        kind = tasks[teacher.task].kind
+        # Also has transformers know the configurations of the user's models before one is read.
+        kind_of(kind, teacher.architecture, f"teachers[{teacher.name}].architecture")
+    for task in job.tasks:
+        kind_of(task.kind, job.student.architecture, "student.architecture")
+
+
+def task_matches(
+    job: DistillJob,
+    task: Task,
+    models: Mapping[str, ModelMetadata],
+    student: PreTrainedConfig,
+) -> tuple[TaskMatch, ...]:
+    """Spell out the matches of a task, and check that its models and adaptors give them.
+
+    Args:
+        job: whose task it is.
+        task: which.
+        models: of the teachers that are models, by name.
+        student: configuration of the student.
+
+    Raises:
+        ConfigError: names the match.
+    """
+    teachers = {
+        teacher.name: TeacherFacts(
+            geometry_of(models[teacher.name].config) if teacher.name in models else None,
+            teacher.inputs == "shared",
+        )
+        for teacher in job.teachers_of(task.name)
+    }
+    planned = plan_matches(
+        job.objective_of(task.name).matches,
+        task.name,
+        teachers,
+        [teacher.name for teacher in job.teachers],
+        geometry_of(student),
+        job.labels.dtype,
+    )
+    for teacher in job.teachers_of(task.name):
+        if teacher.name in models:
+            mine = [match.spec for match in planned if match.teacher == teacher.name]
+            _check_model(job, task, mine, models[teacher.name].config, teacher)
+    every = [match.spec for match in planned]
+    _check_model(job, task, every, student, job.student)
+    return planned
+
+
+def _check_model(
+    job: DistillJob,
+    task: Task,
+    matches: Sequence[MatchSpec | CustomMatch],
+    config: PreTrainedConfig,
+    whose: Teacher | Student,
+) -> None:
+    side: Side = "teacher" if isinstance(whose, Teacher) else "student"
+    kind = kind_of(task.kind, whose.architecture)
+    # A student of several tasks isn't a model of one of its kinds.
+    if side == "teacher" or len(job.tasks) == 1:
+        check_modules(matches, kind.model_class, config, side)
+    adaptor = whose.adaptor or task.adaptor
+    if adaptor is None and whose.architecture is None:
+        return
+    layered = [match for match in matches if isinstance(match, MatchSpec)]
+    check_adaptor(
+        layered, adaptor_of(task.kind, adaptor), kind, config, side, config.num_labels or 1
+    )

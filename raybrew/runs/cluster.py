@@ -1,0 +1,378 @@
+"""The Ray cluster of a run: the one that exists, or one of its own.
+
+What it has, and what a job asks of it.
+"""
+
+import contextlib
+import difflib
+import inspect
+import logging
+import math
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import grpc
+import ray
+from ray._private import ray_constants
+from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+from ray._private.services import canonicalize_bootstrap_address
+from ray.exceptions import RayTaskError
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+
+from raybrew.config.paths import try_to_write
+from raybrew.errors import ConfigError, RaybrewError
+from raybrew.models.devices import check_device, device_for
+from raybrew.runs.folder import RunFolder
+from raybrew.runs.ray_config import check_ray_arguments
+
+if TYPE_CHECKING:  # slow to import, and needed by sweeps alone
+    from ray import tune
+
+
+Resources = Mapping[str, float]
+
+DEPRECATED = "DEPRECATED"
+"""The default of what Ray's classes once took."""
+MAX_FAILURES = 3
+"""So often training starts again after ranks failed, where the job doesn't say."""
+NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
+_RAYS_NAME = re.compile(r"ray_train_run-[\d_-]+")
+"""What Ray Train's RunConfig calls a run without a name."""
+CONNECT_S = 10.0
+"""How long a cluster may take to answer at its address; RAYBREW_RAY_CONNECT_S sets another time."""
+RETRY_S = 0.5
+PROBE_S = 120.0
+"""How long a GPU that something else is using is waited for before it is checked."""
+STATS_S = 10.0
+"""How long a node may take to say what its object store did."""
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster of RAY_ADDRESS, or start Ray here and end it afterwards.
+
+    A Ray that is connected already is used and left as it is.
+
+    Raises:
+        ConfigError: no Ray can be reached or started.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Bars and results are the run's output; Ray's own lines stay in its log files.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    if not check_ray_address():
+        _token_without_home()
+        # No other node joins it, so it has the loopback address, as Ray itself does on Windows and
+        # macOS. Otherwise its dashboard's metrics listen to the network, whatever `dashboard_host`
+        # says.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            logging_level=logging.ERROR,
+            log_to_driver="RAY_LOG_TO_DRIVER" in os.environ and ray_constants.RAY_LOG_TO_DRIVER,
+            include_dashboard=False,
+            dashboard_host="127.0.0.1",
+            namespace="raybrew",
+        )
+    # Of a node that isn't up in time, Ray raises a plain Exception, of a socket or of gRPC others.
+    # Not tried again here: what was started of it stays until this process ends.
+    except Exception as error:
+        raise ConfigError(
+            f"Ray: it can't be reached or started: {error}. A cluster is reached by RAY_ADDRESS "
+            f"({os.environ.get('RAY_ADDRESS', 'not set')}); without it one is started here, with "
+            "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short. "
+            "Where it timed out on a busy machine, run the same again"
+        ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_ray_address() -> bool:
+    """Find out whether the cluster that is to be used answers at all, which Ray tries for minutes.
+
+    Returns:
+        False where Ray is to be started here; there is nothing to find out then.
+
+    Raises:
+        ConfigError: its address is none, or nothing answers there within `CONNECT_S`.
+    """
+    if ray.is_initialized():
+        return True
+    given = os.environ.get("RAY_ADDRESS", "")
+    try:
+        # Also the cluster that `ray start` has left a note of.
+        address: Any = given or None
+        bare = given.partition("://")[2] or canonicalize_bootstrap_address(address)
+        parts = urlsplit(f"//{bare or ''}")
+        host, port = parts.hostname, parts.port
+    except (ValueError, OSError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: expected host:port, ray://host:port, auto or local, got {given!r}: "
+            f"{error}"
+        ) from error
+    if host is None:
+        return False
+    if port is None:  # of a scheme to which Ray knows it
+        return True
+    seconds = _connect_seconds()
+    if refused := _refused(host, port, seconds):
+        said = f"RAY_ADDRESS={given}" if given else "the last `ray start` on this machine"
+        raise ConfigError(
+            f"Ray: expected a cluster at {host}:{port} ({said}), got no answer in {seconds:g} s: "
+            f"{refused}. Start it, correct RAY_ADDRESS, set RAY_ADDRESS=local for a Ray of the "
+            "run's own, or wait for longer by RAYBREW_RAY_CONNECT_S"
+        )
+    return True
+
+
+def _token_without_home() -> None:
+    """Give a Ray that is started here a token where it can't keep one in the home, as it does."""
+    if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if not (folder / "auth_token").exists():
+            try_to_write(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        os.environ["RAY_AUTH_TOKEN"] = uuid.uuid4().hex
+        logger.info("Ray's token is kept for this run alone, as ~/.ray can't be written: %s", error)
+
+
+def _refused(host: str, port: int, seconds: float) -> OSError | None:
+    """Try to connect until the time is over; return what was in the way, if anything was."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, port), max(end - time.monotonic(), 0.1)).close()
+        except OSError as error:
+            if time.monotonic() + RETRY_S >= end:
+                return error
+            time.sleep(RETRY_S)
+        else:
+            return None
+
+
+def _connect_seconds() -> float:
+    given = os.environ.get("RAYBREW_RAY_CONNECT_S")
+    try:
+        seconds = CONNECT_S if given is None else float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"RAYBREW_RAY_CONNECT_S: expected seconds, got {given!r}")
+    return seconds
+
+
+def spilled_objects() -> int | None:
+    """Return how many objects the cluster's object stores have put on disk, ever.
+
+    None if no node says so within `STATS_S`.
+    """
+    # Ray tells it to its dashboard and to `ray memory`; this is what the latter asks.
+    state = get_state_from_address(ray.get_runtime_context().gcs_address)
+    try:
+        told = get_memory_info_reply(state, timeout_seconds=STATS_S)
+    except grpc.RpcError as error:
+        logger.info("no node says what its object store has put on disk: %s", error)
+        return None
+    return int(told.store_stats.spilled_objects_total)
+
+
+def default_teacher_resources() -> dict[str, float]:
+    """Return the resources of a teacher's replica whose job says nothing of them."""
+    gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
+    return {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
+
+
+def check_devices(teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig) -> None:
+    """Have PyTorch use a GPU with the resources of each who asks for one, where Ray puts them.
+
+    Before any model is loaded. Replicas and workers look again: nodes may differ.
+
+    Args:
+        teachers: name and resources of each replica.
+        scaling: the student's workers, Ray Train's own.
+
+    Raises:
+        ConfigError: PyTorch can't use it; says who asked for it, and what to change.
+    """
+    probes: dict[str, tuple[Resources, str]] = {
+        f"teacher {name!r}": (need, f"teachers[{name}].resources to {{CPU: 1}}")
+        for name, need in teachers
+    }
+    worker: Any = scaling._resources_per_worker_not_none
+    probes["a student worker"] = (worker, "scaling.use_gpu to false")
+    remote: Any = ray.remote(_probe)
+    running = [
+        remote.options(
+            num_cpus=0,
+            num_gpus=need["GPU"],
+            resources={k: v for k, v in need.items() if k not in ("CPU", "GPU", "memory")},
+        ).remote(who, setting)
+        for who, (need, setting) in probes.items()
+        if need.get("GPU", 0) > 0
+    ]
+    if not running:
+        return
+    done, late = ray.wait(running, num_returns=len(running), timeout=PROBE_S)
+    for each in late:
+        logger.warning("a GPU that was asked for is in use after %.0f s: not checked", PROBE_S)
+        ray.cancel(each)
+    try:
+        ray.get(done)
+    except RayTaskError as error:
+        if isinstance(error.cause, RaybrewError):
+            raise error.cause from None
+        raise
+
+
+def _probe(who: str, setting: str) -> None:
+    check_device(device_for(1), who, setting)
+
+
+def check_resources(
+    teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig, *, together: bool
+) -> None:
+    """Refuse what the cluster can't hold, before anything waits for it.
+
+    Args:
+        teachers: name and resources of each replica.
+        scaling: the student's workers, Ray Train's own.
+        together: whether teachers and workers run at the same time.
+
+    Raises:
+        ConfigError: says what is asked for, by whom, and what the cluster has.
+    """
+    worker: dict[str, Any] = dict(scaling._resources_per_worker_not_none)
+    askers = [(f"teacher {name!r}", dict(need)) for name, need in teachers]
+    askers += [("a student worker", worker)] * scaling.min_workers
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for who, need in askers:
+        if not any(all(node.get(k, 0) >= v for k, v in need.items()) for node in nodes):
+            raise ConfigError(
+                f"resources: {who} needs {_say(need)} on one node; the cluster's nodes have "
+                f"{'; '.join(_say(_own(node)) for node in nodes)}. Ask for less (resources of "
+                "teachers, resources_per_worker and use_gpu of scaling), or use a larger cluster"
+            )
+    asked_by_teachers = _sum([dict(need) for _, need in teachers])
+    asked_by_workers = _sum([worker] * scaling.min_workers)
+    has = _sum(nodes)
+    for name in sorted({*asked_by_teachers, *asked_by_workers}):
+        parts = asked_by_teachers.get(name, 0), asked_by_workers.get(name, 0)
+        need = sum(parts) if together else max(parts)
+        if need > has.get(name, 0) + 1e-9:
+            raise ConfigError(
+                f"resources: the job needs {need:g} {name} at the same time (teachers "
+                f"{parts[0]:g}, student workers {parts[1]:g}), the cluster has "
+                f"{has.get(name, 0):g}. Ask for fewer replicas or workers or a fraction each "
+                f"(resources: {{{name}: 0.5}}), or compute the labels before training "
+                "(labels.when: ahead), which frees the teachers"
+            )
+
+
+def _sum(bundles: Sequence[Resources]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for bundle in bundles:
+        for name, value in bundle.items():
+            total[name] = total.get(name, 0) + value
+    return total
+
+
+def _own(node: Resources) -> dict[str, float]:
+    hidden = ("node:", "memory", "object_store_memory")
+    return {"GPU": 0.0} | {k: v for k, v in node.items() if not k.startswith(hidden)}
+
+
+def _say(resources: Resources) -> str:
+    return ", ".join(f"{value:g} {name}" for name, value in sorted(resources.items())) or "nothing"
+
+
+def scaling_config_from(values: Mapping[str, Any]) -> ScalingConfig | None:
+    """Return Ray's ScalingConfig with the arguments of a job file's `scaling:`."""
+    if not values:
+        return None
+    plain = {
+        k: tuple(v) if k == "num_workers" and isinstance(v, list) else v for k, v in values.items()
+    }
+    return build_ray_object(ScalingConfig, "scaling", plain)
+
+
+def run_config_from(values: Mapping[str, Any], *, resume: bool = False) -> RunConfig | None:
+    """Return Ray's RunConfig with the arguments of a job file's `run:`.
+
+    `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
+
+    Raises:
+        ConfigError: an argument that can't be, or no name of a run to resume.
+    """
+    if resume and values.get("name") is None:
+        raise ConfigError(NOTHING_TO_RESUME)
+    if not values:
+        return None
+    values = {"failure_config": {"max_failures": MAX_FAILURES}, **values}
+    plain = {"storage_path": "runs", **values}
+    nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
+    for name, kind in nested.items():
+        if isinstance(plain.get(name), Mapping):
+            plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
+    return build_ray_object(RunConfig, "run", plain)
+
+
+def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFolder:
+    """Return the folder of a run that Ray's RunConfig, Train's or Tune's, names.
+
+    Raises:
+        ConfigError: it isn't on a disk, or has no name of a run to resume.
+    """
+    if config.storage_filesystem is not None:
+        raise ConfigError(
+            "run.storage_filesystem: expected none, as a run is in a folder that every node sees "
+            f"(a disk, NFS), got {type(config.storage_filesystem).__name__}"
+        )
+    if resume and not config.name:
+        raise ConfigError(NOTHING_TO_RESUME)
+    folder = RunFolder(str(config.storage_path), str(config.name))
+    if resume and _RAYS_NAME.fullmatch(str(config.name)) and not folder.path.is_dir():
+        raise ConfigError(f"{NOTHING_TO_RESUME} (Ray makes up {config.name})")
+    return folder
+
+
+def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:
+    """Return one of Ray's objects with arguments from a job file.
+
+    Raises:
+        ConfigError: an argument that it hasn't got, or refuses.
+    """
+    parameters = inspect.signature(kind).parameters.values()
+    known = [each.name for each in parameters if each.default != DEPRECATED]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, 3, 0.5)
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(
+                f"{what}.{name}: expected an argument of Ray's {kind.__name__} "
+                f"({', '.join(known)}){hint}"
+            )
+    check_ray_arguments(what, values)
+    try:
+        return kind(**values)
+    except Exception as error:  # Ray's classes don't say what they raise; nothing runs as yet
+        raise ConfigError(
+            f"{what}: Ray's {kind.__name__} refused {dict(values)}: {error}"
+        ) from error

@@ -1,0 +1,227 @@
+"""The folder of a run, what is kept in it, and whether a job may resume it."""
+
+import copy
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from raybrew.config import DistillJob, TrainJob
+from raybrew.config.job_file import absolute_plain, parse_yaml, resolve_paths
+from raybrew.config.paths import is_uri, user_path
+from raybrew.data.files import to_json
+from raybrew.errors import ConfigError
+from raybrew.runs.ray_config import check_ray_arguments
+
+# Whether a job may go on with a run that was stopped: the student must come out the same.
+
+_FREE = re.compile(
+    r"tracking\..*"
+    r"|labels\.(store|when|window|max_windows|max_bytes|on_full|cache|cache_max_bytes)"
+    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens|on_loss|deadline_s|lost_after_s)"
+    r"|training\.(num_threads|eval_batch_size|prefetch|checkpoint_every|checkpoint_every_minutes|on_nan)"
+)
+"""Fields that may change: they say where, how fast, and what is done about faults."""
+
+
+def load_yaml(path: Path) -> Mapping[str, Any]:
+    """Read the job that a run was started with."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected the job of a run in UTF-8, got: {error}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected the job of a run, got {type(values).__name__}")
+    return values
+
+
+def same_run(saved: Mapping[str, Any], job: DistillJob | TrainJob) -> None:
+    """Refuse to resume a run with a job whose student would be another.
+
+    Args:
+        saved: the job that the run was started with.
+        job: the job to go on with.
+
+    Raises:
+        ConfigError: names each field that differs, with both values.
+    """
+    began = copy.deepcopy(dict(saved))
+    resolve_paths(began, Path.cwd())  # those of a run that was started from Python
+    before, now = dict(_leaves(began)), dict(_leaves(absolute_plain(job)))
+    changed = [
+        f"{path}: the run has {before.get(path)!r}, the job {now.get(path)!r}"
+        for path in sorted({*before, *now})
+        if before.get(path) != now.get(path) and not _FREE.fullmatch(path)
+    ]
+    if changed:
+        raise ConfigError(
+            "--resume: expected the job that the run was started with, got\n"
+            + "\n".join(changed)
+            + "\nGo on with the job.yaml of the run's folder, or start a run of another name"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of everything that is no mapping and no list."""
+    if isinstance(value, Mapping):
+        parts: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    else:
+        yield path, value
+        return
+    for key, each in parts:
+        yield from _leaves(each, f"{path}.{key}" if path else str(key))
+
+
+# The folder of a run, `<storage_path>/<name>`, and what raybrew keeps in it.
+#
+# job.yaml         the resolved job
+# metrics.jsonl    losses and evaluations
+# report.json      figures of the run      report.txt  the same as tables
+# student/         the student, as transformers loads it
+# data/            encoded examples
+# checkpoints/     the newest, and the best; see student/checkpoints
+# events.jsonl     what the run survived
+
+_BEFORE_THE_JOB = {"data", "space.json", ".job.yaml.tmp", ".space.json.tmp"}
+"""What a run has in its folder before it writes its job."""
+_AT_THE_START = {
+    *_BEFORE_THE_JOB,
+    *("job.yaml", "metrics.jsonl", "events.jsonl", "tensorboard", "wandb"),
+}
+"""What it has before its first step."""
+
+
+class RunFolder:
+    """A run's folder on a disk that every node of the run sees."""
+
+    def __init__(self, storage_path: str, name: str):
+        check_ray_arguments("run", {"name": name, "storage_path": storage_path})
+        storage = user_path(_local(storage_path), "run.storage_path")
+        self.path = user_path(storage.absolute() / name, "run.name")
+        self._made: list[Path] = []  # the folder and those it is in, where they were not there
+        self._before: set[str] | None = None  # what it held
+
+    @property
+    def data(self) -> Path:
+        """Folder of the encoded splits."""
+        return self.path / "data"
+
+    @property
+    def student(self) -> Path:
+        """Folder of the student."""
+        return self.path / "student"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self, job: DistillJob | TrainJob, *, resume: bool = False) -> None:
+        """Make the folder, or take up the run that it holds.
+
+        Args:
+            job: what the run does.
+            resume: whether to go on with a run that was stopped.
+
+        Raises:
+            ConfigError: it holds a run already, or none to resume, or that of another job, or
+                something else, or it can't be made.
+        """
+        try:
+            self._check(job, resume)
+            self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+            self._before = set() if self._made else self._entries()
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+
+    def _check(self, job: DistillJob | TrainJob, resume: bool) -> None:
+        saved = self.path / "job.yaml"
+        if resume and not self.path.is_dir():
+            raise ConfigError(
+                f"run.name: expected a run to resume in {self.path}, got no such folder; name the "
+                "run that was stopped (run.name, run.storage_path), or leave --resume out"
+            )
+        if resume and saved.exists():
+            same_run(load_yaml(saved), job)
+        if not resume and saved.exists():
+            raise ConfigError(
+                f"run.name: {self.path} holds a run already; go on with it (--resume), choose "
+                "another name, or delete it"
+            )
+        if not self.path.is_dir() or saved.exists():
+            return
+        if foreign := sorted(self._entries() - _BEFORE_THE_JOB):
+            listed = ", ".join(foreign[:8]) + (", …" if len(foreign) > 8 else "")
+            raise ConfigError(
+                f"run.name: expected {'the folder of a run' if resume else 'a new folder'}, got "
+                f"{self.path}, which has no job.yaml, but holds {listed}; choose another name"
+            )
+
+    def withdraw(self, *, refused: bool = False) -> None:
+        """Remove what was made for a run that never began.
+
+        Args:
+            refused: whether the run was refused, which it may be after it wrote its job.
+        """
+        if self._before is None or "job.yaml" in self._before or not self.path.is_dir():
+            return
+        now = self._entries()
+        if now <= _AT_THE_START if refused else "job.yaml" not in now:
+            for name in (now - self._before) & _AT_THE_START:
+                _remove(self.path / name)
+            for folder in self._made:
+                with suppress(OSError):  # something else came to be in it
+                    folder.rmdir()
+
+    def _entries(self) -> set[str]:
+        return {entry.name for entry in self.path.iterdir()}
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(self.path / name)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write values as a JSON file; a callable, or anything else, as its text."""
+        self.write(name, to_json(values, indent=1, default=str) + "\n")
+
+    def export_student(self, source: Path) -> None:
+        """Copy a checkpoint's model to `student/`."""
+        temporary = self.path / ".student.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(source, temporary)
+        shutil.rmtree(self.student, ignore_errors=True)
+        temporary.rename(self.student)
+
+
+def _local(storage_path: str) -> str:
+    """Return the path that a text is, or that a `file:` URI stands for."""
+    if not is_uri(storage_path):
+        return storage_path
+    parts = urlsplit(storage_path)
+    if parts.scheme != "file":
+        raise ConfigError(
+            f"run.storage_path: expected a folder that every node sees (a disk, NFS), got "
+            f"{storage_path!r}; {parts.scheme}:// is not supported"
+        )
+    if parts.netloc not in ("", "localhost") or parts.query or parts.fragment:
+        raise ConfigError(
+            f"run.storage_path: expected file:///<path>, with # as %23 and ? as %3F, got "
+            f"{storage_path!r}; a path alone is taken as it is"
+        )
+    return unquote(parts.path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

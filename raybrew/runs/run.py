@@ -1,0 +1,276 @@
+"""A run: its folder, Ray, progress bars, tracker and times, from the start to the report."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
+
+from raybrew.config import DistillJob, TrackingConfig, TrainJob
+from raybrew.config.job_file import absolute_plain, dump_yaml
+from raybrew.errors import ConfigError, DataError
+from raybrew.runs.cluster import (
+    MAX_FAILURES,
+    NOTHING_TO_RESUME,
+    check_devices,
+    check_ray_address,
+    check_resources,
+    ray_session,
+    run_folder,
+    spilled_objects,
+)
+from raybrew.runs.events import (
+    Event,
+    EventLog,
+    EventSubscriber,
+    Message,
+    Recovery,
+    start_event_channel,
+)
+from raybrew.runs.interrupts import sigterm_as_interrupt
+from raybrew.runs.report import render_report
+from raybrew.runs.tracking import Tracker
+from raybrew.teachers.client import PoolAddress
+from raybrew.training.build import RankPlan
+from raybrew.training.callbacks import Bars
+from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.ray_train import fit
+from raybrew.training.snapshot import STUDENT
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Args:
+        folder: the run's folder.
+        student: folder of the student, as transformers loads it.
+        metrics: last losses and evaluation of the student.
+        teachers: metrics of each teacher on its task's evaluation rows.
+        ensembles: metrics of each task's mixture of teachers.
+        labels: label counts, in (teacher, example): `needed`, `in_store` before the run,
+            `forwards` of the teachers, `hits` and `misses` of the student's workers.
+        times: seconds of each stage.
+        survived: faults on the way, see `raybrew.runs.events`.
+        best: the checkpoint with the highest `eval/score`; None without evaluation.
+        data: by task and split, its examples, and what was cut, lost or masked on the way to them.
+    """
+
+    folder: str
+    student: str
+    metrics: dict[str, float]
+    teachers: dict[str, dict[str, float]]
+    ensembles: dict[str, dict[str, float]]
+    labels: dict[str, float]
+    times: dict[str, float]
+    survived: list[dict[str, Any]] = field(default_factory=list)
+    best: str | None = None
+    data: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+class Run:
+    """What distilling and training have in common: folder, Ray, bars, tracker, times."""
+
+    def __init__(
+        self,
+        job: DistillJob | TrainJob,
+        what: str,
+        scaling_config: ScalingConfig | None,
+        run_config: RunConfig | None,
+        resume: bool = False,
+    ):
+        self._job = job
+        # Now: the working directory of a submitted job may be gone once Ray has started.
+        self._saved_job = dump_yaml(absolute_plain(job))
+        self._scaling = scaling_config or ScalingConfig()
+        if resume and run_config is None:
+            raise ConfigError(NOTHING_TO_RESUME)
+        name = f"{what}-{datetime.now():%Y%m%d-%H%M%S}"
+        config = run_config or RunConfig(
+            name=name,
+            storage_path="runs",
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        )
+        self.folder = run_folder(config, resume=resume)
+        # Ray takes a path as it is, and has working directories of its own.
+        self.ray_config = replace(config, storage_path=str(self.folder.path.parent))
+        self.checkpoints = Checkpoints(self.folder.checkpoints)
+        self.events = EventLog(self.folder.path)
+        self._recovery = Recovery()
+        self._resume = resume
+        self._on_report: Callable[[], None] | None = None
+        self._stack = ExitStack()
+        self._tracking: TrackingConfig = job.tracking
+        self.times: dict[str, float] = {}
+        self.step = 0
+        self._begin = time.perf_counter()
+
+    def __enter__(self) -> "Run":
+        check_ray_address()  # before minutes of preparation
+        self.folder.create(self._job, resume=self._resume)
+        self.bars = self._stack.enter_context(Bars(self._tracking.progress))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        try:
+            self._stack.__exit__(*error)
+        finally:
+            self.checkpoints.clean()
+            self.folder.withdraw(refused=isinstance(error[1], (ConfigError, DataError)))
+
+    @property
+    def seconds(self) -> float:
+        """Time since the run began."""
+        return time.perf_counter() - self._begin
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+
+    def start_ray(self) -> None:
+        """Bring Ray up."""
+        with self.stage("start_ray"):
+            self._stack.enter_context(ray_session())
+        # After Ray, which has a handler of its own that ends the process at once.
+        self._stack.enter_context(sigterm_as_interrupt())
+
+    def start(self, teachers: list[tuple[str, Mapping[str, float]]], *, together: bool) -> None:
+        """Check resources and open the tracker; from here on the run leaves traces.
+
+        Args:
+            teachers: name and resources of each replica that is about to start.
+            together: whether they and the student's workers run at the same time.
+        """
+        check_resources(teachers, self._scaling, together=together)
+        check_devices(teachers, self._scaling)
+        self.folder.write("job.yaml", self._saved_job)
+        self.tracker = self._stack.enter_context(
+            Tracker(
+                self.folder.path,
+                self._tracking,
+                self._job.to_plain(),
+                str(self.ray_config.name),
+                on_lost=lambda said: self.survived(Event("W&B lost", "tracking", said)),
+            )
+        )
+        self._spilled = spilled_objects()
+
+    def fit(
+        self,
+        plan: RankPlan,
+        teachers: PoolAddress | None,
+        on_report: Callable[[], None] | None = None,
+    ) -> Result:
+        """Train the student on Ray Train.
+
+        Args:
+            plan: what each rank does.
+            teachers: the pool that the ranks ask.
+            on_report: called on the driver after each report of the student.
+        """
+        self._on_report = on_report
+        channel = start_event_channel()
+        with self.stage("train"), EventSubscriber(channel, self._on_message):
+            return fit(
+                plan,
+                teachers=teachers,
+                channel=channel,
+                scaling_config=self._scaling,
+                run_config=self.ray_config,
+                checkpoints=self.folder.checkpoints,
+            )
+
+    def finish(
+        self,
+        fitted: Result,
+        teachers: dict[str, dict[str, float]],
+        ensembles: dict[str, dict[str, float]],
+        labels: dict[str, float],
+        data: dict[str, dict[str, float]],
+    ) -> RunResult:
+        """Export the student, write the report."""
+        metrics: dict[str, float] = fitted.return_value or {}
+        last, best = self.checkpoints.newest(), self.checkpoints.best()
+        assert last is not None, "the loop ends with a checkpoint"
+        self.folder.export_student(last / STUDENT)
+        counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
+        self._note_spilling()
+        self.times["total"] = self.seconds
+        result = RunResult(
+            folder=str(self.folder.path),
+            student=str(self.folder.student),
+            metrics=metrics,
+            teachers=teachers,
+            ensembles=ensembles,
+            labels=labels | counted,
+            data=data,
+            times=self.times,
+            survived=self.events.all(),
+            best=None if best is None else str(best),
+        )
+        self.folder.write_json("report.json", asdict(result))
+        self.folder.write("report.txt", render_report(asdict(result)))
+        self.tracker.summary(
+            metrics
+            | {f"teacher/{n}/{k}": v for n, each in teachers.items() for k, v in each.items()}
+            | {f"ensemble/{n}/{k}": v for n, each in ensembles.items() for k, v in each.items()}
+            | {f"labels/{k}": v for k, v in result.labels.items()}
+            | {f"time/{k}_s": v for k, v in self.times.items()}
+        )
+        return result
+
+    def survived(self, event: Event) -> None:
+        """Record a fault that the run goes on after."""
+        self.events.add(event)
+
+    def went_wrong(self, fault: str, who: str, what: str) -> None:
+        """Take note of a fault that training starts again after; recorded when it does."""
+        self._recovery.fault({"fault": fault, "who": who, "what": what})
+
+    def _note_spilling(self) -> None:
+        spilled = spilled_objects()
+        if spilled is not None and self._spilled is not None and spilled > self._spilled:
+            count = spilled - self._spilled
+            what = f"{count} objects went to disk and came back as they were needed"
+            self.survived(Event("object store spilled", "Ray", what))
+
+    def _on_message(self, message: Message) -> None:
+        now = time.monotonic()
+        match message["kind"]:
+            case "event":
+                self.survived(Event(**message["event"]))
+            case "fault":
+                self._recovery.fault(message)
+            case "start":
+                for event in self._recovery.began(message["step"], message["workers"], now):
+                    self.survived(event)
+                self.bars.start("training", message["num_steps"], "steps")
+                self.bars.move_to("training", message["step"])
+            case "progress":
+                self._recovery.progress(message["step"], now)
+                self.bars.move_to("training", message["step"])
+            case "evaluating":
+                self.bars.start("evaluating", message["total"], "examples")
+                self.bars.move_to("evaluating", message["done"])
+            case "values":
+                self.step = message["step"]
+                self.tracker.log(message["values"], step=message["step"])
+                self._note(message["values"])
+                if self._on_report is not None:
+                    self._on_report()
+
+    def _note(self, values: Mapping[str, float]) -> None:
+        losses = [v for k, v in values.items() if k.startswith("train/") and k.endswith("/loss")]
+        scores = [v for k, v in values.items() if k == "eval/score"]
+        if losses:
+            self.bars.note("training", f"loss {losses[0]:.3f}")
+        if scores:
+            self.bars.note("evaluating", f"score {scores[0]:.4f}")

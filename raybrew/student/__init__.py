@@ -1,1 +1,0 @@
-"""The student: step, loop, checkpoints, and Ray Train around them."""

@@ -1,0 +1,177 @@
+"""Results of a sweep: a row for each trial, their ranking, tables as text and CSV."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from raybrew.data.files import to_json
+from raybrew.runs.report import render_table
+
+# What became of the trials: a row each, their order, and the table as a file.
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial.
+
+    Args:
+        name: its name, and that of its folder.
+        config: value of each path.
+        status: `finished`, `stopped` by the scheduler or the sweep's end, or `failed`.
+        score: the sweep's metric at its last evaluation; None if it had none.
+        step: optimizer steps taken.
+        evaluations: how many.
+        seconds: in the trial's process, evaluations included.
+        metrics: last figures.
+        curve: (step, score) of each evaluation.
+        error: what went wrong; empty if nothing did.
+        checkpoint: folder of its last checkpoint.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    status: str
+    score: float | None
+    step: int
+    evaluations: int
+    seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[tuple[int, float], ...] = ()
+    error: str = ""
+    checkpoint: str = ""
+
+
+def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
+    """Return the trials, the best first, those without a score last."""
+    sign = 1.0 if mode == "min" else -1.0
+    return sorted(rows, key=lambda row: sign * _score(row, sign))
+
+
+def best_of(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
+    """Return the trial with the best last score, None where no trial has one."""
+    first = next(iter(ranked(rows, mode)), None)
+    return first if first is not None and _known(first) and first.status != "failed" else None
+
+
+def results_csv(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
+    """Return the trials as a table, the best first: a column for each path and figure."""
+    paths = list(dict.fromkeys(path for row in rows for path in row.config))
+    figures = sorted({key for row in rows for key in row.metrics} - {metric})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["trial", "status", metric, "step", "evaluations", "seconds", *paths, *figures, "error"]
+    )
+    for row in ranked(rows, mode):
+        writer.writerow(
+            [
+                row.name,
+                row.status,
+                "" if row.score is None else row.score,
+                row.step,
+                row.evaluations,
+                f"{row.seconds:.2f}",
+                *(cell(row.config.get(path)) for path in paths),
+                *(row.metrics.get(key, "") for key in figures),
+                row.error,
+            ]
+        )
+    return text.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """Return a value of a path as a table shows it: a number or a text as it is, else JSON."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return to_json(value, default=str)
+
+
+def short_cell(value: Any, most: int = 28) -> str:
+    """Return a value as it stands in a narrow place."""
+    shown = cell(value)
+    if isinstance(shown, float):
+        return f"{shown:.4g}"
+    text = "–" if shown is None else str(shown)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _known(row: TrialRow) -> bool:
+    return row.score is not None and math.isfinite(row.score)
+
+
+def _score(row: TrialRow, sign: float) -> float:
+    known = _known(row) and row.status != "failed"
+    return row.score if known and row.score is not None else sign * math.inf
+
+
+# What a sweep leaves behind, and its tables as text.
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a sweep leaves behind.
+
+    Args:
+        folder: the sweep's folder.
+        best: the best trial; None where no trial has a score.
+        best_job: file of the best trial's job, ready to run; empty without a best trial.
+        student: folder of its student, as transformers loads it; empty likewise.
+        trials: all trials, the best first.
+        labels: in (teacher, example): `needed`, `in_store` before, `forwards` of the teachers,
+            `hits` and `misses` of all trials together.
+        teachers: metrics of each teacher on its task's evaluation rows.
+        ensembles: metrics of each task's mixture, as the base job mixes it.
+        times: seconds of each stage.
+    """
+
+    folder: str
+    best: TrialRow | None
+    best_job: str
+    student: str
+    trials: tuple[TrialRow, ...]
+    labels: dict[str, float]
+    teachers: dict[str, dict[str, float]]
+    ensembles: dict[str, dict[str, float]]
+    times: dict[str, float]
+
+
+def render_sweep(result: TuneResult, metric: str) -> str:
+    """Return trials, labels and times as tables."""
+    paths = list(result.trials[0].config) if result.trials else []
+    heads = [_head(path.removeprefix("distillation.").removeprefix("training.")) for path in paths]
+    rows = [
+        [
+            row.name.removeprefix("trial-"),
+            row.status,
+            "–" if row.score is None else f"{row.score:.4f}",
+            str(row.step),
+            f"{row.seconds:.1f}",
+            *(short_cell(row.config.get(path), 10) for path in paths),
+        ]
+        for row in result.trials
+    ]
+    parts = [render_table("Trials", ["", "status", _head(metric), "steps", "s", *heads], rows)]
+    failed = [f"{row.name}: {row.error}" for row in result.trials if row.error]
+    if failed:
+        parts.append("Failed\n" + "\n".join(failed) + "\n")
+    counts = [[name, f"{value:.0f}"] for name, value in result.labels.items()]
+    parts.append(render_table("Labels (teacher, example)", ["", "count"], counts))
+    times = [[name, f"{value:.1f}"] for name, value in result.times.items()]
+    parts.append(render_table("Time", ["stage", "s"], times))
+    parts.append(
+        f"Sweep: {result.folder}\nReport: {Path(result.folder, 'report.html')}\n"
+        f"Best job: {result.best_job or 'none'}\nStudent: {result.student or 'none'}\n"
+    )
+    return "\n".join(parts)
+
+
+def _head(name: str) -> str:
+    # A path in lines of a column's width, broken behind its dots and underscores.
+    lines = wrap(re.sub(r"([._/])", r"\1 ", name), 10, break_long_words=False)
+    return "\n".join(line.replace(" ", "") for line in lines)

@@ -1,0 +1,167 @@
+"""Any number of classes for each text: each is there or not by itself.
+
+    classes of a row   ["a", "c"]   [0, 2]   names or numbers of those that are there
+    flags of a row     [True, False, True]   [1, 0, 1]   [1.0, 0.0, 1.0]   one for each class
+
+Flags are in the order of `label_names`; where these are the numbers 0, 1, … in another order, they
+say which flag is that of each class.
+Whether 0 and 1 are numbers or flags is decided once for the whole column, over both splits.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from transformers import AutoModelForSequenceClassification
+
+from raybrew.config import Task
+from raybrew.data.classes import Classes, LabelReader, item_feature, read_classes
+from raybrew.data.columns import Rows, read_lists, read_rows
+from raybrew.data.payload import Payload
+from raybrew.data.split import UNLABELLED, EncodedSplit
+from raybrew.errors import DataError
+from raybrew.tasks.task_type import Kind
+
+
+class MultiLabel(Kind):
+    """A set of classes for each example."""
+
+    name = "multi-label"
+    model_class = AutoModelForSequenceClassification
+    hard_loss = "binary_cross_entropy"
+    kd_loss = "bce"
+    exclusive = False
+    problem_type = "multi_label_classification"
+
+    def read(
+        self, task: Task, train: Dataset, evaluation: Dataset | None
+    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+        """Read texts and lists of classes; see `Kind.read`."""
+        splits = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
+        columns = {
+            side: read_lists(split, task.label, f"tasks[{task.name}].{side}", "classes")
+            for side, split in splits.items()
+        }
+        features = {side: item_feature(each.features[task.label]) for side, each in splits.items()}
+        flags = _are_flags(task, [row for each in columns.values() for row in each], features)
+        if flags and task.label_names is None:
+            width = max(len(row or ()) for row in columns["train"])
+            classes = Classes(task, tuple(map(str, range(width))), None, {})
+        else:
+            listed = () if flags else (row or () for row in columns["train"])
+            classes = read_classes(task, listed, features["train"])
+        places = _places(classes.names) if flags else None
+        rows = {}
+        for side, split in splits.items():
+            reader = classes.reader(features[side], f"tasks[{task.name}].{side}")
+            labels = [
+                _classes(reader, row, value, places) for row, value in enumerate(columns[side])
+            ]
+            rows[side] = read_rows(task, split, reader.what, np.stack(labels))
+        return classes.names, rows["train"], rows.get("eval")
+
+    def num_labelled(self, rows: Rows) -> int:
+        """Count rows whose classes are known."""
+        return self.counts(rows.labels)[1]
+
+    def counts(self, labels: np.ndarray) -> tuple[int, int]:
+        """Count rows, and rows whose classes are known."""
+        return len(labels), int((labels >= 0).any(axis=1).sum())
+
+    def metrics(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Return micro and macro F1 and the share of exact sets; a class counts from ½ on."""
+        from torchmetrics.functional.classification import (
+            multilabel_exact_match,
+            multilabel_f1_score,
+        )
+
+        labels = split.labels[rows]
+        kept = (labels >= 0).any(axis=1)
+        figures = {"examples": float(kept.sum())}
+        if not kept.any():
+            return figures
+        found = torch.from_numpy(predicted.values[kept] > 0).long()
+        true, classes = torch.from_numpy(labels[kept]), labels.shape[1]
+        return figures | {
+            "f1_micro": float(multilabel_f1_score(found, true, classes, average="micro")),
+            "f1_macro": float(multilabel_f1_score(found, true, classes, average="macro")),
+            "exact_match": float(multilabel_exact_match(found, true, classes)),
+        }
+
+    def main_metric(self, names: Sequence[str]) -> str:
+        """Rank by micro F1."""
+        return "f1_micro"
+
+
+def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[str, Any]) -> bool:
+    """Return whether lists have a value for each class, 0 or 1, rather than name some.
+
+    Raises:
+        DataError: they could be either.
+    """
+    known = [row for row in rows if row is not None]
+    if any(isinstance(value, bool) for row in known for value in row):
+        return True
+    numbers = all(value in (0, 1) for row in known for value in row)
+    widths = {len(row) for row in known}
+    width = next(iter(widths), 0)
+    named = any(isinstance(feature, ClassLabel) for feature in features.values())
+    expected = (width,) if task.label_names is None else (len(task.label_names),)
+    if named or not numbers or widths != {*expected} or width < 2:
+        return False
+    # A set has no class twice, and that all rows have both of two classes is no classification.
+    if any(row != [0, 1] for row in known):
+        return True
+    raise DataError(
+        f"tasks[{task.name}]: {task.label!r} holds [0, 1] in every row, which may be both of two "
+        "classes or the second alone; write the names of the classes that are there, or true and "
+        "false for each class"
+    )
+
+
+def _places(names: Sequence[str]) -> np.ndarray:
+    """Return the place of each class in a row of flags, int64 (C,): its name, if that is one."""
+    order = list(map(str, range(len(names))))
+    return np.array(names if sorted(names) == sorted(order) else order).astype(np.int64)
+
+
+def _classes(
+    reader: LabelReader, row: int, value: list[Any] | None, places: np.ndarray | None
+) -> np.ndarray:
+    """Return 0 or 1 for each class, int64 (C,), or -1 for all of them.
+
+    Args:
+        reader: of the split.
+        row: whose value it is.
+        value: classes that are there, or flags.
+        places: of the classes among flags; None where values are classes.
+    """
+    where, size = f"{reader.what}: row {row}", len(reader.names)
+    if value is None:
+        return np.full(size, UNLABELLED, np.int64)
+    if places is not None and value:
+        if len(value) != size:
+            raise DataError(
+                f"{where}: expected true or false for each of the {size} classes in "
+                f"{reader.label!r}, got {len(value)} of them"
+            )
+        return np.array(value, np.int64)[places]
+    numbers = reader.numbers(value, row)
+    if (numbers < 0).any():
+        raise DataError(
+            f"{where}: expected classes in {reader.label!r}, got {value!r}; a row without label "
+            "is null, one of no class an empty list"
+        )
+    if len(set(numbers.tolist())) < len(numbers):
+        raise DataError(
+            f"{where}: expected each class once in {reader.label!r}, got {value!r}; a value for "
+            "each of the classes is written as true or false (or as 1 or 0, where each row of both "
+            f"splits has {size} of them)"
+        )
+    there = np.zeros(size, np.int64)
+    there[numbers] = 1
+    return there

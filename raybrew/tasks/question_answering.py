@@ -1,0 +1,365 @@
+"""Questions whose answers are spans of a context (SQuAD): windows, spans, answers as text."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
+
+from raybrew.config import Task
+from raybrew.data.columns import Answer, Rows, read_answers, read_rows
+from raybrew.data.encoding import Windows, align_windows, encode_windows
+from raybrew.data.payload import Payload
+from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
+from raybrew.tasks.task_type import Kind
+
+# What answers are worth, by their texts: as SQuAD's script says it, and as that of CMRC 2018.
+#
+# SQuAD      words between white space, without case, articles and punctuation; F1 of the bags
+# CMRC 2018  characters of Chinese, words of the rest; F1 of the longest run that both share
+
+_PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
+_UNIT = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")
+
+
+def squad_metrics(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Compare texts as SQuAD's script does.
+
+    Args:
+        predicted: N texts.
+        answers: of each question its true texts; none where it has no answer.
+
+    Returns:
+        `exact_match` and `f1` in [0, 1], and `examples`.
+    """
+    figures = {"examples": float(len(predicted))}
+    if not predicted:
+        return figures
+    from torchmetrics.functional.text import squad
+
+    found = [{"prediction_text": text, "id": str(n)} for n, text in enumerate(predicted)]
+    true = [
+        {"answers": {"text": list(texts) or [""], "answer_start": [0]}, "id": str(n)}
+        for n, texts in enumerate(answers)
+    ]
+    scores = squad(found, true)  # type: ignore[arg-type]
+    return figures | {name: float(scores[name]) / 100 for name in ("exact_match", "f1")}
+
+
+def character_metrics(
+    predicted: Sequence[str], answers: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Compare texts as the script of CMRC 2018 does.
+
+    A unit is a Chinese character, or what stands together of anything else; F1 is that of the
+    longest run of units that both texts have. Case and punctuation don't count.
+
+    Args:
+        predicted: N texts.
+        answers: of each question its true texts; none where it has no answer.
+
+    Returns:
+        `exact_match` and `f1` in [0, 1], and `examples`.
+    """
+    figures = {"examples": float(len(predicted))}
+    if not predicted:
+        return figures
+    pairs = [
+        (_bare(text), [_bare(true) for true in list(each) or [""]])
+        for text, each in zip(predicted, answers, strict=True)
+    ]
+    exact = sum(text in true for text, true in pairs)
+    f1 = sum(max(_run_f1(_units(text), _units(one)) for one in true) for text, true in pairs)
+    return figures | {"exact_match": exact / len(pairs), "f1": f1 / len(pairs)}
+
+
+ANSWER_METRICS: Mapping[
+    str, Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+] = {"word": squad_metrics, "character": character_metrics}
+"""By `Task.answers_by`."""
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in text.lower().strip() if c not in _PUNCTUATION)
+
+
+def _units(text: str) -> list[str]:
+    return _UNIT.findall(text)
+
+
+def _run_f1(predicted: Sequence[str], true: Sequence[str]) -> float:
+    if not predicted or not true:
+        return float(predicted == true)
+    shared = _longest_run(predicted, true)
+    # 2PR / (P + R) with P = shared / predicted and R = shared / true.
+    return 2 * shared / (len(predicted) + len(true))
+
+
+def _longest_run(left: Sequence[str], right: Sequence[str]) -> int:
+    """Return the length of the longest contiguous run that both have."""
+    longest = 0
+    ending = [0] * (len(right) + 1)
+    for unit in left:
+        # Runs that end here: one longer than those that end one before, on both sides.
+        ending = [0] + [
+            before + 1 if unit == other else 0 for before, other in zip(ending, right, strict=False)
+        ]
+        longest = max(longest, *ending)
+    return longest
+
+
+# Extractive question answering: where in a passage the answer begins, and where it ends.
+#
+#     question + passage ──windows of max_length, `stride` tokens shared──► examples
+#     start, end scores of each window ──n-best pairs of all windows──► the answer's text
+#
+# The tokens of a window are the classes of two outputs, start and end. A window that doesn't hold
+# the whole answer points at its class token, or its first where it has none, which also stands
+# for questions without an answer.
+
+N_BEST = 20
+
+
+class QuestionAnswering(Kind):
+    """The start and the end of an answer."""
+
+    name = "question-answering"
+    model_class = AutoModelForQuestionAnswering
+    layout = "position"
+    takes_column = False
+    needs_offsets = True
+
+    def read(
+        self, task: Task, train: Dataset, evaluation: Dataset | None
+    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+        """Read questions, passages and answers; see `Kind.read`."""
+        rows = _rows(task, train, f"tasks[{task.name}].train")
+        names = ("start", "end")
+        if evaluation is None:
+            return names, rows, None
+        return names, rows, _rows(task, evaluation, f"tasks[{task.name}].eval")
+
+    def encode(
+        self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    ) -> EncodedSplit:
+        """Encode windows of passages; several of a row share its answers."""
+        assert rows.pairs is not None, "a question has a passage"
+        what = rows.what or f"tasks[{task.name}]"
+        windows = encode_windows(
+            tokenizers[STUDENT_VIEW], rows.texts, rows.pairs, task.max_length, task.stride, what
+        )
+        views = {STUDENT_VIEW: windows.view}
+        alignments: dict[str, np.ndarray] = {}
+        counts = {"questions": len(rows), "windows": len(windows.source)}
+        for name, tokenizer in tokenizers.items():
+            if name != STUDENT_VIEW:
+                views[name], alignments[name] = align_windows(
+                    windows, tokenizer, rows.texts, rows.pairs, task.max_length
+                )
+                unaligned = (windows.starts >= 0)[:, None] & (alignments[name] < 0)
+                counts[f"positions_unaligned_{name}"] = int(unaligned.any(axis=1).sum())
+        labels = np.array(
+            [_position(windows, number, rows.labels[row]) for number, row in _numbered(windows)],
+            np.int64,
+        ).reshape(-1, 2)
+        answered = np.array([bool(rows.labels[row]) for row in windows.source])
+        counts["windows_without_their_answer"] = int(
+            (answered & (labels[:, 1] == windows.unanswered)).sum()
+        )
+        if task.answers_at == "search":
+            counts |= _searched(rows)
+        return EncodedSplit(
+            views,
+            labels,
+            source=windows.source,
+            alignments=alignments,
+            tokens={"start": windows.starts, "end": windows.ends, "unanswered": _marked(windows)},
+            reference=_reference(task, rows),
+            counts=counts,
+        )
+
+    def widths(self, num_labels: int) -> tuple[int, ...]:
+        """Start and end, one number a token each."""
+        return (1, 1)
+
+    def num_labelled(self, rows: Rows) -> int:
+        """Count questions whose answer, or that there is none, is known."""
+        return sum(answers is not None for answers in rows.labels)
+
+    def counts(self, labels: np.ndarray) -> tuple[int, int]:
+        """Count windows, and their known starts and ends."""
+        return len(labels), int((labels >= 0).sum())
+
+    def labels_of(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return starts and ends, (b,) each."""
+        return labels[:, 0], labels[:, 1]
+
+    def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """Keep both scores of each token, (b, L, 2)."""
+        return torch.stack(list(logits), dim=-1)
+
+    def metrics(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Return exact match and F1 of the answers' texts, as the task compares them, in [0, 1]."""
+        assert split.reference is not None, "answers are judged by their texts"
+        given = split.reference.column("answers").to_pylist()
+        facts = split.reference.schema.metadata
+        found = decode_answers(
+            predicted,
+            split,
+            rows,
+            may_be_none=any(answers == [] for answers in given),
+            max_answer_tokens=int(facts[b"max_answer_tokens"]),
+        )
+        known = {row: text for row, text in found.items() if given[row] is not None}
+        compare = ANSWER_METRICS[facts[b"answers_by"].decode()]
+        return compare(list(known.values()), [given[row] for row in known])
+
+    def main_metric(self, names: Sequence[str]) -> str:
+        """Rank by F1."""
+        return "f1"
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    score: float
+    start: int
+    end: int
+
+
+def decode_answers(
+    scores: Payload,
+    split: EncodedSplit,
+    rows: np.ndarray,
+    *,
+    may_be_none: bool,
+    max_answer_tokens: int,
+    n_best: int = N_BEST,
+) -> dict[int, str]:
+    """Turn scores of windows into texts.
+
+    Args:
+        scores: start and end of each token, side by side, one ragged row a window.
+        split: the windows.
+        rows: which they are, int64 (n,).
+        may_be_none: whether the empty text may be an answer.
+        max_answer_tokens: longest answer.
+        n_best: starts and ends of a window that are tried with each other.
+
+    Returns:
+        By row of the data, the best text over all its windows; empty for no answer, which wins
+        where its score, the least over the windows, is above the best answer's.
+    """
+    assert split.source is not None
+    assert split.reference is not None
+    assert scores.offsets is not None, "tokens make ragged rows"
+    best: dict[int, _Candidate] = {}
+    none: dict[int, float] = {}
+    for place, window in enumerate(rows):
+        row = int(split.source[window])
+        values = scores.values[scores.offsets[place] : scores.offsets[place + 1]].reshape(-1, 2)
+        begin, stop = split.student.offsets[window : window + 2]
+        unanswered = int(split.tokens["unanswered"][begin:stop].argmax())
+        none[row] = min(none.get(row, np.inf), float(values[unanswered].sum()))
+        candidate = _best_span(values, split, int(window), n_best, max_answer_tokens)
+        if candidate and (row not in best or candidate.score > best[row].score):
+            best[row] = candidate
+    passages = split.reference.column("context")
+    texts = {}
+    for row, without in none.items():
+        found = best.get(row)
+        if found is None or (may_be_none and without > found.score):
+            texts[row] = ""
+        else:
+            texts[row] = passages[row].as_py()[found.start : found.end]
+    return texts
+
+
+def _best_span(
+    values: np.ndarray, split: EncodedSplit, window: int, n_best: int, max_tokens: int
+) -> _Candidate | None:
+    begin, stop = split.student.offsets[window : window + 2]
+    starts, ends = split.tokens["start"][begin:stop], split.tokens["end"][begin:stop]
+    passage = np.flatnonzero(starts >= 0)
+    if not len(passage):
+        return None
+    top = [passage[np.argsort(-values[passage, side], kind="stable")[:n_best]] for side in (0, 1)]
+    first, last = top[0][:, None], top[1][None, :]
+    score = np.where(
+        (last >= first) & (last - first < max_tokens),
+        values[first, 0] + values[last, 1],
+        -np.inf,
+    )
+    if not np.isfinite(score).any():
+        return None
+    i, j = np.unravel_index(int(score.argmax()), score.shape)
+    return _Candidate(float(score[i, j]), int(starts[top[0][i]]), int(ends[top[1][j]]))
+
+
+def _position(windows: Windows, number: int, answers: Sequence[Answer] | None) -> tuple[int, int]:
+    """Return the tokens of the first answer; of none where the window doesn't hold it whole."""
+    if answers is None:
+        return UNLABELLED, UNLABELLED
+    begin, stop = windows.view.offsets[number : number + 2]
+    starts, ends = windows.starts[begin:stop], windows.ends[begin:stop]
+    none = int(windows.unanswered[number]), int(windows.unanswered[number])
+    if not answers or not (starts >= 0).any():
+        return none
+    answer = answers[0]
+    if answer.start < 0:
+        return UNLABELLED, UNLABELLED
+    last = answer.start + len(answer.text)
+    if answer.start < starts[starts >= 0].min() or last > ends.max():
+        return none
+    covers = np.flatnonzero((starts >= 0) & (ends > answer.start) & (starts < last))
+    return (int(covers[0]), int(covers[-1])) if len(covers) else none
+
+
+def _marked(windows: Windows) -> np.ndarray:
+    """Mark the tokens that stand for no answer, int8 (tokens,)."""
+    marked = np.zeros(len(windows.starts), np.int8)
+    marked[windows.view.offsets[:-1] + windows.unanswered] = 1
+    return marked
+
+
+def _numbered(windows: Windows) -> list[tuple[int, int]]:
+    return list(enumerate(windows.source.tolist()))
+
+
+def _rows(task: Task, dataset: Dataset, what: str) -> Rows:
+    rows = read_rows(task, dataset, what)
+    assert rows.pairs is not None, "the kind of task names the passage's column"
+    search = task.answers_at == "search"
+    answers = read_answers(dataset, task.label, rows.pairs, what, search=search)
+    return Rows(rows.texts, rows.pairs, answers, what=what)
+
+
+def _searched(rows: Rows) -> dict[str, int]:
+    """Count what came of looking for answers that aren't where the data says."""
+    moved = [answer for answers in rows.labels for answer in answers or () if answer.moved]
+    lost = sum(answer.start < 0 for answer in moved)
+    return {"answers_moved": len(moved) - lost, "answers_not_found": lost}
+
+
+def _reference(task: Task, rows: Rows) -> pa.Table:
+    """Return what answers are judged by, and in the table's metadata how."""
+    texts: list[Any] = [
+        None if answers is None else [answer.text for answer in answers] for answers in rows.labels
+    ]
+    return pa.table(
+        {
+            "context": pa.array(rows.pairs, pa.large_string()),
+            "answers": pa.array(texts, pa.list_(pa.string())),
+        },
+        metadata={
+            "answers_by": task.answers_by,
+            "max_answer_tokens": str(task.max_answer_tokens),
+        },
+    )

@@ -1,0 +1,267 @@
+"""What the engine asks of a task type, and task types for a user's own class of models."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from raybrew.config import Task
+from raybrew.data.columns import Rows
+from raybrew.data.encoding import EncodedView, encode
+from raybrew.data.payload import Payload
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.errors import ConfigError, import_callable
+
+# A class of models of the user's, with the two methods that transformers' Auto classes have.
+#
+#     from_config      random weights                from_pretrained  what `save_pretrained` wrote
+#
+# The contract: a subclass of `transformers.PreTrainedModel` with a `config_class` of its own type,
+# whose `forward` takes `input_ids` and `attention_mask`; what it returns is for the adaptor to say.
+
+
+@dataclass(frozen=True)
+class CustomModelClass:
+    """The class in the place of an Auto class.
+
+    Args:
+        wrapped: the user's.
+    """
+
+    wrapped: type[PreTrainedModel]
+
+    @property
+    def __name__(self) -> str:
+        return self.wrapped.__name__
+
+    def config_beside(self, base: PreTrainedConfig) -> PreTrainedConfig:
+        """Return a configuration of this class for the vocabulary of another model."""
+        own: Any = self.wrapped.config_class
+        if isinstance(base, own):
+            return base
+        vocabulary = base.get_text_config()
+        return own(vocab_size=vocabulary.vocab_size, pad_token_id=vocabulary.pad_token_id)
+
+    def from_config(
+        self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32
+    ) -> PreTrainedModel:
+        """Build a model with random weights, as transformers' Auto classes do."""
+        return self.wrapped._from_config(config, dtype=dtype)
+
+    def from_pretrained(self, path: str, **options: Any) -> Any:
+        """Load a model that `save_pretrained` wrote."""
+        del options["trust_remote_code"]  # its code is here
+        return self.wrapped.from_pretrained(path, **options)
+
+
+def custom_model_class(target: Callable[..., Any] | str, what: str) -> CustomModelClass:
+    """Resolve a class or its import path, and let transformers know the type of its configuration.
+
+    Args:
+        target: either.
+        what: field of the job, for messages.
+
+    Raises:
+        ConfigError: nothing is there, or it isn't such a class.
+    """
+    found = import_callable(target, what)
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        raise ConfigError(
+            f"{what}: expected a subclass of transformers.PreTrainedModel, got {target!r}"
+        )
+    config_class = found.config_class
+    if not isinstance(config_class, type) or not issubclass(config_class, PreTrainedConfig):
+        raise ConfigError(
+            f"{what}: expected {found.__name__}.config_class to be a class of configurations "
+            f"(a subclass of transformers.PreTrainedConfig), got {config_class!r}"
+        )
+    if not config_class.model_type:
+        raise ConfigError(
+            f"{what}: expected {config_class.__name__}.model_type to name its type, got ''"
+        )
+    if config_class.model_type not in CONFIG_MAPPING:
+        AutoConfig.register(config_class.model_type, config_class)
+    return CustomModelClass(found)
+
+
+# What the engine asks of a kind of task.
+
+Layout = Literal["example", "token", "position"]
+"""Where a model's logits are: (b, C), a row of classes for each example; (b, L, C), one for each
+token; or (b, L), where the tokens themselves are the classes."""
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+
+class Kind(ABC):
+    """A kind of task. Instances hold no state.
+
+    Attributes:
+        name: as `Task.kind` has it.
+        model_class: transformers' class of models with the head of this kind, or the user's.
+        layout: of the logits.
+        hard_loss: loss on true labels, a key of `HARD_LOSSES`.
+        kd_loss: loss on the teachers' logits where the job names none.
+        exclusive: whether one class of each row is the true one, which mixtures and losses that
+            look at the true class need.
+        softened: whether a temperature divides the outputs; regression has nothing to soften.
+        has_labels: whether a model's configuration names the task's labels.
+        problem_type: transformers' word for it in a model's configuration.
+        has_names: whether the order of logits is that of names which teachers have too.
+        own_inputs: whether a teacher with a tokenizer of its own can teach it.
+        takes_column: whether logits in a column of the data can stand in for a teacher.
+        needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
+        dense_metrics: metrics that can't be told from the largest logits alone.
+    """
+
+    name: ClassVar[str]
+    model_class: Any
+    layout: ClassVar[Layout] = "example"
+    hard_loss: ClassVar[str] = "cross_entropy"
+    kd_loss: ClassVar[str] = "ce"
+    exclusive: ClassVar[bool] = True
+    softened: ClassVar[bool] = True
+    has_labels: ClassVar[bool] = True
+    problem_type: ClassVar[ProblemType | None] = None
+    has_names: ClassVar[bool] = True
+    own_inputs: ClassVar[bool] = True
+    takes_column: ClassVar[bool] = True
+    needs_offsets: ClassVar[bool] = False
+    dense_metrics: ClassVar[tuple[str, ...]] = ()
+
+    def of_class(self, model_class: Any) -> "Kind":
+        """Return the same kind of task for models of another class."""
+        other = copy.copy(self)
+        other.model_class = model_class
+        return other
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether a model's configuration names its classes, in the order of its logits."""
+        return self.has_labels and self.has_names
+
+    @property
+    def augments(self) -> bool:
+        """Whether its rows may be read changed: no place in a text, nor the text, is the answer."""
+        return self.layout != "position" and self.has_labels
+
+    @abstractmethod
+    def read(
+        self, task: Task, train: Dataset, evaluation: Dataset | None
+    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+        """Read and check the task's columns.
+
+        Returns:
+            Names of the classes in the order of the logits, and the rows of either split.
+
+        Raises:
+            DataError: a column or a row isn't what the kind of task needs; names them.
+        """
+
+    def encode(
+        self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    ) -> EncodedSplit:
+        """Encode rows for each tokenizer, by name of its view.
+
+        The form here is one example a row, with a label of its own.
+        """
+        views: dict[str, EncodedView] = {}
+        cut = 0
+        for name, tokenizer in tokenizers.items():
+            views[name], truncated = encode(tokenizer, rows.texts, rows.pairs, task.max_length)
+            cut += truncated if name == STUDENT_VIEW else 0
+        views |= {name: logits.view() for name, logits in rows.supplied.items()}
+        return EncodedSplit(views, rows.labels, counts={"truncated": cut})
+
+    def num_labels(
+        self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase | None = None
+    ) -> int:
+        """Return how many logits a row has, by the tokenizer where its tokens are the classes."""
+        return len(names)
+
+    def widths(self, num_labels: int) -> tuple[int, ...]:
+        """Return the numbers of each of a row's outputs; 1 each where tokens are classes."""
+        return (num_labels,)
+
+    def num_labelled(self, rows: Rows) -> int:
+        """Return how many rows of the data have a label."""
+        return int((rows.labels >= 0).sum())
+
+    def counts(self, labels: np.ndarray) -> tuple[int, int]:
+        """Return how many rows of logits count, and how many of them have a label.
+
+        Args:
+            labels: of `EncodedSplit.labels_of`.
+        """
+        return len(labels), int((labels >= 0).sum())
+
+    def labels_of(self, labels: Tensor) -> tuple[Tensor, ...]:
+        """Return the labels of each logits tensor from those of a batch."""
+        return (labels,)
+
+    def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """Keep of rows of logits what the metrics need.
+
+        Args:
+            logits: of each output, float32 (R, C).
+            labels: of each output, (R, …).
+
+        Returns:
+            (R, width).
+        """
+        return logits[0]
+
+    def class_flags(
+        self, labels: np.ndarray, predicted: np.ndarray, num_classes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return which classes rows have, and which are predicted, where a label is known.
+
+        Args:
+            labels: class of each row, (R,), or 0 or 1 for each class, (R, C); negative if unknown.
+            predicted: class of each row, (R,) or (R, 1), or logits, (R, C).
+            num_classes: C.
+
+        Returns:
+            bool (r, C) each, r rows with a label.
+        """
+        known = labels >= 0 if labels.ndim == 1 else labels.max(axis=1) >= 0
+        labels, predicted = labels[known], predicted[known]
+        if not self.exclusive:
+            return labels > 0, predicted > 0
+        classes = np.arange(num_classes)
+        if predicted.ndim > 1 and predicted.shape[1] == num_classes:
+            predicted = predicted.argmax(axis=1)
+        return labels[:, None] == classes, predicted.reshape(-1, 1) == classes
+
+    @abstractmethod
+    def metrics(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Say what predictions are worth.
+
+        Args:
+            predicted: of `predict`, a row for each example.
+            split: labels, and what else it takes to judge.
+            rows: of the split that were predicted, int64 (n,).
+            names: of the classes.
+
+        Returns:
+            Figures by name, and `examples` that were counted; no metric where nothing is labelled.
+        """
+
+    @abstractmethod
+    def main_metric(self, names: Sequence[str]) -> str:
+        """Return the metric by which checkpoints are ranked, the larger the better."""

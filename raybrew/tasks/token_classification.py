@@ -1,0 +1,193 @@
+"""One class for each word: named entities, parts of speech.
+
+    words  Zürich   is nice          labels of the words   B-LOC  O  O
+    tokens z ##uric ##h  is nice     labels of the tokens  B-LOC  –  –  O  O
+
+A word speaks through its first token; the others are no positions of the task. Where a teacher has
+a tokenizer of its own, first tokens of the same word answer for each other; logits that the data
+has already are those of its words.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
+
+from raybrew.config import Task
+from raybrew.data.classes import LabelReader, item_feature, read_classes
+from raybrew.data.columns import Rows, read_lists, read_words
+from raybrew.data.encoding import EncodedView, encode_words, view_from_ids
+from raybrew.data.payload import Payload
+from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
+from raybrew.errors import DataError
+from raybrew.tasks.task_type import Kind
+
+_CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
+
+
+class TokenClassification(Kind):
+    """A class for each word."""
+
+    name = "token-classification"
+    model_class = AutoModelForTokenClassification
+    layout = "token"
+    needs_offsets = True
+
+    def read(
+        self, task: Task, train: Dataset, evaluation: Dataset | None
+    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+        """Read words and their tags; see `Kind.read`."""
+        what = f"tasks[{task.name}]"
+        words, tags = _columns(task, train, f"{what}.train")
+        feature = item_feature(train.features[task.label])
+        classes = read_classes(task, (t or () for t in tags), feature)
+        rows = _rows(task, words, tags, classes.reader(feature, f"{what}.train"))
+        if evaluation is None:
+            return classes.names, rows, None
+        words, tags = _columns(task, evaluation, f"{what}.eval")
+        feature = item_feature(evaluation.features[task.label])
+        return (
+            classes.names,
+            rows,
+            _rows(task, words, tags, classes.reader(feature, f"{what}.eval")),
+        )
+
+    def encode(
+        self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    ) -> EncodedSplit:
+        """Encode words, one example a row; labels and alignments are by token."""
+        views: dict[str, EncodedView] = {}
+        firsts: dict[str, list[np.ndarray]] = {}
+        for name, tokenizer in tokenizers.items():
+            encoded = encode_words(tokenizer, rows.texts, task.max_length)
+            views[name] = view_from_ids(encoded.input_ids, encoded.token_type_ids)
+            firsts[name] = encoded.first_tokens
+        lengths = views[STUDENT_VIEW].lengths
+        labels = _by_token(lengths, firsts[STUDENT_VIEW], rows.labels, IGNORED)
+        alignments = {
+            name: _by_token(lengths, firsts[STUDENT_VIEW], tokens, -1).astype(np.int32)
+            for name, tokens in firsts.items()
+            if name != STUDENT_VIEW
+        }
+        for name, logits in rows.supplied.items():
+            views[name] = logits.view()
+            words = [np.arange(len(each)) for each in firsts[STUDENT_VIEW]]
+            by_token = _by_token(lengths, firsts[STUDENT_VIEW], words, -1)
+            alignments[name] = by_token.astype(np.int32)
+        positions = labels != IGNORED
+        counts = {
+            "words": sum(map(len, rows.texts)),
+            "words_unseen": int(sum((f < 0).sum() for f in firsts[STUDENT_VIEW])),
+        }
+        for name, alignment in alignments.items():
+            counts[f"words_unaligned_{name}"] = int((positions & (alignment < 0)).sum())
+        return EncodedSplit(views, labels, per_token=True, alignments=alignments, counts=counts)
+
+    def num_labelled(self, rows: Rows) -> int:
+        """Count rows with a label on any word."""
+        return sum(bool((labels >= 0).any()) for labels in rows.labels)
+
+    def counts(self, labels: np.ndarray) -> tuple[int, int]:
+        """Count words, and words with a label."""
+        return int((labels != IGNORED).sum()), int((labels >= 0).sum())
+
+    def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
+        """Keep the class of each word."""
+        return logits[0].argmax(dim=-1, keepdim=True)
+
+    def metrics(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> dict[str, float]:
+        """Return accuracy by word; of entities precision, recall and F1, as seqeval has them."""
+        labels = split.labels_of(rows)
+        labels = labels[labels != IGNORED]
+        assert predicted.offsets is not None, "words make ragged rows"
+        sentences = list(zip(predicted.offsets[:-1], predicted.offsets[1:], strict=True))
+        true = [labels[start:stop] for start, stop in sentences]
+        found = [predicted.values[start:stop] for start, stop in sentences]
+        return word_metrics(true, found, names)
+
+    def main_metric(self, names: Sequence[str]) -> str:
+        """Rank by the F1 of entities, where classes are those of entities, else by accuracy."""
+        return "f1" if are_entities(names) else "accuracy"
+
+
+def are_entities(names: Iterable[str]) -> bool:
+    """Whether classes say where chunks begin and go on, as B-PER, I-PER, O do."""
+    return all(name == "O" or name.startswith(_CHUNK_PREFIXES) for name in names)
+
+
+def word_metrics(
+    true: Sequence[np.ndarray], predicted: Sequence[np.ndarray], names: Sequence[str]
+) -> dict[str, float]:
+    """Judge the classes of words.
+
+    Args:
+        true: of each sentence, class numbers; negative ones are left out.
+        predicted: the same, of the same lengths.
+        names: of the classes.
+
+    Returns:
+        `accuracy` and the words it counts, `examples`; for entities `precision`, `recall`, `f1`.
+    """
+    kept = [labels >= 0 for labels in true]
+    true = [labels[keep] for labels, keep in zip(true, kept, strict=True)]
+    predicted = [labels[keep] for labels, keep in zip(predicted, kept, strict=True)]
+    words = sum(map(len, true))
+    if not words:
+        return {"examples": 0.0}
+    correct = np.concatenate(true) == np.concatenate(predicted)
+    figures = {"examples": float(words), "accuracy": float(correct.mean())}
+    if not are_entities(names):
+        return figures
+    # Takes over a second to import, which a process that only trains need not spend.
+    from seqeval.metrics import f1_score, precision_score, recall_score
+
+    spelled = [[[str(names[c]) for c in labels] for labels in side] for side in (true, predicted)]
+    # seqeval's annotations say less than its functions take.
+    scores: dict[str, Any] = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
+    return figures | {
+        name: float(score(*spelled, zero_division=0)) for name, score in scores.items()
+    }
+
+
+def _columns(
+    task: Task, dataset: Dataset, what: str
+) -> tuple[list[list[str]], list[list[Any] | None]]:
+    words = read_words(dataset, task.text, what)
+    return words, read_lists(dataset, task.label, what, "tags")
+
+
+def _rows(
+    task: Task, words: list[list[str]], tags: list[list[Any] | None], reader: LabelReader
+) -> Rows:
+    labels = []
+    for row, (sentence, given) in enumerate(zip(words, tags, strict=True)):
+        if given is None:
+            labels.append(np.full(len(sentence), -1))
+            continue
+        if len(given) != len(sentence):
+            raise DataError(
+                f"{reader.what}: row {row}: expected a tag for each of the {len(sentence)} words "
+                f"in {task.text!r}, got {len(given)} in {task.label!r}"
+            )
+        labels.append(reader.numbers(given, row))
+    return Rows(words, labels=labels)
+
+
+def _by_token(
+    lengths: np.ndarray,
+    first_tokens: Sequence[np.ndarray],
+    values: Sequence[np.ndarray],
+    fill: int,
+) -> np.ndarray:
+    """Put a value of each word at its first token, int64, flat over all tokens."""
+    flat = np.full(int(lengths.sum()), fill, np.int64)
+    starts = np.cumsum(lengths) - lengths
+    for start, firsts, each in zip(starts, first_tokens, values, strict=True):
+        seen = firsts >= 0
+        flat[start + firsts[seen]] = each[seen]
+    return flat

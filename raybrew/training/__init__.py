@@ -1,0 +1,1 @@
+"""Trains the student: batches, step, loop, checkpoints, and Ray Train around them."""

@@ -1,0 +1,328 @@
+"""The folder of a run's checkpoints: when one is due, writing, checking, pruning."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import xxhash
+from safetensors import SafetensorError
+
+from raybrew.data.files import explain
+from raybrew.errors import CheckpointError
+from raybrew.training.snapshot import Snapshot, read_score
+from raybrew.training.world import World
+
+# The checkpoints of a run: written whole or not at all, found by looking, checked before use.
+#
+#     <run>/checkpoints/step-00000120/     see `checkpoint`
+#                           checksums.json of every file in it: written last
+#                       step-00000080.damaged   set aside
+#                       .tmp-*                  being written
+#
+# A folder gets its name only when all of it is on disk. So whoever dies, and whatever Ray was
+# told of it, the newest folder whose checksums hold is where the run goes on. One that the system
+# refuses to have read is not damaged: an older one in its place would lose steps without need.
+
+logger = logging.getLogger(__name__)
+
+CHECKSUMS = "checksums.json"
+_NAME = re.compile(r"step-(\d{8,})")
+_DAMAGE = (
+    FileNotFoundError,
+    NotADirectoryError,
+    IsADirectoryError,
+    ValueError,
+    KeyError,
+    TypeError,
+)
+
+
+class Checkpoints:
+    """The checkpoints in a folder.
+
+    Args:
+        folder: made with the first of them.
+        keep: so many of the newest stay, and the best; two, so that there is one before a
+            damaged one.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder, self._keep = folder, keep
+
+    def write(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Write a checkpoint, then delete those that need not stay.
+
+        Args:
+            step: steps that were taken.
+            write: fills an empty folder.
+
+        Raises:
+            CheckpointError: it can't be written, e.g. the disk is full; nothing of it stays.
+        """
+        temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
+        target = self.folder / f"step-{step:08d}"
+        with _refusals(f"checkpoint of step {step}: {self.folder} can't be written"):
+            try:
+                temporary.mkdir(parents=True)
+                write(temporary)
+                sums = {name: _checksum(temporary / name) for name in _files(temporary)}
+                (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
+                _sync(temporary)
+                # Written once already, before the run fell back to an earlier one.
+                shutil.rmtree(target, ignore_errors=True)
+                temporary.rename(target)
+                _sync_folder(self.folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            self._prune()
+        return target
+
+    def newest(self, on_damage: Callable[[str], None] = logger.warning) -> Path | None:
+        """Return the newest checkpoint that is whole; damaged ones are set aside.
+
+        Args:
+            on_damage: told of each, in words.
+
+        Raises:
+            CheckpointError: there are checkpoints, but every one of them is damaged, or the system
+                refuses to have them read.
+        """
+        damaged = []
+        for path in reversed(self.paths()):
+            mistake = _mistake(path)
+            if mistake is None:
+                return path
+            damaged.append(mistake)
+            aside = path.with_name(f"{path.name}.damaged")
+            with _refusals(f"checkpoint {mistake}, and can't be set aside"):
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            on_damage(f"checkpoint {mistake}; set aside as {aside.name}, the one before is taken")
+        if damaged:
+            raise CheckpointError(
+                f"{self.folder}: expected a whole checkpoint, got only damaged ones: "
+                f"{'; '.join(damaged)}. Delete the folder to begin anew"
+            )
+        return None
+
+    def best(self) -> Path | None:
+        """Return the checkpoint with the highest score; None if none has a score.
+
+        Raises:
+            CheckpointError: the system refuses to have one read.
+        """
+        scored = [(_score(path), path) for path in self.paths()]
+        known = [(score, path) for score, path in scored if score is not None and score == score]
+        if not known:
+            return None
+        # Of equals the earliest: a run's best is what nothing later beats.
+        return max(known, key=lambda each: (each[0], -_step(each[1])))[1]
+
+    def paths(self) -> list[Path]:
+        """Return all checkpoints, the oldest first.
+
+        Raises:
+            CheckpointError: the system refuses to list them.
+        """
+        with _refusals(f"checkpoints {self.folder}: can't be listed"):
+            if not self.folder.is_dir():
+                return []
+            return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
+
+    def clean(self) -> None:
+        """Delete what killed processes left half written."""
+        for path in self.folder.glob(".tmp-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _prune(self) -> None:
+        paths = self.paths()
+        keep = {*paths[-self._keep :], self.best()}
+        for path in paths:
+            if path not in keep:
+                # Its name goes first: half a checkpoint never has one.
+                doomed = path.with_name(f".tmp-{uuid.uuid4().hex}")
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Turn what the system refuses into an error."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = explain(error) if isinstance(error, OSError) else str(error)
+        raise CheckpointError(f"{what}: {reason}; then go on with --resume") from error
+
+
+def _mistake(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files; None if they are as they were written."""
+    with _refusals(_unreadable(path)):
+        try:
+            sums = dict(json.loads((path / CHECKSUMS).read_text()))
+            found = {name: _checksum(path / name) for name in _files(path) if name != CHECKSUMS}
+            read_score(path)
+        except _DAMAGE as error:
+            return f"{path} is damaged and can't be read: {error!r}"
+    if sums == found:
+        return None
+    wrong = sorted(name for name in {*sums, *found} if sums.get(name) != found.get(name))
+    return f"{path} is damaged: {', '.join(wrong)} differ from what was written"
+
+
+def _score(path: Path) -> float | None:
+    # A damaged one is for `newest` to find.
+    with _refusals(_unreadable(path)):
+        try:
+            return read_score(path)
+        except _DAMAGE:
+            return None
+
+
+def _unreadable(path: Path) -> str:
+    return f"checkpoint {path}: can't be read, and is left as it is (delete it to do without it)"
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def _files(folder: Path) -> list[str]:
+    found = [
+        Path(parent, name).relative_to(folder)
+        for parent, _, names in os.walk(folder, onerror=_raise)
+        for name in names
+    ]
+    return sorted(map(str, found))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    for name in _files(folder):
+        with (folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Writes checkpoints while training goes on: one thread, one checkpoint at a time.
+#
+# training ──Snapshot──► thread ──► Checkpoints.write
+
+
+class CheckpointWriter:
+    """A context manager; when it ends, everything is on disk.
+
+    Args:
+        checkpoints: where to.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="raybrew-checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Write a snapshot in the background, once the one before is on disk.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        self.wait()
+        self._writing = self._pool.submit(self._checkpoints.write, snapshot.step, snapshot.write)
+
+    def wait(self) -> None:
+        """Return when all that was submitted is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._pool.shutdown()
+
+
+# When checkpoints are due: every so many steps, or minutes.
+
+
+class CheckpointSchedule:
+    """Says of each step whether a checkpoint is due after it, the same on every rank.
+
+    Args:
+        every: steps between checkpoints.
+        minutes: time between them, by the clock of rank 0.
+        world: this rank.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        every: int | None,
+        minutes: float | None,
+        world: World,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._every, self._minutes, self._world = every, minutes, world
+        self._clock = clock
+        self._last = clock()
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a cadence at all."""
+        return self._every is not None or self._minutes is not None
+
+    def due(self, step: int) -> bool:
+        """Return whether a checkpoint is due after `step` steps; a collective with minutes."""
+        by_steps = self._every is not None and step % self._every == 0
+        if self._minutes is None:
+            return by_steps
+        late = self._clock() - self._last >= self._minutes * 60
+        due = bool(self._world.of_rank_0(float(by_steps or late)))
+        if due:
+            self._last = self._clock()
+        return due

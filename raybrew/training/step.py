@@ -1,0 +1,343 @@
+"""One optimizer step of the student on this rank's part of its global batches.
+
+And steps that fail.
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from raybrew.config import TrainingConfig
+from raybrew.errors import TrainingError
+from raybrew.models.devices import device_fault
+from raybrew.models.pretrained import first_line
+from raybrew.objective import Objective, SoftLabels, TrainProgress
+from raybrew.objective.balancing import Balancer, TaskGradients
+from raybrew.runs.events import Event
+from raybrew.training.module import StudentModuleOutput
+from raybrew.training.optimization import AUTOCAST
+from raybrew.training.snapshot import TrainerState
+from raybrew.training.world import World
+
+# One optimizer step of the student on this rank's part of its global batches.
+#
+#     micro-batch ──► forward ──► adaptor ──► objective (numerators) ──► ÷ global denominators ──►
+# balancing of tasks ──► backward (gradients are summed over micro-batches, averaged over batches
+# and ranks) ──► clip ──► step
+#
+# The denominators are known before the forward pass: they are counts over the whole global batch.
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass reads.
+
+    Args:
+        inputs: arguments of the model, each (b, L).
+        labels: (b, …) or (b, L), as the kind of task has them.
+        soft: what the teachers said.
+        row_keys: int64 (b,), half of each example's content key.
+        route: int64 (b,), index of each row's teacher; None where the data doesn't name it.
+        alignment: by teacher that reads tokens of its own, int64 (b, L): which of them answers
+            for each of the student's, -1 for none.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor
+    soft: SoftLabels
+    row_keys: Tensor
+    route: Tensor | None = None
+    alignment: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's part of one global batch of a step.
+
+    Args:
+        task: whose it is.
+        micro_batches: one a forward pass.
+        denominators: of the global batch, from `Objective.denominators`.
+        weight: factor on its loss.
+    """
+
+    task: int
+    micro_batches: Sequence[MicroBatch]
+    denominators: Mapping[str, float]
+    weight: float = 1.0
+
+
+class StudentStep:
+    """Forward, objective, backward, update.
+
+    Args:
+        model: a `StudentModule`, or DDP around it.
+        objectives: one a task.
+        optimizer: over the module's parameters.
+        scheduler: of the learning rate.
+        world: this rank.
+        max_grad_norm: clips the gradient of the whole module.
+        precision: autocast of the forward.
+        balancer: of the module; weighs its tasks' losses.
+        apart: takes the gradients of each batch apart and mixes them; they are added up if None.
+        scaler: of fp16's losses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objectives: Sequence[Objective],
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        world: World,
+        *,
+        max_grad_norm: float | None,
+        precision: str,
+        balancer: Balancer | None = None,
+        apart: TaskGradients | None = None,
+        scaler: GradScaler | None = None,
+    ):
+        self._model, self._objectives = model, objectives
+        self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
+        self._max_grad_norm, self._precision = max_grad_norm, precision
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._balancer, self._apart = balancer or Balancer(), apart
+        self._scaler = scaler or GradScaler(enabled=False)
+        self.skipped = False
+        """Whether the last step was left out, because its gradient was not finite."""
+
+    def __call__(
+        self, batches: Sequence[StepBatch], position: TrainProgress
+    ) -> list[dict[str, Tensor]]:
+        """Take the step.
+
+        Args:
+            batches: of one task or of several; the step follows their mean.
+            position: where in the run this is.
+
+        Returns:
+            Of each batch, this rank's numerators of each term, detached; their sum over ranks
+            divided by the denominators is the loss.
+        """
+        self._balancer.enter(position.epoch)
+        sums = [
+            self._backward(batch, len(batches), position, last=number == len(batches) - 1)
+            for number, batch in enumerate(batches)
+        ]
+        if self._apart is not None:
+            self._apart.put_back(position.step)
+        if self._balancer.observes:
+            self._observe(batches, sums, position)
+        self._update(sums)
+        return sums
+
+    def _backward(
+        self, batch: StepBatch, num_batches: int, position: TrainProgress, *, last: bool
+    ) -> dict[str, Tensor]:
+        """Add a batch's gradients; ranks sync with the step's last pass, or with each batch's."""
+        sums: dict[str, Tensor] = {}
+        passes = len(batch.micro_batches)
+        sync = last or self._apart is not None
+        for number, micro in enumerate(batch.micro_batches):
+            with self._sync(sync and number == passes - 1):
+                numerators, balance = self._forward(batch.task, micro, position)
+                loss = self._objectives[batch.task].total(numerators, batch.denominators, position)
+                share = 1 / (passes * self._world.size)
+                loss = self._balancer.weigh(loss, batch.task, balance, share)
+                # DDP averages over ranks; the denominators already count all of them.
+                loss = loss * (batch.weight * self._world.size / num_batches)
+                self._scaler.scale(loss).backward()
+            for name, numerator in numerators.items():
+                sums[name] = sums.get(name, 0) + numerator.detach()
+        if self._apart is not None:
+            self._apart.take()
+        return sums
+
+    def _observe(
+        self,
+        batches: Sequence[StepBatch],
+        sums: Sequence[Mapping[str, Tensor]],
+        position: TrainProgress,
+    ) -> None:
+        local = [
+            self._objectives[batch.task].total(each, batch.denominators, position)
+            for batch, each in zip(batches, sums, strict=True)
+        ]
+        for batch, loss in zip(batches, self._world.total(torch.stack(local)), strict=True):
+            self._balancer.observe(batch.task, loss)
+
+    def _forward(
+        self, task: int, batch: MicroBatch, position: TrainProgress
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        device = self._world.device.type
+        dtype = AUTOCAST.get(self._precision)
+        with torch.autocast(device, dtype, enabled=dtype is not None):
+            answer: StudentModuleOutput = self._model(dict(batch.inputs), batch.labels, task)
+        return self._objectives[task].numerators(
+            answer.view,
+            batch.soft,
+            position,
+            batch.row_keys,
+            batch.route,
+            answer.features,
+            batch.alignment,
+        ), answer.balance
+
+    def _sync(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self._model, DistributedDataParallel) and not last:
+            return self._model.no_sync()
+        return nullcontext()
+
+    def _update(self, sums: Sequence[Mapping[str, Tensor]]) -> None:
+        self._scaler.unscale_(self._optimizer)
+        # The gradient is the same on every rank, and so is what is done about it.
+        finite = bool(self._gradient_norm().isfinite())
+        self.skipped = not finite and not self._overflowed(sums)
+        if not finite:
+            with warnings.catch_warnings():
+                # PyTorch takes a first step that was left out for the calls in the wrong order.
+                warnings.filterwarnings(
+                    "ignore", "Detected call of `lr_scheduler.step", UserWarning
+                )
+                self._scheduler.step()
+        else:
+            self._scaler.step(self._optimizer)
+            self._scheduler.step()
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _overflowed(self, sums: Sequence[Mapping[str, Tensor]]) -> bool:
+        """Whether the scale alone was too much for the gradient: finding it costs such steps."""
+        if not self._scaler.is_enabled() or self._scaler.get_scale() <= 1:
+            return False
+        # A collective: every rank gets here in the same step.
+        local = torch.stack([value.sum() for each in sums for value in each.values()])
+        return bool(self._world.total(local).isfinite().all())
+
+    def _gradient_norm(self) -> Tensor:
+        if self._max_grad_norm is not None:
+            return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return nn.utils.get_total_norm(gradients)
+
+
+# What a gradient that is not finite does to a run; a pure decision, the same on every rank.
+
+MAX_IN_A_ROW = 25
+"""After so many the weights themselves are taken to be broken."""
+
+
+def check_finite_losses(step: int, losses: Mapping[str, float]) -> None:
+    """Refuse losses that are infinite or NaN though their gradient is finite.
+
+    Logits of −∞ mask classes out. Where the student masks a class to which a teacher gives
+    probability, a divergence is infinite, and its gradient doesn't show it.
+
+    Args:
+        step: its number, from 1.
+        losses: of the global batch.
+
+    Raises:
+        TrainingError: names the losses.
+    """
+    wrong = [f"{name} {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainingError(
+            f"training, step {step}: expected finite losses, got {', '.join(wrong)} with a finite "
+            "gradient. The student's logits are −∞ for classes that a label or a teacher gives "
+            "probability: mask the same classes on both sides, or take a kd_loss that stays finite "
+            "(reverse_kl, jsd, skew_kl, tvd)"
+        )
+
+
+def skip_step(
+    progress: TrainerState, step: int, on_nan: str, losses: Mapping[str, float]
+) -> tuple[TrainerState, Event]:
+    """Return the run's progress and an event, for a step that is left out.
+
+    Args:
+        progress: before it.
+        step: its number, from 1.
+        on_nan: the job's `training.on_nan`.
+        losses: of the global batch, for the message.
+
+    Raises:
+        TrainingError: such steps are not to be left out, or too many came one after another.
+    """
+    in_a_row = progress.skipped_in_a_row + 1 if progress.last_skipped == step - 1 else 1
+    said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    if on_nan == "stop" or in_a_row > MAX_IN_A_ROW:
+        raise TrainingError(
+            f"training, step {step}: expected a finite gradient, got NaN or infinity ({said}). "
+            "Lower training.learning_rate, set training.max_grad_norm, or leave such steps out "
+            f"with training.on_nan: skip (at most {MAX_IN_A_ROW} in a row)"
+        )
+    event = Event(
+        "gradient not finite", f"step {step}", f"the step was left out on every worker ({said})"
+    )
+    return (
+        replace(
+            progress,
+            skipped=progress.skipped + 1,
+            skipped_in_a_row=in_a_row,
+            last_skipped=step,
+        ),
+        event,
+    )
+
+
+# Out of memory in the student's own work: an error that says what to change. No Ray.
+
+
+@contextmanager
+def step_memory(config: TrainingConfig, world_size: int) -> Iterator[None]:
+    """Make an error of memory in a step one that says what to change.
+
+    Raises:
+        TrainingError: in its place. The same step would need as much again, so that no restart
+            of the worker helps.
+    """
+    passes = config.gradient_accumulation_steps
+    rows = -(-config.batch_size // (world_size * passes))
+    less = [
+        f"training.gradient_accumulation_steps above {passes} (the same losses, fewer examples in "
+        "a forward)",
+        "more workers (scaling.num_workers)",
+        f"training.batch_size below {config.batch_size}",
+        "a shorter max_length of the task",
+    ]
+    if not config.gradient_checkpointing:
+        less.insert(1, "training.gradient_checkpointing: true")
+    with _explained(f"a step, with {rows} examples in a forward", less):
+        yield
+
+
+@contextmanager
+def evaluation_memory(config: TrainingConfig) -> Iterator[None]:
+    """Make an error of memory in an evaluation one that says what to change; see `step_memory`."""
+    size = config.eval_batch_size
+    with _explained("an evaluation", [f"training.eval_batch_size below {size}, with --resume"]):
+        yield
+
+
+@contextmanager
+def _explained(where: str, less: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if device_fault(error) != "memory":
+            raise
+        raise TrainingError(
+            f"training: the student's worker has too little memory for {where}: "
+            f"{first_line(error)}. What needs less: {'; '.join(less)}"
+        ) from error

@@ -1,0 +1,185 @@
+"""Order, table, importances and page of made trials."""
+
+import csv
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raybrew.sweeps.charts import ReportFacts, draw, importances, render_page, study_of
+from raybrew.sweeps.results import TrialRow, best_of, ranked, results_csv
+from raybrew.sweeps.space import Range
+
+RANGES = {
+    "training.learning_rate": Range.between("log", 1e-4, 1e-2, integer=False, log=True),
+    "distillation.temperature": Range.between("float", 1.0, 10.0, integer=False, log=False),
+    "distillation.kd_loss": Range.choice("choice", ("ce", "kl")),
+    "distillation.matches": Range.choice("choice", ([], [{"layer_T": 2}])),
+}
+
+
+def row(name: str, score: float | None, **changes: Any) -> TrialRow:
+    values: dict[str, Any] = {
+        "config": {"a": 1, "b": [1, 2]},
+        "status": "finished",
+        "step": 20,
+        "evaluations": 2,
+        "seconds": 1.5,
+    }
+    return TrialRow(name=name, score=score, **{**values, **changes})
+
+
+def made_rows(count: int = 40) -> list[TrialRow]:
+    """Scores that follow the learning rate alone."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        rate = float(10 ** generator.uniform(-4, -2))
+        score = 1 - abs(math.log10(rate) + 3)
+        config = {
+            "training.learning_rate": rate,
+            "distillation.temperature": float(generator.uniform(1, 10)),
+            "distillation.kd_loss": str(generator.choice(["ce", "kl"])),
+            "distillation.matches": [{"layer_T": 2}] if number % 2 else [],
+        }
+        curve = ((10, score / 2), (20, score))
+        rows.append(row(f"trial-{number}", score, config=config, curve=curve))
+    return rows
+
+
+def test_the_best_comes_first_and_those_without_a_score_last():
+    rows = [
+        row("low", 0.1),
+        row("failed", 0.9, status="failed"),
+        row("none", None),
+        row("nan", float("nan")),
+        row("high", 0.5),
+    ]
+    assert [each.name for each in ranked(rows, "max")][:2] == ["high", "low"]
+    assert [each.name for each in ranked(rows, "min")][:2] == ["low", "high"]
+    best = best_of(rows, "max")
+    assert best is not None
+    assert best.name == "high"
+    assert best_of([row("failed", 0.9, status="failed"), row("none", None)], "max") is None
+
+
+def test_the_table_holds_every_path_figure_and_error():
+    rows = [
+        row("t1", 0.5, metrics={"eval/score": 0.5, "eval/sum/f1": 0.4}),
+        row("t2", None, status="failed", error='LabelError: "gone"\nfor good'),
+    ]
+    read = list(csv.DictReader(io.StringIO(results_csv(rows, "eval/score", "max"))))
+    assert [each["trial"] for each in read] == ["t1", "t2"]
+    assert read[0]["b"] == "[1, 2]"
+    assert read[0]["eval/sum/f1"] == "0.4"
+    assert read[1]["error"] == 'LabelError: "gone"\nfor good'
+    assert read[1]["eval/score"] == ""
+
+
+def test_importance_finds_the_parameter_that_decides():
+    shares = importances(study_of(made_rows(), RANGES, "max"))
+    assert set(shares) == set(RANGES)
+    assert max(shares, key=lambda path: shares[path]) == "training.learning_rate"
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert importances(study_of(made_rows(3), RANGES, "max")) == {}
+    same = [row(f"t{n}", 0.5, config=each.config) for n, each in enumerate(made_rows(8))]
+    assert importances(study_of(same, RANGES, "max")) == {}
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.sections: list[str | None] = []
+        self.rows, self.svgs = 0, 0
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag == "section":
+            self.sections.append(found.get("id"))
+        self.rows += tag == "tr"
+        self.svgs += tag == "svg"
+        for name in ("src", "href", "xlink:href"):
+            value = found.get(name)
+            if value and not value.startswith(("#", "data:")):
+                self.addresses.append(value)
+
+
+def test_the_page_holds_all_it_shows(tmp_path: Path):
+    rows = ranked(
+        [
+            *made_rows(),
+            row(
+                "broken",
+                None,
+                status="failed",
+                config=made_rows()[0].config,
+                error="LabelError: <b>&amp; gone",
+            ),
+        ],
+        "max",
+    )
+    study = study_of(rows, RANGES, "max")
+    importance = importances(study)
+    pictures = draw(study, importance, rows, "eval/score", tmp_path)
+    facts = ReportFacts(
+        name="mr",
+        metric="eval/score",
+        mode="max",
+        rows=rows,
+        best=rows[0],
+        said={path: each.said for path, each in RANGES.items()},
+        base=dict.fromkeys(RANGES, 4),
+        labels={"needed": 20, "forwards": 20},
+        times={"trials": 1.0},
+        importance=importance,
+        command="raybrew distill best.yaml",
+    )
+    text = render_page(facts, pictures)
+    page = Page(text)
+    assert page.sections == ["best", "parallel", "importance", "curves", "trials", "price"]
+    assert page.svgs == 3
+    assert page.addresses == []  # nothing is fetched
+    assert not re.search(r"<script|@import|url\((?!#)", text)
+    assert page.rows >= len(rows)
+    assert "LabelError: &lt;b&gt;&amp;amp; gone" in text
+    for name in ("parallel_coordinates", "importance", "learning_curves"):
+        png = (tmp_path / f"{name}.png").read_bytes()
+        assert png[:8] == b"\x89PNG\r\n\x1a\n"
+        assert len(png) > 10_000
+    # The same trials give the same page.
+    assert render_page(facts, draw(study, importance, rows, "eval/score", tmp_path)) == text
+
+
+def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path):
+    rows = [row("t", None, status="failed", config=made_rows(1)[0].config, error="E: x")]
+    study = study_of(rows, RANGES, "max")
+    pictures = draw(study, importances(study), rows, "eval/score", tmp_path)
+    facts = ReportFacts(
+        name="mr",
+        metric="eval/score",
+        mode="max",
+        rows=rows,
+        best=None,
+        said=dict.fromkeys(RANGES, "s"),
+        base=dict.fromkeys(RANGES, 1),
+        labels={},
+        times={},
+        importance={},
+        command="",
+    )
+    text = render_page(facts, pictures)
+    assert "No trial has a score" in text
+    assert Page(text).sections == ["best", "importance", "curves", "trials", "price"]
+
+
+def test_a_score_that_is_no_number_is_none():
+    rows = [*made_rows(6), row("constant", math.nan, config=made_rows(1)[0].config)]
+    study = study_of(rows, RANGES, "max")
+    assert [trial.value for trial in study.trials] == [each.score for each in rows[:-1]]

@@ -1,0 +1,214 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers.trainer_utils import SchedulerType
+
+import raybrew as rb
+from raybrew.training.optimization import (
+    OptimizerSettings,
+    build_optimizer,
+    build_scheduler,
+    check_optimization,
+)
+
+# The optimizer: fused where torch can, as the job says otherwise; the same steps either way.
+
+
+def config(optimizer: str, **options: Any) -> rb.TrainingConfig:
+    return rb.TrainingConfig(
+        num_steps=1, optimizer=optimizer, optimizer_options=options, learning_rate=1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options", "fused"),
+    [
+        ("AdamW", {}, True),
+        ("Adam", {"weight_decay": 0.1}, True),
+        ("SGD", {"momentum": 0.9}, True),
+        ("Adagrad", {}, True),
+        ("AdamW", {"fused": False}, False),
+        ("AdamW", {"foreach": True}, None),
+        ("AdamW", {"differentiable": True}, None),
+        ("RMSprop", {}, None),
+        ("NAdam", {}, None),
+    ],
+)
+def test_updates_are_fused_where_torch_can_and_the_job_says_nothing_else(optimizer, options, fused):
+    made = build_optimizer(nn.Linear(3, 2), config(optimizer, **options))
+    assert made.defaults.get("fused") is fused
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "Adagrad"])
+def test_fused_steps_are_those_of_the_loop(optimizer):
+    weights = []
+    for options in ({}, {"fused": False, "foreach": False}):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+        made = build_optimizer(model, config(optimizer, **options))
+        inputs = torch.randn(16, 8)
+        for _ in range(20):
+            model(inputs).square().sum().backward()
+            made.step()
+            made.zero_grad()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"optimizer": "LBFGS"}, "training.optimizer"),
+        ({"optimizer": "SparseAdam"}, "training.optimizer"),
+        ({"lr_scheduler": "reduce_lr_on_plateau"}, "training.lr_scheduler"),
+        ({"lr_scheduler": "greedy"}, "training.lr_scheduler"),
+        ({"lr_scheduler": "warmup_stable_decay"}, "training.lr_scheduler"),
+        ({"lr_scheduler": "cosine_with_min_lr"}, "training.lr_scheduler"),
+        ({"lr_scheduler": "cosine_warmup_with_min_lr"}, "training.lr_scheduler"),
+    ],
+)
+def test_what_needs_more_than_we_give_is_refused(changes, field):
+    with pytest.raises(rb.ConfigError, match=field):
+        check_optimization(rb.TrainingConfig(num_steps=1, **changes))
+
+
+WARM_UP = 2
+# The rate's share of its peak in each of 8 steps, two of them warm-up.
+SHARES = {
+    "constant": [1.0] * 8,
+    "constant_with_warmup": [0, 0.5, 1, 1, 1, 1, 1, 1],
+    "linear": [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6],
+    "cosine": [0, 0.5, *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]],
+    "cosine_with_restarts": [
+        0,
+        0.5,
+        *[(1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)],
+    ],
+    # From the peak 1e-2 to 1e-7.
+    "polynomial": [0, 0.5, *[(1 - 1e-5) * (1 - step / 6) + 1e-5 for step in range(6)]],
+    "inverse_sqrt": [0, 0.5, *[math.sqrt(WARM_UP / step) for step in range(2, 8)]],
+}
+
+
+def test_every_schedule_of_transformers_is_taken_or_refused():
+    def refused(name: str) -> bool:
+        try:
+            check_optimization(rb.TrainingConfig(num_steps=8, lr_scheduler=name))
+        except rb.ConfigError:
+            return True
+        return False
+
+    assert {kind.value for kind in SchedulerType if not refused(kind.value)} == set(SHARES)
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_the_learning_rate_of_each_step(name):
+    made = rb.TrainingConfig(
+        num_steps=8, lr_scheduler=name, learning_rate=1e-2, warmup_ratio=WARM_UP / 8
+    )
+    optimizer = build_optimizer(nn.Linear(3, 2), made)
+    scheduler = build_scheduler(optimizer, made, 8)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([1e-2 * share for share in SHARES[name]])
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"momentun": 0.9}, r"'momentun'; did you mean momentum\?"),
+        ({"betas": (0.9, 0.98)}, "'betas'"),
+        # The job has a field of its own for it.
+        ({"lr": 0.1}, "'lr'"),
+        ({"params": []}, "'params'"),
+    ],
+)
+def test_options_that_the_optimizer_has_not_got_are_refused(options, wrong):
+    with pytest.raises(rb.ConfigError, match=rf"training\.optimizer_options: expected .*{wrong}"):
+        check_optimization(config("SGD", **options))
+    check_optimization(config("SGD", momentum=0.9, nesterov=True))
+    check_optimization(config("AdamW", betas=(0.9, 0.98)))
+
+
+def test_options_reach_the_optimizer_and_what_it_refuses_is_named():
+    made = build_optimizer(nn.Linear(3, 2), config("SGD", momentum=0.9, nesterov=True))
+    (group,) = made.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (1e-2, 0.9, True)
+    with pytest.raises(rb.ConfigError, match=r"torch\.optim\.SGD refused .*'nesterov': True"):
+        build_optimizer(nn.Linear(3, 2), config("SGD", nesterov=True))
+
+
+def test_frozen_parameters_are_not_among_those_that_learn():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    further = nn.Linear(2, 1)
+    made = build_optimizer(
+        model, config("SGD"), [{"params": list(further.parameters()), "lr": 0.5}]
+    )
+    first, second = made.param_groups
+    assert [id(p) for p in first["params"]] == [id(p) for p in model[1].parameters()]
+    assert [id(p) for p in second["params"]] == [id(p) for p in further.parameters()]
+    assert (first["lr"], second["lr"]) == (1e-2, 0.5)
+
+
+# Population based training: another's state, one's own learning rate and options.
+
+STEPS = 20
+
+
+def made(learning_rate: float, **options: float):
+    config = rb.TrainingConfig(
+        num_steps=STEPS, learning_rate=learning_rate, optimizer_options=options
+    )
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    optimizer = build_optimizer(model, config)
+    return model, optimizer, build_scheduler(optimizer, config, STEPS)
+
+
+def train(model, optimizer, scheduler, steps: int) -> list[float]:
+    rates = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(3, 4)).square().sum().backward()
+        optimizer.step()
+        scheduler.step()
+        rates.append(scheduler.get_last_lr()[0])
+    return rates
+
+
+def test_state_is_taken_over_and_settings_stay():
+    donor = made(1e-3, weight_decay=0.1)
+    train(*donor, 7)
+    expected = train(*made(4e-3, weight_decay=0.3), STEPS)
+    model, optimizer, scheduler = made(4e-3, weight_decay=0.3)
+    settings = OptimizerSettings.of(optimizer)
+    model.load_state_dict(donor[0].state_dict())
+    optimizer.load_state_dict(donor[1].state_dict())
+    scheduler.load_state_dict(donor[2].state_dict())
+    settings.restore(optimizer, scheduler)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+    moments = [state["exp_avg"] for state in optimizer.state.values()]
+    taken = [state["exp_avg"] for state in donor[1].state.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, taken, strict=True))
+    # The learning rate is where its own schedule is after seven steps, and goes on from there.
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected[6])
+    assert train(model, optimizer, scheduler, STEPS - 7) == pytest.approx(expected[7:])
+
+
+def test_the_same_settings_change_no_bit():
+    one, other = made(1e-3), made(1e-3)
+    train(*one, 5)
+    settings = OptimizerSettings.of(other[1])
+    other[1].load_state_dict(one[1].state_dict())
+    other[2].load_state_dict(one[2].state_dict())
+    settings.restore(other[1], other[2])
+    assert [g["lr"] for g in other[1].param_groups] == [g["lr"] for g in one[1].param_groups]
+    assert other[2].get_last_lr() == one[2].get_last_lr()
+    assert train(*other, 3) == train(*one, 3)
