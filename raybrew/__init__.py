@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from raybrew.matches.spec import CustomMatch, MatchSpec
     from raybrew.models.parameters import display_parameters
     from raybrew.objective.extensions import register
-    from raybrew.runs.precompute import LabelResult
-    from raybrew.runs.run import RunResult
+    from raybrew.runs.report import LabelResult, RunResult
     from raybrew.sweeps.results import TuneResult
     from raybrew.sweeps.sweep import tune
 
@@ -75,16 +74,16 @@ __all__ = [
 
 _HOMES = {
     "CustomMatch": "matches.spec",
-    "display_parameters": "textbrewer.parameters",
+    "display_parameters": "models.parameters",
     "distill": "api",
     "evaluate": "evaluation.saved_models",
     "label": "api",
-    "LabelResult": "runs.precompute",
+    "LabelResult": "runs.report",
     "MatchSpec": "matches.spec",
     "register": "objective.extensions",
-    "RunResult": "runs.run",
+    "RunResult": "runs.report",
     "train": "api",
-    "tune": "cli.jobs",
+    "tune": "sweeps.sweep",
     "TuneResult": "sweeps.results",
 }
 

@@ -1,8 +1,8 @@
 """The functions that a driver script calls: `distill`, `train` and `label`.
 
-prepare ──► Ray, resources checked ──► teachers ──► [labels ahead] ──► Ray Train ──► student
+resolve ──► Ray, resources checked ──► teachers ──► [labels ahead] ──► Ray Train ──► student
 │                                                                       │
-└─ errors before any model is loaded                   teachers judged ─┴─► report
+└─ errors before any model is loaded                teachers evaluated ─┴─► report
 """
 
 from dataclasses import asdict
@@ -13,12 +13,11 @@ from ray.train import Result, RunConfig, ScalingConfig
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.runs import resolve as prepare
 from raybrew.runs.cluster import default_teacher_resources
-from raybrew.runs.precompute import LabelResult, Precompute
-from raybrew.runs.report import render_labels
-from raybrew.runs.resolve import distill_plan, prepare_supervised, supervised_plan
-from raybrew.runs.run import Run, RunResult
+from raybrew.runs.precompute import Precompute
+from raybrew.runs.report import LabelResult, RunResult, render_labels
+from raybrew.runs.resolve import resolve_job
+from raybrew.runs.run import Run
 
 
 def distill(
@@ -46,43 +45,42 @@ def distill(
     """
     with Run(job, "distill", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
-            preparation = prepare(job, run.folder.data)
+            resolved = resolve_job(job, run.folder.data)
         run.start_ray()
-        preparation = preparation.placed(default_teacher_resources())
-        labelling = Precompute(job, preparation, run, in_workers=True)
-        run.start(labelling.replicas(), together=job.labels.when == "along")
+        resolved = resolved.placed(default_teacher_resources())
+        labels = Precompute(resolved, run, in_workers=True)
+        run.start(labels.replicas(), together=job.labels.when == "along")
         fitted = None
         while fitted is None:
             try:
-                fitted = _fit(job, labelling, run)
+                fitted = _fit(labels, run, ahead=job.labels.when == "ahead")
             except LabelsLost as lost:
-                labelling.lost(lost)
-        labelling.note_workers(fitted.return_value or {})
-        teachers, ensembles = evaluate_teachers(job, labelling.kept())
-        return run.finish(fitted, teachers, ensembles, labelling.counts, preparation.data_counts())
+                labels.start_again(lost)
+        labels.count_workers(fitted.return_value or {})
+        evaluated = evaluate_teachers(labels.job)
+        return run.finish(fitted, resolved, labels.counts, evaluated)
 
 
-def _fit(job: DistillJob, labelling: Precompute, run: Run) -> Result:
+def _fit(labels: Precompute, run: Run, *, ahead: bool) -> Result:
     """Train, from the newest checkpoint if there is one, with teachers if labels are missing.
 
     Raises:
-        LabelsLost: labels that were there before training are gone.
+        LabelsLost: labels that were there before training were deleted.
     """
-    ahead = job.labels.when == "ahead"
-    with labelling.pool() as pool:
+    with labels.pool() as pool:
         if ahead:
-            labelling.fill(pool, ("train", "eval"))
-            labelling.close(pool)
-        plan = distill_plan(job, labelling.kept())
+            labels.fill(pool, ("train", "eval"))
+            labels.close(pool)
         if pool is None or ahead:
-            fitted = run.fit(plan, None)
+            fitted = run.fit(labels.job)
         else:
-            with labelling.releasing(pool):
-                fitted = run.fit(plan, pool.address, on_report=partial(labelling.watch, pool))
-            labelling.fill(pool, ("eval",))
-            labelling.close(pool)
-    # Of what is gone since, nobody has missed these yet.
-    labelling.restore("eval")
+            with labels.releasing(pool):
+                record = partial(labels.try_record, pool)
+                fitted = run.fit(labels.job, pool.address, on_report=record)
+            labels.fill(pool, ("eval",))
+            labels.close(pool)
+    # No step reads these: what was deleted of them meanwhile shows only now.
+    labels.restore("eval")
     return fitted
 
 
@@ -103,22 +101,22 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
     """
     with Run(job, "label", None, run_config) as run:
         with run.stage("prepare"):
-            preparation = prepare(job, run.folder.data)
+            resolved = resolve_job(job, run.folder.data)
         run.start_ray()
-        labelling = Precompute(job, preparation.placed(default_teacher_resources()), run)
-        run.start(labelling.replicas(), together=False)
-        with labelling.pool() as pool:
-            labelling.fill(pool, ("train", "eval"))
-            labelling.close(pool)
+        labels = Precompute(resolved.placed(default_teacher_resources()), run)
+        run.start(labels.replicas(), together=False)
+        with labels.pool() as pool:
+            labels.fill(pool, ("train", "eval"))
+            labels.close(pool)
         result = LabelResult(
             folder=str(run.folder.path),
             store=job.labels.store,
-            labels=labelling.counts,
-            teachers=labelling.teachers,
+            labels=labels.counts,
+            teachers=labels.teachers,
             times=run.times,
         )
         run.folder.write_json("report.json", asdict(result))
-        run.folder.write("report.txt", render_labels(asdict(result)))
+        run.folder.write("report.txt", render_labels(result))
         return result
 
 
@@ -132,8 +130,7 @@ def train(
     """Train one model on labels alone: how teachers are made. See `distill`."""
     with Run(job, "train", scaling_config, run_config, resume) as run:
         with run.stage("prepare"):
-            preparation = prepare_supervised(job, run.folder.data)
+            resolved = resolve_job(job, run.folder.data)
         run.start_ray()
         run.start([], together=True)
-        plan = supervised_plan(job, preparation)
-        return run.finish(run.fit(plan, None), {}, {}, {}, preparation.data_counts())
+        return run.finish(run.fit(resolved), resolved)

@@ -25,8 +25,7 @@ from experiments.textbrewer.students import MODELS, STUDENTS
 from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.matches.presets import PRESETS, ModelGeometry, resolve_matches
 from raybrew.models.student_files import save_student
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import kind_of
 from raybrew.training.build import build_training
 from raybrew.training.world import World
@@ -187,8 +186,8 @@ def test_jobs_fit_the_models_of_the_hub_in_their_own_sizes(row: Row, tmp_path):
     job = load_job(rb.DistillJob, path).job
     for teacher in job.teachers:
         stand_ins.teacher(row, Path(teacher.model or ""))
-    prepared = prepare(job, step.folder / "data")
-    specs = [match.spec for match in prepared.matches[0]]
+    prepared = resolve_job(job, step.folder / "data")
+    specs = [match.spec for match in prepared.tasks[0].matches]
     assert len(specs) == NUM_MATCHES[row.student]
     if row.student in PAPER_MATCHES:
         assert specs == resolve_matches(PAPER_MATCHES[row.student][0])
@@ -213,7 +212,7 @@ class InProcess:
         job, folder = file.job, step.folder
         folder.mkdir(parents=True)
         if isinstance(job, rb.TrainJob):
-            plan = supervised_plan(job, prepare_supervised(job, folder / "data"))
+            plan = resolve_job(job, folder / "data")
             training = build_training(plan, World(), None)
         else:
             training, _ = build(job, folder / "data")

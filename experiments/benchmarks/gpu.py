@@ -9,6 +9,7 @@ in the same run. Without a GPU it refuses: figures of a CPU would say nothing he
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from transformers import BertConfig
 from experiments.benchmarks.record import Record
 from experiments.benchmarks.student_setting import Setting, label, load, mr_setting, sizes_of
 from raybrew.errors import ConfigError
-from raybrew.runs.resolve import distill_plan
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests.training.in_process import LocalPool, Recorder
@@ -52,8 +52,8 @@ def measured(setting: Setting, device: torch.device, rounds: int, num_epochs: in
         seconds = time.perf_counter() - start
         shares.append(need / seconds / peak)
         rates.append(view.lengths.sum() * len(preparation.teachers) / seconds)
-    warm = setting.job(f"store-{rounds - 1}", "bfloat16", num_epochs=num_epochs, precision="bf16")
-    training = build_training(distill_plan(warm, preparation), World(device=device), None)
+    warm = replace(preparation, store=f"{job.labels.store}-{rounds - 1}")
+    training = build_training(warm, World(device=device), None)
     start = time.perf_counter()
     training.run(Recorder())
     step_s = (time.perf_counter() - start) / training.num_steps

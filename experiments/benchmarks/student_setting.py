@@ -7,7 +7,7 @@ whole distillation runs in one process, without Ray, so that what is compared is
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 import raybrew as rb
 from experiments.data import encoder, mr
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding, collate
+from raybrew.labels.remote import StoreSpec
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import distill_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.callbacks import Saver
 from raybrew.training.job import ResolvedJob
@@ -101,14 +101,15 @@ class Setting:
 
     def prepared(self, job: rb.DistillJob) -> ResolvedJob:
         """Encode the data."""
-        return prepare(job, self.folder / "data")
+        return resolve_job(job, self.folder / "data")
 
     def training(
         self, job: rb.DistillJob, preparation: ResolvedJob
     ) -> tuple[StudentTraining, LocalPool]:
         """Put the training together; the teachers are loaded when they are asked, or by `load`."""
         pool = LocalPool(preparation, job.labels.store)
-        return build_training(distill_plan(job, preparation), World(), pool), pool
+        job_here = replace(preparation, config=job, store=StoreSpec.of(job.labels))
+        return build_training(job_here, World(), pool), pool
 
     def _model(self, name: str, seed: int) -> str:
         folder = self.folder / name
@@ -152,7 +153,7 @@ def label(preparation: ResolvedJob, pool: LocalPool) -> Tensor:
     view = preparation.tasks[0].split("train").views[STUDENT_VIEW]
     logits = []
     for teacher in preparation.teachers:
-        (answer,) = pool.ask(teacher.teacher.name, view, teacher.signals).result().values()
+        (answer,) = pool.ask(teacher.name, view, teacher.signals).result().values()
         logits.append(torch.from_numpy(answer.values))
     pool.flush()
     return torch.stack(logits)

@@ -16,9 +16,15 @@ from torch import nn
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.paths import user_path
 from raybrew.data.agreement import order_problem
-from raybrew.data.split import IGNORED, STUDENT_VIEW
+from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import ModelOnDevice, predict
+from raybrew.models.class_order import (
+    assumed_order,
+    check_class_names,
+    is_unnamed,
+    order_of,
+)
 from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import fit_tokenizer, padding_of
 from raybrew.models.pretrained import (
@@ -29,11 +35,10 @@ from raybrew.models.pretrained import (
     read_tokenizer,
 )
 from raybrew.models.student_files import task_folders
-from raybrew.runs.checks import assumed_order, check_class_names, is_unnamed, order_of
 from raybrew.tasks import kind_of
 from raybrew.tasks.adaptors import Adaptor, adaptor_of, first_classes, view_of
 from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
-from raybrew.tasks.task_data import encode_table, read_table
+from raybrew.tasks.task_data import read_task_data
 from raybrew.tasks.task_type import CustomModelClass, Kind
 
 logger = logging.getLogger(__name__)
@@ -104,22 +109,22 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     own = _own_classes(job, task)
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     check_vocabulary(config, tokenizer, "model", RESIZE)
-    table = read_table(task)
+    data = read_task_data(task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
-    kind, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
-    names = table.label_names
+    kind, adaptor = own.get(architecture_of(config, folder), (data.kind, None))
+    names = data.label_names
     num_labels = kind.num_labels(names, tokenizer)
     if kind.has_labels and config.num_labels != num_labels:
         raise ConfigError(
             f"{folder}: expected {num_labels} labels as task {task.name!r} has "
             f"({', '.join(names)}), got a model with {config.num_labels}"
         )
-    check_class_names(folder, config, table)
+    check_class_names(folder, config, data)
     own_code = isinstance(kind.model_class, CustomModelClass)
     fit_tokenizer(tokenizer, config, "model", own_code=own_code)
-    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, table)
-    if unnamed and table.order_assumed:
-        logger.warning(assumed_order(folder, table))
+    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, data)
+    if unnamed and data.order_assumed:
+        logger.warning(assumed_order(folder, data))
     model, info = load_model(kind.model_class, folder, "model", config)
     lacking = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))
     if lacking:
@@ -134,13 +139,13 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     nn.Module.to(model, device)
     hosted = ModelOnDevice(
         model,
-        _in_order(read, order_of(config, table)),
+        _in_order(read, order_of(config, data)),
         padding_of(tokenizer, config, kind.layout),
         device,
     )
     with TemporaryDirectory(prefix="raybrew-") as temporary:
-        encoded = encode_table(table, {STUDENT_VIEW: tokenizer}, Path(temporary), num_labels)
-        split = encoded.split("eval")
+        folders = data.encode({STUDENT_VIEW: tokenizer}, Path(temporary))
+        split = EncodedSplit.load(Path(folders["eval"]))
         rows = np.arange(len(split))
         predicted = predict(hosted, kind, split, rows, batch_size=job.training.eval_batch_size)
         if unnamed:

@@ -7,17 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raybrew.config import DistillJob
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit, collate_labels
 from raybrew.errors import LabelError
 from raybrew.evaluation.predict import StoredLabels, payload_of_rows
-from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
-from raybrew.tasks import kind_of
-from raybrew.tasks.task_type import Kind
 from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
 
 logger = logging.getLogger(__name__)
@@ -27,7 +23,7 @@ Metrics = dict[str, dict[str, float]]
 _BATCH = 64
 
 
-def evaluate_teachers(job: DistillJob, preparation: ResolvedJob) -> tuple[Metrics, Metrics]:
+def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
     """Compare stored logits with the labels of the evaluation rows.
 
     Returns:
@@ -38,43 +34,35 @@ def evaluate_teachers(job: DistillJob, preparation: ResolvedJob) -> tuple[Metric
     """
     teachers: Metrics = {}
     ensembles: Metrics = {}
-    for number, task in enumerate(preparation.tasks):
-        if task.eval is None:
-            continue
-        mine = [teacher for teacher in preparation.teachers if teacher.task == number]
-        if not mine:  # all of them were dropped, or it is learnt from labels alone
+    for task in job.tasks:
+        # No teachers: all of them were dropped.
+        if task.eval is None or not task.teachers:
             continue
         try:
-            judge = _Judge(job, task, task.eval, mine)
+            judge = _Judge(job, task, task.eval)
             predictions = judge.predictions()
         except LabelError as error:
             if job.labels.on_full == "stop":
                 raise
             # The student is trained: what it is compared with is worth less than it.
-            logger.error("teachers of task %r are not judged: %s", task.task.name, error)
+            logger.error("teachers of task %r are not judged: %s", task.name, error)
             continue
-        for teacher, predicted in zip(mine, predictions, strict=False):
-            teachers[teacher.teacher.name] = judge.metrics(predicted)
-        ensembles[task.task.name] = judge.metrics(predictions[-1])
+        for teacher, predicted in zip(task.teachers, predictions, strict=False):
+            teachers[teacher.name] = judge.metrics(predicted)
+        ensembles[task.name] = judge.metrics(predictions[-1])
     return teachers, ensembles
 
 
 class _Judge:
     """The evaluation rows of a task and its teachers' stored answers to them."""
 
-    def __init__(
-        self,
-        job: DistillJob,
-        task: ResolvedTask,
-        split: EncodedSplit,
-        teachers: Sequence[ResolvedTeacher],
-    ):
-        self._task, self._split, self._teachers = task, split, teachers
-        self._kind: Kind = kind_of(task.task.kind)
-        self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
-        self._signal = teachers[0].signals[0]
-        weights = {t.teacher.name: t.teacher.weight for t in teachers}
-        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._kind)
+    def __init__(self, job: ResolvedJob, task: ResolvedTask, split: EncodedSplit):
+        self._task, self._split, self._kind = task, split, task.kind
+        self._teachers = task.teachers
+        self._answers = [_stored(job, t, split.views[t.view].keys) for t in task.teachers]
+        self._signal = task.teachers[0].signals[0]
+        weights = {teacher.name: teacher.config.weight for teacher in task.teachers}
+        self._objective = Objective(task.objective, weights, kind=self._kind)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""
@@ -132,13 +120,13 @@ class _Judge:
         return torch.stack(found)
 
 
-def _stored(job: DistillJob, teacher: ResolvedTeacher, keys: np.ndarray) -> Payload:
+def _stored(job: ResolvedJob, teacher: ResolvedTeacher, keys: np.ndarray) -> Payload:
     signal = teacher.signals[0]
-    store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, signal)
+    store = LabelStore(job.store).signal(teacher.fingerprint, signal)
     found, payload = store.read(keys)
     if payload is None or not found.all():
         raise LabelError(
-            f"teacher {teacher.teacher.name!r}: {int((~found).sum())} labels of evaluation rows "
+            f"teacher {teacher.name!r}: {int((~found).sum())} labels of evaluation rows "
             f"are missing from {job.labels.store}; were files of the store deleted?"
         )
     return payload

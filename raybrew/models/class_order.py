@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import meta_model, random_model
+from raybrew.tasks.task_data import TaskData
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,47 @@ def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]
 def names_differ(names: Sequence[str], classes: Sequence[str]) -> bool:
     """Whether a model's classes have names, and the task's too, but other ones."""
     return are_named(names) and are_named(classes) and class_order(names, classes) is None
+
+
+def check_class_names(what: str, config: PreTrainedConfig, data: TaskData) -> None:
+    """Refuse a model whose classes have names, but not those of the task."""
+    kind, classes, names = data.kind, data.label_names, model_classes(config)
+    if kind.names_classes and names_differ(names, classes):
+        raise ConfigError(
+            f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
+            f"{', '.join(names)}; set tasks[{data.task.name}].label_names to the names that the "
+            "model has, in the order of the data's numbers"
+        )
+
+
+def order_of(config: PreTrainedConfig, data: TaskData) -> tuple[int, ...] | None:
+    """Return a model's number of each of the task's classes.
+
+    Returns:
+        None where they are the task's, or can't be told by names.
+    """
+    if not data.kind.names_classes:
+        return None
+    order = class_order(model_classes(config), data.label_names)
+    return None if order == tuple(range(len(data.label_names))) else order
+
+
+def is_unnamed(config: PreTrainedConfig, data: TaskData) -> bool:
+    """Return whether a model has no names that say which of its classes is which.
+
+    The order is then taken to be the task's, and tried on labelled rows: also the job's
+    `label_names` may be in another order.
+    """
+    return data.kind.names_classes and class_order(model_classes(config), data.label_names) is None
+
+
+def assumed_order(what: str, data: TaskData) -> str:
+    """Return the warning about a model without names for classes that were sorted."""
+    return (
+        f"{what}: no names say which of its classes is which; they are taken to be in the sorted "
+        f"order of the labels ({', '.join(data.label_names)}); set "
+        f"tasks[{data.task.name}].label_names to be sure"
+    )
 
 
 def arrange_head(

@@ -28,7 +28,7 @@ from raybrew.matches.plan import (
 )
 from raybrew.matches.presets import MATCH_FAMILIES, resolve_matches
 from raybrew.matches.spec import CustomMatch, MatchSpec
-from raybrew.models.class_order import class_order, model_classes, names_differ
+from raybrew.models.class_order import check_class_names, model_classes
 from raybrew.models.inputs import (
     check_runs,
     enough_positions,
@@ -42,7 +42,7 @@ from raybrew.objective import Objective
 from raybrew.tasks import KINDS, kind_of
 from raybrew.tasks.adaptors import adaptor_of
 from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
-from raybrew.tasks.task_data import Table
+from raybrew.tasks.task_data import TaskData
 from raybrew.tasks.task_type import Kind
 
 # Names of a job that must lead somewhere, each said with its field.
@@ -106,7 +106,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a teacher's folder says of it without its weights."""
+    """What the folder of a model tells without its weights."""
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -165,19 +165,19 @@ def check_mask(task: Task, tokenizers: Mapping[str, PreTrainedTokenizerBase]) ->
             )
 
 
-def check_labels(objective: Objective, table: Table) -> None:
+def check_labels(objective: Objective, data: TaskData) -> None:
     """Refuse an objective that needs what no row has."""
-    if objective.needs_route and table.task.teacher_column is None:
+    if objective.needs_route and data.task.teacher_column is None:
         raise ConfigError(
             f"distillation.mixture: to route rows to teachers, expected "
-            f"tasks[{table.task.name}].teacher_column to name the column with each row's teacher, "
+            f"tasks[{data.task.name}].teacher_column to name the column with each row's teacher, "
             "got none"
         )
     # Unlabelled rows are fine for all that can do without a label, row by row.
-    if objective.needs_labels and not table.kind.num_labelled(table.train):
+    if objective.needs_labels and not data.kind.num_labelled(data.train):
         raise ConfigError(
             f"distillation: {', '.join(objective.needs_labels)} needs labels, but no row of "
-            f"tasks[{table.task.name}].train has one"
+            f"tasks[{data.task.name}].train has one"
         )
 
 
@@ -210,14 +210,15 @@ def read_teacher(teacher: Teacher) -> ModelMetadata:
 
 def check_student(
     student: Student,
-    tables: list[Table],
+    data: Sequence[TaskData],
     hosts: Mapping[str, Teacher],
     what: str = "student",
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+) -> ModelMetadata:
     """Check the student, and return its configuration and tokenizer."""
+    kinds = [kind_of(d.task.kind, student.architecture, f"{what}.architecture") for d in data]
     heads = [
-        Head.of(table.task.name, _kind_of(table, student, what), table.label_names)
-        for table in tables
+        Head.of(each.task.name, kind, each.label_names)
+        for each, kind in zip(data, kinds, strict=True)
     ]
     if len(heads) == 1:
         config, tokenizer = student_config(
@@ -231,46 +232,42 @@ def check_student(
         check_runs(heads[0].kind.model_class, config, tokenizer, what)
     else:
         config, tokenizer = multitask_config(student, heads, hosts, what)
-    for table in tables:
-        _check_tokenizer(what, tokenizer, table)
-        _check_length(what, config, table.task, _kind_of(table, student, what))
-    return config, tokenizer
-
-
-def _kind_of(table: Table, student: Student, what: str) -> Kind:
-    return kind_of(table.task.kind, student.architecture, f"{what}.architecture")
+    for each, kind in zip(data, kinds, strict=True):
+        _check_tokenizer(what, tokenizer, each)
+        _check_length(what, config, each.task, kind)
+    return ModelMetadata(config, tokenizer)
 
 
 def check_teacher(
     teacher: Teacher,
     model: ModelMetadata,
-    table: Table,
+    data: TaskData,
     student_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Refuse a teacher of other classes, another vocabulary or encoding, or too few positions."""
     what = f"teachers[{teacher.name}]"
-    _check_outputs(f"{what}.model", model.config, table)
+    _check_outputs(f"{what}.model", model.config, data)
     check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
-    if teacher.inputs == "own" and not table.kind.own_inputs:
+    if teacher.inputs == "own" and not data.kind.own_inputs:
         raise ConfigError(
-            f"{what}.inputs: expected `shared` for {table.task.kind}, whose classes are the "
+            f"{what}.inputs: expected `shared` for {data.task.kind}, whose classes are the "
             "vocabulary's tokens, got `own`"
         )
     if teacher.inputs == "own":
-        _check_tokenizer(what, model.tokenizer, table)
+        _check_tokenizer(what, model.tokenizer, data)
     else:
-        _check_shared(what, teacher.name, model, table, student_tokenizer)
-    kind = kind_of(table.task.kind, teacher.architecture, f"{what}.architecture")
-    _check_length(what, model.config, table.task, kind)
+        _check_shared(what, teacher.name, model, data, student_tokenizer)
+    kind = kind_of(data.task.kind, teacher.architecture, f"{what}.architecture")
+    _check_length(what, model.config, data.task, kind)
 
 
 def _check_shared(
-    what: str, name: str, model: ModelMetadata, table: Table, student: PreTrainedTokenizerBase
+    what: str, name: str, model: ModelMetadata, data: TaskData, student: PreTrainedTokenizerBase
 ) -> None:
     """Refuse a teacher that can't read the student's token ids."""
     remedy = "set `inputs: own` to encode each example for it by its own tokenizer"
-    if not table.kind.own_inputs:
-        remedy = f"set student.tokenizer_from to {name}, as {table.task.kind} needs one tokenizer"
+    if not data.kind.own_inputs:
+        remedy = f"set student.tokenizer_from to {name}, as {data.task.kind} needs one tokenizer"
     if not same_vocabulary(model.tokenizer, student):
         raise ConfigError(
             f"{what}.inputs: the teacher's vocabulary ({len(model.tokenizer)} entries) is not the "
@@ -281,9 +278,9 @@ def _check_shared(
     difference = encoding_difference(
         model.tokenizer,
         student,
-        table.train.texts,
-        table.train.pairs,
-        table.task.max_length,
+        data.train.texts,
+        data.train.pairs,
+        data.task.max_length,
         # A model without them, DistilBERT's, passes over the student's.
         segments=makes_segments or hasattr(model.config, "type_vocab_size"),
     )
@@ -294,70 +291,27 @@ def _check_shared(
         )
 
 
-def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, table: Table) -> None:
-    if table.kind.needs_offsets and not tokenizer.is_fast:
+def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
+    if data.kind.needs_offsets and not tokenizer.is_fast:
         raise ConfigError(
             f"{what}: expected a fast tokenizer, which says what each token is of the text, as "
-            f"{table.task.kind} needs, got {type(tokenizer).__name__}"
+            f"{data.task.kind} needs, got {type(tokenizer).__name__}"
         )
 
 
-def _check_outputs(what: str, config: PreTrainedConfig, table: Table) -> None:
+def _check_outputs(what: str, config: PreTrainedConfig, data: TaskData) -> None:
     """Refuse a model whose logits aren't those of the task."""
-    kind, classes = table.kind, table.label_names
+    kind, classes = data.kind, data.label_names
     if not kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
         return
     expected, found = kind.num_labels(classes), kind.num_labels(model_classes(config))
     if found != expected:
         named = f" ({', '.join(classes)})" if classes else ""
         raise ConfigError(
-            f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
+            f"{what}: expected {expected} labels as task {data.task.name!r} has{named}, got a "
             f"model with {found}"
         )
-    check_class_names(what, config, table)
-
-
-def check_class_names(what: str, config: PreTrainedConfig, table: Table) -> None:
-    """Refuse a model whose classes have names, but not those of the task."""
-    kind, classes, names = table.kind, table.label_names, model_classes(config)
-    if kind.names_classes and names_differ(names, classes):
-        raise ConfigError(
-            f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
-            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the names that the "
-            "model has, in the order of the data's numbers"
-        )
-
-
-def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
-    """Return a model's number of each of the task's classes.
-
-    Returns:
-        None where they are the task's, or can't be told by names.
-    """
-    if not table.kind.names_classes:
-        return None
-    order = class_order(model_classes(config), table.label_names)
-    return None if order == tuple(range(len(table.label_names))) else order
-
-
-def is_unnamed(config: PreTrainedConfig, table: Table) -> bool:
-    """Return whether a model has no names that say which of its classes is which.
-
-    The order is then taken to be the task's, and tried on labelled rows: also the job's
-    `label_names` may be in another order.
-    """
-    return (
-        table.kind.names_classes and class_order(model_classes(config), table.label_names) is None
-    )
-
-
-def assumed_order(what: str, table: Table) -> str:
-    """Return the warning about a model without names for classes that were sorted."""
-    return (
-        f"{what}: no names say which of its classes is which; they are taken to be in the sorted "
-        f"order of the labels ({', '.join(table.label_names)}); set "
-        f"tasks[{table.task.name}].label_names to be sure"
-    )
+    check_class_names(what, config, data)
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:
@@ -373,7 +327,7 @@ def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -
     if most is None and trained is not None and task.max_length > trained:
         _log.warning(
             "tasks[%s].max_length: %d tokens are more than the %d that the model of %s was made "
-            "for (max_position_embeddings); its positions need no table, so it reads them",
+            "for (max_position_embeddings); its positions need no data, so it reads them",
             task.name,
             task.max_length,
             trained,
@@ -384,15 +338,19 @@ def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -
 # The matches of a job's tasks against the models that they compare, without weights.
 
 
-def check_architectures(job: DistillJob) -> None:
+def check_architectures(job: DistillJob | TrainJob) -> None:
     """Refuse classes of models that lead nowhere."""
-    tasks = {task.name: task for task in job.tasks}
-    for teacher in job.hosts().values():
-        kind = tasks[teacher.task].kind
-        # Also has transformers know the configurations of the user's models before one is read.
-        kind_of(kind, teacher.architecture, f"teachers[{teacher.name}].architecture")
+    if isinstance(job, TrainJob):
+        student, what = job.model, "model"
+    else:
+        student, what = job.student, "student"
+        tasks = {task.name: task for task in job.tasks}
+        for teacher in job.hosts().values():
+            field = f"teachers[{teacher.name}].architecture"
+            # Registers the configurations of the user's models, before one is read.
+            kind_of(tasks[teacher.task].kind, teacher.architecture, field)
     for task in job.tasks:
-        kind_of(task.kind, job.student.architecture, "student.architecture")
+        kind_of(task.kind, student.architecture, f"{what}.architecture")
 
 
 def task_matches(

@@ -1,6 +1,7 @@
-"""The labels of a run.
+"""The labels of a run: what the store lacks, who computes it, and how many of each kind there are.
 
-What the store lacks, who computes it, and how many labels of each kind there are.
+store ──► missing rows of each (teacher, split) ──► pool ──► store
+                                                     └ a teacher without missing rows is released
 """
 
 import logging
@@ -9,171 +10,120 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from raybrew.config import DistillJob
-from raybrew.data.encoding import distinct_keys
+from raybrew.data.encoding import EncodedView, distinct_keys
 from raybrew.errors import LabelError, LabelsLost, RaybrewError
 from raybrew.labels.contents import write_manifest
 from raybrew.labels.location import DAMAGED, label_errors
-from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.runs.events import Event
 from raybrew.runs.run import Run
 from raybrew.teachers.failure import FailurePolicy
 from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool
-from raybrew.training.job import ResolvedJob, ResolvedTeacher
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.job import ResolvedJob
 
 logger = logging.getLogger(__name__)
 
-_ROUNDS = 5
+FILL_ROUNDS = 5
 """Times that the store is filled until nothing is missing: a lost replica leaves gaps."""
-_LOSSES = 3
-"""So often training goes on after labels were lost that it had found in the store."""
-LOOK_S = 2.0
-LOOK_SHARE = 20
-"""How often is looked whether a teacher may leave while the student trains: so many seconds later,
-and so many times as long later as a look took, whose cost grows with the store."""
+MAX_RESTARTS = 3
+"""Times that training starts again after labels were lost that it had found in the store."""
+POLL_S = 2.0
+POLL_SHARE = 20
+"""Time between two checks whether a teacher can be released: at least `POLL_S` seconds, and
+`POLL_SHARE` times as long as the last check took, whose cost grows with the store."""
 _COUNTS = ("forwards", "retried", "recomputed", "losses")
 
 
-@dataclass(frozen=True)
-class LabelResult:
-    """What filling the store leaves behind.
-
-    Args:
-        folder: the run's folder.
-        store: where the labels are.
-        labels: counts in (teacher, example), see `Labelling.counts`.
-        teachers: by teacher, its counts and figures.
-        times: seconds of each stage.
-    """
-
-    folder: str
-    store: str
-    labels: dict[str, float]
-    teachers: dict[str, dict[str, float]]
-    times: dict[str, float]
-
-
-@dataclass
-class _Need:
-    """Labels that a teacher's replicas are up for.
-
-    Args:
-        keys: that were missing, uint64 (n, 2).
-        stores: of each signal that is asked for.
-    """
-
-    keys: np.ndarray
-    stores: Sequence[SignalStore]
-
-    def is_met(self) -> bool:
-        """Return whether all of them are in the store, whoever computed them."""
-        for store in self.stores:
-            store.refresh()
-        known = np.logical_and.reduce([store.contains(self.keys) for store in self.stores])
-        self.keys = self.keys[~known]
-        return not len(self.keys)
-
-
 class Precompute:
-    """A run's labels.
+    """Fills the label store of a job, and counts what that took.
 
     Args:
         job: whose labels.
-        preparation: its data and teachers.
         run: that needs them.
-        in_workers: whether teachers with `placement: worker` are the student's workers' business;
-            else the pool hosts them too.
+        in_workers: whether the student's workers host teachers with `placement: worker`; else the
+            pool hosts them too.
 
     Attributes:
-        store: where they are kept.
-        counts: in (teacher, example): `needed`, `in_store` before the run, `forwards`, and of
-            those `recomputed` since they were lost, with a replica or on disk; `retried` requests
-            to lost replicas; `losses` of replicas.
-        teachers: by teacher, the same, and its figures (see `Desk.figures`).
-        dropped: teachers that nobody hosts any longer and that the run goes on without.
+        teachers: by teacher, its counts in (teacher, example) and its metrics: `needed`, `in_store`
+            before the run, `forwards`, and of those `recomputed` since they were lost, with a
+            replica or on disk; `retried` requests to lost replicas; `losses` of replicas.
+        dropped: teachers that no replica hosts any more and that the run continues without.
     """
 
-    def __init__(
-        self, job: DistillJob, preparation: ResolvedJob, run: Run, *, in_workers: bool = False
-    ):
+    def __init__(self, job: ResolvedJob, run: Run, *, in_workers: bool = False):
+        self._job, self._run = job, run
         self._hosted = [
             teacher
-            for teacher in preparation.teachers
-            if teacher.spec is not None
-            if not in_workers or teacher.teacher.placement == "pool"
+            for teacher in job.teachers
+            if teacher.spec is not None and not (in_workers and teacher.worker_spec)
         ]
-        self._job, self._preparation, self._run = job, preparation, run
-        self.store = StoreSpec.of(job.labels)
-        self._labels = LabelStore(self.store)
-        self.counts: dict[str, float] = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
+        self._labels = LabelStore(job.store)
         self.teachers: dict[str, dict[str, float]] = {}
         self.dropped: set[str] = set()
-        self._losses = 0
-        self._left: set[str] = set()
-        self._damaged = self._set_aside()
-        for teacher in preparation.teachers:
-            mine = self.teachers[teacher.teacher.name] = dict.fromkeys(self.counts, 0.0)
-            for side in preparation.tasks[teacher.task].folders:
+        self._forwards_in_workers = 0.0
+        self._restarts = 0
+        self._released: set[str] = set()
+        self._damaged = self._damaged_files()
+        for teacher in job.teachers:
+            counts = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
+            for side in job.task_of(teacher).folders:
                 missing, unique = self._missing(teacher, side)
-                mine["needed"] += unique
-                mine["in_store"] += unique - len(missing)
-            for name in ("needed", "in_store"):
-                self.counts[name] += mine[name]
-        # Whose replicas are started: those of whom labels are missing.
-        self._wanted = [
-            teacher
-            for teacher in self._hosted
-            if self.teachers[teacher.teacher.name]["needed"]
-            > self.teachers[teacher.teacher.name]["in_store"]
-        ]
+                counts["needed"] += unique
+                counts["in_store"] += unique - len(missing)
+            self.teachers[teacher.name] = counts
+        # Only teachers with missing labels are started.
+        self._started = [t for t in self._hosted if self._lacks_labels(t.name)]
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The counts of all teachers together."""
+        names = ("needed", "in_store", *_COUNTS)
+        sums = {name: sum(each[name] for each in self.teachers.values()) for name in names}
+        return sums | {"forwards": sums["forwards"] + self._forwards_in_workers}
+
+    @property
+    def job(self) -> ResolvedJob:
+        """The job without the teachers that were dropped."""
+        if not self.dropped:
+            return self._job
+        left = [each for each in self._job.teachers if each.name not in self.dropped]
+        return self._job.with_teachers(left)
+
+    def _lacks_labels(self, name: str) -> bool:
+        return self.teachers[name]["needed"] > self.teachers[name]["in_store"]
 
     def replicas(self) -> list[tuple[str, Mapping[str, float]]]:
         """Return name and resources of each replica that is about to start."""
         return [
-            (each.teacher.name, each.resources)
-            for each in self._wanted
-            for _ in range(each.teacher.replicas)
+            (teacher.name, teacher.resources)
+            for teacher in self._started
+            for _ in range(teacher.config.replicas)
         ]
 
     @contextmanager
     def pool(self) -> Iterator[TeacherPool | None]:
-        """Start the teachers of whom labels are missing."""
-        self._before = {name: dict(figures) for name, figures in self.teachers.items()}
-        self._left = set()
-        if not self._wanted:
+        """Start the teachers with missing labels; None where there is none."""
+        self._before = {name: dict(metrics) for name, metrics in self.teachers.items()}
+        self._released = set()
+        if not self._started:
             logger.info("no label of the pool's teachers is missing: none is started")
             yield None
             return
-        for each in self._preparation.teachers:
-            if each.spec is not None:
+        for teacher in self._job.teachers:
+            if teacher.spec is not None:
                 write_manifest(
                     self._labels.location,
-                    each.fingerprint,
-                    teacher=each.teacher.name,
-                    model=each.teacher.model_path,
+                    teacher.fingerprint,
+                    teacher=teacher.name,
+                    model=teacher.config.model_path,
                 )
         with self._run.stage("start_teachers"):
-            pool = TeacherPool(
-                [
-                    Deployment(
-                        t.spec,
-                        t.signals,
-                        t.teacher.replicas,
-                        dict(t.resources),
-                        FailurePolicy(
-                            t.teacher.on_loss, t.teacher.deadline_s, t.teacher.lost_after_s
-                        ),
-                    )
-                    for t in self._wanted
-                    if t.spec is not None
-                ],
-                self.store,
-            )
+            pool = TeacherPool([_deployment(t) for t in self._started], self._job.store)
         try:
             with self._run.stage("start_teachers"):
                 pool.wait()
@@ -181,208 +131,231 @@ class Precompute:
         finally:
             pool.stop()
 
-    def fill(self, pool: TeacherPool | None, sides: tuple[str, ...]) -> None:
-        """Compute what is missing of these splits, but for teachers that have left.
+    def fill(self, pool: TeacherPool | None, sides: Collection[str]) -> None:
+        """Compute what is missing of these splits, except for teachers that were released.
 
         Raises:
             LabelError: labels are missing however often they are computed.
         """
         if pool is None:
             return
-        go_on = self._job.labels.on_full == "go_on"
+        labels = self._job.labels
+        go_on = labels.on_full == "go_on"
         with self._run.stage("label"):
-            for _ in range(1 if go_on else _ROUNDS):
-                fillings = self._fillings(sides, pool.teachers)
-                if not fillings:
+            for _ in range(1 if go_on else FILL_ROUNDS):
+                requests = self._requests(sides, pool.teachers)
+                if not requests:
                     return
-                self.dropped |= pool.fill(fillings)
-                self.note(pool)
-        missing = sum(len(filling.rows) for filling in self._fillings(sides, pool.teachers))
+                self.dropped |= pool.fill(requests)
+                self.record(pool)
+        missing = sum(len(request.rows) for request in self._requests(sides, pool.teachers))
         if missing and go_on:
             logger.error(
                 "label store %s: no room for %d labels", self._labels.location.root, missing
             )
         elif missing:
             raise LabelError(
-                f"label store {self._job.labels.store}: {missing} labels are missing after they "
-                f"were computed {_ROUNDS} times; is something else deleting files in the store?"
+                f"label store {labels.store}: {missing} labels are missing after they "
+                f"were computed {FILL_ROUNDS} times; is something else deleting files in the store?"
             )
 
     @contextmanager
     def releasing(self, pool: TeacherPool) -> Iterator[None]:
-        """Let each teacher go, while the student trains, once none of its labels is missing."""
-        over = threading.Event()
-        thread = threading.Thread(target=self._release, args=(pool, over), daemon=True)
+        """Release each teacher, while the student trains, once none of its labels is missing."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._release_all, args=(pool, stop), daemon=True)
         thread.start()
         try:
             yield
-            over.set()
+            stop.set()
             thread.join()
         finally:
-            # Where training ended otherwise, nobody waits for labels that are under way.
-            over.set()
+            # Where training failed, nothing waits for labels that are being computed.
+            stop.set()
 
-    def _release(self, pool: TeacherPool, over: threading.Event) -> None:
-        needs: dict[str, _Need] = {}
-        staying = {teacher.teacher.name: teacher for teacher in self._wanted}
-        wait_s = LOOK_S
-        while staying and not over.wait(wait_s):
+    def _release_all(self, pool: TeacherPool, stop: threading.Event) -> None:
+        awaited: dict[str, _AwaitedLabels] = {}
+        staying = {teacher.name: teacher for teacher in self._started}
+        wait_s = POLL_S
+        while staying and not stop.wait(wait_s):
             start = time.monotonic()
             for name, teacher in list(staying.items()):
                 try:
-                    needs[name] = needs.get(name) or self._need(teacher)
-                    if needs[name].is_met() and self._released(pool, name):
+                    if name not in awaited:
+                        awaited[name] = self._awaited(teacher)
+                    if awaited[name].are_stored() and self._release(pool, name):
                         del staying[name]
                 except CancelledError:  # the pool was stopped
                     return
                 except (RaybrewError, OSError) as error:
-                    # The run goes on with the teacher as it is; what is wrong shows at its end.
+                    # The run continues with the teacher as it is; the end of training shows why.
                     logger.warning("teacher %r stays until training ends: %s", name, error)
                     del staying[name]
-            wait_s = max(LOOK_S, LOOK_SHARE * (time.monotonic() - start))
+            wait_s = max(POLL_S, POLL_SHARE * (time.monotonic() - start))
 
-    def _need(self, teacher: ResolvedTeacher) -> _Need:
-        stores = [self._labels.signal(teacher.fingerprint, signal) for signal in teacher.signals]
-        return _Need(self._missing_keys(teacher, "train"), stores)
-
-    def _released(self, pool: TeacherPool, name: str) -> bool:
-        """Compute the teacher's evaluation labels, which no step asks for, and let it go."""
-        evaluation = self._fillings(("eval",), {name})
-        if evaluation:
-            self.dropped |= pool.fill(evaluation)
+    def _release(self, pool: TeacherPool, name: str) -> bool:
+        """Compute the teacher's evaluation labels, which no step requests, and release it."""
+        if requests := self._requests(("eval",), {name}):
+            self.dropped |= pool.fill(requests)
         if name in self.dropped or not pool.release(name):
             return name in self.dropped
-        self.note(pool)
-        self._left.add(name)
+        self.record(pool)
+        self._released.add(name)
         what = "every label is in the store; its replicas were ended and their resources are free"
-        self._run.survived(Event("teacher left", f"teacher {name!r}", what, is_fault=False))
+        self._run.record(Event("teacher left", f"teacher {name!r}", what, is_fault=False))
         return True
 
-    def note(self, pool: TeacherPool) -> None:
-        """Record the teachers' figures so far, and what was survived since the last call."""
+    def record(self, pool: TeacherPool) -> None:
+        """Record the teachers' metrics so far, and the faults since the last call."""
         for event in pool.take_events():
-            self._run.survived(Event(**event))
-        for name, figures in pool.figures().items():
-            if name in self._left:  # a desk that lives again doesn't know of them
+            self._run.record(Event(**event))
+        for name, metrics in pool.figures().items():
+            if name in self._released:  # a router that was restarted doesn't know of their work
                 continue
             # Other replicas may have come before these.
-            sums = {count: self._before[name][count] + figures[count] for count in _COUNTS}
-            self.teachers[name] |= figures | sums
-            values = {f"teacher/{name}/{key}": value for key, value in figures.items()}
+            sums = {count: self._before[name][count] + metrics[count] for count in _COUNTS}
+            self.teachers[name] |= metrics | sums
+            values = {f"teacher/{name}/{key}": value for key, value in metrics.items()}
             self._run.tracker.log(values, step=self._run.step)
-        hosted = [self.teachers[teacher.teacher.name] for teacher in self._hosted]
-        for name in _COUNTS:
-            self.counts[name] = sum(each[name] for each in hosted)
 
-    def watch(self, pool: TeacherPool) -> None:
-        """Record the same while the student trains: a pool that can't tell stops no student."""
+    def try_record(self, pool: TeacherPool) -> None:
+        """Record the same while the student trains: an error of the pool stops no student."""
         try:
-            self.note(pool)
+            self.record(pool)
         except RaybrewError as error:
-            logger.warning("the teachers' figures were not to be had: %s", error)
+            logger.warning("the teachers' metrics are not available: %s", error)
 
-    def lost(self, error: LabelsLost) -> None:
-        """Take note that labels are gone that training had found: teachers are needed again.
+    def start_again(self, error: LabelsLost) -> None:
+        """Prepare for another start of training, as labels that it had found were lost.
 
         Raises:
             LabelsLost: it happens again and again.
         """
-        self._losses += 1
-        if self._losses > _LOSSES:
+        self._restarts += 1
+        if self._restarts > MAX_RESTARTS:
             raise error
-        self._wanted = self._hosted
-        self._note_damage()
-        self._run.went_wrong("labels lost", "label store", str(error))
+        self._started = self._hosted
+        self._record_damage()
+        self._run.record_fault("labels lost", "label store", str(error))
 
     def restore(self, side: str) -> None:
-        """Compute what is gone of a split since it was seen in the store."""
-        everyone = {teacher.teacher.name for teacher in self._hosted}
-        if self._job.labels.on_full == "stop" and self._fillings((side,), everyone):
-            self._wanted = self._hosted
+        """Compute labels of a split that were lost since they were seen in the store."""
+        names = {teacher.name for teacher in self._hosted}
+        if self._job.labels.on_full == "stop" and self._requests((side,), names):
+            self._started = self._hosted
             with self.pool() as pool:
                 self.fill(pool, (side,))
                 self.close(pool)
 
-    def kept(self) -> ResolvedJob:
-        """Return the preparation without the teachers that were dropped."""
-        teachers = [t for t in self._preparation.teachers if t.teacher.name not in self.dropped]
-        return replace(self._preparation, teachers=tuple(teachers))
-
-    def note_workers(self, metrics: dict[str, float]) -> None:
-        """Take what the workers' own teachers did out of their metrics."""
-        self.counts["forwards"] += metrics.pop("labels/forwards_in_workers", 0.0)
+    def count_workers(self, metrics: dict[str, float]) -> None:
+        """Take what the workers' own teachers computed out of their metrics."""
+        self._forwards_in_workers += metrics.pop("labels/forwards_in_workers", 0.0)
 
     def close(self, pool: TeacherPool | None) -> None:
-        """Take the figures of the teachers and give their resources back."""
-        if pool is not None:
-            pool.flush()
-            self.note(pool)
-            pool.stop()
-            self._note_damage()
-            self._note_unstored()
+        """Take the metrics of the teachers and free their resources."""
+        if pool is None:
+            return
+        pool.flush()
+        self.record(pool)
+        pool.stop()
+        self._record_damage()
+        for name, metrics in self.teachers.items():
+            if unstored := metrics.get("unstored", 0.0):
+                what = f"{unstored:.0f} labels were not kept, as labels.on_full says"
+                self._run.record(Event("label store full", f"teacher {name!r}", what))
 
-    def _note_damage(self) -> None:
-        found = self._set_aside()
+    def _record_damage(self) -> None:
+        found = self._damaged_files()
         for path in sorted(found.keys() - self._damaged.keys()):
             what = f"{path} was set aside; its labels are computed again"
-            self._run.survived(Event("label shard damaged", f"teacher {found[path]!r}", what))
+            self._run.record(Event("label shard damaged", f"teacher {found[path]!r}", what))
         self._damaged |= found
 
-    def _note_unstored(self) -> None:
-        for name, figures in self.teachers.items():
-            if unstored := figures.get("unstored", 0.0):
-                what = f"{unstored:.0f} labels were not kept, as labels.on_full says"
-                self._run.survived(Event("label store full", f"teacher {name!r}", what))
-
-    def _set_aside(self) -> dict[str, str]:
-        # By file, whose labels it holds.
+    def _damaged_files(self) -> dict[str, str]:
+        """Return the damaged files in the store, each with the teacher whose labels it holds."""
         location = self._labels.location
         with label_errors(location.root):
             return {
-                file.path: teacher.teacher.name
-                for teacher in self._preparation.teachers
+                file.path: teacher.name
+                for teacher in self._job.teachers
                 for file in location.files(teacher.fingerprint)
                 if file.name.endswith(DAMAGED)
             }
 
-    def _fillings(
-        self, sides: tuple[str, ...], teachers: Collection[str]
+    def _requests(
+        self, sides: Collection[str], teachers: Collection[str]
     ) -> list[PrecomputeRequest]:
-        fillings = [
-            self._filling(teacher, side)
+        requests = [
+            self._request(teacher, side)
             for teacher in self._hosted
-            if teacher.teacher.name in teachers and teacher.teacher.name not in self.dropped
+            if teacher.name in teachers and teacher.name not in self.dropped
             for side in sides
-            if side in self._preparation.tasks[teacher.task].folders
+            if side in self._job.task_of(teacher).folders
         ]
-        return [filling for filling in fillings if len(filling.rows)]
+        return [request for request in requests if len(request.rows)]
 
-    def _filling(self, teacher: ResolvedTeacher, side: str) -> PrecomputeRequest:
+    def _request(self, teacher: ResolvedTeacher, side: str) -> PrecomputeRequest:
         rows, _ = self._missing(teacher, side)
-        task = self._preparation.tasks[teacher.task]
-        view = task.split(side).views[teacher.view]
-        bar = f"labels {teacher.teacher.name} {side}"
+        bar = f"labels {teacher.name} {side}"
         if len(rows):
             self._run.bars.start(bar, len(rows), "examples")
         return PrecomputeRequest(
-            teacher=teacher.teacher.name,
-            folder=task.folders[side],
+            teacher=teacher.name,
+            folder=self._job.task_of(teacher).folders[side],
             view_name=teacher.view,
-            view=view,
+            view=self._view(teacher, side),
             rows=rows,
-            on_done=lambda count: self._run.bars.advance(bar, count),
+            on_done=partial(self._run.bars.advance, bar),
         )
 
-    def _missing_keys(self, teacher: ResolvedTeacher, side: str) -> np.ndarray:
-        rows, _ = self._missing(teacher, side)
-        view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
-        return view.keys[rows]
+    def _view(self, teacher: ResolvedTeacher, side: str) -> EncodedView:
+        return self._job.task_of(teacher).split(side).views[teacher.view]
+
+    def _stores(self, teacher: ResolvedTeacher) -> list[SignalStore]:
+        return [self._labels.signal(teacher.fingerprint, signal) for signal in teacher.signals]
 
     def _missing(self, teacher: ResolvedTeacher, side: str) -> tuple[np.ndarray, int]:
-        # The first row of each content whose labels are not all there, and how many contents.
-        view = self._preparation.tasks[teacher.task].split(side).views[teacher.view]
+        """Return the first row of each example that lacks labels, and how many examples differ."""
+        view = self._view(teacher, side)
         first, _ = distinct_keys(view.keys)
-        keys = view.keys[first]
-        stores = [self._labels.signal(teacher.fingerprint, s) for s in teacher.signals]
-        known = np.logical_and.reduce([store.contains(keys) for store in stores])
-        return first[~known], len(first)
+        return first[~_are_stored(self._stores(teacher), view.keys[first])], len(first)
+
+    def _awaited(self, teacher: ResolvedTeacher) -> "_AwaitedLabels":
+        rows, _ = self._missing(teacher, "train")
+        return _AwaitedLabels(self._view(teacher, "train").keys[rows], self._stores(teacher))
+
+
+class _AwaitedLabels:
+    """Labels that a teacher's replicas are kept for.
+
+    Args:
+        keys: examples whose labels were missing, uint64 (n, 2).
+        stores: of each signal that is requested.
+    """
+
+    def __init__(self, keys: np.ndarray, stores: Sequence[SignalStore]):
+        self._keys, self._stores = keys, stores
+
+    def are_stored(self) -> bool:
+        """Return whether all of them are in the store, whichever process computed them."""
+        for store in self._stores:
+            store.refresh()
+        self._keys = self._keys[~_are_stored(self._stores, self._keys)]
+        return not len(self._keys)
+
+
+def _are_stored(stores: Sequence[SignalStore], keys: np.ndarray) -> np.ndarray:
+    """Return of each key whether every store has a label, bool (n,)."""
+    return np.logical_and.reduce([store.contains(keys) for store in stores])
+
+
+def _deployment(teacher: ResolvedTeacher) -> Deployment:
+    assert teacher.spec is not None, "only models are hosted"
+    config = teacher.config
+    return Deployment(
+        teacher.spec,
+        teacher.signals,
+        config.replicas,
+        dict(teacher.resources),
+        FailurePolicy(config.on_loss, config.deadline_s, config.lost_after_s),
+    )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.config.job_file import absolute_plain, dump_yaml
 from raybrew.errors import ConfigError, DataError
+from raybrew.evaluation.stored_teachers import Metrics
 from raybrew.runs.cluster import (
     MAX_FAILURES,
     NOTHING_TO_RESUME,
@@ -31,44 +32,14 @@ from raybrew.runs.events import (
     start_event_channel,
 )
 from raybrew.runs.interrupts import sigterm_as_interrupt
-from raybrew.runs.report import render_report
+from raybrew.runs.report import RunResult, render_report
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.client import PoolAddress
-from raybrew.training.build import RankPlan
 from raybrew.training.callbacks import Bars
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.job import ResolvedJob
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import STUDENT
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run leaves behind.
-
-    Args:
-        folder: the run's folder.
-        student: folder of the student, as transformers loads it.
-        metrics: last losses and evaluation of the student.
-        teachers: metrics of each teacher on its task's evaluation rows.
-        ensembles: metrics of each task's mixture of teachers.
-        labels: label counts, in (teacher, example): `needed`, `in_store` before the run,
-            `forwards` of the teachers, `hits` and `misses` of the student's workers.
-        times: seconds of each stage.
-        survived: faults on the way, see `raybrew.runs.events`.
-        best: the checkpoint with the highest `eval/score`; None without evaluation.
-        data: by task and split, its examples, and what was cut, lost or masked on the way to them.
-    """
-
-    folder: str
-    student: str
-    metrics: dict[str, float]
-    teachers: dict[str, dict[str, float]]
-    ensembles: dict[str, dict[str, float]]
-    labels: dict[str, float]
-    times: dict[str, float]
-    survived: list[dict[str, Any]] = field(default_factory=list)
-    best: str | None = None
-    data: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Run:
@@ -158,29 +129,29 @@ class Run:
                 self._tracking,
                 self._job.to_plain(),
                 str(self.ray_config.name),
-                on_lost=lambda said: self.survived(Event("W&B lost", "tracking", said)),
+                on_lost=lambda what: self.record(Event("W&B lost", "tracking", what)),
             )
         )
         self._spilled = spilled_objects()
 
     def fit(
         self,
-        plan: RankPlan,
-        teachers: PoolAddress | None,
+        job: ResolvedJob,
+        teachers: PoolAddress | None = None,
         on_report: Callable[[], None] | None = None,
     ) -> Result:
         """Train the student on Ray Train.
 
         Args:
-            plan: what each rank does.
-            teachers: the pool that the ranks ask.
+            job: what each rank trains.
+            teachers: the pool that the ranks ask; None if the store has every label.
             on_report: called on the driver after each report of the student.
         """
         self._on_report = on_report
         channel = start_event_channel()
         with self.stage("train"), EventSubscriber(channel, self._on_message):
             return fit(
-                plan,
+                job,
                 teachers=teachers,
                 channel=channel,
                 scaling_config=self._scaling,
@@ -191,33 +162,40 @@ class Run:
     def finish(
         self,
         fitted: Result,
-        teachers: dict[str, dict[str, float]],
-        ensembles: dict[str, dict[str, float]],
-        labels: dict[str, float],
-        data: dict[str, dict[str, float]],
+        job: ResolvedJob,
+        labels: Mapping[str, float] | None = None,
+        evaluated: tuple[Metrics, Metrics] = ({}, {}),
     ) -> RunResult:
-        """Export the student, write the report."""
+        """Export the student, write the report.
+
+        Args:
+            fitted: what Ray Train returns.
+            job: what was trained.
+            labels: counts of labels.
+            evaluated: metrics of the teachers, and of each task's mixture of them.
+        """
         metrics: dict[str, float] = fitted.return_value or {}
         last, best = self.checkpoints.newest(), self.checkpoints.best()
         assert last is not None, "the loop ends with a checkpoint"
         self.folder.export_student(last / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
-        self._note_spilling()
+        self._record_spilling()
         self.times["total"] = self.seconds
+        teachers, ensembles = evaluated
         result = RunResult(
             folder=str(self.folder.path),
             student=str(self.folder.student),
             metrics=metrics,
             teachers=teachers,
             ensembles=ensembles,
-            labels=labels | counted,
-            data=data,
+            labels={**(labels or {}), **counted},
+            data=job.data_counts(),
             times=self.times,
             survived=self.events.all(),
             best=None if best is None else str(best),
         )
         self.folder.write_json("report.json", asdict(result))
-        self.folder.write("report.txt", render_report(asdict(result)))
+        self.folder.write("report.txt", render_report(result))
         self.tracker.summary(
             metrics
             | {f"teacher/{n}/{k}": v for n, each in teachers.items() for k, v in each.items()}
@@ -227,31 +205,31 @@ class Run:
         )
         return result
 
-    def survived(self, event: Event) -> None:
-        """Record a fault that the run goes on after."""
+    def record(self, event: Event) -> None:
+        """Record a fault that the run recovered from, or another event."""
         self.events.add(event)
 
-    def went_wrong(self, fault: str, who: str, what: str) -> None:
-        """Take note of a fault that training starts again after; recorded when it does."""
+    def record_fault(self, fault: str, who: str, what: str) -> None:
+        """Take note of a fault that training restarts after; it is recorded when that happens."""
         self._recovery.fault({"fault": fault, "who": who, "what": what})
 
-    def _note_spilling(self) -> None:
+    def _record_spilling(self) -> None:
         spilled = spilled_objects()
         if spilled is not None and self._spilled is not None and spilled > self._spilled:
             count = spilled - self._spilled
             what = f"{count} objects went to disk and came back as they were needed"
-            self.survived(Event("object store spilled", "Ray", what))
+            self.record(Event("object store spilled", "Ray", what))
 
     def _on_message(self, message: Message) -> None:
         now = time.monotonic()
         match message["kind"]:
             case "event":
-                self.survived(Event(**message["event"]))
+                self.record(Event(**message["event"]))
             case "fault":
                 self._recovery.fault(message)
             case "start":
                 for event in self._recovery.began(message["step"], message["workers"], now):
-                    self.survived(event)
+                    self.record(event)
                 self.bars.start("training", message["num_steps"], "steps")
                 self.bars.move_to("training", message["step"])
             case "progress":

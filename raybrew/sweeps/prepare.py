@@ -10,25 +10,24 @@ import datasets
 from datasets import Dataset
 
 from raybrew.config import DistillJob
-from raybrew.data.split import EncodedSplit
 from raybrew.errors import ConfigError
 from raybrew.objective.extensions import Extensions, registered
 from raybrew.runs.resolve import (
     MetadataCache,
-    distill_plan,
-    fit_together,
-    read_tables,
-    store_supplied,
+    Tokenizers,
+    check_names,
+    fit_models,
+    read_data,
+    store_columns,
 )
 from raybrew.sweeps.space import JobSpace
-from raybrew.tasks.task_data import Table, encode_table
-from raybrew.teachers.teacher import TeacherSpec
-from raybrew.training.build import RankPlan
-from raybrew.training.job import Fitting, ResolvedJob, ResolvedTask, ResolvedTeacher
+from raybrew.tasks.task_data import TaskData
+from raybrew.teachers.teacher import ResolvedTeacher, TeacherSpec
+from raybrew.training.job import ResolvedJob
 
 # What each trial is told: the space, the encoded data, what is known of the models. No Ray.
 #
-# config of a trial ──► job ──► fits the models (read once a process) ──► RankPlan
+# config of a trial ──► job ──► fits the models (read once a process) ──► ResolvedJob
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class TrialContext:
 
     Args:
         space: the base job and its paths.
-        tables: by `tables_key`, the tasks' rows.
+        data: by `data_key`, the tasks' rows.
         folders: by `encoding_key`, of each task the folders of its encoded splits.
         fingerprints: of the teachers, which take a pass over their weights to find.
         extensions: what the user registered in the driver's process.
     """
 
     space: JobSpace
-    tables: Mapping[str, tuple[Table, ...]]
+    data: Mapping[str, tuple[TaskData, ...]]
     folders: Mapping[str, tuple[Mapping[str, str], ...]]
     fingerprints: Mapping[tuple[str, ...], str]
     extensions: Extensions = field(default_factory=registered)
@@ -53,65 +52,34 @@ class TrialContext:
         """Return a trial's job."""
         return self.space.job(config)
 
-    def preparation(self, job: DistillJob, readings: MetadataCache) -> ResolvedJob:
-        """Return a trial's job with the data that was encoded for it.
+    def resolve(self, job: DistillJob, cache: MetadataCache) -> ResolvedJob:
+        """Return a trial's job with the data that was encoded for it; its worker hosts no teacher.
 
         Args:
             job: of the trial.
-            readings: what this process read of models before.
+            cache: what this process read of models before.
 
         Raises:
             ConfigError: what it asks for doesn't fit together.
         """
-        tables = self.tables[tables_key(job)]
-        fitting = fit_together(job, tables, readings)
-        folders = self.folders[encoding_key(job, fitting)]
-        tasks = loaded_tasks(tables, folders, fitting.num_labels)
-        return ResolvedJob(tasks, fitting.teachers, fitting.matches)
-
-    def plan(self, job: DistillJob, readings: MetadataCache) -> RankPlan:
-        """Return what a trial's worker is to do: it hosts no teacher, whatever the job says."""
         self.extensions.install()
-        plan = distill_plan(job, self.preparation(job, readings))
-        return replace(plan, teachers=tuple(replace(each, hosted=None) for each in plan.teachers))
+        resolved, tokenizers = fit_models(job, self.data[data_key(job)], check_names(job), cache)
+        resolved = resolved.encoded(self.folders[encoding_key(job, tokenizers)])
+        return resolved.with_teachers([replace(each, spec=None) for each in resolved.teachers])
 
 
-def tables_key(job: DistillJob) -> str:
+def data_key(job: DistillJob) -> str:
     """Name the rows that a job reads."""
     routes = [(teacher.name, teacher.task, teacher.logits) for teacher in job.teachers]
     return json.dumps([[task.model_dump(mode="json") for task in job.tasks], routes])
 
 
-def encoding_key(job: DistillJob, fitting: Fitting) -> str:
+def encoding_key(job: DistillJob, tokenizers: Sequence[Tokenizers]) -> str:
     """Name the encoded data of a job: its rows, and the tokenizer of each view."""
     views = [
-        {view: tokenizer.name_or_path for view, tokenizer in tokenizers.items()}
-        for tokenizers in fitting.tokenizers
+        {view: tokenizer.name_or_path for view, tokenizer in each.items()} for each in tokenizers
     ]
-    return json.dumps([tables_key(job), views])
-
-
-def loaded_tasks(
-    tables: Sequence[Table], folders: Sequence[Mapping[str, str]], num_labels: Sequence[int]
-) -> tuple[ResolvedTask, ...]:
-    """Return tasks whose encoded splits are mapped into memory.
-
-    Args:
-        tables: of the tasks.
-        folders: of each, by `train` and `eval`.
-        num_labels: of each, logits of a row.
-    """
-    return tuple(
-        ResolvedTask(
-            task=table.task,
-            label_names=table.label_names,
-            train=EncodedSplit.load(Path(each["train"])),
-            eval=EncodedSplit.load(Path(each["eval"])) if "eval" in each else None,
-            folders=dict(each),
-            num_labels=size,
-        )
-        for table, each, size in zip(tables, folders, num_labels, strict=True)
-    )
+    return json.dumps([data_key(job), views])
 
 
 def merge_teachers(teachers: Sequence[Sequence[ResolvedTeacher]]) -> tuple[ResolvedTeacher, ...]:
@@ -119,9 +87,8 @@ def merge_teachers(teachers: Sequence[Sequence[ResolvedTeacher]]) -> tuple[Resol
     merged: dict[str, ResolvedTeacher] = {}
     for each in teachers:
         for teacher in each:
-            name = teacher.teacher.name
-            before = merged.get(name, teacher)
-            merged[name] = replace(
+            before = merged.get(teacher.name, teacher)
+            merged[teacher.name] = replace(
                 before,
                 signals=tuple(dict.fromkeys([*before.signals, *teacher.signals])),
                 spec=_hosted_for_both(before.spec, teacher.spec),
@@ -142,29 +109,17 @@ def _hosted_for_both(one: TeacherSpec | None, other: TeacherSpec | None) -> Teac
 
 
 @dataclass(frozen=True)
-class LabelPass:
-    """Labels that one set of teachers computes together.
-
-    Args:
-        job: one of the jobs that need them.
-        preparation: its data, and its teachers with the signals of all jobs.
-    """
-
-    job: DistillJob
-    preparation: ResolvedJob
-
-
-@dataclass(frozen=True)
 class PreparedSweep:
     """What was found out.
 
     Args:
         brief: for the trials.
-        passes: labels to have before them; one, unless trials differ in data or teachers.
+        passes: jobs whose labels to have before them, each with the signals of all its trials; one,
+            unless trials differ in data or teachers.
     """
 
     brief: TrialContext
-    passes: tuple[LabelPass, ...]
+    passes: tuple[ResolvedJob, ...]
 
 
 def survey(space: JobSpace, folder: Path) -> PreparedSweep:
@@ -184,14 +139,11 @@ def survey(space: JobSpace, folder: Path) -> PreparedSweep:
 class _Surveyor:
     def __init__(self, space: JobSpace, folder: Path):
         self._space, self._folder = space, folder
-        self._readings = MetadataCache()
-        self._tables: dict[str, tuple[Table, ...]] = {}
+        self._cache = MetadataCache()
+        self._data: dict[str, tuple[TaskData, ...]] = {}
         self._folders: dict[str, tuple[Mapping[str, str], ...]] = {}
-        self._num_labels: dict[str, tuple[int, ...]] = {}
-        # By data and teachers: a job, and what each job of this kind asks for.
-        self._asked: dict[
-            tuple[Any, ...], tuple[DistillJob, list[tuple[ResolvedTeacher, ...]]]
-        ] = {}
+        # By data and teachers: a job, its rows, and what each job of this kind asks for.
+        self._asked: dict[Any, tuple[ResolvedJob, str, list[tuple[ResolvedTeacher, ...]]]] = {}
 
     def run(self) -> PreparedSweep:
         for config, job in self._space.jobs():
@@ -202,42 +154,31 @@ class _Surveyor:
                 raise ConfigError(f"space: with {said}: {error}") from error
         brief = TrialContext(
             space=self._space,
-            tables=self._tables,
+            data=self._data,
             folders=self._folders,
-            fingerprints=self._readings.fingerprints,
+            fingerprints=self._cache.fingerprints,
         )
-        passes = [
-            self._pass(job, teachers, str(key[0])) for key, (job, teachers) in self._asked.items()
-        ]
+        passes = []
+        for job, rows, teachers in self._asked.values():
+            merged = job.with_teachers(merge_teachers(teachers))
+            store_columns(merged, self._data[rows])
+            passes.append(merged)
         return PreparedSweep(brief, tuple(passes))
 
     def _look_at(self, job: DistillJob) -> None:
-        rows = tables_key(job)
-        if rows not in self._tables:
-            self._tables[rows] = tuple(read_tables(job))
-        tables = self._tables[rows]
-        fitting = fit_together(job, tables, self._readings)
-        key = encoding_key(job, fitting)
+        objectives, rows = check_names(job), data_key(job)
+        if rows not in self._data:
+            self._data[rows] = tuple(read_data(job))
+        data = self._data[rows]
+        resolved, tokenizers = fit_models(job, data, objectives, self._cache)
+        key = encoding_key(job, tokenizers)
         if key not in self._folders:
             place = self._folder / str(len(self._folders))
-            self._folders[key] = tuple(
-                encode_table(table, tokenizers, place, num_labels).folders
-                for table, tokenizers, num_labels in zip(
-                    tables, fitting.tokenizers, fitting.num_labels, strict=True
-                )
-            )
-        self._num_labels[key] = fitting.num_labels
-        who = tuple((t.teacher.name, t.fingerprint, t.view) for t in fitting.teachers)
-        self._asked.setdefault((key, who), (job, []))[1].append(fitting.teachers)
-
-    def _pass(
-        self, job: DistillJob, teachers: list[tuple[ResolvedTeacher, ...]], key: str
-    ) -> LabelPass:
-        tables, folders = self._tables[tables_key(job)], self._folders[key]
-        tasks = loaded_tasks(tables, folders, self._num_labels[key])
-        asked = merge_teachers(teachers)
-        store_supplied(job, tables, asked)
-        return LabelPass(job, ResolvedJob(tasks, asked))
+            pairs = zip(data, tokenizers, strict=True)
+            self._folders[key] = tuple(each.encode(views, place) for each, views in pairs)
+        resolved = resolved.encoded(self._folders[key])
+        who = tuple((t.name, t.fingerprint, t.view) for t in resolved.teachers)
+        self._asked.setdefault((key, who), (resolved, rows, []))[2].append(resolved.teachers)
 
 
 def with_saved_data(job: DistillJob, folder: Path) -> DistillJob:

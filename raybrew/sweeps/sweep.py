@@ -21,7 +21,6 @@ from raybrew.runs.cluster import default_teacher_resources, run_folder
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.ray_config import check_ray_arguments
-from raybrew.runs.resolve import distill_plan
 from raybrew.runs.run import Run
 from raybrew.runs.tracking import check_tracking
 from raybrew.sweeps.prepare import PreparedSweep, survey, with_saved_data
@@ -39,7 +38,7 @@ from raybrew.sweeps.settings import (
     with_defaults,
 )
 from raybrew.sweeps.space import JobSpace, Range, range_of
-from raybrew.training.build import check_class_orders, load_tasks
+from raybrew.training.build import check_class_orders
 from raybrew.training.snapshot import STUDENT
 from raybrew.training.world import World
 
@@ -161,13 +160,12 @@ class _Sweep:
                 found = survey(space, run.folder.data)
             run.start_ray()
             default = default_teacher_resources()
-            first = found.passes[0]
-            labelling = Precompute(first.job, first.preparation.placed(default), run)
-            run.start(labelling.replicas(), together=False)
+            first = Precompute(found.passes[0].placed(default), run)
+            run.start(first.replicas(), together=False)
             labels = _label(found, run, default)
             with run.stage("trials"):
                 rows = self._search(found, run)
-            judged = evaluate_teachers(found.passes[0].job, found.passes[0].preparation)
+            judged = evaluate_teachers(found.passes[0])
             return self._finish(run, space, rows, labels, judged)
 
     def _check(self) -> None:
@@ -320,19 +318,18 @@ def _label(found: PreparedSweep, run: Run, default: Mapping[str, float]) -> dict
     """Compute every label that a trial may ask for, then let the teachers go."""
     counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
     for each in found.passes:
-        labelling = Precompute(each.job, each.preparation.placed(default), run)
-        with labelling.pool() as pool:
-            labelling.fill(pool, ("train", "eval"))
-            labelling.close(pool)
-        if labelling.dropped:
+        precompute = Precompute(each.placed(default), run)
+        with precompute.pool() as pool:
+            precompute.fill(pool, ("train", "eval"))
+            precompute.close(pool)
+        if precompute.dropped:
             raise TeacherError(
-                f"sweep: expected the labels of every teacher, got {', '.join(labelling.dropped)} "
+                f"sweep: expected the labels of every teacher, got {', '.join(precompute.dropped)} "
                 "gone for good (on_loss: drop); start the sweep again, or leave that teacher out"
             )
-        plan = distill_plan(each.job, each.preparation)
-        check_class_orders(plan, load_tasks(plan), World(), None)
+        check_class_orders(each, World(), None)
         for name in counts:
-            counts[name] += labelling.counts[name]
+            counts[name] += precompute.counts[name]
     return counts
 
 

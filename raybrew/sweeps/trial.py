@@ -25,7 +25,7 @@ from raybrew.training.world import World
 
 # A trial that needs one worker: the student's loop in the trial's own process.
 #
-# setup, reset_config   config ──► RankPlan ──► StudentTraining      (a process serves many trials)
+# setup, reset_config   config ──► ResolvedJob ──► StudentTraining   (a process serves many trials)
 # step                  to the next evaluation, which is what Tune sees
 # save, load            the student's checkpoint; PBT's new settings hold over the saved ones
 
@@ -45,7 +45,7 @@ class StudentTrial(tune.Trainable):
         assert channel is not None, "tune.with_parameters gives it"
         self._brief, self._channel = brief, channel
         self._resources = resources or {}
-        self._readings = MetadataCache(brief.fingerprints)
+        self._cache = MetadataCache(brief.fingerprints)
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -75,13 +75,12 @@ class StudentTrial(tune.Trainable):
         self._training.resume(Path(checkpoint), own_settings=True)
 
     def _begin(self, config: Mapping[str, Any]) -> None:
-        job = self._brief.job(config)
-        plan = self._brief.plan(job, self._readings)
+        job = self._brief.resolve(self._brief.job(config), self._cache)
         cpus = self._resources.get("CPU", 1)
-        torch.set_num_threads(plan.training.num_threads or max(1, int(cpus)))
+        torch.set_num_threads(job.config.training.num_threads or max(1, int(cpus)))
         device = device_for(self._resources.get("GPU", 0))
         check_device(device, "a trial", "scaling.use_gpu to false")
-        self._training = build_training(plan, World(device=device), None)
+        self._training = build_training(job, World(device=device), None)
         self._hooks = _TrialHooks(self._channel, self.trial_id)
         self._begun = False
 
@@ -152,7 +151,7 @@ def train_with_workers(
     context = tune.get_context()
     trial, folder = context.get_trial_id(), context.get_trial_dir()
     assert folder is not None, "a trial has a folder"
-    plan = brief.plan(brief.job(config), MetadataCache(brief.fingerprints))
+    job = brief.resolve(brief.job(config), MetadataCache(brief.fingerprints))
 
     def forward(message: Message) -> None:
         channel.put.remote({**message, "trial": trial})
@@ -160,7 +159,7 @@ def train_with_workers(
     inner = start_event_channel()
     with EventSubscriber(inner, forward):
         fit(
-            plan,
+            job,
             teachers=None,
             channel=inner,
             # Ray Train changes the object that it is given.

@@ -1,7 +1,4 @@
-"""The rows of a task.
-
-Read from the columns of its data, checked, and encoded by each tokenizer.
-"""
+"""The rows of a task: read from the columns of its data, checked, encoded by each tokenizer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,18 +14,16 @@ from raybrew.data.augmentation import augmented
 from raybrew.data.classes import order_is_assumed
 from raybrew.data.columns import Rows, read_column, read_routes, read_supplied
 from raybrew.data.sources import load_source, with_transfer
-from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
 from raybrew.tasks import kind_of
 from raybrew.tasks.task_type import Kind
-from raybrew.training.job import ResolvedTask
 
 _COMPARED = 4096
 """Rows whose logits are compared with labels at most."""
 
 
 @dataclass(frozen=True)
-class Table:
+class TaskData:
     """The rows of a task.
 
     Args:
@@ -54,8 +49,35 @@ class Table:
         """Of the task."""
         return kind_of(self.task.kind)
 
+    def encode(
+        self, tokenizers: Mapping[str, PreTrainedTokenizerBase], folder: Path
+    ) -> dict[str, str]:
+        """Encode the splits and save them.
 
-def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
+        Args:
+            tokenizers: by name of the view.
+            folder: the splits are saved in a folder of it that is named after the task.
+
+        Returns:
+            Their folders, by `train` and `eval`.
+        """
+        sides = [("train", self.train, self.train_routes)]
+        if self.eval is not None:
+            sides.append(("eval", self.eval, self.eval_routes))
+        folders = {}
+        for side, rows, routes in sides:
+            split = self.kind.encode(self.task, rows, tokenizers)
+            if routes is not None:
+                # A row may have become several examples.
+                examples = routes if split.source is None else routes[split.source]
+                split = replace(split, routes=examples)
+            place = folder / self.task.name / side
+            split.save(place)
+            folders[side] = str(place)
+        return folders
+
+
+def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
     """Read and check the rows of a task.
 
     Args:
@@ -64,8 +86,9 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
             columns themselves.
     """
     what = f"tasks[{task.name}]"
-    supplied = [teacher.logits for teacher in teachers if teacher.logits is not None]
-    train = with_transfer(load_source(task.train, f"{what}.train"), task, supplied, what)
+    columns = {teacher.name: teacher.logits for teacher in teachers if teacher.logits is not None}
+    train = load_source(task.train, f"{what}.train")
+    train = with_transfer(train, task, list(columns.values()), what)
     if task.augmentation is not None:
         texts = [name for name in (task.text, task.text_pair) if name is not None]
         train = augmented(
@@ -74,33 +97,32 @@ def read_table(task: Task, teachers: Sequence[Teacher] = ()) -> Table:
     evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
     kind = kind_of(task.kind)
     names, rows, eval_rows = kind.read(task, train, evaluation)
-    routed = [teacher.name for teacher in teachers]
-    table = Table(
+    data = TaskData(
         task=task,
         label_names=names,
-        train=_with_supplied(task, names, train, rows, teachers, f"{what}.train"),
+        train=_with_supplied(kind, names, train, rows, columns, f"{what}.train"),
         eval=eval_rows,
-        train_routes=read_routes(task, train, routed, f"{what}.train"),
+        train_routes=read_routes(task, train, [t.name for t in teachers], f"{what}.train"),
         order_assumed=kind.names_classes
         and order_is_assumed(task, names, train.features[task.label]),
     )
     if evaluation is not None and eval_rows is not None:
-        table = replace(
-            table,
-            eval=_with_supplied(task, names, evaluation, eval_rows, teachers, f"{what}.eval"),
-            eval_routes=read_routes(task, evaluation, routed, f"{what}.eval"),
+        data = replace(
+            data,
+            eval=_with_supplied(kind, names, evaluation, eval_rows, columns, f"{what}.eval"),
+            eval_routes=read_routes(task, evaluation, [t.name for t in teachers], f"{what}.eval"),
         )
     if kind.names_classes:
         for number, teacher in enumerate(teachers):
-            _check_column_order(table, teacher, number)
-    return table
+            _check_column_order(data, teacher, number)
+    return data
 
 
-def _check_column_order(table: Table, teacher: Teacher, number: int) -> None:
+def _check_column_order(data: TaskData, teacher: Teacher, number: int) -> None:
     """Refuse a column of logits that fits the labels far better in another order of the classes."""
     for side, rows, routes in (
-        ("eval", table.eval, table.eval_routes),
-        ("train", table.train, table.train_routes),
+        ("eval", data.eval, data.eval_routes),
+        ("train", data.train, data.train_routes),
     ):
         if rows is None or teacher.name not in rows.supplied:
             continue
@@ -110,70 +132,28 @@ def _check_column_order(table: Table, teacher: Teacher, number: int) -> None:
         if column.lengths is not None:
             chosen = np.repeat(chosen, column.lengths)
         drawn = np.random.default_rng(0).permutation(np.flatnonzero(chosen))[:_COMPARED]
-        classes = table.label_names
-        flags = table.kind.class_flags(labels[drawn], column.values[drawn], len(classes))
-        what, task = f"teachers[{teacher.name}].logits", table.task.name
+        classes = data.label_names
+        flags = data.kind.class_flags(labels[drawn], column.values[drawn], len(classes))
+        what, task = f"teachers[{teacher.name}].logits", data.task.name
         if problem := order_problem(flags, what, classes, task=task, side=side):
             raise DataError(problem)
 
 
 def _with_supplied(
-    task: Task,
+    kind: Kind,
     names: Sequence[str],
     data: Dataset,
     rows: Rows,
-    teachers: Sequence[Teacher],
+    columns: Mapping[str, str],
     what: str,
 ) -> Rows:
-    """Return rows with what their data holds of teachers' logits."""
-    kind = kind_of(task.kind)
+    """Return rows with what their data holds of teachers' logits, by the teacher's name."""
     words = [len(each) for each in rows.texts] if kind.layout == "token" else None
-    found = {
-        teacher.name: read_supplied(
-            read_column(data, teacher.logits, what),
-            kind.num_labels(names),
-            words,
-            name=teacher.logits,
-            what=what,
+    width = kind.num_labels(names)
+    supplied = {
+        teacher: read_supplied(
+            read_column(data, column, what), width, words, name=column, what=what
         )
-        for teacher in teachers
-        if teacher.logits is not None
+        for teacher, column in columns.items()
     }
-    return replace(rows, supplied=found)
-
-
-def encode_table(
-    table: Table,
-    tokenizers: Mapping[str, PreTrainedTokenizerBase],
-    folder: Path,
-    num_labels: int,
-) -> ResolvedTask:
-    """Encode a task's splits, save them, and map them into memory.
-
-    Args:
-        table: the rows.
-        tokenizers: by name of the view.
-        folder: where they are saved.
-        num_labels: logits of a row.
-    """
-    splits: dict[str, EncodedSplit] = {}
-    folders: dict[str, str] = {}
-    sides = [("train", table.train, table.train_routes)]
-    if table.eval is not None:
-        sides.append(("eval", table.eval, table.eval_routes))
-    for side, rows, routes in sides:
-        split = table.kind.encode(table.task, rows, tokenizers)
-        if routes is not None:
-            # A row may have become several examples.
-            split = replace(split, routes=routes if split.source is None else routes[split.source])
-        place = folder / table.task.name / side
-        split.save(place)
-        splits[side], folders[side] = EncodedSplit.load(place), str(place)
-    return ResolvedTask(
-        task=table.task,
-        label_names=table.label_names,
-        train=splits["train"],
-        eval=splits.get("eval"),
-        folders=folders,
-        num_labels=num_labels,
-    )
+    return replace(rows, supplied=supplied)

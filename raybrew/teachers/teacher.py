@@ -6,14 +6,16 @@
 A plain class: no Ray, no store. The answer to an example doesn't depend on who asks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raybrew.config import Teacher
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import DTYPES, Payload, Signal
 from raybrew.data.split import Padding, collate
@@ -27,6 +29,8 @@ from raybrew.objective.extensions import Extensions, registered
 from raybrew.tasks import kind_of
 from raybrew.tasks.adaptors import Adaptor, View, adaptor_of, first_classes
 from raybrew.tasks.task_type import Layout
+
+logger = logging.getLogger(__name__)
 
 CPU_TOKENS, GPU_TOKENS = 512, 4096
 """Tokens of a forward where the job doesn't say: larger ones are no faster on a CPU."""
@@ -76,6 +80,62 @@ class TeacherSpec:
         if self.batch_tokens is not None:
             return self.batch_tokens
         return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
+
+
+@dataclass(frozen=True)
+class ResolvedTeacher:
+    """A teacher that is known to fit its task.
+
+    Args:
+        config: the job's section.
+        spec: what hosts it; None if no process of the run does.
+        fingerprint: what its labels are filed under.
+        view: the encoded view that it reads.
+        signals: what is requested of it; the first one is its logits.
+        order: its number of each of the task's classes; None if they are the same.
+        unnamed: whether no names say which of its classes is which of the task's.
+        resources: Ray resources of each replica, once the cluster is known.
+    """
+
+    config: Teacher
+    spec: TeacherSpec | None
+    fingerprint: str
+    view: str
+    signals: tuple[Signal, ...]
+    order: tuple[int, ...] | None = None
+    unnamed: bool = False
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The job's name of it."""
+        return self.config.name
+
+    @property
+    def is_column(self) -> bool:
+        """Whether its logits are a column of the data, so that no model computes them."""
+        return self.config.logits is not None
+
+    @property
+    def worker_spec(self) -> TeacherSpec | None:
+        """What each student worker hosts; None if the pool hosts it, or no process does."""
+        return self.spec if self.config.placement == "worker" else None
+
+    def placed(self, default: Mapping[str, float]) -> "ResolvedTeacher":
+        """Return it with its resources, or these where the job doesn't name any."""
+        if self.spec is None:
+            return self
+        given = self.config.resources
+        resources = dict(default if given is None else given)
+        if self.config.placement == "pool":
+            logger.info(
+                "teacher %r: each replica has %s%s and computes on the %s",
+                self.name,
+                ", ".join(f"{value:g} {name}" for name, value in resources.items()) or "nothing",
+                " (the job doesn't name resources)" if given is None else "",
+                "GPU" if resources.get("GPU", 0) > 0 else "CPU",
+            )
+        return replace(self, resources=resources)
 
 
 def batches_by_length(

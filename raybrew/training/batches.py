@@ -9,11 +9,10 @@ import torch
 from raybrew.config import TrainingConfig
 from raybrew.data.batch_sequence import BatchSequence, micro_batches, rank_rows
 from raybrew.data.encoding import spans
-from raybrew.data.payload import Payload, Signal
+from raybrew.data.payload import Payload
 from raybrew.data.split import (
     IGNORED,
     STUDENT_VIEW,
-    EncodedSplit,
     Padding,
     collate,
     collate_labels,
@@ -21,9 +20,8 @@ from raybrew.data.split import (
 )
 from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
-from raybrew.matches.plan import TaskMatch
 from raybrew.objective import BatchCounts, Objective, SoftLabels, TrainProgress
-from raybrew.tasks.adaptors import ADAPTORS, Adaptor
+from raybrew.training.job import ResolvedTask
 from raybrew.training.prefetch import PinnedBuffers, Prefetcher, wait_for
 from raybrew.training.step import MicroBatch, StepBatch
 from raybrew.training.world import World
@@ -33,51 +31,7 @@ from raybrew.training.world import World
 Answers = Mapping[str, Mapping[str, Payload]]
 
 
-@dataclass(frozen=True)
-class StudentTask:
-    """A task as the student meets it.
-
-    Args:
-        name: the job's name of it.
-        kind: what a prediction is.
-        train: what to learn from.
-        eval: what to evaluate on.
-        signals: by teacher, what is asked of it.
-        adaptor: what the student's outputs mean; that of the kind if None.
-        label_names: classes, in the order of the logits.
-        views: by teacher, the encoded view that it reads; the student's for those left out.
-        matches: what is compared of its models' insides.
-    """
-
-    name: str
-    kind: str
-    train: EncodedSplit
-    eval: EncodedSplit | None
-    signals: Mapping[str, Sequence[Signal]]
-    adaptor: Adaptor | None = None
-    label_names: tuple[str, ...] = ()
-    views: Mapping[str, str] = field(default_factory=dict)
-    matches: Sequence[TaskMatch] = ()
-
-    @property
-    def padding_counts(self) -> bool:
-        """Whether a match's value depends on how far a batch is padded."""
-        # Not of the signals: matches of one statistic share one, with the first one's loss.
-        return any(match.padding_counts for match in self.matches)
-
-    @property
-    def alignments(self) -> dict[str, np.ndarray]:
-        """By teacher that reads tokens of its own, which of them answers for each of ours."""
-        known = self.train.alignments
-        return {name: known[view] for name, view in self.views.items() if view in known}
-
-    @property
-    def reads(self) -> Adaptor:
-        """The adaptor in use."""
-        return self.adaptor or ADAPTORS[self.kind]
-
-
-def batch_facts(task: StudentTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
+def batch_facts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
     """Return what every rank knows of a global batch.
 
     Args:
@@ -101,7 +55,7 @@ def batch_facts(task: StudentTask, rows: np.ndarray, world_size: int, passes: in
 
 
 def micro_batches_of(
-    task: StudentTask,
+    task: ResolvedTask,
     rows: np.ndarray,
     answers: Answers,
     *,
@@ -143,7 +97,7 @@ def micro_batches_of(
         start = stop
 
 
-def _unreached(task: StudentTask, rows: np.ndarray) -> int:
+def _unreached(task: ResolvedTask, rows: np.ndarray) -> int:
     """Count the tokens of the task in a batch for which no teacher has an answer."""
     alignments = task.alignments
     if not task.train.per_token or len(alignments) < len(task.signals):
@@ -153,7 +107,7 @@ def _unreached(task: StudentTask, rows: np.ndarray) -> int:
     return int(((task.train.labels[source] != IGNORED) & ~reached).sum())
 
 
-def _soft_labels(task: StudentTask, answers: Answers, start: int, stop: int) -> SoftLabels:
+def _soft_labels(task: ResolvedTask, answers: Answers, start: int, stop: int) -> SoftLabels:
     signals = {
         teacher: {signal.name: signal for signal in asked}
         for teacher, asked in task.signals.items()
@@ -211,7 +165,7 @@ class BatchBuilder:
         weights: of the tasks' losses; 1 if empty.
     """
 
-    tasks: Sequence[StudentTask]
+    tasks: Sequence[ResolvedTask]
     objectives: Sequence[Objective]
     sequence: BatchSequence
     labels: LabelSource | None

@@ -1,47 +1,33 @@
-"""From a plan, as values, to the student's training on one rank.
+"""From a resolved job to the student's training on one rank.
 
 And what is checked before it. No Ray.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raybrew.config import (
-    DistillationConfig,
-    MixingConfig,
-    Student,
-    Teacher,
-    TrackingConfig,
-    TrainingConfig,
-)
+from raybrew.config import TrainJob
 from raybrew.data.agreement import MIN_ROWS, order_problem
 from raybrew.data.batch_sequence import BatchSequence, batches_per_epoch, rank_rows, task_schedule
-from raybrew.data.payload import Signal
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit, collate, collate_labels
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
-from raybrew.labels.remote import StoreSpec
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
-from raybrew.labels.store import LabelStore
-from raybrew.matches.plan import TaskMatch
+from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.models.pretrained import describe_names, own_generator
 from raybrew.models.students import Head, build_multitask, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
-from raybrew.objective.extensions import Extensions, registered
 from raybrew.objective.rows import RowIndex
 from raybrew.tasks import kind_of
-from raybrew.tasks.adaptors import Adaptor, adaptor_of, first_classes
 from raybrew.tasks.task_type import Kind
-from raybrew.teachers.teacher import TeacherSpec
-from raybrew.training.batches import StudentTask
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
 from raybrew.training.module import StudentModule, StudentModuleOutput
 from raybrew.training.optimization import (
@@ -78,133 +64,35 @@ def enable_activation_checkpointing(student: nn.Module) -> None:
         enable({"use_reentrant": False})
 
 
-# What a rank is to do, as values, and what it puts together from them. No Ray.
+# What a rank puts together from a resolved job. No Ray.
 #
-# RankPlan ──► encoded splits, student, projections, optimizer, labels ──► StudentTraining
+# ResolvedJob ──► student, projections, optimizer, labels ──► StudentTraining
 
 
-@dataclass(frozen=True)
-class TaskPlan:
-    """A task, as files.
-
-    Args:
-        name: the job's name of it.
-        kind: what a prediction is.
-        label_names: classes, in the order of the logits.
-        train: folder of the encoded training split.
-        eval: folder of the encoded evaluation split.
-        adaptor: what the student's outputs mean; that of the kind if None.
-        rounds: equal parts of the training split, of which an epoch reads one.
-        weight: factor on its loss.
-        batch_size: examples of its batches; those of the training section if None.
-        distillation: its objective; None for the hard loss alone.
-        num_classes: how many of the model's logits mean something; all if None.
-    """
-
-    name: str
-    kind: str
-    label_names: tuple[str, ...]
-    train: str
-    eval: str | None
-    adaptor: Adaptor | str | None = None
-    rounds: int = 1
-    weight: float = 1.0
-    batch_size: int | None = None
-    distillation: DistillationConfig | None = None
-    num_classes: int | None = None
-
-
-@dataclass(frozen=True)
-class TeacherPlan:
-    """A teacher, as a rank sees it.
-
-    Args:
-        name: the job's name of it.
-        task: index of its task.
-        weight: its share in the mixture.
-        fingerprint: where its labels are.
-        view: the encoded view that it reads.
-        signals: what is asked of it.
-        order: its number of each of the task's classes; None if they are the same.
-        hosted: what to load, if the rank hosts it itself.
-        supplied: whether its labels were the data's, so that nobody computes them.
-        unnamed: whether no names say which of its classes is which of the task's.
-    """
-
-    name: str
-    task: int
-    weight: float
-    fingerprint: str
-    view: str
-    signals: tuple[Signal, ...]
-    order: tuple[int, ...] | None = None
-    hosted: TeacherSpec | None = None
-    supplied: bool = False
-    unnamed: bool = False
-
-
-@dataclass(frozen=True)
-class RankPlan:
-    """All that a rank needs, as values: it is pickled to every worker.
-
-    Args:
-        tasks: tasks of the student.
-        teachers: none for supervised training.
-        student: where the student comes from.
-        hosts: the job's teachers, which the student may start from.
-        training: steps, optimizer, seed.
-        tracking: how often to report.
-        store: the label store.
-        mixing: which task comes up when.
-        matches: of each task.
-        extensions: what the user registered in the driver's process.
-        window: steps of one request for labels.
-        max_windows: requests in flight.
-        labels_ahead: whether teachers that ranks host compute all labels before the first step.
-    """
-
-    tasks: tuple[TaskPlan, ...]
-    teachers: tuple[TeacherPlan, ...]
-    student: Student
-    hosts: Mapping[str, Teacher]
-    training: TrainingConfig
-    tracking: TrackingConfig
-    store: StoreSpec | str
-    mixing: MixingConfig = field(default_factory=MixingConfig)
-    matches: tuple[tuple[TaskMatch, ...], ...] = ()
-    extensions: Extensions = field(default_factory=registered)
-    window: int = 8
-    max_windows: int = 2
-    labels_ahead: bool = False
-
-
-def build_training(plan: RankPlan, world: World, asker: TeacherClient | None) -> StudentTraining:
+def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) -> StudentTraining:
     """Put together what a rank runs."""
-    plan.extensions.install()
-    tasks = load_tasks(plan)
-    model, tokenizer = _build_model(plan)
-    if plan.training.gradient_checkpointing:
+    job.extensions.install()
+    config, tasks = job.config.training, job.tasks
+    model, tokenizer = _build_model(job)
+    if config.gradient_checkpointing:
         enable_activation_checkpointing(model)
-    matches = plan.matches or ((),) * len(tasks)
-    adaptors = [task.reads for task in tasks]
-    balancer = make_balancer(plan.mixing, len(tasks))
-    kinds = [kind_of(task.kind) for task in tasks]
-    objectives = [_objective(plan, n, matches[n], world) for n in range(len(tasks))]
+    balancer = make_balancer(job.config.mixing, len(tasks))
+    objectives = [_objective(task, world) for task in tasks]
     module = StudentModule(
         model,
-        adaptors,
-        matches,
-        plan.training.seed,
-        kinds,
+        [task.reads for task in tasks],
+        [task.matches for task in tasks],
+        config.seed,
+        [task.kind for task in tasks],
         balancer,
         [objective.terms for objective in objectives],
     )
     module.to(world.device)
-    sequence, num_steps = _sequence(plan, tasks)
-    groups = module.projection_groups(optimizer_class(plan.training))
+    sequence, num_steps = _sequence(job)
+    groups = module.projection_groups(optimizer_class(config))
     if learnt := list(balancer.parameters()):
-        groups.append({"params": learnt, "lr": plan.mixing.uncertainty_learning_rate})
-    optimizer = build_optimizer(model, plan.training, groups)
+        groups.append({"params": learnt, "lr": job.config.mixing.uncertainty_learning_rate})
+    optimizer = build_optimizer(model, config, groups)
     return StudentTraining(
         module=module,
         wrapped=module,
@@ -212,62 +100,59 @@ def build_training(plan: RankPlan, world: World, asker: TeacherClient | None) ->
         tasks=tasks,
         objectives=objectives,
         sequence=sequence,
-        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
+        labels=_label_source(job, sequence, num_steps, world, asker),
         optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, plan.training, num_steps),
-        config=plan.training,
-        tracking=plan.tracking,
+        scheduler=build_scheduler(optimizer, config, num_steps),
+        config=config,
+        tracking=job.config.tracking,
         world=world,
         num_steps=num_steps,
-        weights=[task.weight for task in plan.tasks],
-        apart=_gradients_apart(plan, module),
-        scaler=loss_scaler(plan.training.precision, world.device),
+        weights=[task.config.weight for task in tasks],
+        apart=_gradients_apart(job, module),
+        scaler=loss_scaler(config.precision, world.device),
     )
 
 
-def load_tasks(plan: RankPlan) -> list[StudentTask]:
-    """Map the encoded splits of a plan's tasks into memory."""
-    return [_load_task(plan, number) for number in range(len(plan.tasks))]
-
-
-def _build_model(plan: RankPlan) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    what = "student" if plan.teachers else "model"
-    own = plan.student.architecture
-    heads = [Head.of(task.name, kind_of(task.kind, own), task.label_names) for task in plan.tasks]
-    seed = plan.training.seed
+def _build_model(job: ResolvedJob) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    what = "model" if isinstance(job.config, TrainJob) else "student"
+    own = job.student.architecture
+    heads = [
+        Head.of(task.name, kind_of(task.config.kind, own), task.label_names) for task in job.tasks
+    ]
+    seed = job.config.training.seed
     if len(heads) > 1:
-        return build_multitask(plan.student, heads, seed=seed, teachers=plan.hosts, what=what)
+        return build_multitask(job.student, heads, seed=seed, teachers=job.hosts, what=what)
     return build_student(
-        plan.student,
+        job.student,
         num_labels=heads[0].num_labels,
         label_names=heads[0].label_names,
         seed=seed,
-        teachers=plan.hosts,
+        teachers=job.hosts,
         what=what,
         kind=heads[0].kind,
     )
 
 
-def _gradients_apart(plan: RankPlan, module: nn.Module) -> TaskGradients | None:
-    if plan.mixing.balancing != "pcgrad" or len(plan.tasks) == 1:
+def _gradients_apart(job: ResolvedJob, module: nn.Module) -> TaskGradients | None:
+    if job.config.mixing.balancing != "pcgrad" or len(job.tasks) == 1:
         return None
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return TaskGradients(learning, plan.training.seed)
+    return TaskGradients(learning, job.config.training.seed)
 
 
-def _sequence(plan: RankPlan, tasks: Sequence[StudentTask]) -> tuple[BatchSequence, int]:
+def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
     """Return the batches of the run, and how many steps it has."""
-    training, mixing = plan.training, plan.mixing
-    rounds = [task.rounds for task in plan.tasks]
+    training, mixing, tasks = job.config.training, job.config.mixing, job.tasks
+    rounds = [task.config.rounds for task in tasks]
     sizes = [len(task.train) // each for task, each in zip(tasks, rounds, strict=True)]
-    batch_sizes = [task.batch_size or training.batch_size for task in plan.tasks]
+    batch_sizes = [task.config.batch_size or training.batch_size for task in tasks]
     per_epoch = batches_per_epoch(sizes, batch_sizes)
     per_step = len(sizes) if mixing.sampling == "every" else mixing.batches_per_step
     steps_per_epoch = -(-per_epoch // per_step)
     num_steps = training.num_steps or steps_per_epoch * (training.num_epochs or 0)
     draws = task_schedule(
         mixing,
-        [task.name for task in plan.tasks],
+        [task.name for task in tasks],
         sizes,
         training.seed,
         batches_per_epoch=steps_per_epoch * per_step,
@@ -286,48 +171,29 @@ def _sequence(plan: RankPlan, tasks: Sequence[StudentTask]) -> tuple[BatchSequen
     return sequence, num_steps
 
 
-def _load_task(plan: RankPlan, number: int) -> StudentTask:
-    task = plan.tasks[number]
-    return StudentTask(
-        name=task.name,
-        kind=task.kind,
-        train=EncodedSplit.load(Path(task.train)),
-        eval=EncodedSplit.load(Path(task.eval)) if task.eval else None,
-        signals={t.name: t.signals for t in plan.teachers if t.task == number},
-        adaptor=first_classes(
-            adaptor_of(task.kind, plan.student.adaptor, task.adaptor), task.num_classes
-        ),
-        label_names=task.label_names,
-        views={t.name: t.view for t in plan.teachers if t.task == number},
-        matches=plan.matches[number] if plan.matches else (),
-    )
-
-
-def _objective(plan: RankPlan, task: int, matches: Sequence[TaskMatch], world: World) -> Objective:
-    mine = [teacher for teacher in plan.teachers if teacher.task == task]
+def _objective(task: ResolvedTask, world: World) -> Objective:
     return Objective(
-        plan.tasks[task].distillation,
-        {teacher.name: teacher.weight for teacher in mine},
+        task.objective,
+        {teacher.name: teacher.config.weight for teacher in task.teachers},
         world.total if world.size > 1 else None,
-        matches,
+        task.matches,
         # The first signal of a teacher is its logits.
-        mine[0].signals[0] if mine else None,
-        kind_of(plan.tasks[task].kind),
-        {teacher.name: teacher.order for teacher in mine if teacher.order is not None},
+        task.teachers[0].signals[0] if task.teachers else None,
+        task.kind,
+        {teacher.name: teacher.order for teacher in task.teachers if teacher.order is not None},
     )
 
 
 def _label_source(
-    plan: RankPlan,
-    tasks: Sequence[StudentTask],
+    job: ResolvedJob,
     sequence: BatchSequence,
     num_steps: int,
     world: World,
     asker: TeacherClient | None,
 ) -> LabelSource | None:
-    if not plan.teachers:
+    if not job.teachers:
         return None
-    store = LabelStore(plan.store)
+    store = LabelStore(job.store)
 
     def rows_of(number: int) -> tuple[int, Any]:
         task, rows = sequence.batch(number)
@@ -337,19 +203,20 @@ def _label_source(
         teachers=[
             TeacherLabels(
                 name=teacher.name,
-                task=teacher.task,
-                view=tasks[teacher.task].train.views[teacher.view],
+                task=number,
+                view=task.train.views[teacher.view],
                 stores={s: store.signal(teacher.fingerprint, s) for s in teacher.signals},
-                supplied=teacher.supplied,
+                supplied=teacher.is_column,
             )
-            for teacher in plan.teachers
+            for number, task in enumerate(job.tasks)
+            for teacher in task.teachers
         ],
         asker=asker,
         # Labels are asked for batch by batch, however many of them a step takes.
         rows_of=rows_of,
         num_steps=num_steps * sequence.batches_per_step,
-        window=plan.window,
-        max_windows=plan.max_windows,
+        window=job.labels.window,
+        max_windows=job.labels.max_windows,
     )
 
 
@@ -446,16 +313,13 @@ _DRAWN = 8 * _SAMPLE
 _BATCH = 64
 
 
-def check_class_orders(
-    plan: RankPlan, tasks: Sequence[StudentTask], world: World, asker: TeacherClient | None
-) -> None:
+def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | None) -> None:
     """Refuse a teacher whose answers fit the labels far better in another order of the classes.
 
     Every rank calls it; rank 0 looks.
 
     Args:
-        plan: of the rank.
-        tasks: as it has loaded them.
+        job: what the rank trains.
         world: the rank.
         asker: who computes what the store lacks; None if it has everything.
 
@@ -463,33 +327,34 @@ def check_class_orders(
         ConfigError: shows the order that fits.
         LabelError: labels can't be had.
     """
-    unnamed = [teacher for teacher in plan.teachers if teacher.unnamed]
+    unnamed = [(task, t) for task in job.tasks for t in task.teachers if t.unnamed]
     if not unnamed:
         return
     message = None
     if world.rank == 0:
-        messages = (_problem(plan, tasks[teacher.task], teacher, asker) for teacher in unnamed)
+        messages = (_problem(job, task, teacher, asker) for task, teacher in unnamed)
         message = next((each for each in messages if each is not None), None)
     if message := world.gather(message)[0]:
         raise ConfigError(message)
 
 
 def _problem(
-    plan: RankPlan, task: StudentTask, teacher: TeacherPlan, asker: TeacherClient | None
+    job: ResolvedJob, task: ResolvedTask, teacher: ResolvedTeacher, asker: TeacherClient | None
 ) -> str | None:
     """Return the message about a teacher whose order is wrong."""
-    route = [each.name for each in plan.teachers if each.task == teacher.task].index(teacher.name)
+    route = [each.name for each in task.teachers].index(teacher.name)
     # Evaluation rows are asked for in any case; where they are few, training rows are, too.
     rows = {side: _labelled(task, side, route) for side in ("eval", "train")}
     side = "eval" if len(rows["eval"]) >= MIN_ROWS else "train"
     if not len(rows[side]):
         return None
-    flags = _compared(plan, task, side, teacher, asker, rows[side])
+    store = LabelStore(job.store).signal(teacher.fingerprint, teacher.signals[0])
+    flags = _compared(task, task.split(side), teacher, store, asker, rows[side])
     what = f"teachers[{teacher.name}].model"
     return order_problem(flags, what, task.label_names, task=task.name, side=side)
 
 
-def _labelled(task: StudentTask, side: str, route: int) -> np.ndarray:
+def _labelled(task: ResolvedTask, side: str, route: int) -> np.ndarray:
     """Return examples with labels that the teacher is to answer, drawn at random."""
     split = task.train if side == "train" else task.eval
     if split is None:
@@ -502,26 +367,23 @@ def _labelled(task: StudentTask, side: str, route: int) -> np.ndarray:
 
 
 def _compared(
-    plan: RankPlan,
-    task: StudentTask,
-    side: str,
-    teacher: TeacherPlan,
+    task: ResolvedTask,
+    split: EncodedSplit,
+    teacher: ResolvedTeacher,
+    store: SignalStore,
     asker: TeacherClient | None,
     rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each labelled row of logits which classes it has, and which the teacher says."""
-    split = task.train if side == "train" else task.eval
-    assert split is not None, side
-    kind, size, signal = kind_of(task.kind), len(task.label_names), teacher.signals[0]
-    store = LabelStore(plan.store).signal(teacher.fingerprint, signal)
+    size, signal = len(task.label_names), teacher.signals[0]
     view = split.views[teacher.view]
     if asker is None:  # labels that found no room in the store are nowhere
         rows = rows[store.contains(view.keys[rows])]
     batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
     labels = LabelSource(
-        [TeacherLabels(teacher.name, teacher.task, view, {signal: store})],
+        [TeacherLabels(teacher.name, 0, view, {signal: store})],
         asker,
-        lambda number: (teacher.task, batches[number]),
+        lambda number: (0, batches[number]),
         len(batches),
     )
     true, predicted = [], []
@@ -529,7 +391,7 @@ def _compared(
         # Nothing comes of a teacher that was dropped since.
         for answer in labels.get(number).values():
             stored = StoredLabels(answer[signal.name], signal, teacher.view)
-            flags = _flags(kind, split, taken, stored, size)
+            flags = _flags(task.kind, split, taken, stored, size)
             true.append(flags[0])
             predicted.append(flags[1])
     none = np.empty((0, size), bool)

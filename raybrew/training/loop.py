@@ -23,10 +23,10 @@ from raybrew.labels.source import LabelSource
 from raybrew.models.inputs import padding_of
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients
-from raybrew.tasks import kind_of
-from raybrew.training.batches import BatchBuilder, ReadyStep, StudentTask
+from raybrew.training.batches import BatchBuilder, ReadyStep
 from raybrew.training.callbacks import Hooks, postprocess, postprocessors_of, run_callbacks
 from raybrew.training.checkpoints import CheckpointSchedule
+from raybrew.training.job import ResolvedTask
 from raybrew.training.module import StudentModule
 from raybrew.training.optimization import OptimizerSettings
 from raybrew.training.snapshot import Snapshot, TrainerState, load_checkpoint, snapshot
@@ -61,7 +61,7 @@ def next_evaluation(config: TrainingConfig, step: int, steps_per_epoch: int, num
 
 
 def evaluate_task(
-    task: StudentTask,
+    task: ResolvedTask,
     split: EncodedSplit,
     model: ModelOnDevice,
     world: World,
@@ -79,7 +79,7 @@ def evaluate_task(
         batch_size: rows of a batch.
         on_progress: told the examples that rank 0 has done, and all that it does.
     """
-    kind = kind_of(task.kind)
+    kind = task.kind
     rows = rank_rows(np.arange(len(split)), world.rank, world.size)
     predicted = predict(
         model,
@@ -132,7 +132,7 @@ class StudentTraining:
     module: StudentModule
     wrapped: nn.Module
     tokenizer: PreTrainedTokenizerBase
-    tasks: Sequence[StudentTask]
+    tasks: Sequence[ResolvedTask]
     objectives: Sequence[Objective]
     sequence: BatchSequence
     labels: LabelSource | None
@@ -257,7 +257,7 @@ class StudentTraining:
                 on_progress=hooks.evaluating,
             )
             values |= {f"eval/{task.name}/{name}": value for name, value in metrics.items()}
-            main = kind_of(task.kind).main_metric(task.label_names)
+            main = task.kind.main_metric(task.label_names)
             scores.append(metrics.get(main, float("nan")))
         if scores:
             values["eval/score"] = float(np.mean(scores))
@@ -359,4 +359,4 @@ class StudentTraining:
     def padding(self, task: int) -> Padding:
         """Return how batches of a task are filled up."""
         model: Any = self.module.model_of(task)
-        return padding_of(self.tokenizer, model.config, kind_of(self.tasks[task].kind).layout)
+        return padding_of(self.tokenizer, model.config, self.tasks[task].kind.layout)

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,23 +30,23 @@ from raybrew.models.devices import check_device
 from raybrew.runs.events import Event, Message, event_message
 from raybrew.teachers.client import PoolAddress, PoolClient
 from raybrew.teachers.local import CombinedClient, LocalClient
-from raybrew.training.batches import StudentTask
-from raybrew.training.build import RankPlan, build_training, check_class_orders, ddp_options
+from raybrew.training.build import build_training, check_class_orders, ddp_options
 from raybrew.training.callbacks import Saver
 from raybrew.training.checkpoints import Checkpoints, CheckpointWriter
 from raybrew.training.faults import FaultCallback, fault_message
+from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
 from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
 # The teachers that a rank hosts itself (`placement: worker`), beside those of the pool. No Ray.
 #
-# plan ──► LocalClient ──► before the first step: this rank's share of the labels, on disk
+# job ──► LocalClient ──► before the first step: this rank's share of the labels, on disk
 # └──► Askers (with the pool's) ──► LabelSource
 
 
 def host_teachers(
-    plan: RankPlan,
+    job: ResolvedJob,
     num_threads: int,
     world: World,
     on_event: Callable[[Event], None] = lambda event: None,
@@ -54,38 +54,36 @@ def host_teachers(
     """Return the teachers that this rank hosts; they are loaded at their first label.
 
     Args:
-        plan: of the rank.
+        job: what the rank trains.
         num_threads: PyTorch threads of the rank.
         world: the rank.
         on_event: called with what befalls a teacher.
     """
-    mine = [(t.hosted, t.signals) for t in plan.teachers if t.hosted is not None]
-    return LocalClient(mine, plan.store, num_threads, world.device, on_event) if mine else None
+    mine = [(t.worker_spec, t.signals) for t in job.teachers if t.worker_spec is not None]
+    return LocalClient(mine, job.store, num_threads, world.device, on_event) if mine else None
 
 
 def client_of(
-    plan: RankPlan, local: LocalClient | None, pool: TeacherClient | None
+    job: ResolvedJob, local: LocalClient | None, pool: TeacherClient | None
 ) -> TeacherClient | None:
     """Return who computes the labels of all teachers; None if the store has everything."""
     if local is None:
         return pool
-    askers = {t.name: pool if t.hosted is None else local for t in plan.teachers}
+    askers = {t.name: pool if t.worker_spec is None else local for t in job.teachers}
     return CombinedClient({name: asker for name, asker in askers.items() if asker is not None})
 
 
-def precompute_shares(
-    plan: RankPlan, tasks: Sequence[StudentTask], local: LocalClient, world: World
-) -> None:
+def precompute_shares(job: ResolvedJob, local: LocalClient, world: World) -> None:
     """Compute what can't wait until it is asked for; every rank calls it, and all are done then.
 
     Evaluation rows are never asked for by a step. Ranks don't ask each other, so with several of
     them all labels are computed before the first step, each rank its share.
     """
-    at_once = plan.labels_ahead or world.size > 1
-    for teacher in plan.teachers:
-        if teacher.hosted is None:
+    at_once = job.labels.when == "ahead" or world.size > 1
+    for teacher in job.teachers:
+        if teacher.worker_spec is None:
             continue
-        task = tasks[teacher.task]
+        task = job.task_of(teacher)
         needed = [task.train] if at_once else []
         if not at_once:
             local.expect(teacher.name, task.train.views[teacher.view])
@@ -109,7 +107,7 @@ def kept(local: LocalClient | None) -> Iterator[None]:
 
 # The student on Ray Train: what each worker builds and runs, and the `TorchTrainer` around it.
 #
-# driver: RankPlan ──► TorchTrainer ──► on each worker: load, build, DDP, StudentTraining.run
+# driver: ResolvedJob ──► TorchTrainer ──► on each worker: load, build, DDP, StudentTraining.run
 #    ▲                                                     │ losses, progress  ──► channel
 #    └ again, when its controller dies                     ├ evaluation ──► Ray Train
 #                                                          └ checkpoint ──► run folder
@@ -122,7 +120,7 @@ MAX_CONTROLLER_DEATHS = 3
 
 
 def fit(
-    plan: RankPlan,
+    job: ResolvedJob,
     *,
     teachers: PoolAddress | None,
     channel: ActorHandle,
@@ -133,7 +131,7 @@ def fit(
     """Train the student, from the newest checkpoint if there is one.
 
     Args:
-        plan: what to do.
+        job: what to train.
         teachers: where they are; None if the store has every label.
         channel: where rank 0 reports to.
         scaling_config: Ray Train's own.
@@ -147,10 +145,10 @@ def fit(
     cpus = resources.get("CPU", 1)
     keep = run_config.checkpoint_config.num_to_keep if run_config.checkpoint_config else None
     config = {
-        "plan": plan,
+        "job": job,
         "teachers": teachers,
         "channel": channel,
-        "num_threads": plan.training.num_threads or max(1, int(cpus)),
+        "num_threads": job.config.training.num_threads or max(1, int(cpus)),
         "checkpoints": Checkpoints(checkpoints, keep or 2),
     }
     trainer = TorchTrainer(
@@ -217,19 +215,19 @@ def _cause(error: TrainingFailedError) -> Exception:
 
 
 def _train_rank(config: dict[str, Any]) -> dict[str, float]:
-    plan: RankPlan = config["plan"]
+    job: ResolvedJob = config["job"]
     torch.set_num_threads(config["num_threads"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size(), get_device())
     check_device(world.device, "a student worker", "scaling.use_gpu to false")
     channel: ActorHandle = config["channel"]
     pool = None if config["teachers"] is None else PoolClient(config["teachers"])
-    local = host_teachers(plan, config["num_threads"], world, partial(_put_event, channel))
-    asker = client_of(plan, local, pool)
-    training = build_training(plan, world, asker)
+    local = host_teachers(job, config["num_threads"], world, partial(_put_event, channel))
+    asker = client_of(job, local, pool)
+    training = build_training(job, world, asker)
     if local is not None:
-        precompute_shares(plan, training.tasks, local, world)
-    check_class_orders(plan, training.tasks, world, asker)
+        precompute_shares(job, local, world)
+    check_class_orders(job, world, asker)
     ddp = ddp_options(training) if world.size > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, channel)

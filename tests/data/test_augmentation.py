@@ -21,8 +21,7 @@ from raybrew.data.augmentation import (
 )
 from raybrew.data.batch_sequence import BatchSequence
 from raybrew.data.split import IGNORED, UNLABELLED
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised
+from raybrew.runs.resolve import resolve_job
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 from tests.training.in_process import Recorder, build
 
@@ -273,7 +272,7 @@ def test_a_column_that_holds_no_text():
 def test_a_missing_column_is_named_by_whoever_reads_it(models, tmp_path):
     given = task(operations=[SHUFFLED]).model_copy(update={"text": "txt"})
     with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*did you mean 'text'"):
-        prepare(job(models, tmp_path, given), tmp_path / "data")
+        resolve_job(job(models, tmp_path, given), tmp_path / "data")
 
 
 def test_each_epoch_reads_its_round():
@@ -344,9 +343,9 @@ def test_the_mask_is_that_of_every_reader(models, tmp_path):
     with pytest.raises(
         rb.ConfigError, match=r"tasks\[sum\]\.augmentation\.mask.*'\[MASK\]', got '<mask>'"
     ):
-        prepare(job(models, tmp_path, wrong), tmp_path / "data")
+        resolve_job(job(models, tmp_path, wrong), tmp_path / "data")
     unmasked = task(operations=[SHUFFLED], mask="<mask>")
-    assert prepare(job(models, tmp_path, unmasked), tmp_path / "data")
+    assert resolve_job(job(models, tmp_path, unmasked), tmp_path / "data")
 
 
 def test_supervised_training_reads_copies_too(models, tmp_path):
@@ -356,7 +355,7 @@ def test_supervised_training_reads_copies_too(models, tmp_path):
         model=rb.Student(config=STUDENT_CONFIG, tokenizer_from=models["a"]),
         training=rb.TrainingConfig(num_epochs=1),
     )
-    (prepared,) = prepare_supervised(supervised, tmp_path).tasks
+    (prepared,) = resolve_job(supervised, tmp_path).tasks
     assert prepared.train.labels.tolist() == prepared.train.labels[:12].tolist() * 2
 
 
@@ -425,7 +424,7 @@ def test_every_kind_of_rows_of_one_example(models, tmp_path, kind, rows, hard_la
         model=rb.Student(config=STUDENT_CONFIG, tokenizer_from=models["a"]),
         training=rb.TrainingConfig(num_epochs=1),
     )
-    (prepared,) = prepare_supervised(supervised, tmp_path).tasks
+    (prepared,) = resolve_job(supervised, tmp_path).tasks
     assert len(prepared.train) == 4
     first, last = prepared.train.labels_of(np.arange(2)), prepared.train.labels_of(np.arange(2, 4))
     known = np.isfinite(first) & (first != UNLABELLED)
@@ -444,4 +443,4 @@ def test_a_kind_whose_answers_are_places_is_not_changed(models, tmp_path):
     with pytest.raises(
         rb.ConfigError, match=r"tasks\[sum\]\.augmentation.*got 'question-answering'"
     ):
-        prepare(job(models, tmp_path, given), tmp_path / "data")
+        resolve_job(job(models, tmp_path, given), tmp_path / "data")

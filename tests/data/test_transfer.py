@@ -7,8 +7,8 @@ from datasets import Dataset
 import raybrew as rb
 from raybrew.config.job_file import load_job, validate
 from raybrew.errors import DataError
-from raybrew.runs import resolve as prepare
-from raybrew.tasks.task_data import read_table
+from raybrew.runs.resolve import resolve_job
+from raybrew.tasks.task_data import read_task_data
 from tests.made import make_data, make_job, make_model
 from tests.tasks.made_models import make_rows, make_task_model
 from tests.tasks.test_runs import job_of
@@ -26,9 +26,9 @@ def task_with(job: rb.DistillJob, **changes) -> rb.DistillJob:
 def test_rows_of_other_sets_are_learnt_from_without_their_labels(kind, tmp_path):
     models = {n: make_task_model(tmp_path / n, kind, seed) for seed, n in enumerate("ab")}
     job = job_of(kind, models, tmp_path / "store")
-    plain = prepare(job, tmp_path / "plain").tasks[0].train
+    plain = resolve_job(job, tmp_path / "plain").tasks[0].train
     others = (make_rows(kind, 10, 7), make_rows(kind, 5, 8))
-    split = prepare(task_with(job, transfer=others), tmp_path / "data").tasks[0].train
+    split = resolve_job(task_with(job, transfer=others), tmp_path / "data").tasks[0].train
     assert len(split) > len(plain)
     known, new = np.arange(len(plain)), np.arange(len(plain), len(split))
     np.testing.assert_array_equal(split.labels_of(known), plain.labels)
@@ -55,7 +55,7 @@ def test_columns_are_kept_by_name(capfd):
     texts = ["w1", "w2", "w3"]
     other = Dataset.from_dict({"source": ["web"] * 3, "text": texts, "label": list("abc")})
     task = rb.Task(name="t", train=train, transfer=[other])
-    table = read_table(task)
+    table = read_task_data(task)
     assert list(table.train.texts) == [*train["text"], *texts]
     assert table.train.labels.tolist() == [*train["label"], -1, -1, -1]
     assert table.label_names == ("down", "level", "up")
@@ -76,13 +76,13 @@ def test_columns_are_kept_by_name(capfd):
 def test_a_set_that_doesnt_fit(other, message):
     task = rb.Task(name="t", train=make_data(6), transfer=[Dataset.from_dict(other)])
     with pytest.raises(DataError, match=message):
-        read_table(task)
+        read_task_data(task)
 
 
 def test_a_column_that_the_training_rows_lack_is_named():
     task = rb.Task(name="t", train=make_data(6), transfer=[make_data(3)], text="txet")
     with pytest.raises(DataError, match=r"tasks\[t\]\.train: expected a column 'txet'"):
-        read_table(task)
+        read_task_data(task)
 
 
 def test_a_file_names_them_by_paths_beside_it(tmp_path):

@@ -17,7 +17,7 @@ import raybrew as rb
 from raybrew.models.student_files import task_folders
 from raybrew.models.students import MultiTaskStudent
 from raybrew.models.trainable import add_adapters, merged_state
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.loop import StudentTraining
 from tests.made import make_data, make_job, make_model, make_yes_no_data
 from tests.training.in_process import Recorder, build
@@ -177,7 +177,7 @@ def test_mistakes(models, tmp_path, monkeypatch):
     def refused(lora: rb.Lora, said: str):
         student = rb.Student(model=models["b"], lora=lora)
         with pytest.raises(rb.ConfigError, match=said):
-            prepare(job_of(models, tmp_path / "store", student=student), tmp_path / "data")
+            resolve_job(job_of(models, tmp_path / "store", student=student), tmp_path / "data")
 
     # A norm is there, and is no linear layer.
     for target in ("qery", "LayerNorm"):

@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 
 import raybrew as rb
 from raybrew.config.job_file import dump_yaml, load_job
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests import own_models
@@ -37,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
         training=TRAINING,
         tracking=rb.TrackingConfig(progress=False),
     )
-    plan = supervised_plan(job, prepare_supervised(job, folder / "data"))
+    plan = resolve_job(job, folder / "data")
     training = build_training(plan, World(), None)
     last = training.run(Recorder())
     assert last["eval/sum/accuracy"] > 0.6
@@ -107,7 +106,7 @@ def test_a_teacher_of_a_class_of_its_own_teaches_a_student_of_transformers(teach
 
 def test_other_code_has_other_labels(teacher, tmp_path):
     prints = [
-        prepare(
+        resolve_job(
             job_of(
                 teacher,
                 tmp_path / "store",
@@ -145,13 +144,13 @@ def test_mistakes_are_said_at_start(teacher, tmp_path, architecture, said):
         architecture=architecture,
     )
     with pytest.raises(rb.ConfigError, match=said):
-        prepare(job_of(teacher, tmp_path / "store", student=student), tmp_path / "data")
+        resolve_job(job_of(teacher, tmp_path / "store", student=student), tmp_path / "data")
 
 
 def test_keys_are_those_of_its_own_configuration(teacher, tmp_path):
     student = rb.Student(config={"widht": 8}, tokenizer_from=make_model(tmp_path / "b", 0), **OWN)
     with pytest.raises(rb.ConfigError, match=r"tests_bag configuration, got 'widht'; did you mean"):
-        prepare(job_of(teacher, tmp_path / "store", student=student), tmp_path / "data")
+        resolve_job(job_of(teacher, tmp_path / "store", student=student), tmp_path / "data")
 
 
 def test_a_job_with_a_class_is_saved_by_its_import_path(teacher, tmp_path):
@@ -163,4 +162,4 @@ def test_a_job_with_a_class_is_saved_by_its_import_path(teacher, tmp_path):
     (tmp_path / "job.yaml").write_text(dump_yaml(job))
     loaded = load_job(rb.DistillJob, tmp_path / "job.yaml").job
     assert loaded.student.architecture == "tests.own_models:Bag"
-    prepare(loaded, tmp_path / "data")
+    resolve_job(loaded, tmp_path / "data")

@@ -23,9 +23,9 @@ from raybrew import cli
 from raybrew.config.job_file import dump_yaml, load_job
 from raybrew.data.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
-from raybrew.runs import resolve as prepare
 from raybrew.runs.cluster import run_config_from, scaling_config_from
-from raybrew.tasks.task_data import read_table
+from raybrew.runs.resolve import resolve_job
+from raybrew.tasks.task_data import read_task_data
 from raybrew.training.checkpoints import Checkpoints
 from tests.made import CLASSES, STUDENT_CONFIG, make_data, make_job, make_model
 from tests.training.in_process import build
@@ -145,7 +145,7 @@ def whole_way(files: Path, values: dict[str, Any], folder: Path) -> str | None:
         file = load_job(rb.DistillJob, path)
         scaling_config_from(file.scaling)
         run_config_from(file.run)
-        prepare(file.job, folder)
+        resolve_job(file.job, folder)
         again = files / "again.yaml"
         again.write_text(dump_yaml(file.plain))
         assert load_job(rb.DistillJob, again).job == file.job
@@ -228,11 +228,11 @@ def test_malformed_rows_are_a_data_error_or_read_as_they_are(files, rows, cut, n
     task = rb.Task(
         name="sum", train=str(path), label_names=CLASSES if named else None, max_length=32
     )
-    said = refusal(lambda: read_table(task))
+    said = refusal(lambda: read_task_data(task))
     if said is not None:
         assert "tasks[sum]" in said
         return
-    table = read_table(task)
+    table = read_task_data(task)
     assert len(table.train.labels) == len(table.train)
     assert set(np.unique(table.train.labels)) <= {-1, *range(len(table.label_names))}
     # Whatever was a text stayed what it was.

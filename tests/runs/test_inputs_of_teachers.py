@@ -13,7 +13,7 @@ from transformers import (
 
 import raybrew as rb
 from raybrew.data.payload import Signal
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.teachers.teacher import ModelTeacher
 from tests.made import make_model, make_tokenizer, make_yes_no_data
 
@@ -66,7 +66,7 @@ def job_of(tmp_path, teacher: str, student: str, pairs: bool = True, **changes) 
 
 def answers_of(job: rb.DistillJob, folder) -> np.ndarray:
     """What the job's teacher says of its training rows."""
-    prepared = prepare(job, folder)
+    prepared = resolve_job(job, folder)
     teacher = prepared.teachers[0]
     assert teacher.spec is not None
     view = prepared.tasks[0].train.views[teacher.view]
@@ -90,7 +90,7 @@ def test_a_teacher_of_pairs_reads_segments_that_the_student_has_not(tmp_path, be
     with pytest.raises(
         rb.ConfigError, match=r"teachers\[t\]\.inputs: .*segments.*\[0, 1\] at the.*`inputs: own`"
     ):
-        prepare(job_of(tmp_path, bert, distilbert), tmp_path / "data")
+        resolve_job(job_of(tmp_path, bert, distilbert), tmp_path / "data")
     job = job_of(tmp_path, bert, distilbert, inputs="own")
     found = answers_of(job, tmp_path / "data")
     np.testing.assert_allclose(found, expected_of(bert, job.tasks[0].train), rtol=1e-4, atol=1e-5)
@@ -99,5 +99,5 @@ def test_a_teacher_of_pairs_reads_segments_that_the_student_has_not(tmp_path, be
 def test_segments_matter_to_no_single_text_and_to_no_teacher_without_them(
     tmp_path, bert, distilbert
 ):
-    prepare(job_of(tmp_path, bert, distilbert, pairs=False), tmp_path / "a")
-    prepare(job_of(tmp_path, distilbert, bert), tmp_path / "b")
+    resolve_job(job_of(tmp_path, bert, distilbert, pairs=False), tmp_path / "a")
+    resolve_job(job_of(tmp_path, distilbert, bert), tmp_path / "b")

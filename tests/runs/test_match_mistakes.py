@@ -7,7 +7,7 @@ import pytest
 
 import raybrew as rb
 from raybrew.config.job_file import validate
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from tests.losses import user_losses
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 from tests.training import user_adaptors
@@ -41,7 +41,7 @@ def prepared(models, tmp_path, matches=(), *, labels=None, changes=None, **disti
         labels=rb.LabelConfig(store=str(tmp_path / "store"), **(labels or {})),
         **(changes or {}),
     )
-    return prepare(job, tmp_path / "data")
+    return resolve_job(job, tmp_path / "data")
 
 
 @pytest.mark.parametrize(

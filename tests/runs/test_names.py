@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 import raybrew as rb
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from tests.made import CLASSES, WORDS, make_data, make_model, make_tokenizer
 
 OTHER_WORDS = WORDS[::-1]
@@ -21,7 +21,7 @@ def job_of(tmp_path, teacher: rb.Teacher, data: Dataset) -> rb.DistillJob:
 
 
 def read_by_student(job: rb.DistillJob, folder) -> list[list[int]]:
-    view = prepare(job, folder).tasks[0].train.student
+    view = resolve_job(job, folder).tasks[0].train.student
     return [view.input_ids[slice(*view.offsets[n : n + 2])].tolist() for n in range(len(view))]
 
 
@@ -36,7 +36,7 @@ def test_a_teacher_called_student_reads_its_tokens_and_the_student_its_own(tmp_p
     job = job_of(tmp_path, teacher, data)
     expected = make_tokenizer()(data["text"][:])["input_ids"]
     assert read_by_student(job, tmp_path / "data") == expected
-    prepared = prepare(job, tmp_path / "data")
+    prepared = resolve_job(job, tmp_path / "data")
     theirs = prepared.tasks[0].train.views[prepared.teachers[0].view]
     others = make_tokenizer(OTHER_WORDS)(data["text"][:])["input_ids"]
     assert theirs.input_ids[: theirs.offsets[1]].tolist() == others[0]

@@ -1,4 +1,4 @@
-"""What a run decides about labels that are gone; no Ray: no teacher is started here."""
+"""What a run decides about labels that are lost; no Ray: no teacher is started here."""
 
 import time
 from contextlib import nullcontext
@@ -14,9 +14,9 @@ import raybrew as rb
 from raybrew.errors import LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.labels.store import SignalStore
-from raybrew.runs import resolve as prepare
 from raybrew.runs.events import Event
 from raybrew.runs.precompute import Precompute
+from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run
 from raybrew.teachers.pool import PrecomputeRequest, TeacherPool
 from tests.made import make_job, make_model
@@ -24,21 +24,21 @@ from tests.training.in_process import LocalPool, Recorder, build
 
 
 @dataclass
-class Told:
-    """Stands in for a run: keeps what it is told."""
+class RecordingRun:
+    """Stands in for a run: keeps what is recorded."""
 
     events: list[Event] = field(default_factory=list)
-    wrong: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     bars: Any = field(default_factory=lambda: SimpleNamespace(start=lambda *_: None))
 
     def stage(self, name: str) -> Any:
         return nullcontext()
 
-    def survived(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         self.events.append(event)
 
-    def went_wrong(self, fault: str, who: str, what: str) -> None:
-        self.wrong.append(what)
+    def record_fault(self, fault: str, who: str, what: str) -> None:
+        self.faults.append(what)
 
 
 @pytest.fixture
@@ -56,46 +56,45 @@ def filled(tmp_path: Path) -> rb.DistillJob:
     return job
 
 
-def labelling_of(job: rb.DistillJob, folder: Path, told: Any) -> Precompute:
-    return Precompute(job, prepare(job, folder), cast(Run, told))
+def precompute_of(job: rb.DistillJob, folder: Path, run: Any) -> Precompute:
+    return Precompute(resolve_job(job, folder), cast(Run, run))
 
 
-def test_a_shard_that_anybody_sets_aside_is_said_once(filled, tmp_path):
-    told = Told()
-    labelling = labelling_of(filled, tmp_path / "data", told)
+def test_a_shard_that_any_process_sets_aside_is_recorded_once(filled, tmp_path):
+    run = RecordingRun()
+    precompute = precompute_of(filled, tmp_path / "data", run)
     (shard,) = (tmp_path / "store").rglob("shard-*.arrow")
     shard.rename(shard.with_name(f"{shard.name}.damaged"))
     for _ in range(2):
-        labelling.lost(LabelsLost("7 labels are missing"))
-    assert [(event.fault, event.who) for event in told.events] == [
+        precompute.start_again(LabelsLost("7 labels are missing"))
+    assert [(event.fault, event.who) for event in run.events] == [
         ("label shard damaged", "teacher 'a'")
     ]
-    assert shard.name in told.events[0].what
+    assert shard.name in run.events[0].what
     # What was set aside before a run is no news.
-    again = Told()
-    labelling_of(filled, tmp_path / "again", again).lost(LabelsLost("7 labels are missing"))
+    again = RecordingRun()
+    precompute_of(filled, tmp_path / "again", again).start_again(LabelsLost("7 labels are missing"))
     assert again.events == []
-    assert again.wrong == ["7 labels are missing"]
+    assert again.faults == ["7 labels are missing"]
 
 
 def test_labels_that_are_lost_again_and_again_end_the_run(filled, tmp_path):
-    told = Told()
-    labelling = labelling_of(filled, tmp_path / "data", told)
+    run = RecordingRun()
+    precompute = precompute_of(filled, tmp_path / "data", run)
     for _ in range(3):
-        labelling.lost(LabelsLost("7 labels are missing"))
+        precompute.start_again(LabelsLost("7 labels are missing"))
     with pytest.raises(LabelsLost, match="7 labels"):
-        labelling.lost(LabelsLost("7 labels are missing"))
+        precompute.start_again(LabelsLost("7 labels are missing"))
 
 
 def test_teachers_whose_evaluation_labels_a_full_store_did_not_keep_are_not_judged(
     filled, tmp_path, caplog
 ):
-    preparation = prepare(filled, tmp_path / "data")
     with pytest.raises(rb.LabelError, match="30 labels of evaluation rows are missing"):
-        evaluate_teachers(filled, preparation)
+        evaluate_teachers(resolve_job(filled, tmp_path / "data"))
     labels = filled.labels.model_copy(update={"on_full": "go_on"})
     going_on = filled.model_copy(update={"labels": labels})
-    assert evaluate_teachers(going_on, preparation) == ({}, {})
+    assert evaluate_teachers(resolve_job(going_on, tmp_path / "again")) == ({}, {})
     assert "teachers of task 'sum' are not judged" in caplog.text
 
 
@@ -120,7 +119,7 @@ class UpPool:
 
     def release(self, teacher: str) -> bool:
         self._busy -= 1
-        if self._busy >= 0:  # somebody waits for an answer
+        if self._busy >= 0:  # a rank waits for an answer
             return False
         self.released.append(teacher)
         self.teachers.discard(teacher)
@@ -130,11 +129,11 @@ class UpPool:
 def test_a_store_that_can_t_be_listed_keeps_its_teacher_and_lets_the_others_go(
     tmp_path, models, monkeypatch, caplog
 ):
-    monkeypatch.setattr("raybrew.runs.precompute.LOOK_S", 0.01)
+    monkeypatch.setattr("raybrew.runs.precompute.POLL_S", 0.01)
     job = make_job(models, tmp_path / "store")
-    labelling = labelling_of(job, tmp_path / "data", Told())
+    precompute = precompute_of(job, tmp_path / "data", RecordingRun())
     pool = UpPool("a", "b")
-    refused = labelling._wanted[0].fingerprint
+    refused = precompute._wanted[0].fingerprint
     refresh = SignalStore.refresh
 
     def refresh_or_not(self: SignalStore, *, now: bool = False) -> None:
@@ -142,11 +141,11 @@ def test_a_store_that_can_t_be_listed_keeps_its_teacher_and_lets_the_others_go(
             raise rb.LabelError("too many open files")
         refresh(self, now=now)
 
-    replicas = LocalPool(prepare(job, tmp_path / "again"), job.labels.store).replicas
+    replicas = LocalPool(resolve_job(job, tmp_path / "again"), job.labels.store).replicas
     monkeypatch.setattr(SignalStore, "refresh", refresh_or_not)
-    with labelling.releasing(cast(TeacherPool, pool)):
+    with precompute.releasing(cast(TeacherPool, pool)):
         for split in ("train", "eval"):
-            replicas["b"].fill_view(labelling._preparation.tasks[0].split(split).student)
+            replicas["b"].fill_view(precompute.job.tasks[0].split(split).student)
         replicas["b"].flush()
         until = time.monotonic() + 30
         while not pool.released and time.monotonic() < until:
@@ -158,15 +157,15 @@ def test_a_store_that_can_t_be_listed_keeps_its_teacher_and_lets_the_others_go(
 def test_a_teacher_leaves_with_its_last_training_label_and_the_others_stay(
     tmp_path, models, monkeypatch
 ):
-    monkeypatch.setattr("raybrew.runs.precompute.LOOK_S", 0.01)
-    told = Told()
+    monkeypatch.setattr("raybrew.runs.precompute.POLL_S", 0.01)
+    run = RecordingRun()
     job = make_job(models, tmp_path / "store")
-    labelling = labelling_of(job, tmp_path / "data", told)
-    assert [name for name, _ in labelling.replicas()] == ["a", "b"]
+    precompute = precompute_of(job, tmp_path / "data", run)
+    assert [name for name, _ in precompute.replicas()] == ["a", "b"]
     pool = UpPool("a", "b", busy=2)
-    replicas = LocalPool(prepare(job, tmp_path / "again"), job.labels.store).replicas
-    view = labelling._preparation.tasks[0].train.student
-    with labelling.releasing(cast(TeacherPool, pool)):
+    replicas = LocalPool(resolve_job(job, tmp_path / "again"), job.labels.store).replicas
+    view = precompute.job.tasks[0].train.student
+    with precompute.releasing(cast(TeacherPool, pool)):
         replicas["a"].fill_view(view.take(np.arange(40)))
         replicas["a"].flush()
         time.sleep(0.1)
@@ -182,11 +181,11 @@ def test_a_teacher_leaves_with_its_last_training_label_and_the_others_stay(
     assert pool.released == ["a"]
     # What no step asks for was computed before it left.
     assert set(pool.filled) == {("a", 30)}
-    assert [(e.fault, e.who, e.is_fault) for e in told.events] == [
+    assert [(e.fault, e.who, e.is_fault) for e in run.events] == [
         ("teacher left", "teacher 'a'", False)
     ]
     # Only those of whom labels are missing are started next time.
-    replicas["a"].fill_view(labelling._preparation.tasks[0].split("eval").student)
+    replicas["a"].fill_view(precompute.job.tasks[0].split("eval").student)
     replicas["a"].flush()
-    later = labelling_of(job, tmp_path / "later", Told())
+    later = precompute_of(job, tmp_path / "later", RecordingRun())
     assert [name for name, _ in later.replicas()] == ["b"]

@@ -9,8 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import raybrew as rb
 from raybrew.labels.remote import StoreSpec
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import distill_plan, prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests.made import CLASSES, STUDENT_CONFIG, make_data, make_job, make_model, make_tokenizer
@@ -36,10 +35,10 @@ def test_relative_paths_are_those_of_the_driver(student, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = rb.Student(**student)
     job = make_job({"a": "models/a"}, Path("store"), student=model, training=TRAINING)
-    preparation = prepare(job, tmp_path / "data")
-    plan, pool = distill_plan(job, preparation), LocalPool(preparation, StoreSpec.of(job.labels))
+    resolved = resolve_job(job, tmp_path / "data")
+    pool = LocalPool(resolved, StoreSpec.of(job.labels))
     monkeypatch.chdir("elsewhere")
-    build_training(plan, World(), pool).run(Recorder())
+    build_training(resolved, World(), pool).run(Recorder())
 
 
 def test_the_same_without_teachers(tmp_path, monkeypatch):
@@ -48,9 +47,9 @@ def test_the_same_without_teachers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tasks = make_job({"a": "models/a"}, Path("store")).tasks
     job = rb.TrainJob(tasks=tasks, model=rb.Student(model="models/a"), training=TRAINING)
-    plan = supervised_plan(job, prepare_supervised(job, tmp_path / "data"))
+    resolved = resolve_job(job, tmp_path / "data")
     monkeypatch.chdir("elsewhere")
-    build_training(plan, World(), None).run(Recorder())
+    build_training(resolved, World(), None).run(Recorder())
 
 
 # Which models fit a job: their tokens, the length of its texts, a first forward pass.
@@ -85,7 +84,7 @@ def test_a_teacher_with_tokens_beyond_its_embedding_is_refused(tmp_path):
             student=rb.Student(model=student),
         )
         with pytest.raises(rb.ConfigError, match=message):
-            prepare(job, tmp_path / "data")
+            resolve_job(job, tmp_path / "data")
     job = make_job({"a": student}, tmp_path / "store")
     with pytest.raises(rb.ConfigError, match="model: expected a model that knows all 47 tokens"):
         rb.evaluate(job, teacher)
@@ -98,20 +97,20 @@ def test_relative_positions_read_more_tokens_than_a_model_was_made_for(tmp_path,
         name="sum", train=Dataset.from_dict(texts), label_names=list(CLASSES), max_length=100
     )
     job = make_job({"a": model}, tmp_path / "store", tasks=[task])
-    prepared = prepare(job, tmp_path / "data")
+    prepared = resolve_job(job, tmp_path / "data")
     assert max(prepared.tasks[0].train.student.lengths) == 92
     assert "max_length: 100 tokens are more than the 64 that the model of" in caplog.text
 
 
 def test_reserved_positions_count_for_teachers_and_students(tmp_path):
     model = save(tmp_path / "mpnet", "MPNet", pad_token_id=0)
-    prepare(job_of(model, tmp_path / "store", 62), tmp_path / "data")
+    resolve_job(job_of(model, tmp_path / "store", 62), tmp_path / "data")
     with pytest.raises(rb.ConfigError, match=r"expected at most 62, the positions of.*got 63"):
-        prepare(job_of(model, tmp_path / "store", 63), tmp_path / "data")
+        resolve_job(job_of(model, tmp_path / "store", 63), tmp_path / "data")
 
 
 def test_a_student_that_can_not_run_is_refused_with_the_job(tmp_path):
     model = save(tmp_path / "deberta", "DebertaV2")
     student = rb.Student(config={"hidden_size": 16, "pooler_hidden_size": 32})
     with pytest.raises(rb.ConfigError, match=r"student: .*whose first forward pass fails"):
-        prepare(job_of(model, tmp_path / "store", 32, student=student), tmp_path / "data")
+        resolve_job(job_of(model, tmp_path / "store", 32, student=student), tmp_path / "data")

@@ -13,8 +13,7 @@ from raybrew.data.payload import Signal
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import distill_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.job import ResolvedJob
 from raybrew.training.world import World
@@ -37,22 +36,22 @@ def run(job: rb.DistillJob, folder: Path) -> tuple[Recorder, ResolvedJob]:
     recorder = Recorder()
     training.run(recorder)
     # Evaluation rows are the driver's to ask for.
-    preparation = prepare(job, folder)
+    preparation = resolve_job(job, folder)
     for each in preparation.teachers:
         evaluation = preparation.tasks[0].eval
         if each.spec is not None and evaluation is not None:
-            pool.replicas[each.teacher.name].fill_view(evaluation.views[each.view])
+            pool.replicas[each.name].fill_view(evaluation.views[each.view])
     pool.flush()
     return recorder, preparation
 
 
 def answers(job: rb.DistillJob, folder: Path, side: str) -> list[Any]:
     """What a job's only teacher says of each row: a list of numbers, or a list of them a token."""
-    preparation = prepare(job, folder)
+    preparation = resolve_job(job, folder)
     (teacher,) = preparation.teachers
     pool = LocalPool(preparation, StoreSpec.of(job.labels))
     view = preparation.tasks[0].split(side).views[teacher.view]
-    payload = pool.ask(teacher.teacher.name, view, teacher.signals).result()["logits-float32"]
+    payload = pool.ask(teacher.name, view, teacher.signals).result()["logits-float32"]
     if payload.offsets is None:
         return payload.values.tolist()
     width = preparation.tasks[0].num_labels
@@ -145,7 +144,7 @@ def test_rows_that_read_the_same_may_have_different_logits(models, tmp_path):
             "student": rb.Student(config=STUDENT, tokenizer_from=models["b"]),
         }
     )
-    preparation = prepare(job, tmp_path / "data")
+    preparation = resolve_job(job, tmp_path / "data")
     (teacher,) = preparation.teachers
     view = preparation.tasks[0].train.views[teacher.view]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
@@ -155,13 +154,13 @@ def test_rows_that_read_the_same_may_have_different_logits(models, tmp_path):
     assert payload is not None
     np.testing.assert_array_equal(payload.values, said.astype(np.float32))
     # Preparing again, as a resumed run does, writes nothing twice; other values are other labels.
-    prepare(job, tmp_path / "data")
+    resolve_job(job, tmp_path / "data")
     assert len(LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, Signal())) == 19
     other = task.model_copy(
         update={"train": rows.add_column(SAID, (said + 1).tolist()), "eval": None}
     )
     job = job.model_copy(update={"tasks": (other,)})
-    assert prepare(job, tmp_path / "other").teachers[0].fingerprint != teacher.fingerprint
+    assert resolve_job(job, tmp_path / "other").teachers[0].fingerprint != teacher.fingerprint
 
 
 GOOD = [[0.5, -1.0, 2]] * 6
@@ -185,7 +184,7 @@ def test_a_row_without_logits_is_named(models, tmp_path, bad, said):
         rb.DataError,
         match=rf"tasks\[sum\]\.train: row 4: expected 3 finite numbers.*'said'.*{said}",
     ):
-        prepare(job, tmp_path / "data")
+        resolve_job(job, tmp_path / "data")
 
 
 def test_values_of_other_forms_are_refused():
@@ -213,7 +212,7 @@ def test_mistakes(models, tmp_path):
 
     def refused(said: str, *, task=task, teachers=(column,), **changes):
         with pytest.raises(rb.RaybrewError, match=said):
-            prepare(
+            resolve_job(
                 make_job(models, tmp_path, tasks=[rb.Task(**task)], teachers=teachers, **changes),
                 tmp_path / "data",
             )
@@ -277,10 +276,10 @@ def test_labels_of_a_column_that_were_deleted_are_an_error(models, tmp_path):
         rb.Teacher(name="a", task="sum", model=models["a"]),
     ]
     job = make_job(models, tmp_path / "store", tasks=[task], teachers=teachers)
-    preparation = prepare(job, tmp_path / "data")
+    preparation = resolve_job(job, tmp_path / "data")
     (shard,) = (tmp_path / "store").rglob("shard-*.arrow")
     shard.unlink()
     pool = LocalPool(preparation, StoreSpec.of(job.labels))
-    training = build_training(distill_plan(job, preparation), World(), pool)
+    training = build_training(preparation, World(), pool)
     with pytest.raises(rb.LabelError, match=r"'c'.*missing from the store"):
         training.run(Recorder())

@@ -8,7 +8,6 @@ from datasets import Dataset
 from ray import tune
 
 import raybrew as rb
-from raybrew.data.split import EncodedSplit
 from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.runs.resolve import MetadataCache
@@ -43,22 +42,22 @@ def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
     )
     found = survey(space, tmp_path / "data")
     (only,) = found.passes
-    signals = {t.teacher.name: [s.statistic for s in t.signals] for t in only.preparation.teachers}
+    signals = {t.name: [s.statistic for s in t.signals] for t in only.teachers}
     assert [len(each) for each in signals.values()] == [2, 2]
     assert all(each[0] == "logits" for each in signals.values())
     # One tokenizer, one set of rows: encoded once.
-    assert len(found.brief.folders) == len(found.brief.tables) == 1
-    readings = MetadataCache(found.brief.fingerprints)
-    asked = {t.teacher.name: set(t.signals) for t in only.preparation.teachers}
+    assert len(found.brief.folders) == len(found.brief.data) == 1
+    cache = MetadataCache(found.brief.fingerprints)
+    asked = {t.name: set(t.signals) for t in only.teachers}
     for config, _ in space.jobs():
-        plan = found.brief.plan(found.brief.job(config), readings)
-        for teacher in plan.teachers:
+        job = found.brief.resolve(found.brief.job(config), cache)
+        for teacher in job.teachers:
             assert set(teacher.signals) <= asked[teacher.name]
-            assert teacher.hosted is None
-        assert Path(plan.tasks[0].train).is_dir()
-        assert plan.student.config is not None
+            assert teacher.worker_spec is None
+        assert Path(job.tasks[0].folders["train"]).is_dir()
+        assert job.student.config is not None
         layers = config["student.config.num_hidden_layers"]
-        assert plan.student.config["num_hidden_layers"] == layers
+        assert job.student.config["num_hidden_layers"] == layers
 
 
 def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
@@ -66,7 +65,7 @@ def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
     space = space_of(base, {"tasks.sum.max_length": tune.choice([8, 32])})
     found = survey(space, tmp_path / "data")
     assert len(found.passes) == len(found.brief.folders) == 2
-    lengths = {int(each.preparation.tasks[0].train.student.lengths.max()) for each in found.passes}
+    lengths = {int(each.tasks[0].train.student.lengths.max()) for each in found.passes}
     assert min(lengths) == 8 < max(lengths)
 
 
@@ -74,7 +73,7 @@ def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
     base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
     space = space_of(base, {"teachers.a.model": tune.grid_search([models["a"], models["b"]])})
     found = survey(space, tmp_path / "data")
-    prints = {tuple(t.fingerprint for t in each.preparation.teachers) for each in found.passes}
+    prints = {tuple(t.fingerprint for t in each.teachers) for each in found.passes}
     assert len(prints) == 2
 
 
@@ -105,15 +104,15 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
     found = survey(space, tmp_path / "data")
     (only,) = found.passes
     # Nobody hosts it; its values are there before any trial.
-    assert [t.teacher.name for t in only.preparation.teachers if t.spec] == ["a", "b"]
-    teacher = only.preparation.teachers[2]
+    assert [t.name for t in only.teachers if t.spec] == ["a", "b"]
+    teacher = only.teachers[2]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90
     for _, config in space.jobs():
-        plan = found.brief.plan(config, MetadataCache(found.brief.fingerprints))
-        assert [each.supplied for each in plan.teachers] == [False, False, True]
-        split = EncodedSplit.load(Path(plan.tasks[0].train))
-        assert store.contains(split.views[plan.teachers[2].view].keys).all()
+        trial = found.brief.resolve(config, MetadataCache(found.brief.fingerprints))
+        assert [each.is_column for each in trial.teachers] == [False, False, True]
+        split = trial.tasks[0].train
+        assert store.contains(split.views[trial.teachers[2].view].keys).all()
 
 
 def test_a_combination_that_does_not_fit_is_named(models, tmp_path):

@@ -13,7 +13,7 @@ import raybrew as rb
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import KINDS
 from tests.tasks.made_models import lm_tokenizer, make_task_model
 from tests.tasks.test_runs import job_of
@@ -162,7 +162,7 @@ def test_rows_beyond_the_tokenizer_are_in_neither_softmax(models, top_k, tmp_pat
 def test_students_of_other_lengths_share_the_labels(models, tmp_path):
     def fingerprint(teacher: str, student: str) -> str:
         made = job(models[teacher], models[student], tmp_path)
-        return prepare(made, tmp_path / student).teachers[0].fingerprint
+        return resolve_job(made, tmp_path / student).teachers[0].fingerprint
 
     one = fingerprint("longer teacher", "student")
     assert fingerprint("longer teacher", "longer student") == one
@@ -175,4 +175,4 @@ def test_another_tokenizer_is_refused_whatever_the_lengths(models, tmp_path):
     words.add_tokens(["another"])
     folder = make_task_model(tmp_path / "other", "causal-lm", 0, words)
     with pytest.raises(rb.ConfigError, match=r"the teacher's vocabulary \(47 entries\) is not"):
-        prepare(job(folder, models["longer student"], tmp_path), tmp_path / "data")
+        resolve_job(job(folder, models["longer student"], tmp_path), tmp_path / "data")

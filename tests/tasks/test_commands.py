@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import raybrew as rb
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import KINDS
 from raybrew.training.build import build_training
 from raybrew.training.world import World
@@ -48,7 +48,7 @@ def write_job(folder: Path, kind: str) -> Path:
 
 def train_here(job: rb.TrainJob, *, run_config: Any, **_: Any) -> SimpleNamespace:
     folder = Path(run_config.storage_path, run_config.name)
-    plan = supervised_plan(job, prepare_supervised(job, folder / "data"))
+    plan = resolve_job(job, folder / "data")
     training = build_training(plan, World(), None)
     last = training.run(Recorder())
     training.save(folder)

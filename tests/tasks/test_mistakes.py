@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 import raybrew as rb
 from raybrew.config.task import TaskTypeName
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import ADAPTORS
 from tests.made import CLASSES, make_data, make_job, make_model
@@ -60,14 +59,14 @@ def test_every_kind_has_its_name_and_its_adaptor():
 )
 def test_objectives_that_dont_suit_the_kind(models, tmp_path, kind, sections, said):
     with pytest.raises(rb.ConfigError, match=said):
-        prepare(job_of(kind, models[kind], tmp_path / "store", **sections), tmp_path / "data")
+        resolve_job(job_of(kind, models[kind], tmp_path / "store", **sections), tmp_path / "data")
 
 
 def test_a_language_model_is_taught_in_its_own_tokens(models, tmp_path):
     own = rb.Teacher(name="a", task="t", model=models["causal-lm"]["a"], inputs="own")
     job = job_of("causal-lm", {}, tmp_path, teachers=[own])
     with pytest.raises(rb.ConfigError, match=r"teachers\[a\].inputs: expected `shared` for causal"):
-        prepare(job, tmp_path / "data")
+        resolve_job(job, tmp_path / "data")
 
 
 def test_columns_that_a_kind_has_for_its_own():
@@ -105,14 +104,14 @@ def test_training_on_nothing_is_refused(kind, tmp_path):
     with pytest.raises(
         rb.DataError, match=r"tasks\[t\]\.train: expected labels to learn from in 'label', got none"
     ):
-        prepare_supervised(job, tmp_path / "data")
+        resolve_job(job, tmp_path / "data")
 
 
 def test_a_passage_longer_than_its_room_says_which_row(models, tmp_path):
     job = job_of("question-answering", models["question-answering"], tmp_path)
     short = job.tasks[0].model_copy(update={"max_length": 14, "stride": 9})
     with pytest.raises(rb.DataError, match=r"tasks\[t\]\.train: row 0: expected a question that"):
-        prepare(job.model_copy(update={"tasks": (short,)}), tmp_path / "data")
+        resolve_job(job.model_copy(update={"tasks": (short,)}), tmp_path / "data")
 
 
 def test_a_teacher_of_other_classes_shows_both(tmp_path):
@@ -122,18 +121,19 @@ def test_a_teacher_of_other_classes_shows_both(tmp_path):
         rb.ConfigError,
         match=r"teachers\[a\].model: expected the task's labels \(down, level, up\).*got low, mid",
     ):
-        prepare(job, tmp_path / "data")
+        resolve_job(job, tmp_path / "data")
 
 
 def test_names_that_say_nothing_leave_the_order_as_it_is(tmp_path):
     nameless = make_model(tmp_path / "a", 0, labels=("LABEL_0", "LABEL_1", "LABEL_2"))
-    assert prepare(make_job({"a": nameless}, tmp_path), tmp_path / "data").teachers[0].order is None
+    job = make_job({"a": nameless}, tmp_path)
+    assert resolve_job(job, tmp_path / "data").teachers[0].order is None
     numbered = rb.Task(
         name="sum", train=make_data(20).cast_column("label", _int64()), max_length=32
     )
     named = make_model(tmp_path / "b", 0)
     job = make_job({"a": named}, tmp_path, tasks=[numbered])
-    assert prepare(job, tmp_path / "data2").teachers[0].order is None
+    assert resolve_job(job, tmp_path / "data2").teachers[0].order is None
 
 
 def _int64():
@@ -145,12 +145,12 @@ def _int64():
 def test_upper_case_is_no_other_class(tmp_path):
     loud = make_model(tmp_path / "a", 0, labels=tuple(reversed([c.upper() for c in CLASSES])))
     job = make_job({"a": loud}, tmp_path)
-    assert prepare(job, tmp_path / "data").teachers[0].order == (2, 1, 0)
+    assert resolve_job(job, tmp_path / "data").teachers[0].order == (2, 1, 0)
 
 
 def test_missing_columns_are_said(models, tmp_path: Path):
     job = job_of("token-classification", models["token-classification"], tmp_path)
     task = job.tasks[0].model_copy(update={"text": "tokens"})
     with pytest.raises(rb.DataError, match=r"tasks\[t\].train: expected a column 'tokens'"):
-        prepare(job.model_copy(update={"tasks": (task,)}), tmp_path / "data")
+        resolve_job(job.model_copy(update={"tasks": (task,)}), tmp_path / "data")
     assert job.tasks[0].label_names == TAGS

@@ -13,7 +13,7 @@ import raybrew as rb
 from raybrew.data.split import Padding, collate
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.models.student_files import save_student
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import KINDS
 from tests.made import CLASSES, STUDENT_CONFIG, make_job, make_model, make_tokenizer
 from tests.tasks import user_adaptors
@@ -43,14 +43,14 @@ def ran(models: dict[str, str], folder: Path, **changes: Any):
     training, pool = build(job, folder / "data")
     recorder = Recorder()
     training.run(recorder)
-    preparation = prepare(job, folder / "again")
+    preparation = resolve_job(job, folder / "again")
     split = preparation.tasks[0].eval
     assert split is not None
     for teacher in preparation.teachers:
-        name = teacher.teacher.name
+        name = teacher.name
         pool.replicas[name].ask(split.views[teacher.view], teacher.signals)
     pool.flush()
-    return recorder.term("sum", "kd"), evaluate_teachers(job, preparation)
+    return recorder.term("sum", "kd"), evaluate_teachers(preparation)
 
 
 @pytest.mark.parametrize("top_k", [None, 2])

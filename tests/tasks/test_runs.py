@@ -12,8 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 import raybrew as rb
 from raybrew.data.split import Padding, collate, collate_labels
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import KINDS
 from raybrew.training.build import build_training
 from raybrew.training.world import World
@@ -147,14 +146,14 @@ def test_teachers_are_judged_by_their_stored_answers_as_students_are(kind, teach
         student=rb.Student(model=teachers[kind]["a"]),
     )
     training, pool = build(job, tmp_path / "data")
-    preparation = prepare(job, tmp_path / "again")
+    preparation = resolve_job(job, tmp_path / "again")
     alone = training.evaluate(Recorder())
     evaluation = preparation.tasks[0].eval
     assert evaluation is not None
     teacher = preparation.teachers[0]
     pool.replicas["a"].ask(evaluation.views[teacher.view], teacher.signals)
     pool.flush()
-    judged, ensembles = evaluate_teachers(job, preparation)
+    judged, ensembles = evaluate_teachers(preparation)
     for name, value in judged["a"].items():
         assert value == pytest.approx(alone[f"eval/t/{name}"], rel=1e-4, nan_ok=True), name
     assert ensembles["t"] == pytest.approx(judged["a"], nan_ok=True)
@@ -246,10 +245,10 @@ def of_words(model: Any, tokenizer: Any, words: list[str]) -> dict[int, Tensor]:
 @pytest.mark.parametrize("kind", ["multi-label", "regression", "token-classification"])
 def test_rows_may_be_read_changed(kind, teachers, tmp_path):
     job = job_of(kind, teachers[kind], tmp_path / "store")
-    plain = prepare(job, tmp_path / "plain").tasks[0].train
+    plain = resolve_job(job, tmp_path / "plain").tasks[0].train
     changes = {"operations": [{"name": "deleting", "p": 0.5}], "copies": 1, "hard_labels": True}
     task = rb.Task(**{**dict(job.tasks[0]), "augmentation": changes})
-    split = prepare(job.model_copy(update={"tasks": (task,)}), tmp_path / "data").tasks[0].train
+    split = resolve_job(job.model_copy(update={"tasks": (task,)}), tmp_path / "data").tasks[0].train
     assert len(split) == 2 * len(plain)
     first, second = np.arange(24), np.arange(24, 48)
     np.testing.assert_array_equal(split.labels_of(first), plain.labels)
@@ -275,7 +274,7 @@ def test_teachers_are_made_from_labels_alone(kind, teachers, tmp_path):
         ),
         tracking=distilled.tracking,
     )
-    plan = supervised_plan(job, prepare_supervised(job, tmp_path / "data"))
+    plan = resolve_job(job, tmp_path / "data")
     training = build_training(plan, World(), None)
     recorder = Recorder()
     last = training.run(recorder)

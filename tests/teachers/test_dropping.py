@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import raybrew as rb
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from tests.made import make_job, make_model
 
 
@@ -33,10 +33,10 @@ def test_a_teacher_whose_layers_are_matched_cannot_be_dropped(models, tmp_path, 
     match = {"layer_T": 0, "layer_S": 0, "feature": "attention", "loss": "attention_mse"}
     job = job_of(models, tmp_path, matches=[{**match, "teacher": teacher}])
     if teacher == "b":
-        assert prepare(job, tmp_path / "data").teachers[0].teacher.on_loss == "drop"
+        assert resolve_job(job, tmp_path / "data").teachers[0].config.on_loss == "drop"
         return
     with pytest.raises(rb.ConfigError, match=r"teachers\[a\]\.on_loss.*a match compares"):
-        prepare(job, tmp_path / "data")
+        resolve_job(job, tmp_path / "data")
 
 
 def test_a_teacher_that_rows_are_routed_to_cannot_be_dropped(models, tmp_path):
@@ -45,4 +45,4 @@ def test_a_teacher_that_rows_are_routed_to_cannot_be_dropped(models, tmp_path):
     routed = plain.train.map(lambda row, n: {**row, "who": "ab"[n % 2]}, with_indices=True)  # type: ignore[union-attr]
     task = rb.Task(name="sum", train=routed, max_length=32, teacher_column="who")
     with pytest.raises(rb.ConfigError, match=r"teachers\[a\]\.on_loss.*routes rows to it"):
-        prepare(job.model_copy(update={"tasks": (task,)}), tmp_path / "data")
+        resolve_job(job.model_copy(update={"tasks": (task,)}), tmp_path / "data")

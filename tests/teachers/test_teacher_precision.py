@@ -9,7 +9,7 @@ from torch import nn
 
 import raybrew as rb
 from raybrew.data.payload import Signal
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.teachers.teacher import ModelTeacher
 from tests.made import make_job, make_model
 
@@ -24,7 +24,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 def answered(model: str, folder, dtype: Any) -> tuple[np.ndarray, set[torch.dtype]]:
     """Return the logits of the training examples, and the dtypes of all linear layers' outputs."""
     teacher = rb.Teacher(name="a", task="sum", model=model, dtype=dtype)
-    preparation = prepare(make_job({}, folder / "store", teachers=[teacher]), folder)
+    preparation = resolve_job(make_job({}, folder / "store", teachers=[teacher]), folder)
     spec = preparation.teachers[0].spec
     assert spec is not None
     host = ModelTeacher(spec)

@@ -8,9 +8,8 @@ import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
 from raybrew.labels.remote import StoreSpec
-from raybrew.runs import resolve as prepare
 from raybrew.runs.events import Event
-from raybrew.runs.resolve import distill_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.teachers.replica import Replica
 from raybrew.training.build import build_training
 from raybrew.training.callbacks import Saver
@@ -33,7 +32,7 @@ class LocalPool:
 
     def __init__(self, preparation: ResolvedJob, store: StoreSpec | str, device: str = "cpu"):
         self.replicas = {
-            t.teacher.name: Replica(replace(t.spec, device=device), t.signals, store)
+            t.name: Replica(replace(t.spec, device=device), t.signals, store)
             for t in preparation.teachers
             if t.spec is not None
         }
@@ -79,9 +78,9 @@ class Recorder:
 
 def build(job: rb.DistillJob, folder: Path) -> tuple[StudentTraining, LocalPool]:
     """Prepare a job and put its training together on one rank."""
-    preparation = prepare(job, folder)
+    preparation = resolve_job(job, folder)
     pool = LocalPool(preparation, StoreSpec.of(job.labels))
-    return build_training(distill_plan(job, preparation), World(), pool), pool
+    return build_training(preparation, World(), pool), pool
 
 
 def run(job: rb.DistillJob, folder: Path) -> Recorder:

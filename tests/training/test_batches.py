@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.labels.source import LabelSource, TeacherLabels
-from raybrew.training.batches import StudentTask, batch_facts, micro_batches_of
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.batches import batch_facts, micro_batches_of
+from raybrew.training.job import ResolvedTask
 from raybrew.training.world import World
 
 TOKENS, BATCH = 6, 8
@@ -51,7 +54,7 @@ class Store:
         return np.ones(rows, bool), Payload(values, np.arange(rows + 1) * TOKENS * 2)
 
 
-def task_of(num_rows: int) -> StudentTask:
+def task_of(num_rows: int) -> ResolvedTask:
     tokens = num_rows * TOKENS
     view = EncodedView(
         input_ids=counted(np.ones(tokens, np.int32)),
@@ -69,15 +72,17 @@ def task_of(num_rows: int) -> StudentTask:
         alignments={"other": counted(np.zeros(tokens, np.int32))},
     )
     match: Any = SimpleNamespace(padding_counts=True)
-    return StudentTask(
-        name="t",
-        kind="token-classification",
-        train=split,
-        eval=None,
-        signals={"a": [Signal()]},
-        views={"a": "other"},
-        matches=[match],
+    teacher = ResolvedTeacher(
+        config=rb.Teacher(name="a", task="t", model="a"),
+        spec=None,
+        fingerprint="",
+        view="other",
+        signals=(Signal(),),
     )
+    config = rb.Task(name="t", kind="token-classification", train="t")
+    task = ResolvedTask(config, (), 0, teachers=(teacher,), matches=(match,))
+    vars(task).update(train=split, eval=None)  # not mapped from files
+    return task
 
 
 def elements_read(num_rows: int) -> int:

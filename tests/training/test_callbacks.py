@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 import raybrew as rb
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.loop import evaluation_due
 from tests.made import STUDENT_CONFIG, make_job, make_model
 from tests.training.in_process import Recorder, build
@@ -115,4 +115,4 @@ def test_postprocessors_that_lose_rows_or_labels_are_refused(
 @pytest.mark.parametrize("field", ["callbacks", "batch_postprocessors"])
 def test_paths_that_lead_nowhere_are_found_before_anything_is_read(models, store, tmp_path, field):
     with pytest.raises(rb.ConfigError, match=rf"training\.{field}.*nowhere"):
-        prepare(job(models, store, **{field: ["tests.made:nowhere"]}), tmp_path)
+        resolve_job(job(models, store, **{field: ["tests.made:nowhere"]}), tmp_path)

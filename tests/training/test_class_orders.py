@@ -17,14 +17,13 @@ from datasets import ClassLabel, Dataset
 import raybrew as rb
 from raybrew.labels.remote import StoreSpec
 from raybrew.models.pretrained import read_tokenizer
-from raybrew.runs import resolve as prepare
 from raybrew.runs.precompute import Precompute
-from raybrew.runs.resolve import distill_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run
 from raybrew.sweeps import sweep
 from raybrew.tasks import KINDS
-from raybrew.tasks.task_data import read_table
-from raybrew.training.build import build_training, check_class_orders
+from raybrew.tasks.task_data import read_task_data
+from raybrew.training.build import check_class_orders
 from raybrew.training.world import World
 from tests.made import logits_of, make_job, make_nameless
 from tests.tasks.made_models import make_rows, make_task_model
@@ -48,12 +47,10 @@ def job_of(path: str, store: Path, train: Dataset, evaluation: Dataset | None, *
 
 
 def check(job: rb.DistillJob, folder: Path) -> LocalPool:
-    preparation = prepare(job, folder)
+    preparation = resolve_job(job, folder)
     pool = LocalPool(preparation, StoreSpec.of(job.labels))
-    plan = distill_plan(job, preparation)
-    training = build_training(plan, World(), pool)
     try:
-        check_class_orders(plan, training.tasks, World(), pool)
+        check_class_orders(preparation, World(), pool)
     finally:
         pool.flush()
     return pool
@@ -75,7 +72,7 @@ def test_an_order_that_fits_far_better_is_an_error_that_shows_it(side, made, tmp
 def test_an_order_that_nothing_says_is_said_when_the_run_starts(made, tmp_path, caplog):
     path, rows = made
     with caplog.at_level(logging.WARNING):
-        prepare(job_of(path, tmp_path / "store", rows, None), tmp_path / "data")
+        resolve_job(job_of(path, tmp_path / "store", rows, None), tmp_path / "data")
     assert (
         "teachers[a].model: no names say which of its classes is which; they are taken to be in "
         "the sorted order of the labels (ant, bee, cat); set tasks[t].label_names" in caplog.text
@@ -106,16 +103,14 @@ def test_an_order_that_the_job_or_the_data_says_is_taken(form, made, tmp_path, c
 def test_labels_that_the_store_has_are_compared_and_others_left_out(made, tmp_path):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
-    preparation = prepare(job, tmp_path / "data")
-    plan = distill_plan(job, preparation)
-    tasks = build_training(plan, World(), None).tasks
-    check_class_orders(plan, tasks, World(), None)  # nothing is there
+    preparation = resolve_job(job, tmp_path / "data")
+    check_class_orders(preparation, World(), None)  # nothing is there
     pool = LocalPool(preparation, StoreSpec.of(job.labels))
     teacher = preparation.teachers[0]
-    pool.replicas["a"].ask(tasks[0].train.views[teacher.view], teacher.signals)
+    pool.replicas["a"].ask(preparation.tasks[0].train.views[teacher.view], teacher.signals)
     pool.flush()
     with pytest.raises(rb.ConfigError, match="no names say which"):
-        check_class_orders(plan, tasks, World(), None)
+        check_class_orders(preparation, World(), None)
 
 
 def test_top_k_logits_tell_as_well(made, tmp_path):
@@ -202,9 +197,9 @@ def test_a_column_of_logits_is_tried_when_it_is_read(routed, made):
         rb.DataError,
         match=rf"teachers\[a\]\.logits.*tasks\[t\]\.train.*{SHOWN}",
     ):
-        read_table(task, [teacher])
+        read_task_data(task, [teacher])
     named = task.model_copy(update={"label_names": NAMES})
-    assert read_table(named, [teacher]).label_names == NAMES
+    assert read_task_data(named, [teacher]).label_names == NAMES
 
 
 def test_columns_of_words_are_tried_too():
@@ -214,17 +209,17 @@ def test_columns_of_words_are_tried_too():
     task = rb.Task(name="t", kind="token-classification", train=rows)
     teacher = rb.Teacher(name="a", task="t", logits="logits")
     with pytest.raises(rb.DataError, match=rf"120 labels.*{SHOWN}"):
-        read_table(task, [teacher])
+        read_task_data(task, [teacher])
 
 
 def test_a_teacher_with_an_adaptor_of_the_users_is_not_tried(made, tmp_path):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
-    assert prepare(job, tmp_path / "1").teachers[0].unnamed
+    assert resolve_job(job, tmp_path / "1").teachers[0].unnamed
     own = job.teachers[0].model_copy(
         update={"adaptor": "tests.training.user_adaptors:no_attention"}
     )
-    prepared = prepare(job.model_copy(update={"teachers": (own,)}), tmp_path / "2")
+    prepared = resolve_job(job.model_copy(update={"teachers": (own,)}), tmp_path / "2")
     assert not prepared.teachers[0].unnamed
 
 
@@ -240,7 +235,7 @@ def test_label_names_in_another_order_than_the_teachers_are_an_error_too(made, t
 def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypatch):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
-    preparation = prepare(job, tmp_path / "data")
+    preparation = resolve_job(job, tmp_path / "data")
     local = LocalPool(preparation, StoreSpec.of(job.labels))
     view = preparation.tasks[0].split("eval").views[preparation.teachers[0].view]
 
@@ -254,7 +249,7 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
             yield None
 
     monkeypatch.setattr(sweep, "Precompute", Labelled)
-    found: Any = SimpleNamespace(passes=[SimpleNamespace(job=job, preparation=preparation)])
+    found: Any = SimpleNamespace(passes=[preparation])
     with pytest.raises(rb.ConfigError, match="no names say which"):
         sweep._label(found, Run(job, "tune", None, None), {})
 
@@ -262,8 +257,7 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
-    plan = distill_plan(job, prepare(job, tmp_path / "data"))
-    tasks = build_training(plan, World(), None).tasks
+    resolved = resolve_job(job, tmp_path / "data")
     monkeypatch.setattr(World, "gather", lambda self, value: ["found by rank 0", value])
     with pytest.raises(rb.ConfigError, match="found by rank 0"):
-        check_class_orders(plan, tasks, replace(World(), rank=1, size=2), None)
+        check_class_orders(resolved, replace(World(), rank=1, size=2), None)

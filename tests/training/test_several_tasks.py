@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 import raybrew as rb
 from raybrew.models.student_files import task_folders
 from raybrew.models.students import MultiTaskStudent
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
 from tests.training.in_process import Recorder, build
 
@@ -283,16 +283,16 @@ def test_a_head_starts_from_a_teacher_of_its_own_task_only(models, store, tmp_pa
 
 def test_mistakes_name_their_field(models, store, tmp_path):
     with pytest.raises(rb.ConfigError, match=r"student\.freeze: expected a part.*got 'nowhere'"):
-        prepare(
+        resolve_job(
             job(models, store, student=rb.Student(config=STUDENT_CONFIG, freeze=("nowhere",))),
             tmp_path,
         )
     with pytest.raises(rb.ConfigError, match=r"mixing\.probabilities: expected one for each task"):
-        prepare(
+        resolve_job(
             job(models, store, mixing={"sampling": "fixed", "probabilities": {"sum": 1}}), tmp_path
         )
     with pytest.raises(rb.ConfigError, match="Unknown KD loss"):
-        prepare(
+        resolve_job(
             job(models, store, tasks=tasks(among={"distillation": {"kd_loss": "nothing"}})),
             tmp_path,
         )

@@ -10,8 +10,7 @@ from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
 from raybrew.errors import TeacherDropped
 from raybrew.labels.store import LabelStore
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import distill_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.loop import StudentTraining
 from raybrew.training.ray_train import client_of, host_teachers, kept, precompute_shares
@@ -49,11 +48,11 @@ def test_teachers_in_the_worker_teach_what_a_pool_teaches(models, tmp_path, when
     ]
     labels = rb.LabelConfig(store=str(tmp_path / "own"), window=3, when=when)
     job = make_job(models, tmp_path, teachers=teachers, labels=labels)
-    plan = distill_plan(job, prepare(job, tmp_path / "2"))
-    local = host_teachers(plan, num_threads=1, world=World())
+    resolved = resolve_job(job, tmp_path / "2")
+    local = host_teachers(resolved, num_threads=1, world=World())
     assert local is not None
-    training = build_training(plan, World(), client_of(plan, local, None))
-    precompute_shares(plan, training.tasks, local, World())
+    training = build_training(resolved, World(), client_of(resolved, local, None))
+    precompute_shares(resolved, local, World())
     before = UNIQUE_EVAL + (UNIQUE_TRAIN if when == "ahead" else 0)
     assert local.forwards() == 2 * before
     assert_close(weights(training), expected)
@@ -68,15 +67,15 @@ def test_what_was_computed_is_in_the_store_wherever_training_ends(models, tmp_pa
     # Not the end of an epoch, which writes labels by itself.
     steps = rb.TrainingConfig(num_steps=3, batch_size=16, num_threads=1, prefetch=0)
     job = make_job(models, tmp_path / "store", teachers=[inside], training=steps)
-    plan = distill_plan(job, prepare(job, tmp_path / "data"))
-    local = host_teachers(plan, num_threads=1, world=World())
+    resolved = resolve_job(job, tmp_path / "data")
+    local = host_teachers(resolved, num_threads=1, world=World())
     assert local is not None
-    training = build_training(plan, World(), client_of(plan, local, None))
+    training = build_training(resolved, World(), client_of(resolved, local, None))
     with kept(local):
         training.run(Recorder())
-    (teacher,) = plan.teachers
+    (teacher,) = resolved.teachers
     signal = teacher.signals[0]
-    stored = LabelStore(plan.store).signal(teacher.fingerprint, signal)
+    stored = LabelStore(resolved.store).signal(teacher.fingerprint, signal)
     assert len(stored) == local.forwards() > 0
     local.close()
 
@@ -102,10 +101,10 @@ class Gone(Answered):
 def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
     def trained(names: str, answers: int, folder: Path) -> StudentTraining:
         job = make_job({name: models[name] for name in names}, folder / "store")
-        preparation = prepare(job, folder / "data")
+        preparation = resolve_job(job, folder / "data")
         pool = Dying(preparation, job.labels.store)
         pool.left = answers
-        return build_training(distill_plan(job, preparation), World(), pool)
+        return build_training(preparation, World(), pool)
 
     never = trained("ab", 0, tmp_path / "never")
     assert_close(weights(never), weights(trained("b", 0, tmp_path / "alone")))
