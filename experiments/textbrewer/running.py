@@ -16,7 +16,7 @@ from experiments.textbrewer.smoke import StandIns, smoked
 from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.data.sources import load_source
 from raybrew.runs.cluster import run_config_from, scaling_config_from
-from raybrew.runs.folder import load_yaml, same_run
+from raybrew.runs.folder import check_resumable, read_saved_job
 from raybrew.runs.report import render_table
 
 Runner = Callable[[Step, JobFile], Any]
@@ -108,7 +108,7 @@ def _is_done(step: Step, job: rb.DistillJob | rb.TrainJob) -> bool:
     if not (step.folder / "report.json").is_file():
         return False
     try:
-        same_run(load_yaml(step.folder / "job.yaml"), job)
+        check_resumable(read_saved_job(step.folder / "job.yaml"), job)
     except rb.ConfigError as error:
         raise rb.ConfigError(
             f"{step.folder}: expected a run of this job or none, got another's; delete it, or "

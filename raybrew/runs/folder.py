@@ -1,4 +1,13 @@
-"""The folder of a run, what is kept in it, and whether a job may resume it."""
+"""The folder of a run, `<storage_path>/<name>`, and whether a job may resume the run in it.
+
+job.yaml         the resolved job
+metrics.jsonl    losses and evaluations
+events.jsonl     faults that the run recovered from
+report.json      results of the run      report.txt  the same as tables
+student/         the student, as transformers loads it
+data/            encoded examples
+checkpoints/     the newest, and the best; see training.checkpoints
+"""
 
 import copy
 import re
@@ -16,78 +25,6 @@ from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
 from raybrew.runs.ray_config import check_ray_arguments
 
-# Whether a job may go on with a run that was stopped: the student must come out the same.
-
-_FREE = re.compile(
-    r"tracking\..*"
-    r"|labels\.(store|when|window|max_windows|max_bytes|on_full|cache|cache_max_bytes)"
-    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens|on_loss|deadline_s|lost_after_s)"
-    r"|training\.(num_threads|eval_batch_size|prefetch|checkpoint_every|checkpoint_every_minutes|on_nan)"
-)
-"""Fields that may change: they say where, how fast, and what is done about faults."""
-
-
-def load_yaml(path: Path) -> Mapping[str, Any]:
-    """Read the job that a run was started with."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected the job of a run in UTF-8, got: {error}") from None
-    values = parse_yaml(text, str(path))
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path}: expected the job of a run, got {type(values).__name__}")
-    return values
-
-
-def same_run(saved: Mapping[str, Any], job: DistillJob | TrainJob) -> None:
-    """Refuse to resume a run with a job whose student would be another.
-
-    Args:
-        saved: the job that the run was started with.
-        job: the job to go on with.
-
-    Raises:
-        ConfigError: names each field that differs, with both values.
-    """
-    began = copy.deepcopy(dict(saved))
-    resolve_paths(began, Path.cwd())  # those of a run that was started from Python
-    before, now = dict(_leaves(began)), dict(_leaves(absolute_plain(job)))
-    changed = [
-        f"{path}: the run has {before.get(path)!r}, the job {now.get(path)!r}"
-        for path in sorted({*before, *now})
-        if before.get(path) != now.get(path) and not _FREE.fullmatch(path)
-    ]
-    if changed:
-        raise ConfigError(
-            "--resume: expected the job that the run was started with, got\n"
-            + "\n".join(changed)
-            + "\nGo on with the job.yaml of the run's folder, or start a run of another name"
-        )
-
-
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the path and value of everything that is no mapping and no list."""
-    if isinstance(value, Mapping):
-        parts: Any = value.items()
-    elif isinstance(value, (list, tuple)):
-        parts = enumerate(value)
-    else:
-        yield path, value
-        return
-    for key, each in parts:
-        yield from _leaves(each, f"{path}.{key}" if path else str(key))
-
-
-# The folder of a run, `<storage_path>/<name>`, and what raybrew keeps in it.
-#
-# job.yaml         the resolved job
-# metrics.jsonl    losses and evaluations
-# report.json      figures of the run      report.txt  the same as tables
-# student/         the student, as transformers loads it
-# data/            encoded examples
-# checkpoints/     the newest, and the best; see student/checkpoints
-# events.jsonl     what the run survived
-
 _BEFORE_THE_JOB = {"data", "space.json", ".job.yaml.tmp", ".space.json.tmp"}
 """What a run has in its folder before it writes its job."""
 _AT_THE_START = {
@@ -104,7 +41,7 @@ class RunFolder:
         check_ray_arguments("run", {"name": name, "storage_path": storage_path})
         storage = user_path(_local(storage_path), "run.storage_path")
         self.path = user_path(storage.absolute() / name, "run.name")
-        self._made: list[Path] = []  # the folder and those it is in, where they were not there
+        self._made: list[Path] = []  # the folder and its parents, those that did not exist
         self._before: set[str] | None = None  # what it held
 
     @property
@@ -123,15 +60,15 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def create(self, job: DistillJob | TrainJob, *, resume: bool = False) -> None:
-        """Make the folder, or take up the run that it holds.
+        """Create the folder, or open the run that it holds to resume it.
 
         Args:
             job: what the run does.
-            resume: whether to go on with a run that was stopped.
+            resume: whether to resume a run that was stopped.
 
         Raises:
             ConfigError: it holds a run already, or none to resume, or that of another job, or
-                something else, or it can't be made.
+                something else, or it can't be created.
         """
         try:
             self._check(job, resume)
@@ -139,7 +76,7 @@ class RunFolder:
             self._before = set() if self._made else self._entries()
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"run.storage_path: {self.path} can't be made: {error}") from error
+            raise ConfigError(f"run.storage_path: {self.path} can't be created: {error}") from error
 
     def _check(self, job: DistillJob | TrainJob, resume: bool) -> None:
         saved = self.path / "job.yaml"
@@ -149,11 +86,11 @@ class RunFolder:
                 "run that was stopped (run.name, run.storage_path), or leave --resume out"
             )
         if resume and saved.exists():
-            same_run(load_yaml(saved), job)
+            check_resumable(read_saved_job(saved), job)
         if not resume and saved.exists():
             raise ConfigError(
-                f"run.name: {self.path} holds a run already; go on with it (--resume), choose "
-                "another name, or delete it"
+                f"run.name: {self.path} holds a run already; resume it (--resume), choose another "
+                "name, or delete it"
             )
         if not self.path.is_dir() or saved.exists():
             return
@@ -164,11 +101,11 @@ class RunFolder:
                 f"{self.path}, which has no job.yaml, but holds {listed}; choose another name"
             )
 
-    def withdraw(self, *, refused: bool = False) -> None:
-        """Remove what was made for a run that never began.
+    def remove_unused(self, *, refused: bool = False) -> None:
+        """Remove what was created for a run that never started training.
 
         Args:
-            refused: whether the run was refused, which it may be after it wrote its job.
+            refused: whether the job was refused, which may happen after it was written.
         """
         if self._before is None or "job.yaml" in self._before or not self.path.is_dir():
             return
@@ -177,7 +114,7 @@ class RunFolder:
             for name in (now - self._before) & _AT_THE_START:
                 _remove(self.path / name)
             for folder in self._made:
-                with suppress(OSError):  # something else came to be in it
+                with suppress(OSError):  # another process wrote to it
                     folder.rmdir()
 
     def _entries(self) -> set[str]:
@@ -225,3 +162,65 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+# Whether a job may resume a run that was stopped: the student must come out the same.
+
+_FREE = re.compile(
+    r"tracking\..*"
+    r"|labels\.(store|when|window|max_windows|max_bytes|on_full|cache|cache_max_bytes)"
+    r"|teachers\.\d+\.(replicas|resources(\..*)?|batch_tokens|on_loss|deadline_s|lost_after_s)"
+    r"|training\.(num_threads|eval_batch_size|prefetch|checkpoint_every|checkpoint_every_minutes|on_nan)"
+)
+"""Fields that may change: where, how fast, and what is done about faults."""
+
+
+def read_saved_job(path: Path) -> Mapping[str, Any]:
+    """Read the job that a run was started with."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected the job of a run in UTF-8, got: {error}") from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path}: expected the job of a run, got {type(values).__name__}")
+    return values
+
+
+def check_resumable(saved: Mapping[str, Any], job: DistillJob | TrainJob) -> None:
+    """Refuse to resume a run with a job that would train another student.
+
+    Args:
+        saved: the job that the run was started with.
+        job: the job to resume it with.
+
+    Raises:
+        ConfigError: names each field that differs, with both values.
+    """
+    began = copy.deepcopy(dict(saved))
+    resolve_paths(began, Path.cwd())  # those of a run that was started from Python
+    before, now = dict(_leaves(began)), dict(_leaves(absolute_plain(job)))
+    changed = [
+        f"{path}: the run has {before.get(path)!r}, the job {now.get(path)!r}"
+        for path in sorted({*before, *now})
+        if before.get(path) != now.get(path) and not _FREE.fullmatch(path)
+    ]
+    if changed:
+        raise ConfigError(
+            "--resume: expected the job that the run was started with, got\n"
+            + "\n".join(changed)
+            + "\nResume with the job.yaml of the run's folder, or start a run of another name"
+        )
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of everything but mappings and lists."""
+    if isinstance(value, Mapping):
+        parts: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        parts = enumerate(value)
+    else:
+        yield path, value
+        return
+    for key, each in parts:
+        yield from _leaves(each, f"{path}.{key}" if path else str(key))

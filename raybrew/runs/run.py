@@ -90,7 +90,7 @@ class Run:
             self._stack.__exit__(*error)
         finally:
             self.checkpoints.clean()
-            self.folder.withdraw(refused=isinstance(error[1], (ConfigError, DataError)))
+            self.folder.remove_unused(refused=isinstance(error[1], (ConfigError, DataError)))
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,12 @@
-"""Where the metrics of a run are written: metrics.jsonl, TensorBoard and W&B."""
+"""Where the metrics of a run are written. The only module that knows W&B and TensorBoard.
+
+Tracker ─┬─ metrics.jsonl   always
+         ├─ TensorBoard     config.tensorboard   <folder>/tensorboard
+         └─ W&B             config.wandb         <folder>/wandb
+
+W&B's settings come from the job, then from W&B's own variables (WANDB_PROJECT, WANDB_NAME,
+WANDB_DIR, …), then from the defaults of this module.
+"""
 
 import logging
 import os
@@ -16,19 +24,11 @@ from raybrew.config import TrackingConfig
 from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
 
-# metrics.jsonl: the figures of a run as lines of JSON, whoever else follows it.
-#
-# One JSON object a line, flushed as it is written:
-#
-#     {"step": 10, "time": 1764000000.0, "train/mr/loss": 0.69, "train/mr/kd": "nan"}
-#     {"time": 1764000009.0, "summary": {"eval/mr/accuracy": 0.81}}
-#
-# `time` is in seconds since 1970. JSON has no word for numbers that aren't finite: they are the
-# strings "nan", "inf" and "-inf", which `float()` reads. A resumed run goes on in the same file,
-# without the line that a crash may have torn; where a step comes twice, the later line holds.
-
 _log = logging.getLogger(__name__)
 
+WANDB_PROJECT = "raybrew"
+WANDB_INIT_TIMEOUT_S = 60
+WANDB_FINISH_TIMEOUT_S = 120
 _SECRET_KEY = re.compile(
     r"^token$|(?:^|_)(?:secret|password|passwd|credentials?|secret_key"
     r"|(?:api|access|private|account)_?key|(?:auth|access|hf|bearer)_token)$",
@@ -37,68 +37,8 @@ _SECRET_KEY = re.compile(
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 
 
-class MetricsFile:
-    """Appends records to a file of JSON lines."""
-
-    def __init__(self, path: Path):
-        _drop_torn_line(path)
-        self._stream = path.open("a", encoding="utf-8")
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Append figures of a step."""
-        self._write({"step": step, "time": time.time(), **values})
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """Append the run's final figures."""
-        self._write({"time": time.time(), "summary": dict(values)})
-
-    def finish(self, exit_code: int) -> None:
-        """Close the file."""
-        self._stream.close()
-
-    def _write(self, record: dict[str, Any]) -> None:
-        self._stream.write(to_json(record) + "\n")
-        self._stream.flush()
-
-
-def without_secrets(value: Any) -> Any:
-    """Return the job with passwords and keys masked, also in the user part of addresses."""
-    if isinstance(value, Mapping):
-        return {
-            key: "***" if _SECRET_KEY.search(str(key)) else without_secrets(each)
-            for key, each in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [without_secrets(each) for each in value]
-    return _USER_INFO.sub("***@", value) if isinstance(value, str) else value
-
-
-def _drop_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        _log.warning("%s: dropped a last line that was torn (%d bytes)", path, len(data) - whole)
-        os.truncate(path, whole)
-
-
-# Who follows a run. The only file that knows W&B and TensorBoard.
-#
-# Tracker ─┬─ metrics.jsonl   always
-#          ├─ TensorBoard     config.tensorboard   <folder>/tensorboard
-#          └─ W&B             config.wandb         <folder>/wandb
-#
-# Of what W&B is told, the job comes first, then W&B's own variables (WANDB_PROJECT, WANDB_NAME,
-# WANDB_DIR, …), then the defaults of this file.
-
-WANDB_PROJECT = "raybrew"
-WANDB_INIT_TIMEOUT_S = 60
-WANDB_FINISH_TIMEOUT_S = 120
-
-
 class _Sink(Protocol):
-    """One place that takes a run's figures."""
+    """One place that metrics are written to."""
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -108,16 +48,16 @@ class _Sink(Protocol):
 
 
 class Tracker:
-    """Writes a run's figures to `metrics.jsonl`, and to W&B and TensorBoard when asked.
+    """Writes a run's metrics to `metrics.jsonl`, and to W&B and TensorBoard where the job says so.
 
     A context manager; may be called from several threads.
 
     Args:
-        folder: Folder of the run; made if it isn't there.
+        folder: Folder of the run; created if it doesn't exist.
         config: What to write to.
         job_plain: The resolved job, as `to_plain` gives it; recorded without secrets.
         run_name: Name of the run where `config.run_name` is left out.
-        on_lost: Told in words when W&B is lost in the middle of the run.
+        on_lost: Called with a message when W&B is lost in the middle of the run.
         is_trial: Whether it is one run of several in this process, which can't all have the id
             and the name that W&B's variables give.
 
@@ -143,7 +83,7 @@ class Tracker:
         self._sinks: list[_Sink] = []
         with ExitStack() as undo:
             undo.callback(self.finish, 1)
-            self._sinks.append(MetricsFile(folder / "metrics.jsonl"))
+            self._sinks.append(_MetricsFile(folder / "metrics.jsonl"))
             if config.tensorboard:
                 self._sinks.append(_TensorBoard(folder / "tensorboard", job))
             mode = _wandb_mode() if config.wandb else "disabled"
@@ -161,7 +101,7 @@ class Tracker:
             undo.pop_all()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Record figures of a step.
+        """Record metrics of a step.
 
         Args:
             values: Numbers by metric key, such as `train/mr/loss`.
@@ -173,7 +113,7 @@ class Tracker:
                 sink.log(numbers, step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Record the run's final figures: numbers, texts or None."""
+        """Record the run's final metrics: numbers, texts or None."""
         with self._lock:
             for sink in self._sinks:
                 sink.summary(values)
@@ -203,7 +143,7 @@ class Tracker:
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse what a tracker would refuse, before there is a run to track.
+    """Refuse what a tracker would refuse, before a run starts.
 
     Raises:
         ConfigError: W&B refuses the credentials, or TensorBoard is missing.
@@ -212,6 +152,60 @@ def check_tracking(config: TrackingConfig) -> None:
         _wandb_mode()
     if config.tensorboard:
         _summary_writer()
+
+
+def without_secrets(value: Any) -> Any:
+    """Return the job with passwords and keys masked, also in the user part of addresses."""
+    if isinstance(value, Mapping):
+        return {
+            key: "***" if _SECRET_KEY.search(str(key)) else without_secrets(each)
+            for key, each in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_secrets(each) for each in value]
+    return _USER_INFO.sub("***@", value) if isinstance(value, str) else value
+
+
+class _MetricsFile:
+    """metrics.jsonl: one JSON object a line, flushed as it is written.
+
+        {"step": 10, "time": 1764000000.0, "train/mr/loss": 0.69, "train/mr/kd": "nan"}
+        {"time": 1764000009.0, "summary": {"eval/mr/accuracy": 0.81}}
+
+    `time` is in seconds since 1970. JSON has no numbers that aren't finite: they are the strings
+    "nan", "inf" and "-inf", which `float()` reads. A resumed run appends to the same file, without
+    a last line that a crash has torn; where a step comes twice, the later line holds.
+    """
+
+    def __init__(self, path: Path):
+        _drop_torn_line(path)
+        self._stream = path.open("a", encoding="utf-8")
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Append metrics of a step."""
+        self._write({"step": step, "time": time.time(), **values})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Append the run's final metrics."""
+        self._write({"time": time.time(), "summary": dict(values)})
+
+    def finish(self, exit_code: int) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._stream.write(to_json(record) + "\n")
+        self._stream.flush()
+
+
+def _drop_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        _log.warning("%s: dropped a last line that was torn (%d bytes)", path, len(data) - whole)
+        os.truncate(path, whole)
 
 
 class _TensorBoard:
@@ -225,7 +219,7 @@ class _TensorBoard:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         rows = "\n".join(f"| {key} | {value} |" for key, value in values.items())
-        self._writer.add_text("summary", f"| figure | value |\n| --- | --- |\n{rows}")
+        self._writer.add_text("summary", f"| metric | value |\n| --- | --- |\n{rows}")
 
     def finish(self, exit_code: int) -> None:
         self._writer.close()
@@ -259,7 +253,7 @@ class _Wandb:
                 **options,
                 dir=os.environ.get("WANDB_DIR") or str(folder),
                 project=project,
-                reinit="create_new",  # leaves a run alone that the caller has open
+                reinit="create_new",  # a run that the caller has open stays open
                 settings=_quiet_settings(),
             )
         except _wandb_errors() as error:
@@ -287,7 +281,7 @@ class _Wandb:
         self._try(lambda: self._run.finish(exit_code=exit_code))
 
     def _try(self, call: Callable[[], None]) -> None:
-        """Warn once and carry on: a run outlives its observers."""
+        """Warn once and continue: a run doesn't end with W&B."""
         if self._lost:
             return
         try:
@@ -295,7 +289,7 @@ class _Wandb:
         except _wandb_errors() as error:
             self._lost = True
             self._on_lost(
-                f"W&B failed ({type(error).__name__}: {error}); the run goes on without it, "
+                f"W&B failed ({type(error).__name__}: {error}); the run continues without it, "
                 "metrics.jsonl has everything"
             )
 
@@ -306,7 +300,7 @@ def _wandb_mode() -> str:
     if mode == "dryrun" or mode == "offline":
         return "offline"
     if mode == "disabled":
-        _log.info("W&B is disabled by WANDB_MODE; figures go to metrics.jsonl")
+        _log.info("W&B is disabled by WANDB_MODE; metrics go to metrics.jsonl")
         return "disabled"
     import wandb
 
@@ -346,7 +340,7 @@ def _quiet_settings() -> Any:
 
 
 def _where_unset(**settings: Any) -> dict[str, Any]:
-    """Return those of W&B's settings that no variable of the environment sets."""
+    """Return the settings of W&B that no variable of the environment sets."""
     return {
         key: value for key, value in settings.items() if f"WANDB_{key.upper()}" not in os.environ
     }
@@ -369,7 +363,7 @@ def _wandb_errors() -> tuple[type[Exception], ...]:
 
 
 def _run_id(path: Path, given: str | None) -> str:
-    """Return the folder's W&B id, the same when the run is resumed; `given` is the user's."""
+    """Return the folder's W&B id, the same when the run is resumed; the user's if `given`."""
     if given or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(given or uuid.uuid4().hex[:8])

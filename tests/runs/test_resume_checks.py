@@ -4,19 +4,19 @@ import pytest
 
 import raybrew as rb
 from raybrew.config.job_file import dump_yaml
-from raybrew.runs.folder import RunFolder, load_yaml, same_run
+from raybrew.runs.folder import RunFolder, check_resumable, read_saved_job
 from tests.made import make_job
 
 
 def saved(job, tmp_path):
     (tmp_path / "job.yaml").write_text(dump_yaml(job))
-    return load_yaml(tmp_path / "job.yaml")
+    return read_saved_job(tmp_path / "job.yaml")
 
 
 def test_the_job_itself_and_changes_of_speed_and_place_may_go_on(tmp_path):
     job = make_job({"a": "x/a"}, tmp_path / "store")
     before = saved(job, tmp_path)
-    same_run(before, job)
+    check_resumable(before, job)
     teacher = job.teachers[0].model_copy(
         update={"replicas": 4, "resources": {"GPU": 0.5}, "on_loss": "wait", "deadline_s": 5.0}
     )
@@ -29,7 +29,7 @@ def test_the_job_itself_and_changes_of_speed_and_place_may_go_on(tmp_path):
         tracking=rb.TrackingConfig(log_every=3),
     )
     room = changed.labels.model_copy(update={"max_bytes": 10**9, "on_full": "go_on"})
-    same_run(before, changed.model_copy(update={"labels": room}))
+    check_resumable(before, changed.model_copy(update={"labels": room}))
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_another_student_may_not(tmp_path, section, change, message):
     other = getattr(job, section).model_copy(update=change)
     changed = make_job({"a": "x/a"}, tmp_path / "store", **{section: other})
     with pytest.raises(rb.ConfigError, match=message):
-        same_run(saved(job, tmp_path), changed)
+        check_resumable(saved(job, tmp_path), changed)
 
 
 def test_other_data_and_other_teachers_may_not(tmp_path):
     job = make_job({"a": "x/a"}, tmp_path / "store")
     before = saved(job, tmp_path)
     with pytest.raises(rb.ConfigError, match=r"teachers\.1\.name: the run has None, the job 'b'"):
-        same_run(before, make_job({"a": "x/a", "b": "x/b"}, tmp_path / "store"))
+        check_resumable(before, make_job({"a": "x/a", "b": "x/b"}, tmp_path / "store"))
     task = job.tasks[0]
     other = task.model_copy(update={"train": task.train.select(range(50))})
     with pytest.raises(rb.ConfigError, match=r"tasks\.0\.train"):
-        same_run(before, make_job({"a": "x/a"}, tmp_path / "store", tasks=[other]))
+        check_resumable(before, make_job({"a": "x/a"}, tmp_path / "store", tasks=[other]))
 
 
 def test_a_folder_is_taken_up_only_when_there_is_one(tmp_path):
@@ -82,7 +82,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, resume):
     with pytest.raises(rb.ConfigError, match=r"photos, which has no job\.yaml, but holds a\.jpg"):
         RunFolder(str(tmp_path), "photos").create(job, resume=resume)
     (tmp_path / "file").touch()
-    with pytest.raises(rb.ConfigError, match=r"no such folder|can't be made"):
+    with pytest.raises(rb.ConfigError, match=r"no such folder|can't be created"):
         RunFolder(str(tmp_path), "file").create(job, resume=resume)
     # A run that was stopped while it encoded its data.
     (tmp_path / "stopped" / "data" / "sum").mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_a_run_that_was_refused_after_it_wrote_its_job_leaves_no_folder(tmp_path
             folder.write("metrics.jsonl", "")
             if begun:
                 folder.checkpoints.mkdir()
-            folder.withdraw(refused=True)
+            folder.remove_unused(refused=True)
             assert folder.path.exists() == (begun or name == "empty")
             assert begun == (folder.path / "job.yaml").exists()
     assert (tmp_path / "runs").exists()
@@ -121,15 +121,15 @@ def test_a_run_that_was_refused_leaves_no_folder(tmp_path):
     refused = RunFolder(str(tmp_path / "runs"), "refused")
     refused.create(job)
     (refused.path / "data").mkdir()
-    refused.withdraw()
+    refused.remove_unused()
     assert not (tmp_path / "runs").exists()
     begun = RunFolder(str(tmp_path), "begun")
     begun.create(job)
     begun.write("job.yaml", dump_yaml(job))
-    begun.withdraw()
+    begun.remove_unused()
     assert begun.path.exists()
     (tmp_path / "mine").mkdir()
     mine = RunFolder(str(tmp_path), "mine")
     mine.create(job)
-    mine.withdraw()
+    mine.remove_unused()
     assert mine.path.exists()
