@@ -13,10 +13,8 @@ from ray.train import Result, RunConfig, ScalingConfig
 from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.runs.cluster import default_teacher_resources
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.report import LabelResult, RunResult, render_labels
-from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run
 
 
@@ -33,21 +31,18 @@ def distill(
         job: what to do.
         scaling_config: the student's workers, Ray Train's own; one worker if left out.
         run_config: name and folder of the run, Ray Train's own; `runs/<job>-<time>` if left out.
-        resume: go on with the run in that folder, after a stop of any kind.
+        resume: continue the run in that folder, however it was stopped.
 
     Returns:
-        Where the student is, and what it is worth.
+        Where the student is, and its metrics.
 
     Raises:
-        ConfigError: the job can't be; nothing was loaded yet.
+        ConfigError: the job is invalid; nothing was loaded yet.
         DataError: the data isn't what the job says.
-        TeacherError: a teacher can't be loaded, is gone, or answers NaN.
+        TeacherError: a teacher can't be loaded, is lost, or answers NaN.
     """
     with Run(job, "distill", scaling_config, run_config, resume) as run:
-        with run.stage("prepare"):
-            resolved = resolve_job(job, run.folder.data)
-        run.start_ray()
-        resolved = resolved.placed(default_teacher_resources())
+        resolved = run.resolve()
         labels = Precompute(resolved, run, in_workers=True)
         run.start(labels.replicas(), together=job.labels.when == "along")
         fitted = None
@@ -87,23 +82,20 @@ def _fit(labels: Precompute, run: Run, *, ahead: bool) -> Result:
 def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResult:
     """Fill the store with every label that distilling the job needs; then free the teachers.
 
-    What is there already is not computed again: a second call goes on where one was stopped.
+    Labels in the store are not computed again: a second call continues where the first stopped.
 
     Args:
         job: what to label; its student and objective say what is needed of the teachers.
         run_config: name and folder of the run; `runs/label-<time>` if left out.
 
     Returns:
-        Counts and figures of the teachers.
+        Counts of labels and metrics of the teachers.
 
     Raises:
         RaybrewError: as `distill`.
     """
     with Run(job, "label", None, run_config) as run:
-        with run.stage("prepare"):
-            resolved = resolve_job(job, run.folder.data)
-        run.start_ray()
-        labels = Precompute(resolved.placed(default_teacher_resources()), run)
+        labels = Precompute(run.resolve(), run)
         run.start(labels.replicas(), together=False)
         with labels.pool() as pool:
             labels.fill(pool, ("train", "eval"))
@@ -129,8 +121,6 @@ def train(
 ) -> RunResult:
     """Train one model on labels alone: how teachers are made. See `distill`."""
     with Run(job, "train", scaling_config, run_config, resume) as run:
-        with run.stage("prepare"):
-            resolved = resolve_job(job, run.folder.data)
-        run.start_ray()
+        resolved = run.resolve()
         run.start([], together=True)
         return run.finish(run.fit(resolved), resolved)

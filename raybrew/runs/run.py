@@ -19,6 +19,7 @@ from raybrew.runs.cluster import (
     check_devices,
     check_ray_address,
     check_resources,
+    default_teacher_resources,
     ray_session,
     run_folder,
     spilled_objects,
@@ -33,6 +34,7 @@ from raybrew.runs.events import (
 )
 from raybrew.runs.interrupts import sigterm_as_interrupt
 from raybrew.runs.report import RunResult, render_report
+from raybrew.runs.resolve import resolve_job
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.client import PoolAddress
 from raybrew.training.callbacks import Bars
@@ -43,7 +45,20 @@ from raybrew.training.snapshot import STUDENT
 
 
 class Run:
-    """What distilling and training have in common: folder, Ray, bars, tracker, times."""
+    """A run of a job, as a context manager: its folder, Ray, progress bars, tracker and times.
+
+    Args:
+        job: what to do.
+        what: `distill`, `label`, `train` or `tune`, for the name of the run.
+        scaling_config: the student's workers, Ray Train's own.
+        run_config: name and folder of the run, Ray Train's own.
+        resume: whether to resume the run in that folder.
+
+    Attributes:
+        events: faults that the run recovered from.
+        times: seconds of each stage.
+        step: optimizer steps done so far.
+    """
 
     def __init__(
         self,
@@ -54,7 +69,7 @@ class Run:
         resume: bool = False,
     ):
         self._job = job
-        # Now: the working directory of a submitted job may be gone once Ray has started.
+        # Now: the working directory of a submitted job may not exist once Ray has started.
         self._saved_job = dump_yaml(absolute_plain(job))
         self._scaling = scaling_config or ScalingConfig()
         if resume and run_config is None:
@@ -80,7 +95,7 @@ class Run:
         self._begin = time.perf_counter()
 
     def __enter__(self) -> "Run":
-        check_ray_address()  # before minutes of preparation
+        check_ray_address()  # before the minutes that reading data may take
         self.folder.create(self._job, resume=self._resume)
         self.bars = self._stack.enter_context(Bars(self._tracking.progress))
         return self
@@ -106,15 +121,22 @@ class Run:
         finally:
             self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
 
+    def resolve(self) -> ResolvedJob:
+        """Resolve the job, start Ray, and give teachers the resources that the cluster has."""
+        with self.stage("prepare"):
+            job = resolve_job(self._job, self.folder.data)
+        self.start_ray()
+        return job.placed(default_teacher_resources())
+
     def start_ray(self) -> None:
-        """Bring Ray up."""
+        """Connect to Ray, or start it."""
         with self.stage("start_ray"):
             self._stack.enter_context(ray_session())
         # After Ray, which has a handler of its own that ends the process at once.
         self._stack.enter_context(sigterm_as_interrupt())
 
     def start(self, teachers: list[tuple[str, Mapping[str, float]]], *, together: bool) -> None:
-        """Check resources and open the tracker; from here on the run leaves traces.
+        """Check resources, write the job and open the tracker.
 
         Args:
             teachers: name and resources of each replica that is about to start.
@@ -241,11 +263,11 @@ class Run:
             case "values":
                 self.step = message["step"]
                 self.tracker.log(message["values"], step=message["step"])
-                self._note(message["values"])
+                self._show(message["values"])
                 if self._on_report is not None:
                     self._on_report()
 
-    def _note(self, values: Mapping[str, float]) -> None:
+    def _show(self, values: Mapping[str, float]) -> None:
         losses = [v for k, v in values.items() if k.startswith("train/") and k.endswith("/loss")]
         scores = [v for k, v in values.items() if k == "eval/score"]
         if losses:
