@@ -45,7 +45,9 @@ from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
 from raybrew.tasks.task_data import TaskData
 from raybrew.tasks.task_type import Kind
 
-# Names of a job that must lead somewhere, each said with its field.
+_log = logging.getLogger(__name__)
+
+# Names and import paths; every mistake names its field.
 
 
 def check_objective_names(job: DistillJob, task: Task) -> None:
@@ -65,16 +67,16 @@ def check_objective_names(job: DistillJob, task: Task) -> None:
     for name, build in builders.items():
         given, options = getattr(config, name), getattr(config, f"{name}_options")
         given = kind_of(task.kind).kd_loss if given is None else given
-        _said_with(_field(task, name, f"{name}_options"), build, given, options)
+        _with_field(_field(task, name, f"{name}_options"), build, given, options)
     for number, match in enumerate(config.matches):
         name = match.preset if isinstance(match, MatchPreset) else match
-        # The rest takes the models' sizes.
+        # The others need the sizes of the models.
         if isinstance(name, str) and name not in MATCH_FAMILIES:
-            _said_with(f"{_field(task, 'matches')}[{number}]", resolve_matches, name)
+            _with_field(f"{_field(task, 'matches')}[{number}]", resolve_matches, name)
 
 
 def check_adaptor_paths(job: DistillJob | TrainJob) -> None:
-    """Refuse import paths of adaptors that lead nowhere."""
+    """Refuse import paths of adaptors that can't be imported."""
     given = {f"tasks[{task.name}]": task.adaptor for task in job.tasks}
     if isinstance(job, TrainJob):
         given["model"] = job.model.adaptor
@@ -86,27 +88,40 @@ def check_adaptor_paths(job: DistillJob | TrainJob) -> None:
             import_callable(adaptor, f"{section}.adaptor: adaptor")
 
 
+def check_architectures(job: DistillJob | TrainJob) -> None:
+    """Refuse classes of models that can't be imported, or aren't such classes."""
+    if isinstance(job, TrainJob):
+        student, what = job.model, "model"
+    else:
+        student, what = job.student, "student"
+        tasks = {task.name: task for task in job.tasks}
+        for teacher in job.hosts().values():
+            field = f"teachers[{teacher.name}].architecture"
+            # Registers the configurations of the user's models, before one is read.
+            kind_of(tasks[teacher.task].kind, teacher.architecture, field)
+    for task in job.tasks:
+        kind_of(task.kind, student.architecture, f"{what}.architecture")
+
+
 def _field(task: Task, *names: str) -> str:
-    """Return where the first of the names stands: with the task, if that says any of them."""
+    """Return the field of the first name: the task's, if the task sets any of them."""
     own = task.distillation is not None and not task.distillation.model_fields_set.isdisjoint(names)
     return f"{f'tasks[{task.name}].' if own else ''}distillation.{names[0]}"
 
 
-def _said_with(field: str, build: Callable[..., object], *given: Any) -> None:
+def _with_field(field: str, build: Callable[..., object], *given: Any) -> None:
     try:
         build(*given)
     except ConfigError as error:
         raise ConfigError(f"{field}: {error}") from error
 
 
-# Whether student, teachers, data and objective fit each other; nothing here loads weights.
-
-_log = logging.getLogger(__name__)
+# Student, teachers, data and objective against each other.
 
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What the folder of a model tells without its weights."""
+    """What the files of a model tell without its weights."""
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -116,7 +131,7 @@ def check_augmentation(task: Task) -> None:
     """Refuse changed copies of rows that can't be changed."""
     if task.augmentation is not None and not kind_of(task.kind).augments:
         raise ConfigError(
-            f"tasks[{task.name}].augmentation: expected a kind of task whose rows may be changed "
+            f"tasks[{task.name}].augmentation: expected a task type whose rows may be changed "
             f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
             f"{task.kind!r}; leave the augmentation out"
         )
@@ -130,7 +145,7 @@ def check_columns(task: Task, teachers: Sequence[Teacher]) -> None:
         what = f"teachers[{teacher.name}].logits"
         if not kind_of(task.kind).takes_column:
             raise ConfigError(
-                f"{what}: expected a teacher of a kind of task whose logits are those of rows or "
+                f"{what}: expected a teacher of a task type whose logits are those of rows or "
                 f"words ({', '.join(name for name, kind in KINDS.items() if kind.takes_column)}), "
                 f"got one of {task.kind!r}; give it a `model`"
             )
@@ -294,7 +309,7 @@ def _check_shared(
 def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, data: TaskData) -> None:
     if data.kind.needs_offsets and not tokenizer.is_fast:
         raise ConfigError(
-            f"{what}: expected a fast tokenizer, which says what each token is of the text, as "
+            f"{what}: expected a fast tokenizer, which finds each token in the text, as "
             f"{data.task.kind} needs, got {type(tokenizer).__name__}"
         )
 
@@ -327,30 +342,12 @@ def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -
     if most is None and trained is not None and task.max_length > trained:
         _log.warning(
             "tasks[%s].max_length: %d tokens are more than the %d that the model of %s was made "
-            "for (max_position_embeddings); its positions need no data, so it reads them",
+            "for (max_position_embeddings); its positions need no table, so it reads them",
             task.name,
             task.max_length,
             trained,
             what,
         )
-
-
-# The matches of a job's tasks against the models that they compare, without weights.
-
-
-def check_architectures(job: DistillJob | TrainJob) -> None:
-    """Refuse classes of models that lead nowhere."""
-    if isinstance(job, TrainJob):
-        student, what = job.model, "model"
-    else:
-        student, what = job.student, "student"
-        tasks = {task.name: task for task in job.tasks}
-        for teacher in job.hosts().values():
-            field = f"teachers[{teacher.name}].architecture"
-            # Registers the configurations of the user's models, before one is read.
-            kind_of(tasks[teacher.task].kind, teacher.architecture, field)
-    for task in job.tasks:
-        kind_of(task.kind, student.architecture, f"{what}.architecture")
 
 
 def task_matches(
