@@ -1,7 +1,8 @@
-"""Errors of raybrew, and import paths as users write them."""
+"""Errors of raybrew, events of faults, and import paths as users write them."""
 
 import importlib
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 # Every error that raybrew raises on purpose.
@@ -48,6 +49,35 @@ class TrainingError(RaybrewError):
 
 class CheckpointError(RaybrewError):
     """A checkpoint can't be written, or can't be read back."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The run was stopped by SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that a run recovered from, or another turn that it took.
+
+    Args:
+        fault: its kind, a few words, such as `rank died`.
+        who: what it happened to, such as `rank 1` or `teacher 'a', replica 0`.
+        what: what happened, and what was done.
+        lost_s: time that it cost, seconds; None where nothing waited.
+        lost_steps: optimizer steps that were taken again.
+        is_fault: False for what goes as it should, such as a teacher that leaves.
+    """
+
+    fault: str
+    who: str
+    what: str
+    lost_s: float | None = None
+    lost_steps: int = 0
+    is_fault: bool = True
+
+    def message(self) -> dict[str, Any]:
+        """Return it as a message to the driver, see `raybrew.runs.events`."""
+        return {"kind": "event", "event": asdict(self)}
 
 
 # Functions of the user's, by import path, so that a file can name them and workers find them.

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 import typer
 
-from raybrew.errors import RaybrewError
-from raybrew.runs.interrupts import Terminated
+from raybrew.errors import RaybrewError, Terminated
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 

@@ -1,7 +1,4 @@
-"""The Ray cluster of a run: the one that exists, or one of its own.
-
-What it has, and what a job asks of it.
-"""
+"""The Ray cluster of a run: the one that exists, or one of its own; what a job asks of it."""
 
 import contextlib
 import difflib
@@ -10,7 +7,9 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +17,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import grpc
 import ray
-from ray._private import ray_constants
-from ray._private.internal_api import get_memory_info_reply, get_state_from_address
-from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
 from raybrew.config.paths import try_to_write
-from raybrew.errors import ConfigError, RaybrewError
+from raybrew.errors import ConfigError, RaybrewError, Terminated
 from raybrew.models.devices import check_device, device_for
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.ray_config import check_ray_arguments
+from raybrew.training.ray_private import bootstrap_address, loopback_only, worker_resources
 
 if TYPE_CHECKING:  # slow to import, and needed by sweeps alone
     from ray import tune
-
 
 Resources = Mapping[str, float]
 
@@ -50,8 +45,6 @@ CONNECT_S = 10.0
 RETRY_S = 0.5
 PROBE_S = 120.0
 """How long a GPU that something else is using is waited for before it is checked."""
-STATS_S = 10.0
-"""How long a node may take to say what its object store did."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,23 +64,20 @@ def ray_session() -> Iterator[None]:
     # Bars and results are the run's output; Ray's own lines stay in its log files.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    reachable = ray_constants.ENABLE_RAY_CLUSTER
-    if not check_ray_address():
+    exists = check_ray_address()
+    if not exists:
         _token_without_home()
-        # No other node joins it, so it has the loopback address, as Ray itself does on Windows and
-        # macOS. Otherwise its dashboard's metrics listen to the network, whatever `dashboard_host`
-        # says.
-        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(
-            logging_level=logging.ERROR,
-            log_to_driver="RAY_LOG_TO_DRIVER" in os.environ and ray_constants.RAY_LOG_TO_DRIVER,
-            include_dashboard=False,
-            dashboard_host="127.0.0.1",
-            namespace="raybrew",
-        )
-    # Of a node that isn't up in time, Ray raises a plain Exception, of a socket or of gRPC others.
-    # Not tried again here: what was started of it stays until this process ends.
+        with contextlib.nullcontext() if exists else loopback_only():
+            ray.init(
+                logging_level=logging.ERROR,
+                log_to_driver=os.environ.get("RAY_LOG_TO_DRIVER", "").lower() in ("1", "true"),
+                include_dashboard=False,
+                dashboard_host="127.0.0.1",
+                namespace="raybrew",
+            )
+    # Ray raises a plain Exception for a node that isn't up in time, others for sockets and gRPC.
+    # Not tried again here: what it started stays until this process ends.
     except Exception as error:
         raise ConfigError(
             f"Ray: it can't be reached or started: {error}. A cluster is reached by RAY_ADDRESS "
@@ -95,31 +85,57 @@ def ray_session() -> Iterator[None]:
             "its files in RAY_TMPDIR or the folder for temporary files, whose path must be short. "
             "Where it timed out on a busy machine, run the same again"
         ) from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = reachable
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def check_ray_address() -> bool:
-    """Find out whether the cluster that is to be used answers at all, which Ray tries for minutes.
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Turn SIGTERM into the interrupt of Ctrl-C, on which Ray Train and everything else ends.
 
-    Returns:
-        False where Ray is to be started here; there is nothing to find out then.
+    On another thread than the main one, which alone can handle signals, it does nothing.
 
     Raises:
-        ConfigError: its address is none, or nothing answers there within `CONNECT_S`.
+        Terminated: in place of the KeyboardInterrupt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def interrupt(number: int, frame: Any) -> None:
+        nonlocal came
+        came = True
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if came and not isinstance(error, Terminated):
+            raise Terminated from error
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_ray_address() -> bool:
+    """Check that the cluster that is to be used answers at all, which Ray tries for minutes.
+
+    Returns:
+        False where Ray is to be started here, so that there is nothing to check.
+
+    Raises:
+        ConfigError: its address is invalid, or nothing answers there within `CONNECT_S`.
     """
     if ray.is_initialized():
         return True
     given = os.environ.get("RAY_ADDRESS", "")
     try:
         # Also the cluster that `ray start` has left a note of.
-        address: Any = given or None
-        bare = given.partition("://")[2] or canonicalize_bootstrap_address(address)
-        parts = urlsplit(f"//{bare or ''}")
+        parts = urlsplit(f"//{given.partition('://')[2] or bootstrap_address(given or None) or ''}")
         host, port = parts.hostname, parts.port
     except (ValueError, OSError) as error:
         raise ConfigError(
@@ -128,13 +144,13 @@ def check_ray_address() -> bool:
         ) from error
     if host is None:
         return False
-    if port is None:  # of a scheme to which Ray knows it
+    if port is None:  # Ray knows it from the scheme
         return True
     seconds = _connect_seconds()
     if refused := _refused(host, port, seconds):
-        said = f"RAY_ADDRESS={given}" if given else "the last `ray start` on this machine"
+        source = f"RAY_ADDRESS={given}" if given else "the last `ray start` on this machine"
         raise ConfigError(
-            f"Ray: expected a cluster at {host}:{port} ({said}), got no answer in {seconds:g} s: "
+            f"Ray: expected a cluster at {host}:{port} ({source}), got no answer in {seconds:g} s: "
             f"{refused}. Start it, correct RAY_ADDRESS, set RAY_ADDRESS=local for a Ray of the "
             "run's own, or wait for longer by RAYBREW_RAY_CONNECT_S"
         )
@@ -179,45 +195,29 @@ def _connect_seconds() -> float:
     return seconds
 
 
-def spilled_objects() -> int | None:
-    """Return how many objects the cluster's object stores have put on disk, ever.
-
-    None if no node says so within `STATS_S`.
-    """
-    # Ray tells it to its dashboard and to `ray memory`; this is what the latter asks.
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    try:
-        told = get_memory_info_reply(state, timeout_seconds=STATS_S)
-    except grpc.RpcError as error:
-        logger.info("no node says what its object store has put on disk: %s", error)
-        return None
-    return int(told.store_stats.spilled_objects_total)
-
-
 def default_teacher_resources() -> dict[str, float]:
-    """Return the resources of a teacher's replica whose job says nothing of them."""
+    """Return the resources of a teacher's replica where the job names none."""
     gpus = any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
     return {"CPU": 1.0, "GPU": 1.0} if gpus else {"CPU": 1.0}
 
 
 def check_devices(teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig) -> None:
-    """Have PyTorch use a GPU with the resources of each who asks for one, where Ray puts them.
+    """Check that PyTorch can use the GPUs that teachers and workers ask for, where Ray puts them.
 
-    Before any model is loaded. Replicas and workers look again: nodes may differ.
+    Before any model is loaded. Replicas and workers check it again: nodes may differ.
 
     Args:
         teachers: name and resources of each replica.
         scaling: the student's workers, Ray Train's own.
 
     Raises:
-        ConfigError: PyTorch can't use it; says who asked for it, and what to change.
+        ConfigError: PyTorch can't use one; names what asks for it, and what to change.
     """
     probes: dict[str, tuple[Resources, str]] = {
         f"teacher {name!r}": (need, f"teachers[{name}].resources to {{CPU: 1}}")
         for name, need in teachers
     }
-    worker: Any = scaling._resources_per_worker_not_none
-    probes["a student worker"] = (worker, "scaling.use_gpu to false")
+    probes["a student worker"] = (worker_resources(scaling), "scaling.use_gpu to false")
     remote: Any = ray.remote(_probe)
     running = [
         remote.options(
@@ -232,7 +232,7 @@ def check_devices(teachers: Sequence[tuple[str, Resources]], scaling: ScalingCon
         return
     done, late = ray.wait(running, num_returns=len(running), timeout=PROBE_S)
     for each in late:
-        logger.warning("a GPU that was asked for is in use after %.0f s: not checked", PROBE_S)
+        logger.warning("a GPU is still in use after %.0f s: not checked", PROBE_S)
         ray.cancel(each)
     try:
         ray.get(done)
@@ -249,7 +249,7 @@ def _probe(who: str, setting: str) -> None:
 def check_resources(
     teachers: Sequence[tuple[str, Resources]], scaling: ScalingConfig, *, together: bool
 ) -> None:
-    """Refuse what the cluster can't hold, before anything waits for it.
+    """Refuse a job that the cluster can't hold, before anything waits for resources.
 
     Args:
         teachers: name and resources of each replica.
@@ -257,24 +257,24 @@ def check_resources(
         together: whether teachers and workers run at the same time.
 
     Raises:
-        ConfigError: says what is asked for, by whom, and what the cluster has.
+        ConfigError: names what is needed, for what, and what the cluster has.
     """
-    worker: dict[str, Any] = dict(scaling._resources_per_worker_not_none)
-    askers = [(f"teacher {name!r}", dict(need)) for name, need in teachers]
-    askers += [("a student worker", worker)] * scaling.min_workers
+    worker = worker_resources(scaling)
+    needs = [(f"teacher {name!r}", dict(need)) for name, need in teachers]
+    needs += [("a student worker", worker)] * scaling.min_workers
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for who, need in askers:
+    for who, need in needs:
         if not any(all(node.get(k, 0) >= v for k, v in need.items()) for node in nodes):
             raise ConfigError(
-                f"resources: {who} needs {_say(need)} on one node; the cluster's nodes have "
-                f"{'; '.join(_say(_own(node)) for node in nodes)}. Ask for less (resources of "
+                f"resources: {who} needs {_text(need)} on one node; the cluster's nodes have "
+                f"{'; '.join(_text(_own(node)) for node in nodes)}. Ask for less (resources of "
                 "teachers, resources_per_worker and use_gpu of scaling), or use a larger cluster"
             )
-    asked_by_teachers = _sum([dict(need) for _, need in teachers])
-    asked_by_workers = _sum([worker] * scaling.min_workers)
+    of_teachers = _sum([need for _, need in teachers])
+    of_workers = _sum([worker] * scaling.min_workers)
     has = _sum(nodes)
-    for name in sorted({*asked_by_teachers, *asked_by_workers}):
-        parts = asked_by_teachers.get(name, 0), asked_by_workers.get(name, 0)
+    for name in sorted({*of_teachers, *of_workers}):
+        parts = of_teachers.get(name, 0), of_workers.get(name, 0)
         need = sum(parts) if together else max(parts)
         if need > has.get(name, 0) + 1e-9:
             raise ConfigError(
@@ -299,7 +299,7 @@ def _own(node: Resources) -> dict[str, float]:
     return {"GPU": 0.0} | {k: v for k, v in node.items() if not k.startswith(hidden)}
 
 
-def _say(resources: Resources) -> str:
+def _text(resources: Resources) -> str:
     return ", ".join(f"{value:g} {name}" for name, value in sorted(resources.items())) or "nothing"
 
 

@@ -1,6 +1,14 @@
-"""Faults that a run recovered from.
+"""Faults that a run recovered from: their log, what they cost, and how they reach the driver.
 
-The log, what they cost, and the channel by which they reach the driver.
+    rank 0, an actor ──put──► EventChannel (actor) ◄──take── EventSubscriber (thread on the driver)
+                                                                   └──► events.jsonl, tracker, bars
+
+    events.jsonl   {"time": …, "fault": "rank died", "who": "rank 1", "what": "…",
+                    "lost_s": 6.1, "lost_steps": 3}
+
+One JSON object a line, written as it happens, so that it is there whatever comes next. Events, and
+the losses and steps of a run, are messages to the driver, which has the tracker with its files and
+credentials; workers never see them.
 """
 
 import json
@@ -8,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,49 +24,18 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raybrew.data.files import to_json
-from raybrew.errors import RaybrewError
-
-# What a run survived: faults of the cluster, what was done about them, and what they cost.
-#
-#     events.jsonl   {"time": …, "fault": "rank died", "who": "rank 1", "what": "…",
-#                     "lost_s": 6.1, "lost_steps": 3}
-#
-# One JSON object a line, written as it happens, so that it is there whatever comes next. Who sees a
-# fault makes an `Event`: on the driver `Run.survived` takes it, from an actor or a rank it travels
-# through the channel as `event_message`.
+from raybrew.errors import Event, RaybrewError
 
 logger = logging.getLogger(__name__)
 
 EVENTS = "events.jsonl"
+POLL_S = 0.3
 
-
-@dataclass(frozen=True)
-class Event:
-    """A fault that a run survived, or another turn that it took.
-
-    Args:
-        fault: its kind, a few words, such as `rank died`.
-        who: what it befell, such as `rank 1` or `teacher 'a', replica 0`.
-        what: what happened, and what was done.
-        lost_s: time that it cost, seconds; None where nobody waited.
-        lost_steps: optimizer steps that were taken again.
-        is_fault: False for what goes as it should, such as a teacher that leaves.
-    """
-
-    fault: str
-    who: str
-    what: str
-    lost_s: float | None = None
-    lost_steps: int = 0
-    is_fault: bool = True
-
-
-def event_message(event: Event) -> dict[str, Any]:
-    """Return an event as a message for the channel."""
-    return {"kind": "event", "event": asdict(event)}
+Message = dict[str, Any]
 
 
 class EventLog:
@@ -70,14 +47,14 @@ class EventLog:
     def add(self, event: Event) -> None:
         """Record an event."""
         if event.is_fault:
-            logger.warning("survived: %s (%s): %s", event.fault, event.who, event.what)
+            logger.warning("recovered: %s (%s): %s", event.fault, event.who, event.what)
         else:
             logger.info("%s (%s): %s", event.fault, event.who, event.what)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(to_json({"time": time.time(), **asdict(event)}) + "\n")
 
     def all(self) -> list[dict[str, Any]]:
-        """Return the faults that the run survived so far, also before it was resumed."""
+        """Return the faults that the run recovered from so far, also before it was resumed."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
@@ -87,7 +64,7 @@ class EventLog:
 
 
 class Recovery:
-    """Makes events of faults that training starts again after: what was lost is known only then.
+    """Makes events of faults after which training starts again: only then their cost is known.
 
     Times are seconds of any one clock.
     """
@@ -98,11 +75,11 @@ class Recovery:
         self._workers = 0
 
     def progress(self, step: int, now: float) -> None:
-        """Take note of how far training is."""
+        """Note how far training is."""
         self._last = (step, now)
 
     def fault(self, message: Mapping[str, Any]) -> None:
-        """Take note of a fault: `fault`, `who`, `what`."""
+        """Note a fault: `fault`, `who`, `what`."""
         self._faults.append((message["fault"], message["who"], message["what"]))
 
     def began(self, step: int, workers: int, now: float) -> list[Event]:
@@ -133,28 +110,17 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-# How a student's rank 0 tells the driver what happens: an actor that holds messages for a moment.
-#
-#     rank 0 ──put──► Mailbox (actor) ◄──take── Follower (thread on the driver) ──► tracker, bars
-#
-# The tracker lives on the driver, with its files and its credentials; workers never see them.
-# Only scalars and steps travel this way.
-
-Message = dict[str, Any]
-POLL_S = 0.3
-
-
 class _EventChannel:
     def __init__(self):
         self._messages: list[Message] = []
-        self._group: str | None = None
+        self._group: PlacementGroup | None = None
 
     def put(self, message: Message) -> None:
         self._group = message.get("placement_group", self._group)
         self._messages.append(message)
 
-    def placement_group(self) -> str | None:
-        """Return the placement group, in hexadecimal, of the ranks that began last."""
+    def placement_group(self) -> PlacementGroup | None:
+        """Return the placement group of the ranks that started last."""
         return self._group
 
     def take(self) -> list[Message]:
@@ -163,7 +129,7 @@ class _EventChannel:
 
 
 def start_event_channel() -> ActorHandle:
-    """Start a channel beside the driver, so that it dies with no other node; it costs no CPU."""
+    """Start a channel on the driver's node, so that no other node ends it; it costs no CPU."""
     actor: Any = ray.remote(_EventChannel)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return actor.options(
@@ -182,7 +148,7 @@ class EventSubscriber:
     def __init__(self, channel: ActorHandle, on_message: Callable[[Message], None]):
         self._channel, self._on_message = channel, on_message
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="raybrew-follower", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="raybrew-events", daemon=True)
 
     def __enter__(self) -> "EventSubscriber":
         self._thread.start()
@@ -198,7 +164,7 @@ class EventSubscriber:
         self._thread.join(timeout=10)
         ray.kill(self._channel)
 
-    def _follow(self) -> None:
+    def _work(self) -> None:
         last = False
         while not last:
             # One more round after the end: what was put before it must be seen.
@@ -206,7 +172,7 @@ class EventSubscriber:
             try:
                 messages: list[Message] = ray.get(self._channel.take.remote())
             except RayError as error:
-                # It starts again; what it held is lost: bars and figures of a moment.
+                # It starts again; what it held is lost: bars and metrics of a moment.
                 logger.warning("the run's messages were lost: %s", error)
                 continue
             for message in messages:

@@ -15,11 +15,10 @@ from functools import partial
 import numpy as np
 
 from raybrew.data.encoding import EncodedView, distinct_keys
-from raybrew.errors import LabelError, LabelsLost, RaybrewError
+from raybrew.errors import Event, LabelError, LabelsLost, RaybrewError
 from raybrew.labels.contents import write_manifest
 from raybrew.labels.location import DAMAGED, label_errors
 from raybrew.labels.store import LabelStore, SignalStore
-from raybrew.runs.events import Event
 from raybrew.runs.run import Run
 from raybrew.teachers.failure import FailurePolicy
 from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool

@@ -11,7 +11,7 @@ from ray.train import FailureConfig, Result, RunConfig, ScalingConfig
 
 from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.config.job_file import absolute_plain, dump_yaml
-from raybrew.errors import ConfigError, DataError
+from raybrew.errors import ConfigError, DataError, Event
 from raybrew.evaluation.stored_teachers import Metrics
 from raybrew.runs.cluster import (
     MAX_FAILURES,
@@ -22,26 +22,22 @@ from raybrew.runs.cluster import (
     default_teacher_resources,
     ray_session,
     run_folder,
-    spilled_objects,
+    sigterm_as_interrupt,
 )
-from raybrew.runs.events import (
-    Event,
-    EventLog,
-    EventSubscriber,
-    Message,
-    Recovery,
-    start_event_channel,
-)
-from raybrew.runs.interrupts import sigterm_as_interrupt
+from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery, start_event_channel
 from raybrew.runs.report import RunResult, render_report
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.tracking import Tracker
-from raybrew.teachers.client import PoolAddress
+from raybrew.teachers.router_actor import PoolAddress
 from raybrew.training.callbacks import Bars
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.job import ResolvedJob
+from raybrew.training.ray_private import spilled_objects
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import STUDENT
+
+STATS_S = 10.0
+"""How long a node may take to report what its object store did."""
 
 
 class Run:
@@ -154,7 +150,7 @@ class Run:
                 on_lost=lambda what: self.record(Event("W&B lost", "tracking", what)),
             )
         )
-        self._spilled = spilled_objects()
+        self._spilled = spilled_objects(STATS_S)
 
     def fit(
         self,
@@ -236,7 +232,7 @@ class Run:
         self._recovery.fault({"fault": fault, "who": who, "what": what})
 
     def _record_spilling(self) -> None:
-        spilled = spilled_objects()
+        spilled = spilled_objects(STATS_S)
         if spilled is not None and self._spilled is not None and spilled > self._spilled:
             count = spilled - self._spilled
             what = f"{count} objects went to disk and came back as they were needed"

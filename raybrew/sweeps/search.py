@@ -20,8 +20,8 @@ from ray.tune import Callback, CheckpointConfig, ExperimentAnalysis
 from ray.tune.experiment import Trial
 
 from raybrew.config import TrackingConfig
-from raybrew.errors import ConfigError, RaybrewError
-from raybrew.runs.events import Event, EventLog, EventSubscriber, Message, start_event_channel
+from raybrew.errors import ConfigError, Event, RaybrewError
+from raybrew.runs.events import EventLog, EventSubscriber, Message, start_event_channel
 from raybrew.runs.tracking import Tracker
 from raybrew.sweeps.prepare import TrialContext
 from raybrew.sweeps.results import TrialRow
@@ -30,6 +30,7 @@ from raybrew.sweeps.space import JobSpace
 from raybrew.sweeps.trial import CHECKPOINTS, StudentTrial, train_with_workers
 from raybrew.training.callbacks import Bars
 from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.ray_private import worker_resources
 
 # Who follows the trials: a tracker each, on the driver, and one bar for all of them.
 #
@@ -350,7 +351,7 @@ class Search:
         return self.scaling.min_workers == 1
 
     def _trainable(self, channel: ActorHandle) -> Any:
-        worker: dict[str, Any] = dict(self.scaling._resources_per_worker_not_none)
+        worker = worker_resources(self.scaling)
         if self._in_one_process:
             worker = worker if any(worker.values()) else NEXT_TO_NOTHING
             with_brief = tune.with_parameters(

@@ -32,6 +32,7 @@ from raybrew.errors import ConfigError
 from raybrew.runs.cluster import build_ray_object
 from raybrew.runs.resolve import check_names
 from raybrew.sweeps.space import JobSpace, Range, domain_from, range_of, text_of
+from raybrew.training.ray_private import worker_resources
 
 # What Tune's settings, schedulers and searchers take: values that they would stumble over later.
 #
@@ -439,7 +440,7 @@ def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
     """
     if scaling.min_workers == 1:
         return config.max_concurrent_trials
-    worker: Any = scaling._resources_per_worker_not_none
+    worker = worker_resources(scaling)
     has = ray.cluster_resources()
     fits = [
         math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)

@@ -12,8 +12,9 @@ from ray.actor import ActorHandle
 from ray.train import RunConfig, ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from raybrew.errors import Event
 from raybrew.models.devices import check_device, device_for
-from raybrew.runs.events import Event, EventSubscriber, Message, event_message, start_event_channel
+from raybrew.runs.events import EventSubscriber, Message, start_event_channel
 from raybrew.runs.resolve import MetadataCache
 from raybrew.sweeps.prepare import TrialContext
 from raybrew.training.build import build_training
@@ -123,7 +124,7 @@ class _TrialHooks:
         return False
 
     def survived(self, event: Event) -> None:
-        self._put(event_message(event))
+        self._put(event.message())
 
     def _put(self, message: Message) -> ray.ObjectRef:
         return self._channel.put.remote({**message, "trial": self._trial})

@@ -17,8 +17,7 @@ from rich.table import Column
 from torch import Tensor, nn
 
 from raybrew.config import TrainingConfig
-from raybrew.errors import ConfigError, import_callable
-from raybrew.runs.events import Event
+from raybrew.errors import ConfigError, Event, import_callable
 from raybrew.training.snapshot import Snapshot
 from raybrew.training.step import MicroBatch, StepBatch
 

@@ -12,12 +12,12 @@ from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import UserCallback
 
 from raybrew.errors import RaybrewError
-from raybrew.runs.events import Message
+from raybrew.training.ray_private import root_error
 
 DEATHS = (RayActorError, OutOfMemoryError)
 
 
-def fault_message(fault: str, who: str, what: str) -> Message:
+def fault_message(fault: str, who: str, what: str) -> dict[str, Any]:
     """Return a message of a fault, whose cost is known when training starts again."""
     return {"kind": "fault", "fault": fault, "who": who, "what": what}
 
@@ -30,7 +30,7 @@ class FaultCallback(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Tell of each rank; see Ray Train's `UserCallback`."""
-        raised = {rank: _root(error) for rank, error in sorted(worker_exceptions.items())}
+        raised = {rank: root_error(error) for rank, error in sorted(worker_exceptions.items())}
         for error in raised.values():
             if isinstance(error, RaybrewError):
                 # It would come again: raised here, it ends the run whatever FailureConfig allows.
@@ -40,10 +40,3 @@ class FaultCallback(UserCallback):
             fault = "rank died" if isinstance(error, DEATHS) else "rank failed"
             lines = str(error).strip().splitlines() or [type(error).__name__]
             self._channel.put.remote(fault_message(fault, f"rank {rank}", lines[0]))
-
-
-def _root(error: Exception) -> Exception:
-    """Return what Ray Train wrapped: what a rank raised, or why it can't be reached."""
-    for name in ("_base_exc", "health_check_failure"):
-        error = getattr(error, name, error)
-    return error

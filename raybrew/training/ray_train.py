@@ -13,7 +13,6 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray._raylet import PlacementGroupID  # pyright: ignore[reportAttributeAccessIssue]
 from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError
@@ -24,10 +23,9 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from raybrew.errors import RaybrewError, TrainingError
+from raybrew.errors import Event, RaybrewError, TrainingError
 from raybrew.labels.source import TeacherClient
 from raybrew.models.devices import check_device
-from raybrew.runs.events import Event, Message, event_message
 from raybrew.teachers.client import PoolAddress, PoolClient
 from raybrew.teachers.local import CombinedClient, LocalClient
 from raybrew.training.build import build_training, check_class_orders, ddp_options
@@ -36,6 +34,7 @@ from raybrew.training.checkpoints import Checkpoints, CheckpointWriter
 from raybrew.training.faults import FaultCallback, fault_message
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
+from raybrew.training.ray_private import root_error
 from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
@@ -183,11 +182,11 @@ def _fit(trainer: TorchTrainer, channel: ActorHandle, checkpoints: Checkpoints) 
             ray.get(channel.put.remote(fault_message("controller died", "Ray Train", what)))
 
 
-def _give_back(group: str | None) -> None:
+def _give_back(group: PlacementGroup | None) -> None:
     # Ray Train's own cleaner finds a dead controller by the dashboard, which may not be there;
     # without it the new ranks would wait for the old ones' resources for ever.
     if group is not None:
-        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+        remove_placement_group(group)
 
 
 def _fit_once(trainer: TorchTrainer) -> ray.train.Result:
@@ -208,7 +207,7 @@ def _cause(error: TrainingFailedError) -> Exception:
     # Ours, as it was raised on the rank: its message is all that a user needs.
     failures = getattr(error, "worker_failures", {})
     for failure in [*failures.values(), getattr(error, "controller_failure", None)]:
-        raised = getattr(failure, "_base_exc", failure)
+        raised = None if failure is None else root_error(failure)
         if isinstance(raised, RaybrewError):
             return raised
     return error
@@ -259,7 +258,7 @@ def _resume(
 
 
 def _put_event(channel: ActorHandle, event: Event) -> None:
-    ray.get(channel.put.remote(event_message(event)))
+    ray.get(channel.put.remote(event.message()))
 
 
 class _RayHooks:
@@ -276,7 +275,7 @@ class _RayHooks:
                 "step": step,
                 "num_steps": num_steps,
                 "workers": self._world.size,
-                "placement_group": None if group is None else group.id.hex(),
+                "placement_group": group,
             }
         )
 
@@ -316,7 +315,7 @@ class _RayHooks:
         return True
 
     def survived(self, event: Event) -> None:
-        self._put(event_message(event))
+        self._put(event.message())
 
-    def _put(self, message: Message) -> ray.ObjectRef:
+    def _put(self, message: dict[str, Any]) -> ray.ObjectRef:
         return self._channel.put.remote(message)

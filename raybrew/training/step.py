@@ -18,12 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raybrew.config import TrainingConfig
-from raybrew.errors import TrainingError
+from raybrew.errors import Event, TrainingError
 from raybrew.models.devices import device_fault
 from raybrew.models.pretrained import first_line
 from raybrew.objective import Objective, SoftLabels, TrainProgress
 from raybrew.objective.balancing import Balancer, TaskGradients
-from raybrew.runs.events import Event
 from raybrew.training.module import StudentModuleOutput
 from raybrew.training.optimization import AUTOCAST
 from raybrew.training.snapshot import TrainerState

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from raybrew.data.files import to_json
-from raybrew.runs.events import Event, EventLog
+from raybrew.errors import Event
+from raybrew.runs.events import EventLog
 from raybrew.runs.folder import RunFolder
 
 PLACE = Path(__file__).resolve().parents[1]

@@ -63,7 +63,7 @@ def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
 
 def survived(caplog: pytest.LogCaptureFixture) -> list[str]:
     messages = [record.getMessage() for record in caplog.records]
-    return [message for message in messages if message.startswith("survived: ")]
+    return [message for message in messages if message.startswith("recovered: ")]
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +187,7 @@ def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
     assert_same(result, undisturbed)
     # A process that is dying may answer once more after it was thought lost.
     assert result.labels["losses"] >= 2
-    assert "survived: teacher down (teacher 'a'" in done.stderr
+    assert "recovered: teacher down (teacher 'a'" in done.stderr
     down = [event["lost_s"] for event in result.survived if event["fault"] == "teacher down"]
     print(f"the node of all replicas killed: {sum(down)} s, 0 steps")
 

@@ -3,7 +3,8 @@ import logging
 from typing import Any
 
 import raybrew.runs.events
-from raybrew.runs.events import Event, EventLog, EventSubscriber, Message, Recovery, event_message
+from raybrew.errors import Event
+from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery
 
 # The log of what a run survived.
 
@@ -24,7 +25,7 @@ def test_events_are_a_line_each_and_a_warning_and_outlive_a_torn_line(tmp_path, 
         "lost_s": 1.5,
         "lost_steps": 0,
     }
-    assert Event(**json.loads(json.dumps(event_message(event)["event"]))) == event
+    assert Event(**json.loads(json.dumps(event.message()["event"]))) == event
 
 
 def fault(who: str) -> dict[str, str]:

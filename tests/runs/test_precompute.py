@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 import raybrew as rb
-from raybrew.errors import LabelsLost
+from raybrew.errors import Event, LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.labels.store import SignalStore
-from raybrew.runs.events import Event
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run

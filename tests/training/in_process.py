@@ -7,8 +7,8 @@ from pathlib import Path
 import raybrew as rb
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
+from raybrew.errors import Event
 from raybrew.labels.remote import StoreSpec
-from raybrew.runs.events import Event
 from raybrew.runs.resolve import resolve_job
 from raybrew.teachers.replica import Replica
 from raybrew.training.build import build_training
