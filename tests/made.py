@@ -13,6 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 import raybrew as rb
+from raybrew.data.split import Padding
+from raybrew.teachers.teacher import ResolvedTeacher
 
 WORDS = [f"w{n}" for n in range(40)]
 CLASSES = ("down", "level", "up")
@@ -134,6 +136,34 @@ def make_nameless(folder: Path, names: tuple[str, ...]) -> tuple[str, Dataset]:
     assert np.bincount(logits.argmax(1)).min() > 10
     labels = [names[n] for n in logits.argmax(1)]
     return path, Dataset.from_dict({"text": texts, "label": labels, "logits": logits.tolist()})
+
+
+def made_teacher(
+    name: str,
+    model: str,
+    fingerprint: str,
+    kind: str,
+    dtype: str,
+    batch_tokens: int | None,
+    padding: Padding,
+    num_threads: int,
+    **changes: Any,
+) -> ResolvedTeacher:
+    """Return a teacher as a process hosts it; `changes` are fields of it or of its section."""
+    section = {name: changes.pop(name) for name in set(changes) & set(rb.Teacher.model_fields)}
+    adaptor = section.pop("adaptor", None)
+    section |= {"dtype": dtype, "batch_tokens": batch_tokens}
+    return ResolvedTeacher(
+        config=rb.Teacher(name=name, task="t", model=model).model_copy(update=section),
+        kind=kind,
+        fingerprint=fingerprint,
+        signals=(),
+        model=model,
+        padding=padding,
+        num_threads=num_threads,
+        adaptor=adaptor,
+        **changes,
+    )
 
 
 def make_job(models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJob:

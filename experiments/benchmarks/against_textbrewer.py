@@ -112,8 +112,7 @@ class Theirs:
         split = preparation.tasks[0].split("train")
         self._batches = lambda: _Batches(split, training.sequence)
         load: Any = AutoModelForSequenceClassification.from_pretrained
-        specs = [each.spec for each in preparation.teachers if each.spec is not None]
-        self._teachers = [load(spec.model).eval() for spec in specs]
+        self._teachers = [load(each.model).eval() for each in preparation.teachers]
 
     def train(self, *, caching: bool) -> tuple[float, nn.Module]:
         """Train a copy of the student; return the seconds that it took, and the copy."""

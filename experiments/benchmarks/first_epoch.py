@@ -37,7 +37,7 @@ def measured(setting: Setting, rounds: int) -> Record:
     job = setting.job("store", num_epochs=1)
     preparation = setting.prepared(job)
     split = preparation.tasks[0].split("train")
-    teachers = [ModelTeacher(each.spec) for each in preparation.teachers if each.spec is not None]
+    teachers = [ModelTeacher(each) for each in preparation.teachers]
     signals = preparation.teachers[0].signals
 
     def apart() -> float:

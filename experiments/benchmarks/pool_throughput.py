@@ -26,7 +26,8 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.teachers.client import PoolAddress, PoolClient
 from raybrew.teachers.pool import Deployment, TeacherPool
-from raybrew.teachers.teacher import TeacherSpec
+from raybrew.teachers.teacher import ResolvedTeacher
+from tests.made import made_teacher
 
 RANKS, REQUESTS, ROWS, LENGTH = 8, 8, 32, 16
 ROWS_PER_FORWARD = 16
@@ -68,7 +69,7 @@ class Rank:
         return rows + sum(len(each.result()[SIGNALS[0].name]) for each in asked)
 
 
-def spec_of(folder: Path) -> TeacherSpec:
+def spec_of(folder: Path) -> ResolvedTeacher:
     config = BertConfig(
         vocab_size=100,
         hidden_size=16,
@@ -78,7 +79,7 @@ def spec_of(folder: Path) -> TeacherSpec:
         max_position_embeddings=LENGTH,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    return TeacherSpec(
+    return made_teacher(
         name="t",
         model=str(folder),
         fingerprint="sleepy",

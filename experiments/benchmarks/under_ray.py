@@ -43,7 +43,7 @@ def measured(setting: Setting, warm_epochs: int, rounds: int) -> list[Record]:
     first, warm = (setting.job("store", num_epochs=epochs) for epochs in (1, warm_epochs))
     preparation = setting.prepared(first)
     split = preparation.tasks[0].split("train")
-    teachers = [ModelTeacher(each.spec) for each in preparation.teachers if each.spec is not None]
+    teachers = [ModelTeacher(each) for each in preparation.teachers]
     signals = preparation.teachers[0].signals
 
     def labelled() -> torch.Tensor:

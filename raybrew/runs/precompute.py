@@ -59,7 +59,7 @@ class Precompute:
         self._hosted = [
             teacher
             for teacher in job.teachers
-            if teacher.spec is not None and not (in_workers and teacher.worker_spec)
+            if teacher.model is not None and not (in_workers and teacher.in_worker)
         ]
         self._labels = LabelStore(job.store)
         self.teachers: dict[str, dict[str, float]] = {}
@@ -114,7 +114,7 @@ class Precompute:
             yield None
             return
         for teacher in self._job.teachers:
-            if teacher.spec is not None:
+            if teacher.model is not None:
                 write_manifest(
                     self._labels.location,
                     teacher.fingerprint,
@@ -349,10 +349,9 @@ def _are_stored(stores: Sequence[SignalStore], keys: np.ndarray) -> np.ndarray:
 
 
 def _deployment(teacher: ResolvedTeacher) -> Deployment:
-    assert teacher.spec is not None, "only models are hosted"
     config = teacher.config
     return Deployment(
-        teacher.spec,
+        teacher,
         teacher.signals,
         config.replicas,
         dict(teacher.resources),

@@ -52,7 +52,7 @@ from raybrew.runs.checks import (
 from raybrew.tasks import kind_of
 from raybrew.tasks.adaptors import adaptor_of
 from raybrew.tasks.task_data import TaskData, read_task_data
-from raybrew.teachers.teacher import ResolvedTeacher, TeacherSpec
+from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.callbacks import check_extensions
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.module import check_projections
@@ -214,10 +214,10 @@ def _column(teacher: Teacher, logits: Signal, rows: TaskData) -> ResolvedTeacher
     sides = [side.supplied[teacher.name] for side in (rows.train, rows.eval) if side is not None]
     return ResolvedTeacher(
         config=teacher,
-        spec=None,
+        kind=rows.task.kind,
         fingerprint=column_fingerprint(*sides),
-        view=teacher.name,
         signals=(logits,),
+        view=teacher.name,
     )
 
 
@@ -232,28 +232,18 @@ def _hosted(
     num_classes = None if rows.kind.has_labels else task.num_labels
     if num_classes is not None and num_classes < model.config.get_text_config().vocab_size:
         code += f", its first {num_classes} logits"
-    spec = TeacherSpec(
-        name=teacher.name,
-        model=str(cache.folder(teacher)),
-        fingerprint=cache.fingerprint(teacher, adaptor=code),
-        kind=rows.task.kind,
-        dtype=teacher.dtype,
-        batch_tokens=teacher.batch_tokens,
-        padding=padding,
-        num_threads=1,
-        adaptor=adaptor,
-        architecture=teacher.architecture,
-        attention=needs_attention([match.spec for match in mine]),
-        trust_remote_code=teacher.trust_remote_code,
-        num_classes=num_classes,
-    )
     return ResolvedTeacher(
         config=teacher,
-        spec=spec,
-        fingerprint=spec.fingerprint,
-        view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
+        kind=rows.task.kind,
+        fingerprint=cache.fingerprint(teacher, adaptor=code),
         # Two matches of one statistic share one signal.
         signals=tuple(dict.fromkeys([logits, *(match.signal for match in mine)])),
+        view=teacher.name if teacher.inputs == "own" else STUDENT_VIEW,
+        model=str(cache.folder(teacher)),
+        padding=padding,
+        adaptor=adaptor,
+        attention=needs_attention([match.spec for match in mine]),
+        num_classes=num_classes,
         order=order_of(model.config, rows),
         # What outputs mean is up to the adaptor.
         unnamed=adaptor is None and is_unnamed(model.config, rows),

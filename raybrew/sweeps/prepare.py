@@ -22,7 +22,7 @@ from raybrew.runs.resolve import (
 )
 from raybrew.sweeps.space import JobSpace
 from raybrew.tasks.task_data import TaskData
-from raybrew.teachers.teacher import ResolvedTeacher, TeacherSpec
+from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob
 
 # What each trial is told: the space, the encoded data, what is known of the models. No Ray.
@@ -65,7 +65,7 @@ class TrialContext:
         self.extensions.install()
         resolved, tokenizers = fit_models(job, self.data[data_key(job)], check_names(job), cache)
         resolved = resolved.encoded(self.folders[encoding_key(job, tokenizers)])
-        return resolved.with_teachers([replace(each, spec=None) for each in resolved.teachers])
+        return resolved.with_teachers([replace(each, model=None) for each in resolved.teachers])
 
 
 def data_key(job: DistillJob) -> str:
@@ -91,15 +91,9 @@ def merge_teachers(teachers: Sequence[Sequence[ResolvedTeacher]]) -> tuple[Resol
             merged[teacher.name] = replace(
                 before,
                 signals=tuple(dict.fromkeys([*before.signals, *teacher.signals])),
-                spec=_hosted_for_both(before.spec, teacher.spec),
+                attention=before.attention or teacher.attention,
             )
     return tuple(merged.values())
-
-
-def _hosted_for_both(one: TeacherSpec | None, other: TeacherSpec | None) -> TeacherSpec | None:
-    if one is None or other is None:
-        return None
-    return replace(one, attention=one.attention or other.attention)
 
 
 # What all trials of a space need, found out and made before the first of them. No Ray.

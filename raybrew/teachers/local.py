@@ -28,7 +28,7 @@ from raybrew.runs.events import Event
 from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.router import home_of
-from raybrew.teachers.teacher import TeacherSpec
+from raybrew.teachers.teacher import ResolvedTeacher
 
 _CPU = torch.device("cpu")
 
@@ -54,7 +54,7 @@ class LocalClient:
 
     def __init__(
         self,
-        teachers: Sequence[tuple[TeacherSpec, tuple[Signal, ...]]],
+        teachers: Sequence[tuple[ResolvedTeacher, tuple[Signal, ...]]],
         store: StoreSpec | str,
         num_threads: int,
         device: torch.device = _CPU,

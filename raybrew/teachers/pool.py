@@ -26,7 +26,7 @@ from raybrew.teachers.client import PoolAddress, PoolClient, raised
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.router_actor import Member, start_router
-from raybrew.teachers.teacher import TeacherSpec, batches_by_length
+from raybrew.teachers.teacher import ResolvedTeacher, batches_by_length
 
 # Labels to compute ahead of their use, as a job of the pool's.
 
@@ -81,14 +81,14 @@ class Deployment:
         policy: what is decided when they fail.
     """
 
-    spec: TeacherSpec
+    spec: ResolvedTeacher
     signals: tuple[Signal, ...]
     replicas: int
     resources: dict[str, float]
     policy: FailurePolicy = field(default_factory=FailurePolicy)
 
     @property
-    def placed(self) -> TeacherSpec:
+    def placed(self) -> ResolvedTeacher:
         """The teacher on the device, and with the threads, that its resources name."""
         return replace(
             self.spec,

@@ -21,7 +21,7 @@ from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.models.devices import device_fault, free_cached_memory
 from raybrew.models.pretrained import first_line
 from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec, batches_by_length
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher, batches_by_length
 
 # What a replica answers, and what it says of itself.
 
@@ -112,7 +112,7 @@ class Replica:
 
     def __init__(
         self,
-        spec: TeacherSpec,
+        spec: ResolvedTeacher,
         signals: tuple[Signal, ...],
         store: StoreSpec | str,
         teacher: _Answers | None = None,

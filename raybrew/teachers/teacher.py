@@ -9,7 +9,6 @@ A plain class: no Ray, no store. The answer to an example doesn't depend on who 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from raybrew.config import Teacher
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import DTYPES, Payload, Signal
-from raybrew.data.split import Padding, collate
+from raybrew.data.split import STUDENT_VIEW, Padding, collate
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.labels.logits import pack_logits
 from raybrew.matches.capture import FeatureReader, pack_features, use_eager_attention
@@ -37,74 +36,44 @@ CPU_TOKENS, GPU_TOKENS = 512, 4096
 
 
 @dataclass(frozen=True)
-class TeacherSpec:
-    """What a process needs to know to host a teacher.
-
-    Args:
-        name: the job's name of it, for messages and metrics.
-        model: folder that transformers loads.
-        fingerprint: what its labels are filed under.
-        kind: kind of its task.
-        dtype: precision that it computes in.
-        batch_tokens: most tokens of one forward, padding included; by the device if None.
-        padding: what shorter examples are filled up with.
-        num_threads: PyTorch threads.
-        adaptor: what its outputs mean; that of its kind if None.
-        architecture: the user's class of models, or its import path; transformers' if None.
-        attention: whether attention maps are asked of it.
-        extensions: what the user registered in the driver's process.
-        trust_remote_code: whether code that comes with its files may run.
-        device: that the resources of whoever hosts it name, as PyTorch writes it.
-        num_classes: how many of its logits mean something; all if None.
-    """
-
-    name: str
-    model: str
-    fingerprint: str
-    kind: str
-    dtype: str
-    batch_tokens: int | None
-    padding: Padding
-    num_threads: int
-    adaptor: Adaptor | str | None = None
-    architecture: Any = None
-    attention: bool = False
-    extensions: Extensions = field(default_factory=registered)
-    trust_remote_code: bool = False
-    device: str = "cpu"
-    num_classes: int | None = None
-
-    @property
-    def forward_tokens(self) -> int:
-        """Most tokens of one forward, padding included."""
-        if self.batch_tokens is not None:
-            return self.batch_tokens
-        return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
-
-
-@dataclass(frozen=True)
 class ResolvedTeacher:
-    """A teacher that is known to fit its task.
+    """A teacher that is known to fit its task: what every process of a run knows of it.
 
     Args:
         config: the job's section.
-        spec: what hosts it; None if no process of the run does.
+        kind: task type of its task.
         fingerprint: what its labels are filed under.
-        view: the encoded view that it reads.
         signals: what is requested of it; the first one is its logits.
+        view: the encoded view that it reads.
+        model: folder that transformers loads; None if no process of the run hosts it.
+        padding: what shorter examples are filled up with.
+        adaptor: what its outputs mean; that of its task type if None.
+        attention: whether attention maps are requested of it.
+        num_classes: how many of its logits mean something; all if None.
         order: its number of each of the task's classes; None if they are the same.
         unnamed: whether no names say which of its classes is which of the task's.
         resources: Ray resources of each replica, once the cluster is known.
+        device: that the resources of its host name, as PyTorch writes it.
+        num_threads: PyTorch threads of its host.
+        extensions: what the user registered in the driver's process.
     """
 
     config: Teacher
-    spec: TeacherSpec | None
+    kind: str
     fingerprint: str
-    view: str
     signals: tuple[Signal, ...]
+    view: str = STUDENT_VIEW
+    model: str | None = None
+    padding: Padding = field(default_factory=lambda: Padding(0))
+    adaptor: Adaptor | str | None = None
+    attention: bool = False
+    num_classes: int | None = None
     order: tuple[int, ...] | None = None
     unnamed: bool = False
     resources: Mapping[str, float] = field(default_factory=dict)
+    device: str = "cpu"
+    num_threads: int = 1
+    extensions: Extensions = field(default_factory=registered)
 
     @property
     def name(self) -> str:
@@ -117,13 +86,20 @@ class ResolvedTeacher:
         return self.config.logits is not None
 
     @property
-    def worker_spec(self) -> TeacherSpec | None:
-        """What each student worker hosts; None if the pool hosts it, or no process does."""
-        return self.spec if self.config.placement == "worker" else None
+    def in_worker(self) -> bool:
+        """Whether each student worker hosts it, and not the pool."""
+        return self.model is not None and self.config.placement == "worker"
+
+    @property
+    def forward_tokens(self) -> int:
+        """Most tokens of one forward, padding included."""
+        if self.config.batch_tokens is not None:
+            return self.config.batch_tokens
+        return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
 
     def placed(self, default: Mapping[str, float]) -> "ResolvedTeacher":
         """Return it with its resources, or these where the job doesn't name any."""
-        if self.spec is None:
+        if self.model is None:
             return self
         given = self.config.resources
         resources = dict(default if given is None else given)
@@ -165,7 +141,7 @@ def batches_by_length(
 class ModelTeacher:
     """A transformers model as a teacher."""
 
-    def __init__(self, spec: TeacherSpec):
+    def __init__(self, spec: ResolvedTeacher):
         self.spec = spec
         spec.extensions.install()
         self._device = torch.device(spec.device)
@@ -246,22 +222,23 @@ class ModelTeacher:
             "got NaN or infinity "
             f"for the example with key {view.keys[row, 0]:016x}{view.keys[row, 1]:016x} "
             f"(token ids {ids[:16].tolist()}{'…' if len(ids) > 16 else ''}); computed in "
-            f"{self.spec.dtype} and kept in {signal.dtype}: check its weights, or choose another "
-            "dtype"
+            f"{self.spec.config.dtype} and kept in {signal.dtype}: check its weights, or choose "
+            "another dtype"
         )
 
 
-def _load(spec: TeacherSpec) -> nn.Module:
+def _load(spec: ResolvedTeacher) -> nn.Module:
+    assert spec.model is not None, "only models are hosted"
     torch.set_num_threads(spec.num_threads)
     what = f"teachers[{spec.name}].model"
     try:
         # A copy in memory: the weights of a teacher at work don't change with its files.
         # Has transformers know the configuration of a user's class first.
-        kind = kind_of(spec.kind, spec.architecture)
-        config = read_config(spec.model, what, trust=spec.trust_remote_code)
+        kind = kind_of(spec.kind, spec.config.architecture)
+        config = read_config(spec.model, what, trust=spec.config.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
         set_padding_token(config, spec.padding.token_id)
-        dtype = DTYPES[spec.dtype][0]
+        dtype = DTYPES[spec.config.dtype][0]
         model, info = load_model(kind.model_class, spec.model, what, config, dtype=dtype)
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error

@@ -58,7 +58,7 @@ def host_teachers(
         world: the rank.
         on_event: called with what befalls a teacher.
     """
-    mine = [(t.worker_spec, t.signals) for t in job.teachers if t.worker_spec is not None]
+    mine = [(t, t.signals) for t in job.teachers if t.in_worker]
     return LocalClient(mine, job.store, num_threads, world.device, on_event) if mine else None
 
 
@@ -68,7 +68,7 @@ def client_of(
     """Return who computes the labels of all teachers; None if the store has everything."""
     if local is None:
         return pool
-    askers = {t.name: pool if t.worker_spec is None else local for t in job.teachers}
+    askers = {t.name: local if t.in_worker else pool for t in job.teachers}
     return CombinedClient({name: asker for name, asker in askers.items() if asker is not None})
 
 
@@ -80,7 +80,7 @@ def precompute_shares(job: ResolvedJob, local: LocalClient, world: World) -> Non
     """
     at_once = job.labels.when == "ahead" or world.size > 1
     for teacher in job.teachers:
-        if teacher.worker_spec is None:
+        if not teacher.in_worker:
             continue
         task = job.task_of(teacher)
         needed = [task.train] if at_once else []

@@ -20,9 +20,9 @@ from raybrew.labels.contents import model_fingerprint
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.client import PoolClient
 from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
 from tests.integration.lab_cluster import wait_for
-from tests.made import make_data, make_tokenizer
+from tests.made import made_teacher, make_data, make_tokenizer
 from tests.teachers import faulty
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -39,8 +39,8 @@ def view() -> EncodedView:
 
 
 @pytest.fixture(scope="module")
-def spec(models, cluster) -> TeacherSpec:
-    return TeacherSpec(
+def spec(models, cluster) -> ResolvedTeacher:
+    return made_teacher(
         name="a",
         model=models["a"],
         fingerprint=model_fingerprint(models["a"], dtype="float32", adaptor="faulty"),

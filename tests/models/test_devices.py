@@ -7,8 +7,8 @@ import raybrew as rb
 from raybrew.data.split import Padding
 from raybrew.models.devices import check_device, device_fault, device_for
 from raybrew.teachers.pool import Deployment
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import make_model
+from raybrew.teachers.teacher import ModelTeacher
+from tests.made import made_teacher, make_model
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.25, "cuda"), (1, "cuda")])
@@ -16,7 +16,7 @@ def test_the_device_is_that_of_the_resources_whatever_pytorch_sees(gpus, device,
     for seen in (True, False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda seen=seen: seen)
         assert device_for(gpus).type == device
-        spec = TeacherSpec(
+        spec = made_teacher(
             "a", "nowhere", "f", "sequence-classification", "float32", None, Padding(0), 1
         )
         placed = Deployment(spec, (), 1, {"CPU": 2, "GPU": gpus}).placed
@@ -27,7 +27,7 @@ def test_the_device_is_that_of_the_resources_whatever_pytorch_sees(gpus, device,
 def test_a_replica_without_a_gpu_stays_on_the_cpu_where_its_node_has_some(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     model = make_model(tmp_path / "a", 0)
-    spec = TeacherSpec("a", model, "f", "sequence-classification", "float32", 64, Padding(0), 1)
+    spec = made_teacher("a", model, "f", "sequence-classification", "float32", 64, Padding(0), 1)
     assert ModelTeacher(spec)._device == torch.device("cpu")
 
 
@@ -38,7 +38,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_an_error_that_says_what_to_change(monk
     pattern = r"teacher 'a'.*PyTorch .* can't use one.*set teachers\[a\].resources to \{CPU: 1\}"
     spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, Padding(0), 1)
     with pytest.raises(rb.ConfigError, match=pattern):
-        ModelTeacher(TeacherSpec(*spec, device="cuda"))
+        ModelTeacher(made_teacher(*spec, device="cuda"))
     check_device(torch.device("cpu"), "a student worker", "nothing")
 
 

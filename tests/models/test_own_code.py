@@ -12,8 +12,8 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.models.students import build_student, student_config
 from raybrew.runs.resolve import MetadataCache
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import CLASSES, make_model, make_tokenizer
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
+from tests.made import CLASSES, made_teacher, make_model, make_tokenizer
 
 OWN_CODE = """
 import pathlib
@@ -45,9 +45,11 @@ def own_code(folder: Path, sprung: Path, answer: float) -> str:
     return str(folder)
 
 
-def spec(model: str, *, trust: bool) -> TeacherSpec:
+def spec(model: str, *, trust: bool) -> ResolvedTeacher:
     kind = "sequence-classification"
-    return TeacherSpec("a", model, "f", kind, "float32", 64, Padding(0), 1, trust_remote_code=trust)
+    return made_teacher(
+        "a", model, "f", kind, "float32", 64, Padding(0), 1, trust_remote_code=trust
+    )
 
 
 def fingerprint_of(model: str) -> str:

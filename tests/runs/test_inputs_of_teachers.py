@@ -68,10 +68,9 @@ def answers_of(job: rb.DistillJob, folder) -> np.ndarray:
     """What the job's teacher says of its training rows."""
     prepared = resolve_job(job, folder)
     teacher = prepared.teachers[0]
-    assert teacher.spec is not None
     view = prepared.tasks[0].train.views[teacher.view]
     signal = Signal()
-    return ModelTeacher(teacher.spec).answer(view, (signal,))[signal.name].values
+    return ModelTeacher(teacher).answer(view, (signal,))[signal.name].values
 
 
 @torch.inference_mode()

@@ -76,11 +76,12 @@ def test_matches(models, tmp_path, match, said):
 
 
 def test_kinds_are_generated_for_the_sizes_of_the_models(models, tmp_path):
-    (matches,) = prepared(
+    resolved = prepared(
         models,
         tmp_path,
         [{"preset": "hidden_mse", "teacher": "a", "weight": 0.5}, {**HIDDEN, **PROJ}],
-    ).matches
+    )
+    matches = resolved.tasks[0].matches
     assert [match.term for match in matches] == [
         "match/hidden_hidden_mse_0_0_a",
         "match/hidden_hidden_mse_1_2_a",
@@ -95,8 +96,7 @@ def test_a_teacher_is_asked_for_each_statistic_once(models, tmp_path):
     a, b = prepared(models, tmp_path, [{**HIDDEN, **PROJ}, cos]).teachers
     assert [signal.name for signal in a.signals] == ["logits-float32", "hidden.states-L2-float32"]
     assert [signal.name for signal in b.signals] == ["logits-float32"]
-    assert a.spec is not None
-    assert not a.spec.attention
+    assert not a.attention
 
 
 def test_a_match_by_token_needs_the_same_tokens(models, tmp_path):
@@ -107,7 +107,7 @@ def test_a_match_by_token_needs_the_same_tokens(models, tmp_path):
     with pytest.raises(rb.ConfigError, match=r"'hidden_mse'.*'a' reads tokens of its own"):
         prepared(models, tmp_path, {**HIDDEN, **PROJ}, changes={"teachers": own})
     pkd = {**HIDDEN, **PROJ, "loss": "pkd"}
-    assert prepared(models, tmp_path, pkd, changes={"teachers": own}).matches[0]
+    assert prepared(models, tmp_path, pkd, changes={"teachers": own}).tasks[0].matches
 
 
 def test_labels_missing_for_probability_shift(models, tmp_path):

@@ -39,7 +39,7 @@ def run(job: rb.DistillJob, folder: Path) -> tuple[Recorder, ResolvedJob]:
     preparation = resolve_job(job, folder)
     for each in preparation.teachers:
         evaluation = preparation.tasks[0].eval
-        if each.spec is not None and evaluation is not None:
+        if each.model is not None and evaluation is not None:
             pool.replicas[each.name].fill_view(evaluation.views[each.view])
     pool.flush()
     return recorder, preparation
@@ -101,7 +101,7 @@ def test_a_column_teaches_what_the_model_that_made_it_teaches(models, tmp_path, 
     job = of_column(job, columns, labels=labels(tmp_path / "2", **kept))
     found, by_column = run(job, tmp_path / "r2")
     assert found.term("sum") == pytest.approx(expected.term("sum"), abs=1e-6)
-    assert [teacher.spec is None for teacher in by_column.teachers] == [True, False]
+    assert [teacher.model is None for teacher in by_column.teachers] == [True, False]
     ours, theirs = (
         evaluate_teachers(job.model_copy(update={"labels": labels(store, **kept)}), each)
         for store, each in ((tmp_path / "2", by_column), (tmp_path / "1", by_model))

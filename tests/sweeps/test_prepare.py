@@ -53,7 +53,7 @@ def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
         job = found.brief.resolve(found.brief.job(config), cache)
         for teacher in job.teachers:
             assert set(teacher.signals) <= asked[teacher.name]
-            assert teacher.worker_spec is None
+            assert not teacher.in_worker
         assert Path(job.tasks[0].folders["train"]).is_dir()
         assert job.student.config is not None
         layers = config["student.config.num_hidden_layers"]
@@ -104,7 +104,7 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
     found = survey(space, tmp_path / "data")
     (only,) = found.passes
     # Nobody hosts it; its values are there before any trial.
-    assert [t.name for t in only.teachers if t.spec] == ["a", "b"]
+    assert [t.name for t in only.teachers if t.model] == ["a", "b"]
     teacher = only.teachers[2]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90

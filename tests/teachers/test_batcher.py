@@ -5,10 +5,10 @@ import time
 
 import numpy as np
 import pytest
-from raybrew.teachers.batcher import DynamicBatcher, fullest
 
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Signal
+from raybrew.teachers.batcher import DynamicBatcher, fullest
 from raybrew.teachers.client import Credits
 from raybrew.teachers.failure import FailureDecision, FailurePolicy
 from tests.made import make_data, make_tokenizer

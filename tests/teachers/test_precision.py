@@ -18,7 +18,8 @@ from raybrew.data.encoding import view_from_ids
 from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from raybrew.teachers.teacher import ModelTeacher
+from tests.made import made_teacher
 
 LENGTH = 600
 SIZES: dict[str, Any] = {
@@ -73,7 +74,7 @@ def ids_of(seed: int) -> list[int]:
 def test_logits_are_those_of_transformers_in_the_same_precision(config, dtype, tmp_path):
     folder = saved(config, tmp_path / "model")
     texts = [ids_of(seed) for seed in range(2)]
-    spec = TeacherSpec(
+    spec = made_teacher(
         name="t",
         model=folder,
         fingerprint="f",

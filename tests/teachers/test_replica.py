@@ -17,11 +17,11 @@ from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Answer, Replica
-from raybrew.teachers.teacher import TeacherSpec, batches_by_length
-from tests.made import make_data, make_tokenizer
+from raybrew.teachers.teacher import batches_by_length
+from tests.made import made_teacher, make_data, make_tokenizer
 
 SIGNALS = (Signal(), Signal(dtype="float16"))
-SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 512, Padding(0), 1)
+SPEC = made_teacher("t", "nowhere", "f1", "sequence-classification", "float32", 512, Padding(0), 1)
 VIEW = encode(make_tokenizer(), make_data(12)["text"][:], None, 32)[0]
 
 

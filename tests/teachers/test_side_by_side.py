@@ -17,12 +17,11 @@ from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import Padding
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.replica import Replica
-from raybrew.teachers.teacher import TeacherSpec
-from tests.made import make_data, make_tokenizer
+from tests.made import made_teacher, make_data, make_tokenizer
 
 FORK = multiprocessing.get_context("fork")
 SIGNALS = (Signal(), Signal(dtype="float16"))
-SPEC = TeacherSpec("t", "nowhere", "f1", "sequence-classification", "float32", 40, Padding(0), 1)
+SPEC = made_teacher("t", "nowhere", "f1", "sequence-classification", "float32", 40, Padding(0), 1)
 HANG_S = 60.0
 
 

@@ -13,8 +13,8 @@ from raybrew.data.split import Padding
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.matches.capture import signal_of
 from raybrew.matches.spec import CustomMatch, MatchSpec
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import make_data, make_model, make_tokenizer
+from raybrew.teachers.teacher import ModelTeacher
+from tests.made import made_teacher, make_data, make_model, make_tokenizer
 from tests.training import user_adaptors
 
 HIDDEN = MatchSpec(layer_T=2, layer_S=1, feature="hidden", loss="hidden_mse")
@@ -49,7 +49,7 @@ def teacher(model: str, **changes) -> ModelTeacher:
         "num_threads": 1,
         "attention": True,
     }
-    return ModelTeacher(TeacherSpec(**{**values, **changes}))
+    return ModelTeacher(made_teacher(**{**values, **changes}))
 
 
 def alone(model: str, view: EncodedView, row: int):

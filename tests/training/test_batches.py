@@ -74,10 +74,10 @@ def task_of(num_rows: int) -> ResolvedTask:
     match: Any = SimpleNamespace(padding_counts=True)
     teacher = ResolvedTeacher(
         config=rb.Teacher(name="a", task="t", model="a"),
-        spec=None,
+        kind="token-classification",
         fingerprint="",
-        view="other",
         signals=(Signal(),),
+        view="other",
     )
     config = rb.Task(name="t", kind="token-classification", train="t")
     task = ResolvedTask(config, (), 0, teachers=(teacher,), matches=(match,))
