@@ -349,8 +349,8 @@ def _where_unset(**settings: Any) -> dict[str, Any]:
 def _wandb_errors() -> tuple[type[Exception], ...]:
     """Return what W&B raises when its service or server is lost; they share no base."""
     import wandb
-    from wandb.sdk.channel import HandleAbandonedError, MailboxClosedError
     from wandb.sdk.lib.service.service_token import WandbServiceConnectionError
+    from wandb.sdk.mailbox import HandleAbandonedError, MailboxClosedError
 
     return (
         wandb.Error,

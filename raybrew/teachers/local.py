@@ -20,11 +20,10 @@ import torch
 
 from raybrew.data.encoding import EncodedView, distinct_keys
 from raybrew.data.payload import Payload, Signal
-from raybrew.errors import TeacherError
+from raybrew.errors import Event, TeacherError
 from raybrew.labels.remote import StoreSpec
 from raybrew.labels.source import Pending, TeacherClient
 from raybrew.models.devices import free_cached_memory
-from raybrew.runs.events import Event
 from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Answer, Replica
 from raybrew.teachers.router import home_of

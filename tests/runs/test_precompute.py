@@ -28,7 +28,9 @@ class RecordingRun:
 
     events: list[Event] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
-    bars: Any = field(default_factory=lambda: SimpleNamespace(start=lambda *_: None))
+    bars: Any = field(
+        default_factory=lambda: SimpleNamespace(start=lambda *_: None, advance=lambda *_: None)
+    )
 
     def stage(self, name: str) -> Any:
         return nullcontext()
@@ -132,7 +134,7 @@ def test_a_store_that_can_t_be_listed_keeps_its_teacher_and_lets_the_others_go(
     job = make_job(models, tmp_path / "store")
     precompute = precompute_of(job, tmp_path / "data", RecordingRun())
     pool = UpPool("a", "b")
-    refused = precompute._wanted[0].fingerprint
+    refused = precompute._started[0].fingerprint
     refresh = SignalStore.refresh
 
     def refresh_or_not(self: SignalStore, *, now: bool = False) -> None:

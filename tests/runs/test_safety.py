@@ -207,7 +207,7 @@ def test_no_secret_reaches_the_run_s_files(tmp_path, monkeypatch):
 
 LISTENING = """
 from pathlib import Path
-from raybrew.cluster import ray_session
+from raybrew.runs.cluster import ray_session
 
 def inodes(pid):
     found = set()

@@ -17,7 +17,7 @@ from raybrew.runs.run import Run
 from tests.made import make_job
 
 STARTING = """
-from raybrew.cluster import ray_session
+from raybrew.runs.cluster import ray_session
 from raybrew.errors import ConfigError
 
 try:
@@ -121,7 +121,7 @@ def test_what_workers_print_is_shown_where_ray_is_asked_for_it(given, shown):
 import ray
 ray.init = lambda **options: print(options["log_to_driver"])
 ray.shutdown = lambda: None
-from raybrew.cluster import ray_session
+from raybrew.runs.cluster import ray_session
 with ray_session():
     pass
 """

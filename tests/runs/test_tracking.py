@@ -203,7 +203,7 @@ import json, sys
 from pathlib import Path
 import wandb
 from raybrew.config import TrackingConfig
-from raybrew.tracking import Tracker
+from raybrew.runs.tracking import Tracker
 real, shown = wandb.init, []
 def init(**options):
     run = real(**options)
@@ -267,7 +267,7 @@ def test_wandb_lost_later_warns_once_and_the_run_goes_on(tmp_path, monkeypatch, 
     from wandb.errors import CommError
 
     def fail(*args, **kwargs):
-        raise CommError("gone")
+        raise CommError("lost")
 
     with Tracker(tmp_path, TrackingConfig(wandb=True), JOB, "r") as tracker:
         with monkeypatch.context() as patch:
@@ -276,7 +276,7 @@ def test_wandb_lost_later_warns_once_and_the_run_goes_on(tmp_path, monkeypatch, 
         tracker.log({"x": 2.0}, step=2)
     assert [record["x"] for record in records(tmp_path)] == [1.0, 2.0]
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 1
-    assert "gone" in caplog.text
+    assert "lost" in caplog.text
 
 
 OPEN = """
@@ -284,7 +284,7 @@ import sys, logging
 from pathlib import Path
 from raybrew.config import TrackingConfig
 from raybrew.errors import ConfigError
-from raybrew.tracking import Tracker
+from raybrew.runs.tracking import Tracker
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
 try:
     with Tracker(Path(sys.argv[1]), TrackingConfig(wandb=True), {}, "r"):

@@ -11,9 +11,8 @@ import torch
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import Padding
-from raybrew.errors import TeacherError
+from raybrew.errors import Event, TeacherError
 from raybrew.labels.store import LabelStore
-from raybrew.runs.events import Event
 from raybrew.teachers.local import CombinedClient, LocalClient
 from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
 from tests.made import made_teacher, make_data, make_model, make_tokenizer
