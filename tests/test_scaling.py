@@ -7,7 +7,7 @@ from experiments.scaling.simulation import Setting, simulated
 from experiments.scaling.store import measured_store
 
 FREE = CallCosts(0.0, 0.0, 0.0, 0.0)
-CALLS = CallCosts(question_s=1e-3, ticket_s=5e-5, finished_s=1e-3, round_trip_s=1e-3)
+CALLS = CallCosts(question_s=1e-3, request_s=5e-5, finished_s=1e-3, round_trip_s=1e-3)
 
 
 def test_ranks_that_never_wait_reach_the_ideal():
@@ -37,14 +37,14 @@ def test_too_few_replicas_are_the_bound():
     assert outcome.examples_per_s == pytest.approx(400, rel=0.1)
 
 
-def test_requests_of_a_few_examples_overrun_the_desk_and_larger_ones_do_not():
+def test_requests_of_a_few_examples_overrun_the_router_and_larger_ones_do_not():
     small = simulated(Setting(32, 32, CALLS, batch_tokens=128))
-    assert small.desk_busy > 0.9
+    assert small.router_busy > 0.9
     assert small.share < 0.9
     larger = simulated(Setting(32, 32, CALLS))
     assert larger.share > 0.99
-    assert larger.desk_busy < 0.5
-    assert larger.rows_per_ticket > 2 * small.rows_per_ticket
+    assert larger.router_busy < 0.5
+    assert larger.rows_per_request > 2 * small.rows_per_request
 
 
 def test_a_store_is_measured():

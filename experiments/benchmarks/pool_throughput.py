@@ -24,10 +24,10 @@ from experiments.benchmarks.record import Record, ratio
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
-from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.client import PoolClient
 from raybrew.teachers.pool import Deployment, TeacherPool
-from raybrew.teachers.teacher import ResolvedTeacher
-from tests.made import made_teacher
+from raybrew.teachers.router_actor import PoolAddress
+from raybrew.teachers.teacher import TeacherSpec
 
 RANKS, REQUESTS, ROWS, LENGTH = 8, 8, 32, 16
 ROWS_PER_FORWARD = 16
@@ -69,7 +69,7 @@ class Rank:
         return rows + sum(len(each.result()[SIGNALS[0].name]) for each in asked)
 
 
-def spec_of(folder: Path) -> ResolvedTeacher:
+def spec_of(folder: Path) -> TeacherSpec:
     config = BertConfig(
         vocab_size=100,
         hidden_size=16,
@@ -79,7 +79,7 @@ def spec_of(folder: Path) -> ResolvedTeacher:
         max_position_embeddings=LENGTH,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    return made_teacher(
+    return TeacherSpec(
         name="t",
         model=str(folder),
         fingerprint="sleepy",
@@ -128,7 +128,7 @@ def _measured(pools: dict[str, TeacherPool]) -> Record:
         REPETITIONS,
         what="replicas",
     )
-    fill = {name: pool.figures()["t"]["batch_fill"] for name, pool in pools.items()}
+    fill = {name: pool.metrics()["t"]["batch_fill"] for name, pool in pools.items()}
     ideal = ROWS_PER_FORWARD / FORWARD_S
     return ratio(
         "throughput of 2 replicas / 1, 8 ranks asking",

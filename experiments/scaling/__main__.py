@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--costs-us",
         type=float,
         nargs=4,
-        metavar=("QUESTION", "TICKET", "ANSWER", "ROUND_TRIP"),
-        help="costs of the desk's calls that were measured before, microseconds",
+        metavar=("QUESTION", "REQUEST", "ANSWER", "ROUND_TRIP"),
+        help="costs of the router's calls that were measured before, microseconds",
     )
     parser.add_argument("--json", type=Path, default=Path("runs/scaling.json"))
     given = parser.parse_args(arguments)
@@ -71,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def costs_table(costs: CallCosts) -> str:
     names = {
-        "a question, before its tickets": costs.question_s,
-        "each ticket of it": costs.ticket_s,
+        "a question, before its requests": costs.question_s,
+        "each request of it": costs.request_s,
         "an answer": costs.finished_s,
         "there and back, alone": costs.round_trip_s,
     }
     rows = [[name, f"{1e6 * seconds:.0f}"] for name, seconds in names.items()]
-    return render_table("The desk's calls", ["call", "µs"], rows)
+    return render_table("The router's calls", ["call", "µs"], rows)
 
 
 def outcomes_table(title: str, outcomes: dict[int, Outcome]) -> str:
@@ -87,10 +87,10 @@ def outcomes_table(title: str, outcomes: dict[int, Outcome]) -> str:
             f"{each.examples_per_s:,.0f}",
             f"{each.ideal_per_s:,.0f}",
             f"{each.share:.0%}",
-            f"{each.desk_busy:.0%}",
+            f"{each.router_busy:.0%}",
             f"{each.replicas_busy:.0%}",
             f"{each.calls_per_s:,.0f}",
-            f"{each.rows_per_ticket:.0f}",
+            f"{each.rows_per_request:.0f}",
         ]
         for size, each in outcomes.items()
     ]
@@ -99,9 +99,9 @@ def outcomes_table(title: str, outcomes: dict[int, Outcome]) -> str:
         "examples/s",
         "ideal",
         "of ideal",
-        "desk busy",
+        "router busy",
         "replicas busy",
-        "desk calls/s",
+        "router calls/s",
         "examples a request",
     ]
     return render_table(title, columns, rows)

@@ -1,10 +1,11 @@
 """A run of many ranks and replicas as a sequence of events: artificial step times, real decisions.
 
-    rank: question of a window ─► desk (one thread) ─► tickets ─► replicas (gathered, one forward
-          after another) ─► answers noted at the desk ─► the window's steps, all ranks in lockstep
+    rank: question of a window ─► router (one thread) ─► requests ─► replicas (gathered, one forward
+          after another) ─► answers noted at the router ─► the window's steps, all ranks in lockstep
 
-Who answers what is decided by the package's own `Router`. What a call costs was measured; what a
-step and a forward take is made up. Labels are all missing, as in the first epoch of a new teacher.
+Which replica answers what is decided by the package's own `RoutingTable`. What a call costs was
+measured; what a step and a forward take is made up. Labels are all missing, as in the first epoch
+of a new teacher.
 """
 
 import heapq
@@ -16,10 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from experiments.scaling.costs import CallCosts
-from raybrew.teachers.router import Router, Ticket
-from raybrew.teachers.router_actor import TICKETS_OF_A_FORWARD
-
-NONE_LEFT = np.empty(0, np.int64)
+from raybrew.teachers.monitor import REQUESTS_PER_FORWARD
+from raybrew.teachers.router import Request, RoutingTable
 
 
 @dataclass(frozen=True)
@@ -62,18 +61,18 @@ class Outcome:
     Args:
         examples_per_s: of the whole student.
         ideal_per_s: of ranks that never wait.
-        desk_busy: share of the time that the desk's thread works.
+        router_busy: share of the time that the router's thread works.
         replicas_busy: the same of the replicas, on average.
-        calls_per_s: that the desk answers.
-        rows_per_ticket: examples of a request.
+        calls_per_s: that the router answers.
+        rows_per_request: examples of a request.
     """
 
     examples_per_s: float
     ideal_per_s: float
-    desk_busy: float
+    router_busy: float
     replicas_busy: float
     calls_per_s: float
-    rows_per_ticket: float
+    rows_per_request: float
 
     @property
     def share(self) -> float:
@@ -105,22 +104,22 @@ class _Replica:
 class _Run:
     def __init__(self, setting: Setting):
         self._s = setting
-        self._router = Router(
+        self._table = RoutingTable(
             setting.replicas,
             slack_tokens=2 * setting.batch_tokens,
-            least_tokens=setting.batch_tokens // TICKETS_OF_A_FORWARD,
+            least_tokens=setting.batch_tokens // REQUESTS_PER_FORWARD,
         )
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._now = 0.0
-        self._desk = _Server()
+        self._router = _Server()
         self._replicas = [_Replica() for _ in range(setting.replicas)]
         self._keys = np.random.default_rng(0)
         self._open: dict[tuple[int, int], int] = {}
         self._asked = [0] * setting.ranks
         self._ready = [0] * setting.ranks
         self._window = 0
-        self._tickets = self._rows = 0
+        self._requests = self._rows = 0
         self._begun_s: list[float] = []
 
     def run(self) -> Outcome:
@@ -138,21 +137,21 @@ class _Run:
         return Outcome(
             examples_per_s=windows * s.window * s.rows * s.ranks / seconds,
             ideal_per_s=s.rows * s.ranks / s.step_s,
-            desk_busy=self._desk.busy_s / self._now,
+            router_busy=self._router.busy_s / self._now,
             replicas_busy=sum(each.busy_s for each in self._replicas) / s.replicas / self._now,
-            calls_per_s=self._desk.calls / self._now,
-            rows_per_ticket=self._rows / self._tickets,
+            calls_per_s=self._router.calls / self._now,
+            rows_per_request=self._rows / self._requests,
         )
 
     def _after(self, seconds: float, act: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._now + seconds, next(self._numbers), act))
 
-    def _at_desk(self, cost: float, act: Callable[[], None]) -> None:
-        """Call the desk: half the way, its queue, its work, the other half."""
+    def _at_router(self, cost: float, act: Callable[[], None]) -> None:
+        """Call the router: half the way, its queue, its work, the other half."""
         half = self._s.costs.round_trip_s / 2
 
         def arrived() -> None:
-            done = self._desk.done_at(self._now, cost)
+            done = self._router.done_at(self._now, cost)
             self._after(done - self._now + half, act)
 
         self._after(half, arrived)
@@ -166,22 +165,22 @@ class _Run:
         count = s.window * s.rows
         keys = self._keys.integers(0, 2**63, (count, 2)).astype(np.uint64)
         tokens = np.full(count, s.tokens, np.int64)
-        tickets = self._router.assign(keys, tokens, most_tokens=s.batch_tokens)
-        assert tickets is not None
-        self._tickets += len(tickets)
+        requests = self._table.assign(keys, tokens, most_tokens=s.batch_tokens)
+        assert requests is not None
+        self._requests += len(requests)
         self._rows += count
-        self._open[rank, number] = len(tickets)
-        cost = s.costs.question_s + s.costs.ticket_s * len(tickets)
+        self._open[rank, number] = len(requests)
+        cost = s.costs.question_s + s.costs.request_s * len(requests)
 
         def handed_out() -> None:
-            for ticket in tickets:
-                self._request(rank, number, ticket)
+            for request in requests:
+                self._request(rank, number, request)
 
-        self._at_desk(cost, handed_out)
+        self._at_router(cost, handed_out)
 
-    def _request(self, rank: int, number: int, ticket: Ticket) -> None:
+    def _request(self, rank: int, number: int, request: Request) -> None:
         s = self._s
-        replica = self._replicas[ticket.replica]
+        replica = self._replicas[request.replica]
 
         def noted() -> None:
             self._open[rank, number] -= 1
@@ -190,12 +189,11 @@ class _Run:
                 self._step_if_ready()
 
         def answered() -> None:
-            computed = np.ones(len(ticket.rows), bool)
-            self._router.answered(ticket.replica, ticket.number, computed, NONE_LEFT)
-            self._at_desk(s.costs.finished_s, noted)
+            self._table.finished(request.replica, request.number)
+            self._at_router(s.costs.finished_s, noted)
 
         def arrived() -> None:
-            replica.waiting.append((len(ticket.rows) * s.tokens, answered))
+            replica.waiting.append((len(request.rows) * s.tokens, answered))
             self._forward(replica)
 
         self._after(s.costs.round_trip_s / 2, arrived)

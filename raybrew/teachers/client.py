@@ -1,11 +1,19 @@
-"""How a rank or the driver gets labels of a pool.
+"""How a rank or the driver gets labels of a pool: the router says from which replica.
 
-The router says from which replica, the replica gives them.
+    question ──► router: requests ──► credits ──► replica ──► answers, put back in order
+                      ▲                              │ died, or its device or memory failed
+                      └──────────────────────────────┘
+
+A request whose replica failed goes to another one, and shares no forward there: where two replicas
+fail on it alone, the request is at fault.
+
+The client owns the answers: they don't pass the driver and outlive the teacher. All waiting happens
+on an event loop, on a thread of its own.
 """
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -20,27 +28,14 @@ from raybrew.data.payload import Payload, Signal
 from raybrew.errors import RaybrewError, TeacherError
 from raybrew.teachers.failure import MAX_FAILURES_OF_REQUEST, ReplicaFailure
 from raybrew.teachers.replica import Answer
-from raybrew.teachers.router import Ticket
+from raybrew.teachers.router import Request, Router
+from raybrew.teachers.router_actor import PoolAddress, remote_router
 
-# Where a pool's actors are.
-
-
-@dataclass(frozen=True)
-class PoolAddress:
-    """How to reach a pool; can be sent to any process of the cluster.
-
-    Args:
-        desk: the desk's actor.
-        replicas: by teacher, the handles of its replicas.
-        batch_tokens: by teacher, most tokens of a forward.
-    """
-
-    desk: ActorHandle
-    replicas: Mapping[str, Sequence[ActorHandle]]
-    batch_tokens: Mapping[str, int]
-
-
-# An event loop on a thread: what waits for many answers at once beside plain, blocking code.
+MAX_REQUESTS = 8
+MAX_BYTES = 256 << 20
+"""The credit of a client with one replica."""
+LOOK_S = 1.0
+"""How often the router is asked about a replica that has not answered yet."""
 
 
 class EventLoopThread:
@@ -88,24 +83,20 @@ async def _cancel_all() -> None:
     await asyncio.gather(*others, return_exceptions=True)
 
 
-async def all_of(work: Iterable[Any]) -> list[Any]:
+async def _all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Wait for all of them; if one fails, end the others first."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return await asyncio.gather(*tasks)
     finally:
-        # Those that are over don't notice.
         for task in tasks:
-            task.cancel()
+            task.cancel()  # no effect on those that have ended
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# How much one asker may have under way with one replica: so many requests, so many bytes.
 
 
 @dataclass
 class Credits:
-    """What is left of an asker's share of a replica.
+    """What is left of a client's share of a replica.
 
     Args:
         max_requests: requests under way.
@@ -134,31 +125,296 @@ class Credits:
         self.nbytes -= nbytes
 
 
-# How an asker (a rank, the driver) gets labels: the desk says from whom, replicas give them.
-#
-#     question ──► desk: tickets ──► credits ──► replica ──► answers put back in order
-#                       ▲                          │ lost, or its device failed
-#                       └──────────────────────────┘
-#
-# What a replica failed with is asked of another one, and shares no forward there: where two of them
-# fail on it alone, the request is at fault.
-#
-# The asker owns the answers: they don't pass the driver and outlive the teacher. All waiting
-# happens on an event loop beside the asker's thread.
+@dataclass(frozen=True)
+class PrecomputeRequest:
+    """Labels to compute into the store ahead of their use.
 
-MAX_REQUESTS = 8
-MAX_BYTES = 256 << 20
-"""An asker's credit with one replica."""
-LOOK_S = 1.0
-"""How often the desk is asked after a replica that takes its time."""
-DESK_ATTEMPTS = 20
+    Args:
+        teacher: whose labels.
+        folder: the encoded split that holds the rows, where the replicas can read it.
+        view_name: its view that the teacher reads.
+        view: that view.
+        rows: rows to label, int64 (n,), of different content.
+        on_done: called with the number of rows of each request that is done.
+    """
 
-Send = Callable[[ActorHandle, np.ndarray, int, bool], Any]
-"""Sends the question about some rows to a replica, with the number of its ticket, and whether it
-must share no forward."""
+    teacher: str
+    folder: str
+    view_name: str
+    view: EncodedView
+    rows: np.ndarray
+    on_done: Callable[[int], None]
 
 
-def raised(teacher: str, error: Exception) -> Exception:
+@dataclass(frozen=True)
+class _Question:
+    """Examples whose labels are wanted of a teacher, and what happened to them so far.
+
+    Args:
+        teacher: of whom.
+        keys: of the examples, uint64 (n, 2), all different.
+        tokens: of each example, (n,).
+        rows: their positions in what the caller asked for, int64 (n,).
+        send: calls a replica with some of these positions, and whether it must share no forward.
+        together: whether they were put together to be one forward.
+        deaths: failures of replicas that had it, but for memory too small for a whole batch.
+        failures: of devices and memory, with the replica of each.
+    """
+
+    teacher: str
+    keys: np.ndarray
+    tokens: np.ndarray
+    rows: np.ndarray
+    send: Callable[[ActorHandle, np.ndarray, bool], Any]
+    together: bool = False
+    deaths: int = 0
+    failures: tuple[tuple[int, ReplicaFailure], ...] = ()
+
+    def take(self, rows: np.ndarray) -> "_Question":
+        """Return a part of it."""
+        return replace(self, keys=self.keys[rows], tokens=self.tokens[rows], rows=self.rows[rows])
+
+    def failed(self, replica: int, failure: ReplicaFailure | None) -> "_Question":
+        """Return it after a failure of the replica that had it; None if that died."""
+        if failure is None:
+            return replace(self, deaths=self.deaths + 1)
+        deaths = self.deaths + (failure.smaller is None)
+        return replace(self, deaths=deaths, failures=(*self.failures, (replica, failure)))
+
+    @property
+    def again(self) -> bool:
+        """Whether a replica that had it failed."""
+        return self.deaths > 0 or bool(self.failures)
+
+    @property
+    def blamed(self) -> ReplicaFailure | None:
+        """The last failure, if it shows that no replica can answer this question."""
+        alone = [(replica, each) for replica, each in self.failures if each.blames]
+        replicas = {replica for replica, _ in alone}
+        too_large = sum(each.fault == "memory" for _, each in alone) > 1
+        return alone[-1][1] if too_large or len(replicas) > 1 else None
+
+    def check(self, num_replicas: int) -> None:
+        """Raise a `TeacherError` if the question is at fault, or seems to be."""
+        if not self.again:
+            return
+        which = f"the first has key {self.keys[0, 0]:016x}{self.keys[0, 1]:016x}"
+        if (failure := self.blamed) is not None:
+            longest = int(self.tokens.max())
+            advice = (
+                f"a single example of {longest} tokens needs more memory than a replica has: lower "
+                "the task's max_length, take another dtype, or give the replica more"
+                if failure.fault == "memory"
+                else "expected examples that the model can read: look at the token ids and at its "
+                "code"
+            )
+            raise TeacherError(
+                f"teacher {self.teacher!r}: replicas failed {len(self.failures)} times on a "
+                f"request of {len(self.keys)} examples, the longest of {longest} tokens, {which}: "
+                f"{failure}; {advice}"
+            )
+        if self.deaths > MAX_FAILURES_OF_REQUEST * num_replicas:
+            last = f": {self.failures[-1][1]}" if self.failures else ""
+            raise TeacherError(
+                f"teacher {self.teacher!r}: {self.deaths} replicas failed one after another with "
+                f"the same {len(self.keys)} examples, {which}{last}; they may need more memory "
+                "than a replica has: lower batch_tokens"
+            )
+
+
+class PoolClient:
+    """Asks a pool; a `TeacherClient`.
+
+    Args:
+        address: of the pool.
+    """
+
+    def __init__(self, address: PoolAddress):
+        self._teachers = address.teachers
+        self._router: Router = remote_router(address.router)
+        self._thread = EventLoopThread("raybrew-client")
+        self._credits: dict[tuple[str, int], Credits] = {}
+        self._bytes_per_token: dict[str, float] = {}
+        self._returned = asyncio.Condition()
+
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Future:
+        """Start computing labels; see `raybrew.labels.source.TeacherClient`."""
+        return self._thread.start(self._ask(teacher, view, signals))
+
+    def fill(self, request: PrecomputeRequest, *, patient: bool) -> Future:
+        """Start computing labels into the store; they are one forward if no replica has any.
+
+        Args:
+            request: what to compute; its `on_done` isn't called.
+            patient: wait for labels that other runs compute; else they are left.
+
+        Returns:
+            A future of the rows that were left, int64.
+        """
+        return self._thread.start(self._fill(request, patient))
+
+    def flush(self) -> None:
+        """Have every replica write what it computed; return when it is on disk.
+
+        What a replica had not written when it failed is missing then; who needs it asks again.
+        """
+        self._thread.start(self._flush()).result()
+
+    def wait_for(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the client's event loop, and return its result."""
+        return self._thread.start(work).result()
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        self._thread.close()
+
+    async def _ask(
+        self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]
+    ) -> dict[str, Payload]:
+        # Equal examples are asked for once.
+        first, number = distinct_keys(view.keys)
+        asked = view.take(first)
+
+        def send(handle: ActorHandle, rows: np.ndarray, alone: bool) -> Any:
+            return handle.ask.remote(asked.take(rows), signals, alone)
+
+        question = _Question(teacher, asked.keys, asked.lengths, np.arange(len(first)), send)
+        parts = await self._obtain(question)
+        order = np.argsort(np.concatenate([rows for rows, _ in parts]))[number]
+        return {
+            name: Payload.concat([answer.payloads[name] for _, answer in parts]).take(order)
+            for name in (signal.name for signal in signals)
+        }
+
+    async def _fill(self, request: PrecomputeRequest, patient: bool) -> np.ndarray:
+        def send(handle: ActorHandle, rows: np.ndarray, _: bool) -> Any:
+            return handle.fill.remote(request.folder, request.view_name, rows, patient)
+
+        keys, tokens = request.view.keys[request.rows], request.view.lengths_of(request.rows)
+        question = _Question(request.teacher, keys, tokens, request.rows, send, together=True)
+        parts = await self._obtain(question)
+        return np.concatenate([rows[answer.left] for rows, answer in parts])
+
+    async def _obtain(self, question: _Question) -> list[tuple[np.ndarray, Answer]]:
+        """Return the answers, each with the positions that it is for."""
+        teacher = question.teacher
+        question.check(len(self._teachers[teacher].replicas) if teacher in self._teachers else 0)
+        requests = await self._router.assign(
+            teacher,
+            question.keys,
+            question.tokens,
+            most_tokens=self._most_tokens(teacher),
+            together=question.together,
+            again=question.again,
+            avoid=tuple({replica for replica, _ in question.failures}),
+        )
+
+        async def one(request: Request) -> list[tuple[np.ndarray, Answer]]:
+            part = question.take(request.rows)
+            try:
+                return [(part.rows, await self._request(part, request))]
+            except _ReplicaLost as lost:
+                return await self._obtain(part.failed(request.replica, lost.failure))
+
+        return [part for parts in await _all_of(map(one, requests)) for part in parts]
+
+    async def _request(self, part: _Question, request: Request) -> Answer:
+        """Return a replica's answer.
+
+        Raises:
+            _ReplicaLost: the replica failed before it answered.
+        """
+        teacher, tokens = part.teacher, int(part.tokens.sum())
+        nbytes = int(tokens * self._bytes_per_token.get(teacher, 0.0))
+        credit = self._credits.setdefault(
+            (teacher, request.replica), Credits(MAX_REQUESTS, MAX_BYTES)
+        )
+        async with self._returned:
+            await self._returned.wait_for(lambda: credit.take(nbytes))
+        try:
+            handle = self._teachers[teacher].replicas[request.replica]
+            reference = part.send(handle, part.rows, bool(part.failures))
+            answer: Answer = await self._result(teacher, request.replica, request.epoch, reference)
+        except RayTaskError as error:
+            await self._router.refused(teacher, request)
+            raise as_raised(teacher, error) from error
+        finally:
+            async with self._returned:
+                credit.give_back(nbytes)
+                self._returned.notify_all()
+        sent = sum(payload.nbytes for payload in answer.payloads.values()) / max(1, tokens)
+        self._bytes_per_token[teacher] = max(self._bytes_per_token.get(teacher, 0.0), sent)
+        await self._router.finished(teacher, request, int(answer.computed.sum()))
+        return answer
+
+    async def _result(self, teacher: str, replica: int, epoch: int, reference: Any) -> Any:
+        """Return what a call of a replica gives.
+
+        Raises:
+            _ReplicaLost: the replica failed before it answered.
+            RayTaskError: it answered with an error.
+        """
+
+        async def fail(failure: ReplicaFailure | None, error: Exception) -> NoReturn:
+            await self._router.failed(teacher, replica, epoch, failure)
+            raise _ReplicaLost(failure) from error
+
+        call = asyncio.ensure_future(_awaited(reference))
+        try:
+            while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:
+                # A call to a node that is lost may never return; the router knows sooner.
+                if not await self._router.holds(teacher, replica, epoch):
+                    raise _ReplicaLost
+            return call.result()
+        except RayActorError as error:
+            await fail(None, error)
+        except OutOfMemoryError as error:
+            # Ray ends a process where a node has too little memory.
+            await fail(ReplicaFailure("memory", str(error)), error)
+        except ObjectLostError as error:
+            # The answer was on a node that is lost; the router notices if the replica is, too.
+            raise _ReplicaLost from error
+        except RayTaskError as error:
+            if isinstance(error.cause, ReplicaFailure):
+                await fail(error.cause, error)
+            raise
+        finally:
+            call.cancel()
+
+    def _most_tokens(self, teacher: str) -> int:
+        # A question is cut into requests that a replica batches and credits can hold.
+        by_bytes = MAX_BYTES / 4 / max(self._bytes_per_token.get(teacher, 0.0), 1e-9)
+        hosted = self._teachers.get(teacher)
+        return int(max(1, min(hosted.batch_tokens if hosted else 1, by_bytes)))
+
+    async def _flush(self) -> None:
+        for teacher in self._teachers:
+            epochs = await self._router.epochs(teacher)
+            await _all_of(self._flush_one(teacher, *each) for each in enumerate(epochs))
+
+    async def _flush_one(self, teacher: str, replica: int, epoch: int) -> None:
+        reference = self._teachers[teacher].replicas[replica].flush.remote()
+        try:
+            await self._result(teacher, replica, epoch, reference)
+        except _ReplicaLost:
+            return
+        except RayTaskError as error:
+            raise as_raised(teacher, error) from error
+
+
+class _ReplicaLost(Exception):
+    """A replica failed before it answered; how, if its device or memory did."""
+
+    def __init__(self, failure: ReplicaFailure | None = None):
+        super().__init__(failure)
+        self.failure = failure
+
+
+async def _awaited(reference: ray.ObjectRef) -> Any:
+    return await reference
+
+
+def as_raised(teacher: str, error: Exception) -> Exception:
     """Return what a failed call is to the caller: ours as it was raised, else a TeacherError."""
     if isinstance(error, RayTaskError):
         if isinstance(error.cause, RaybrewError):
@@ -171,317 +427,3 @@ def raised(teacher: str, error: Exception) -> Exception:
             )
         return TeacherError(f"teacher {teacher!r} failed: {error.cause!r}")
     return TeacherError(f"teacher {teacher!r}: a replica died and can't be restarted: {error}")
-
-
-@dataclass(frozen=True)
-class _Attempts:
-    """What became of a request so far.
-
-    Args:
-        losses: of replicas that had it, but for those that memory was too small in for a batch.
-        failures: of devices and memory, with the replica of each.
-    """
-
-    losses: int = 0
-    failures: tuple[tuple[int, ReplicaFailure], ...] = ()
-
-    def after(self, replica: int, failure: ReplicaFailure | None) -> "_Attempts":
-        """Return it with a loss of the replica that had it."""
-        if failure is None:
-            return replace(self, losses=self.losses + 1)
-        losses = self.losses + (failure.smaller is None)
-        return _Attempts(losses, (*self.failures, (replica, failure)))
-
-    @property
-    def blamed(self) -> ReplicaFailure | None:
-        """The last failure, if it shows that no replica can answer this request."""
-        alone = [(replica, each) for replica, each in self.failures if each.blames]
-        replicas = {replica for replica, _ in alone}
-        too_large = sum(each.fault == "memory" for _, each in alone) > 1
-        return alone[-1][1] if too_large or len(replicas) > 1 else None
-
-    @property
-    def again(self) -> bool:
-        return self.losses > 0 or bool(self.failures)
-
-    @property
-    def avoid(self) -> tuple[int, ...]:
-        return tuple({replica for replica, _ in self.failures})
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    future: Future
-
-    def result(self) -> dict[str, Payload]:
-        return self.future.result()
-
-
-_FIRST = _Attempts()
-
-
-class PoolClient:
-    """Asks a pool; an `Asker`.
-
-    Args:
-        address: of the pool.
-    """
-
-    def __init__(self, address: PoolAddress):
-        self._address = address
-        self._background = EventLoopThread("raybrew-client")
-        self._credits: dict[tuple[str, int], Credits] = {}
-        self._bytes_per_token: dict[str, float] = {}
-        self._returned = asyncio.Condition()
-
-    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> _Waiting:
-        """Start computing labels; see `raybrew.labels.source.Asker`."""
-        return _Waiting(self._background.start(self._ask(teacher, view, signals)))
-
-    def fill(
-        self,
-        teacher: str,
-        folder: str,
-        view_name: str,
-        view: EncodedView,
-        rows: np.ndarray,
-        *,
-        patient: bool,
-    ) -> Future:
-        """Start computing labels of rows of an encoded split into the store.
-
-        Args:
-            teacher: whose labels.
-            folder: the encoded split, where the replicas can read it.
-            view_name: its view that the teacher reads.
-            view: that view.
-            rows: int64 (n,), different contents; they are one forward if nobody has any of them.
-            patient: wait for labels that other runs are at; else they are left.
-
-        Returns:
-            A future of the rows that were left, int64.
-        """
-
-        def send(handle: ActorHandle, part: np.ndarray, ticket: int, _: bool) -> Any:
-            return handle.fill.remote(folder, view_name, rows[part], patient, ticket)
-
-        async def work() -> np.ndarray:
-            keys, lengths = view.keys[rows], view.lengths_of(rows)
-            parts = await self._obtain(teacher, keys, lengths, send, together=True)
-            return np.concatenate([rows[part][answer.left] for part, answer in parts])
-
-        return self._background.start(work())
-
-    def flush(self) -> None:
-        """Have every replica write what it computed; return when it is on disk.
-
-        What a replica had not written when it was lost is missing then; who needs it asks again.
-        """
-        self._background.start(self._flush()).result()
-
-    def of_desk(self, call: Callable[[ActorHandle], Any]) -> Any:
-        """Return what a call of the desk gives; waits for a desk that has to begin anew."""
-        return self._background.start(self._of_desk(call)).result()
-
-    def close(self) -> None:
-        """Give up what is under way."""
-        self._background.close()
-
-    async def _ask(
-        self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]
-    ) -> dict[str, Payload]:
-        # Equal examples are asked for once.
-        first, number = distinct_keys(view.keys)
-        asked = view.take(first)
-
-        def send(handle: ActorHandle, part: np.ndarray, ticket: int, alone: bool) -> Any:
-            return handle.ask.remote(asked.take(part), signals, ticket, alone)
-
-        parts = await self._obtain(teacher, asked.keys, asked.lengths, send)
-        order = np.argsort(np.concatenate([rows for rows, _ in parts]))[number]
-        return {
-            name: Payload.concat([answer.payloads[name] for _, answer in parts]).take(order)
-            for name in (signal.name for signal in signals)
-        }
-
-    async def _obtain(
-        self,
-        teacher: str,
-        keys: np.ndarray,
-        tokens: np.ndarray,
-        send: Send,
-        together: bool = False,
-        attempts: _Attempts = _FIRST,
-    ) -> list[tuple[np.ndarray, Answer]]:
-        self._check(teacher, keys, tokens, attempts)
-        tickets: list[Ticket] = await self._of_desk(
-            lambda desk: desk.assign.remote(
-                teacher,
-                keys,
-                tokens,
-                self._most_tokens(teacher),
-                together,
-                attempts.again,
-                attempts.avoid,
-            )
-        )
-
-        async def one(ticket: Ticket) -> list[tuple[np.ndarray, Answer]]:
-            rows, alone = ticket.rows, bool(attempts.failures)
-            try:
-                total = int(tokens[rows].sum())
-                return [(rows, await self._request(teacher, ticket, total, send, alone))]
-            except _Lost as lost:
-                parts = await self._obtain(
-                    teacher,
-                    keys[rows],
-                    tokens[rows],
-                    lambda handle, part, number, alone: send(handle, rows[part], number, alone),
-                    together,
-                    attempts.after(ticket.replica, lost.failure),
-                )
-            return [(rows[part], again) for part, again in parts]
-
-        return [part for parts in await all_of(map(one, tickets)) for part in parts]
-
-    def _check(
-        self, teacher: str, keys: np.ndarray, tokens: np.ndarray, attempts: _Attempts
-    ) -> None:
-        """Raise an error if this request is at fault, or seems to be."""
-        if not attempts.again:
-            return
-        which = f"the first has key {keys[0, 0]:016x}{keys[0, 1]:016x}"
-        if (failure := attempts.blamed) is not None:
-            longest = int(tokens.max())
-            advice = (
-                f"a single example of {longest} tokens needs more memory than a replica has: lower "
-                "the task's max_length, take another dtype, or give the replica more"
-                if failure.fault == "memory"
-                else "expected examples that the model can read: look at the token ids and at its "
-                "code"
-            )
-            raise TeacherError(
-                f"teacher {teacher!r}: replicas failed {len(attempts.failures)} times on a request "
-                f"of {len(keys)} examples, the longest of {longest} tokens, {which}: {failure}; "
-                f"{advice}"
-            )
-        if attempts.losses > MAX_FAILURES_OF_REQUEST * len(self._address.replicas.get(teacher, ())):
-            said = f": {attempts.failures[-1][1]}" if attempts.failures else ""
-            raise TeacherError(
-                f"teacher {teacher!r}: {attempts.losses} replicas were lost one after another with "
-                f"the same {len(keys)} examples, {which}{said}; they may need more memory than a "
-                "replica has: lower batch_tokens"
-            )
-
-    async def _request(
-        self, teacher: str, ticket: Ticket, tokens: int, send: Send, alone: bool
-    ) -> Answer:
-        """Return a replica's answer.
-
-        Raises:
-            _Lost: the replica was lost before it answered.
-        """
-        nbytes = int(tokens * self._bytes_per_token.get(teacher, 0.0))
-        credit = self._credits.setdefault(
-            (teacher, ticket.replica), Credits(MAX_REQUESTS, MAX_BYTES)
-        )
-        async with self._returned:
-            await self._returned.wait_for(lambda: credit.take(nbytes))
-        try:
-            handle = self._address.replicas[teacher][ticket.replica]
-            sent = send(handle, ticket.rows, ticket.number, alone)
-            answer = await self._answer(teacher, ticket, sent)
-        finally:
-            async with self._returned:
-                credit.give_back(nbytes)
-                self._returned.notify_all()
-        self._learn(teacher, answer, tokens)
-        told = answer.computed, answer.left
-        await self._of_desk(lambda desk: desk.finished.remote(teacher, ticket, *told))
-        return answer
-
-    async def _answer(self, teacher: str, ticket: Ticket, reference: ray.ObjectRef) -> Answer:
-        life = (teacher, ticket.replica, ticket.epoch)
-        try:
-            return await self._result(life, reference)
-        except RayTaskError as error:
-            if isinstance(error.cause, ReplicaFailure):
-                await self._fail(life, error.cause)
-            await self._of_desk(lambda desk: desk.refused.remote(teacher, ticket))
-            raise raised(teacher, error) from error
-
-    async def _result(self, life: tuple[str, int, int], reference: ray.ObjectRef) -> Any:
-        call = asyncio.ensure_future(_awaited(reference))
-        try:
-            while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:
-                # A call to a node that is gone may never return; the desk knows sooner.
-                if not await self._of_desk(lambda desk: desk.holds.remote(*life)):
-                    raise _Lost
-            return call.result()
-        except RayActorError as error:
-            await self._of_desk(lambda desk: desk.lost.remote(*life, "died"))
-            raise _Lost from error
-        except OutOfMemoryError as error:
-            # Ray ends a process where a node has too little memory.
-            await self._fail(life, ReplicaFailure("memory", str(error)))
-        except ObjectLostError as error:
-            # The answer was on a node that is gone; whether the replica was, the desk will see.
-            raise _Lost from error
-        finally:
-            call.cancel()
-
-    async def _fail(self, life: tuple[str, int, int], failure: ReplicaFailure) -> NoReturn:
-        await self._of_desk(lambda desk: desk.failed.remote(*life, failure))
-        raise _Lost(failure) from failure
-
-    def _most_tokens(self, teacher: str) -> int:
-        # A question is cut into requests that a replica batches and credits can hold.
-        by_bytes = MAX_BYTES / 4 / max(self._bytes_per_token.get(teacher, 0.0), 1e-9)
-        return int(max(1, min(self._address.batch_tokens.get(teacher, 1), by_bytes)))
-
-    def _learn(self, teacher: str, answer: Answer, tokens: int) -> None:
-        nbytes = sum(payload.nbytes for payload in answer.payloads.values())
-        known = self._bytes_per_token.get(teacher, 0.0)
-        self._bytes_per_token[teacher] = max(known, nbytes / max(1, tokens))
-
-    async def _flush(self) -> None:
-        for teacher in self._address.replicas:
-            mark, epochs = await self._of_desk(lambda desk, t=teacher: desk.lives.remote(t))
-            await all_of(
-                self._flush_one(teacher, number, epoch, mark) for number, epoch in enumerate(epochs)
-            )
-
-    async def _flush_one(self, teacher: str, number: int, epoch: int, mark: int) -> None:
-        reference = self._address.replicas[teacher][number].flush.remote()
-        try:
-            await self._result((teacher, number, epoch), reference)
-        except _Lost:
-            return
-        except RayTaskError as error:
-            raise raised(teacher, error) from error
-        await self._of_desk(lambda desk: desk.written.remote(teacher, number, epoch, mark))
-
-    async def _of_desk(self, call: Callable[[ActorHandle], Any]) -> Any:
-        for attempt in range(DESK_ATTEMPTS):
-            try:
-                return await call(self._address.desk)
-            except RayTaskError as error:
-                if isinstance(error.cause, RaybrewError):
-                    raise error.cause from None
-                raise
-            except RayActorError as error:
-                if attempt == DESK_ATTEMPTS - 1:
-                    raise TeacherError(f"the teachers' desk can't be reached: {error}") from error
-                await asyncio.sleep(LOOK_S)
-
-
-class _Lost(Exception):
-    """A replica was lost before it answered, with the failure of its device or memory if known."""
-
-    def __init__(self, failure: ReplicaFailure | None = None):
-        super().__init__(failure)
-        self.failure = failure
-
-
-async def _awaited(reference: Any) -> Any:
-    return await reference

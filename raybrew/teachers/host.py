@@ -1,4 +1,14 @@
-"""A replica behind a queue: what the pool wraps in an actor."""
+"""A replica behind a queue: what `pool` wraps in an actor. No Ray here.
+
+    requests ──► queue ──► gathered up to a number of tokens, or a short while ──► answered at once
+
+All of a replica's work, the model's and the store's, happens on one thread, that of a
+`DynamicBatcher`: nothing needs a lock but its queue, and metrics are read during a forward. The
+methods of `ReplicaHost` are coroutines, which only wait for it.
+
+Nothing here imports torch before a replica is made: a process that unpickles a handle, as the
+router does, imports this module with it.
+"""
 
 from __future__ import annotations
 
@@ -6,208 +16,252 @@ import asyncio
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-# What a replica has answered, for the desk to hear: also what its asker can't report any more.
-#
-# asker ──question, ticket──► replica ──answer──► asker ──ticket──► desk
-#                                └──► Ledger ──with each health check──► desk
-#
-# An asker that is killed, or interrupted, leaves questions behind that are computed all the same.
+import numpy as np
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    import numpy as np
-
-    from raybrew.teachers.replica import Answer
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An answer.
-
-    Args:
-        place: in the ledger, from 1 on.
-        ticket: number of the ticket that it is the answer to.
-        computed: which of its rows cost a forward, bool (n,).
-        left: its rows that have no label yet, int64.
-    """
-
-    place: int
-    ticket: int
-    computed: np.ndarray
-    left: np.ndarray
-
-
-class Ledger:
-    """Keeps answers until they were heard; written by the compute thread, read by others."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._entries: list[Entry] = []
-        self._count = 0
-        self._forgotten = self._on_disk = 0
-
-    def expect(self, ticket: int, answer: Future) -> Future:
-        """Note an answer as soon as it is there, before anybody gets it; an error is none."""
-
-        def note(done: Future) -> None:
-            if not done.cancelled() and done.exception() is None:
-                self._add(ticket, done.result())
-
-        answer.add_done_callback(note)
-        return answer
-
-    def since(self, heard: int) -> list[Entry]:
-        """Return what came after a place, and forget what came before."""
-        with self._lock:
-            gone = [entry for entry in self._entries if entry.place <= heard]
-            self._forgotten += sum(int(entry.computed.sum()) for entry in gone)
-            self._entries = self._entries[len(gone) :]
-            return list(self._entries)
-
-    def wrote(self) -> None:
-        """Note that the labels of all answers so far are on disk; called by the compute thread."""
-        with self._lock:
-            self._on_disk = self._count
-
-    def on_disk(self) -> int:
-        """Return up to which place the answers' labels are on disk."""
-        with self._lock:
-            return self._on_disk
-
-    def forgotten(self) -> int:
-        """Return how many forwards the answers cost that were forgotten."""
-        with self._lock:
-            return self._forgotten
-
-    def _add(self, ticket: int, answer: Answer) -> None:
-        with self._lock:
-            self._count += 1
-            self._entries.append(Entry(self._count, ticket, answer.computed, answer.left))
-
-
-# A replica behind a queue: what `pool` wraps in an actor. No Ray here.
-#
-# Its methods are coroutines, so that many questions wait at once and figures are given during a
-# forward: the work is the compute thread's (see `gatherer`), the event loop only waits for it.
-#
-# Nothing here imports torch before a replica is made: whoever unpickles a handle, as the desk does,
-# gets this module with it.
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-    import numpy as np
-
     from raybrew.data.encoding import EncodedView
     from raybrew.data.payload import Signal
     from raybrew.labels.remote import StoreSpec
     from raybrew.teachers.replica import Answer
-    from raybrew.teachers.teacher import ResolvedTeacher
-
+    from raybrew.teachers.teacher import TeacherSpec
 
 logger = logging.getLogger(__name__)
 
 FAILED_FLUSH_S = 10.0
-"""So long nothing is written unasked after labels couldn't be."""
+"""After labels could not be written, the next try comes so much later."""
 GATHER_S = 0.003
-"""How long a small question waits for more to share its forward with."""
+"""How long a small request waits for more to share its forward with."""
 GATHER_BATCHES = 8
 """Token budgets that are gathered: sorting more examples by length leaves less padding, and one
 forward in so many is not full."""
 
 
+@dataclass
+class _Work:
+    job: Callable[[], Any] | None = None
+    view: EncodedView | None = None
+    signals: tuple[Signal, ...] = ()
+    alone: bool = False
+    future: Future = field(default_factory=Future)
+    since_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def tokens(self) -> int:
+        return 0 if self.view is None else len(self.view.input_ids)
+
+    @property
+    def stands_alone(self) -> bool:
+        return self.job is not None or self.alone
+
+
+class DynamicBatcher:
+    """Answers requests and runs jobs on a thread of its own, one batch after another.
+
+    Args:
+        answer: gives each of several requests for the same signals its answer, or the error that
+            it ends in.
+        tokens: no further request is gathered beyond so many.
+        wait_s: how long a small batch waits for more.
+        forward_tokens: of a full forward; where more requests wait than are gathered, those that
+            would leave the last forward half empty wait for the next batch.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Sequence[EncodedView], tuple[Signal, ...]], Sequence[Any]],
+        *,
+        tokens: int,
+        wait_s: float,
+        forward_tokens: int = 1,
+    ):
+        self._answer, self._tokens, self._wait_s = answer, tokens, wait_s
+        self._forward_tokens = forward_tokens
+        self._queue: deque[_Work] = deque()
+        self._changed = threading.Condition()
+        self._over = False
+        self._at_work = 0
+        self._thread = threading.Thread(target=self._work, name="raybrew-teacher", daemon=True)
+        self._thread.start()
+
+    def ask(self, view: EncodedView, signals: tuple[Signal, ...], *, alone: bool = False) -> Future:
+        """Queue a request; one that is `alone` is batched with no other."""
+        return self._put(_Work(view=view, signals=signals, alone=alone))
+
+    def run(self, job: Callable[[], Any], *, first: bool = False) -> Future:
+        """Queue a job; `first`: before all that waits."""
+        return self._put(_Work(job=job), first)
+
+    def queue_age_s(self) -> float:
+        """Return for how long the oldest in the queue has waited, seconds."""
+        with self._changed:
+            oldest = min((work.since_s for work in self._queue), default=None)
+        return 0.0 if oldest is None else time.monotonic() - oldest
+
+    def num_waiting(self) -> int:
+        """Return how many requests and jobs wait or are at work."""
+        with self._changed:
+            return len(self._queue) + self._at_work
+
+    def close(self) -> None:
+        """End the thread after what it is at; what waits is cancelled."""
+        with self._changed:
+            self._over = True
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._changed.notify()
+        for work in waiting:
+            work.future.cancel()
+        self._thread.join()
+
+    def _put(self, work: _Work, first: bool = False) -> Future:
+        with self._changed:
+            if self._over:
+                work.future.cancel()
+                return work.future
+            (self._queue.appendleft if first else self._queue.append)(work)
+            self._changed.notify()
+        return work.future
+
+    def _work(self) -> None:
+        while batch := self._gather():
+            # From here on none of them can be cancelled.
+            batch = [work for work in batch if work.future.set_running_or_notify_cancel()]
+            for work, answer in zip(batch, self._answers(batch), strict=True):
+                if isinstance(answer, Exception):
+                    work.future.set_exception(answer)
+                else:
+                    work.future.set_result(answer)
+            self._at_work = 0
+
+    def _answers(self, batch: list[_Work]) -> Sequence[Any]:
+        # The thread outlives whatever a job raises; its caller gets the error.
+        try:
+            if batch and batch[0].job is not None:
+                return [batch[0].job()]
+            views = [work.view for work in batch if work.view is not None]
+            return self._answer(views, batch[0].signals) if views else []
+        except Exception as error:
+            return [error] * len(batch)
+
+    def _gather(self) -> list[_Work]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._over)
+            if self._over:
+                return []
+            batch = [self._queue.popleft()]
+            self._at_work = 1
+            if batch[0].stands_alone:
+                return batch
+            until_s = time.monotonic() + self._wait_s
+            tokens = batch[0].tokens
+            while tokens < self._tokens:
+                left_s = max(0.0, until_s - time.monotonic())
+                if not self._changed.wait_for(lambda: self._queue, left_s):
+                    break
+                following = self._queue[0]
+                if following.stands_alone or following.signals != batch[0].signals:
+                    break
+                batch.append(self._queue.popleft())
+                tokens += batch[-1].tokens
+            else:
+                kept = fullest([work.tokens for work in batch], self._forward_tokens)
+                self._queue.extendleft(reversed(batch[kept:]))
+                del batch[kept:]
+            return batch
+
+
+def fullest(tokens: Sequence[int], forward_tokens: int) -> int:
+    """Return how many of the first requests fill their forwards best, the most of equals.
+
+    Args:
+        tokens: of each request.
+        forward_tokens: of a full forward.
+    """
+    totals = np.cumsum(tokens)
+    fill = totals / np.maximum(np.ceil(totals / forward_tokens) * forward_tokens, 1)
+    return len(fill) - int(np.argmax(fill[::-1]))
+
+
 class ReplicaHost:
     """Hosts one replica of a teacher."""
 
-    def __init__(self, spec: ResolvedTeacher, signals: tuple[Signal, ...], store: StoreSpec | str):
-        from raybrew.teachers.batcher import DynamicBatcher
+    def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
         from raybrew.teachers.replica import Replica
 
-        self._ledger = Ledger()
-        self._replica = Replica(spec, signals, store, on_flush=self._ledger.wrote)
-        self._gatherer = DynamicBatcher(
+        self._replica = Replica(spec, signals, store)
+        self._batcher = DynamicBatcher(
             self._replica.ask_together,
             tokens=GATHER_BATCHES * spec.forward_tokens,
             wait_s=GATHER_S,
             forward_tokens=spec.forward_tokens,
         )
         self._flushing: Future | None = None
-        self._no_flush_until = 0.0
+        self._no_flush_until_s = 0.0
 
     async def load(self) -> None:
         """Load the model."""
-        await asyncio.wrap_future(self._gatherer.run(self._replica.load))
+        await asyncio.wrap_future(self._batcher.run(self._replica.load))
 
     async def ask(
-        self, view: EncodedView, signals: tuple[Signal, ...], ticket: int, alone: bool = False
+        self, view: EncodedView, signals: tuple[Signal, ...], alone: bool = False
     ) -> Answer:
-        """See `Replica.ask`; questions that come together are answered together.
+        """See `Replica.ask`; requests that come together are answered together.
 
         Args:
             view: the examples.
             signals: what is asked for.
-            ticket: number of the desk's ticket for it.
-            alone: a replica failed with it: it shares no forward with another question.
+            alone: a replica failed with it: it shares no forward with another request.
         """
-        answer = self._gatherer.ask(view, signals, alone=alone)
-        return await asyncio.wrap_future(self._ledger.expect(ticket, answer))
+        return await asyncio.wrap_future(self._batcher.ask(view, signals, alone=alone))
 
-    async def fill(
-        self, folder: str, view_name: str, rows: np.ndarray, patient: bool, ticket: int
-    ) -> Answer:
-        """See `Replica.fill`; `ticket` as with `ask`."""
-        answer = self._gatherer.run(
+    async def fill(self, folder: str, view_name: str, rows: np.ndarray, patient: bool) -> Answer:
+        """See `Replica.fill`."""
+        fill = self._batcher.run(
             lambda: self._replica.fill(folder, view_name, rows, patient=patient)
         )
-        return await asyncio.wrap_future(self._ledger.expect(ticket, answer))
+        return await asyncio.wrap_future(fill)
 
     async def flush(self) -> None:
         """Write what is not on disk yet, before anything else that waits."""
-        await asyncio.wrap_future(self._gatherer.run(self._replica.flush, first=True))
+        await asyncio.wrap_future(self._batcher.run(self._replica.flush, first=True))
 
-    async def health(
-        self, life: str = "", heard: int = 0, batch_tokens: int | None = None
-    ) -> dict[str, Any]:
-        """Return figures, and what tells a replica that works from one that hangs.
+    async def health(self, batch_tokens: int | None = None) -> dict[str, Any]:
+        """Return metrics, and what tells a replica that works from one that hangs.
 
         Args:
-            life: of which the asker has heard.
-            heard: up to which place of the ledger of that life.
             batch_tokens: most tokens of a forward from now on, if a larger one failed.
 
         Returns:
-            `ReplicaMetrics`, `forward_s`, `others_s` and `queue_age_s`, seconds, how many questions
-            are `waiting` or at work, `life`, which differs after a restart, the `answers` that were
-            not heard yet, how many forwards those cost that were `heard`, and up to which place of
-            the ledger labels are `on_disk`.
+            `Replica.metrics`; `life`, which differs after a restart; `forward_s`, `lease_wait_s`
+            and `unwritten_s` of the replica, and the queue's `queue_age_s`, seconds; how many
+            requests wait or are at work (`num_waiting`).
         """
         if batch_tokens is not None:
             self._replica.shrink(batch_tokens)
         self._flush_if_due()
-        answers = self._ledger.since(heard if life == self._replica.life else 0)
         return {
-            **self._replica.figures(),
-            "forward_s": self._replica.forward_s(),
-            "others_s": self._replica.others_s(),
-            "queue_age_s": self._gatherer.queue_age_s(),
-            "waiting": self._gatherer.waiting(),
+            **self._replica.metrics(),
             "life": self._replica.life,
-            "answers": answers,
-            "heard": self._ledger.forgotten(),
-            "on_disk": self._ledger.on_disk(),
+            "forward_s": self._replica.forward_s(),
+            "lease_wait_s": self._replica.lease_wait_s(),
+            "unwritten_s": self._replica.unwritten_s(),
+            "queue_age_s": self._batcher.queue_age_s(),
+            "num_waiting": self._batcher.num_waiting(),
         }
 
     def _flush_if_due(self) -> None:
         # One that has nothing to do would keep others waiting, and its labels in memory.
         if self._flushing is not None and self._flushing.done():
             error, self._flushing = self._flushing.exception(), None
-            if error is not None:  # the next question ends in it
+            if error is not None:  # the next request ends in it
                 logger.warning("labels could not be written: %s", error)
-                self._no_flush_until = time.monotonic() + FAILED_FLUSH_S
-        due = self._replica.flush_due() and time.monotonic() > self._no_flush_until
+                self._no_flush_until_s = time.monotonic() + FAILED_FLUSH_S
+        due = self._replica.flush_due() and time.monotonic() > self._no_flush_until_s
         if due and self._flushing is None:
-            self._flushing = self._gatherer.run(self._replica.flush, first=True)
+            self._flushing = self._batcher.run(self._replica.flush, first=True)

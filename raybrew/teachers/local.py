@@ -1,19 +1,19 @@
 """Teachers in the process that asks: `placement: worker`. No Ray.
 
-    one rank    what the store lacks is computed when it is asked for, on a thread beside
+    one rank    what the store lacks is computed when it is asked for, on a thread of its own
     more ranks  each computes its share of what the store lacks before the first step
 
 On one GPU nothing has to be carried from process to process. Ranks don't ask each other: shares
 that are disjoint keep a label from being computed twice.
 
 A model is unloaded once all labels that its rank expects of it are in the store. Where memory is
-too small for a forward, smaller ones follow; after an error of the device the process is of no use
-any more, and the rank ends with it.
+too small for a forward, smaller ones follow; after an error of the device the process can compute
+nothing any more, and the rank ends with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -32,23 +32,15 @@ from raybrew.teachers.teacher import ResolvedTeacher
 _CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    future: Future
-
-    def result(self) -> dict[str, Payload]:
-        return self.future.result()
-
-
 class LocalClient:
-    """Asks teachers of this process; an `Asker`.
+    """Asks teachers of this process; a `TeacherClient`.
 
     Args:
         teachers: each with the signals that it serves.
         store: of the labels.
         num_threads: PyTorch threads, those of the rank: teacher and student take turns on them.
         device: of the rank, whose GPU the teachers are on, too.
-        on_event: called with what befalls a teacher.
+        on_event: called with what happens to a teacher.
     """
 
     def __init__(
@@ -70,18 +62,18 @@ class LocalClient:
         # Which GPU is current is a matter of each thread.
         self._thread = ThreadPoolExecutor(1, "raybrew-teacher", _use, (device,))
 
-    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> _Waiting:
-        """Start computing labels; see `raybrew.labels.source.Asker`."""
+    def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Future:
+        """Start computing labels; see `raybrew.labels.source.TeacherClient`."""
         replica = self._replicas[teacher]
 
         def answer() -> dict[str, Payload]:
-            self._let_go(replica)
-            answer = self._retried(teacher, lambda: replica.ask(view, signals))
-            if replica.flush_due():  # nobody looks after it between two questions
+            self._flush_others(replica)
+            answer = self._compute(teacher, lambda: replica.ask(view, signals))
+            if replica.flush_due():  # nothing checks it between two questions
                 replica.flush()
             return answer.payloads
 
-        return _Waiting(self._thread.submit(answer))
+        return self._thread.submit(answer)
 
     def fill_share(self, teacher: str, view: EncodedView, rank: int, world_size: int) -> None:
         """Compute this rank's share of the labels that the store lacks; they are on disk then.
@@ -93,15 +85,13 @@ class LocalClient:
             world_size: ranks that do so, each for its own share.
         """
         first, _ = distinct_keys(view.keys)
-        mine = first[home_of(view.keys[first], world_size) == rank]
+        share = view.take(first[home_of(view.keys[first], world_size) == rank])
         replica = self._replicas[teacher]
-        self._thread.submit(self._let_go, replica).result()
-        share = view.take(mine)
-        work = self._thread.submit(self._retried, teacher, lambda: replica.fill_view(share))
-        work.result()
+        self._thread.submit(self._flush_others, replica).result()
+        self._thread.submit(self._compute, teacher, lambda: replica.fill_view(share)).result()
         self.flush()
 
-    def _retried(self, teacher: str, compute: Callable[[], Answer]) -> Answer:
+    def _compute(self, teacher: str, compute: Callable[[], Answer]) -> Answer:
         """Compute, with smaller forwards where memory is too small.
 
         Raises:
@@ -128,9 +118,9 @@ class LocalClient:
             free_cached_memory()
             self._on_event(Event("teacher out of memory", f"teacher {teacher!r}", what))
 
-    def _let_go(self, replica: Replica) -> None:
-        # The same model under another name: on one thread, none of the two can wait for a label
-        # that the other has claimed and not written.
+    def _flush_others(self, replica: Replica) -> None:
+        # The same model under another name: on one thread, neither of the two can wait for a label
+        # that the other has a lease of and has not written.
         for other in self._replicas.values():
             if other is not replica and other.spec.fingerprint == replica.spec.fingerprint:
                 other.flush()
@@ -143,7 +133,7 @@ class LocalClient:
             self._missing[teacher] = keys[~known]
 
     def flush(self) -> None:
-        """Write what is not on disk yet, and unload what no label is missing of any more."""
+        """Write what is not on disk yet, and unload models whose labels are all in the store."""
         for teacher, replica in self._replicas.items():
             self._thread.submit(replica.flush).result()
             if teacher not in self._missing:
@@ -159,16 +149,16 @@ class LocalClient:
 
     def forwards(self) -> int:
         """Return how many examples were computed."""
-        return sum(int(replica.figures()["examples"]) for replica in self._replicas.values())
+        return sum(int(replica.metrics()["examples"]) for replica in self._replicas.values())
 
     def unload(self) -> None:
-        """Let the models go that nothing is expected of; one that is asked is loaded again."""
+        """Unload models of which no label is expected; one that is asked is loaded again."""
         for teacher, replica in self._replicas.items():
             if teacher not in self._missing:
                 self._thread.submit(replica.unload).result()
 
     def close(self) -> None:
-        """End the thread and let the models go."""
+        """End the thread and unload the models."""
         self._thread.shutdown(cancel_futures=True)
         self._replicas.clear()
 
@@ -179,16 +169,16 @@ def _use(device: torch.device) -> None:
 
 
 class CombinedClient:
-    """Several askers as one: each knows its own teachers."""
+    """Several clients as one: each has its own teachers."""
 
     def __init__(self, by_teacher: Mapping[str, TeacherClient]):
         self._by_teacher = by_teacher
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Pending:
-        """Ask the teacher's own asker."""
+        """Ask the teacher's own client."""
         return self._by_teacher[teacher].ask(teacher, view, signals)
 
     def flush(self) -> None:
         """Have all of them flush."""
-        for asker in {id(asker): asker for asker in self._by_teacher.values()}.values():
-            asker.flush()
+        for client in {id(client): client for client in self._by_teacher.values()}.values():
+            client.flush()

@@ -1,11 +1,14 @@
-"""The teachers of a job as Ray actors.
+"""The teachers of a job as Ray actors: placed together, started, asked ahead of use, stopped.
 
-Placed together, started, asked for labels ahead of their use, stopped.
+Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
+placement group for each teacher before any of them starts: either all of them fit, or none starts.
+A teacher may leave before the others; its resources are free then. A `PoolRouter` on the driver's
+node hands requests to them and watches them.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,56 +20,28 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Signal
 from raybrew.errors import TeacherDropped, TeacherError
 from raybrew.labels.remote import StoreSpec
-from raybrew.models.devices import DeviceFault, device_for
-from raybrew.teachers.client import PoolAddress, PoolClient, raised
+from raybrew.models.devices import device_for
+from raybrew.teachers.client import PoolClient, PrecomputeRequest, as_raised
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
 from raybrew.teachers.host import ReplicaHost
-from raybrew.teachers.router_actor import Member, start_router
-from raybrew.teachers.teacher import ResolvedTeacher, batches_by_length
-
-# Labels to compute ahead of their use, as a job of the pool's.
-
-
-@dataclass(frozen=True)
-class PrecomputeRequest:
-    """Labels to compute ahead of their use.
-
-    Args:
-        teacher: whose labels.
-        folder: the encoded split that holds the rows.
-        view_name: its view that the teacher reads.
-        view: that view.
-        rows: rows to label, int64 (n,), of different content.
-        on_done: called with the number of rows of each request that is done.
-    """
-
-    teacher: str
-    folder: str
-    view_name: str
-    view: EncodedView
-    rows: np.ndarray
-    on_done: Callable[[int], None]
-
-
-# The teachers of a job as Ray actors: placed together, started, filled from, stopped.
-#
-# Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
-# placement group for each teacher before any of them starts: either all of them fit, or none
-# starts. A teacher may leave before the others; its resources are free then. A `Desk` on the
-# driver's node keeps their books.
+from raybrew.teachers.monitor import HostedTeacher
+from raybrew.teachers.router_actor import (
+    MAX_CONCURRENCY,
+    PoolAddress,
+    remote_router,
+    start_router,
+)
+from raybrew.teachers.teacher import TeacherSpec, batches_by_length
 
 logger = logging.getLogger(__name__)
 
 PLACEMENT_TIMEOUT_S = 120.0
 START_TIMEOUT_S = 600.0
 FILL_AHEAD = 2
-"""Requests a replica has when the store is filled: it never stands still."""
-MANY = 100_000
-"""Calls that wait in an actor at once; who limits them is the askers' credits."""
+"""Requests a replica has when the store is filled: it is never idle."""
 
 
 @dataclass(frozen=True)
@@ -81,14 +56,14 @@ class Deployment:
         policy: what is decided when they fail.
     """
 
-    spec: ResolvedTeacher
+    spec: TeacherSpec
     signals: tuple[Signal, ...]
     replicas: int
     resources: dict[str, float]
     policy: FailurePolicy = field(default_factory=FailurePolicy)
 
     @property
-    def placed(self) -> ResolvedTeacher:
+    def placed(self) -> TeacherSpec:
         """The teacher on the device, and with the threads, that its resources name."""
         return replace(
             self.spec,
@@ -97,28 +72,22 @@ class Deployment:
         )
 
 
-_Part = tuple[PrecomputeRequest, np.ndarray]
-
-
 class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
-    def __init__(self, hostings: Sequence[Deployment], store: StoreSpec | str):
-        self._hostings = {hosting.spec.name: hosting for hosting in hostings}
-        self._groups = _reserve(hostings)
-        replicas = {
-            name: [
-                _start(hosting, store, self._groups[name], index)
-                for index in range(hosting.replicas)
-            ]
-            for name, hosting in self._hostings.items()
+    def __init__(self, deployments: Sequence[Deployment], store: StoreSpec | str):
+        self._deployments = {each.spec.name: each for each in deployments}
+        self._groups = _reserve(deployments)
+        hosted = {
+            name: HostedTeacher(
+                [_start(each, store, self._groups[name], n) for n in range(each.replicas)],
+                each.policy,
+                each.placed.forward_tokens,
+            )
+            for name, each in self._deployments.items()
         }
-        budgets = {hosting.spec.name: hosting.placed.forward_tokens for hosting in hostings}
-        members = {
-            name: Member(replicas[name], hosting.policy, budgets[name])
-            for name, hosting in self._hostings.items()
-        }
-        self.address = PoolAddress(start_router(members, MANY), replicas, budgets)
+        self.address = PoolAddress(start_router(hosted), hosted)
+        self._router = remote_router(self.address.router)
         self._client = PoolClient(self.address)
 
     def __enter__(self) -> "TeacherPool":
@@ -132,19 +101,6 @@ class TeacherPool:
         """Those that have not left."""
         return set(self._groups)
 
-    def release(self, teacher: str) -> bool:
-        """Let a teacher go whose labels are all on disk, and give its resources back.
-
-        Whoever asks it for a label afterwards gets a `LabelsLost`.
-
-        Returns:
-            Whether it left; it stays as long as somebody waits for an answer of it.
-        """
-        if not self._client.of_desk(lambda desk: desk.leave.remote(teacher)):
-            return False
-        self._end(teacher)
-        return True
-
     def wait(self) -> None:
         """Wait until every teacher is loaded.
 
@@ -153,21 +109,18 @@ class TeacherPool:
         """
         until = time.monotonic() + START_TIMEOUT_S
         loading = [
-            (hosting, handle, handle.load.remote())
-            for name, hosting in self._hostings.items()
-            for handle in self.address.replicas[name]
+            (deployment, handle, handle.load.remote())
+            for name, deployment in self._deployments.items()
+            for handle in self.address.teachers[name].replicas
         ]
-        for hosting, handle, reference in loading:
-            _loaded(hosting, handle, reference, until)
-        ray.get(self.address.desk.begin.remote())
+        for deployment, handle, reference in loading:
+            _wait_until_loaded(deployment, handle, reference, until)
+        self._client.wait_for(self._router.begin())
 
-    def fill(self, fillings: Sequence[PrecomputeRequest]) -> set[str]:
+    def fill(self, requests: Sequence[PrecomputeRequest]) -> set[str]:
         """Compute labels into the store, every replica of every teacher at its full speed.
 
         What was computed is on disk afterwards, also when this is interrupted or fails.
-
-        Args:
-            fillings: what to compute.
 
         Returns:
             The teachers that were dropped.
@@ -177,112 +130,117 @@ class TeacherPool:
         """
         dropped: set[str] = set()
         try:
-            # What another run is at is left to it, and waited for when nothing else is to do.
-            left = self._work_off(fillings, dropped, patient=False)
+            # What another run computes is left to it, and waited for when all else is done.
+            left = self._work_off(requests, dropped, patient=False)
             self._work_off(left, dropped, patient=True)
         finally:
             self.flush()
         return dropped
 
     def _work_off(
-        self, fillings: Sequence[PrecomputeRequest], dropped: set[str], *, patient: bool
+        self, requests: Sequence[PrecomputeRequest], dropped: set[str], *, patient: bool
     ) -> list[PrecomputeRequest]:
         """Compute labels; add to the dropped teachers, and return what was left to other runs."""
         left: list[PrecomputeRequest] = []
-        running: dict[Future, _Part] = {}
-        waiting = {name: self._requests(name, fillings) for name in self.teachers}
+        running: dict[Future, PrecomputeRequest] = {}
+        waiting = {name: self._parts(name, requests) for name in self.teachers}
+
+        def start(teacher: str, count: int = 1) -> None:
+            for _, part in zip(range(count), waiting[teacher], strict=False):
+                running[self._client.fill(part, patient=patient)] = part
+
         try:
             for name in waiting:
-                for _ in range(FILL_AHEAD * len(self.address.replicas[name])):
-                    self._request(waiting, running, name, patient)
+                start(name, FILL_AHEAD * len(self.address.teachers[name].replicas))
             while running:
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    filling, rows = running.pop(done)
-                    name = filling.teacher
+                    part = running.pop(done)
                     try:
                         others: np.ndarray = done.result()
                     except TeacherDropped:
-                        dropped.add(name)
-                        waiting[name] = iter(())
+                        dropped.add(part.teacher)
+                        waiting[part.teacher] = iter(())
                         continue
-                    filling.on_done(len(rows) - len(others))
+                    part.on_done(len(part.rows) - len(others))
                     if len(others):
-                        left.append(replace(filling, rows=others))
-                    self._request(waiting, running, name, patient)
+                        left.append(replace(part, rows=others))
+                    start(part.teacher)
         finally:
             for future in running:
                 future.cancel()
         return left
 
-    def _requests(self, teacher: str, fillings: Sequence[PrecomputeRequest]) -> Iterator[_Part]:
-        for filling in fillings:
-            if filling.teacher == teacher:
-                lengths = filling.view.lengths_of(filling.rows)
+    def _parts(
+        self, teacher: str, requests: Sequence[PrecomputeRequest]
+    ) -> Iterator[PrecomputeRequest]:
+        for request in requests:
+            if request.teacher == teacher:
+                lengths = request.view.lengths_of(request.rows)
                 # Each is one forward: neighbours by length, as many as the budget holds.
-                for chunk in batches_by_length(lengths, self.address.batch_tokens[teacher]):
-                    yield filling, filling.rows[chunk]
-
-    def _request(
-        self,
-        waiting: dict[str, Iterator[_Part]],
-        running: dict[Future, _Part],
-        teacher: str,
-        patient: bool,
-    ) -> None:
-        filling, rows = next(waiting[teacher], (None, None))
-        if filling is not None and rows is not None:
-            place = (filling.folder, filling.view_name, filling.view)
-            future = self._client.fill(teacher, *place, rows, patient=patient)
-            running[future] = (filling, rows)
+                for rows in batches_by_length(lengths, self.address.teachers[teacher].batch_tokens):
+                    yield replace(request, rows=request.rows[rows])
 
     def flush(self) -> None:
         """Have every replica write what it computed."""
         self._client.flush()
 
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Return figures by teacher; see `Desk.figures`."""
-        return self._client.of_desk(lambda desk: desk.figures.remote())
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Return metrics by teacher; see `PoolRouter.metrics`."""
+        return self._client.wait_for(self._router.metrics())
 
     def take_events(self) -> list[dict[str, Any]]:
-        """Return what was survived since the last call; see `Desk.take_events`."""
-        return self._client.of_desk(lambda desk: desk.take_events.remote())
+        """Return the faults since the last call; see `PoolRouter.take_events`."""
+        return self._client.wait_for(self._router.take_events())
+
+    def release(self, teacher: str) -> bool:
+        """Let a teacher leave whose labels are all on disk, and give its resources back.
+
+        A client that asks it for a label afterwards gets a `LabelsLost`.
+
+        Returns:
+            Whether it left; it stays as long as a client waits for an answer of it.
+        """
+        if not self._client.wait_for(self._router.release(teacher)):
+            return False
+        self._end(teacher)
+        return True
 
     def stop(self) -> None:
         """End every replica and give the resources back."""
         self._client.close()
-        # The desk first: it would take what ends for a loss.
-        ray.kill(self.address.desk)
+        # The router first: it would take what ends for a failure.
+        ray.kill(self.address.router)
         for teacher in list(self._groups):
             self._end(teacher)
 
     def _end(self, teacher: str) -> None:
-        # A thread that lets a teacher go may meet the one that stops the pool.
+        # A thread that releases a teacher may meet the one that stops the pool.
         if (group := self._groups.pop(teacher, None)) is None:
             return
-        for handle in self.address.replicas[teacher]:
+        for handle in self.address.teachers[teacher].replicas:
             ray.kill(handle)
         remove_placement_group(group)
 
 
-def _reserve(hostings: Sequence[Deployment]) -> dict[str, PlacementGroup]:
-    bundles = {h.spec.name: [dict(h.resources)] * h.replicas for h in hostings}
+def _reserve(deployments: Sequence[Deployment]) -> dict[str, PlacementGroup]:
+    bundles = {each.spec.name: [dict(each.resources)] * each.replicas for each in deployments}
     groups = {name: placement_group(each, strategy="PACK") for name, each in bundles.items()}
     until = time.monotonic() + PLACEMENT_TIMEOUT_S
     if not all(group.wait(max(until - time.monotonic(), 0.0)) for group in groups.values()):
         for group in groups.values():
             remove_placement_group(group)
+        has = {k: v for k, v in ray.cluster_resources().items() if not k.startswith("node:")}
         raise TeacherError(
             f"teachers: the cluster could not reserve {bundles} within "
-            f"{PLACEMENT_TIMEOUT_S:.0f} s; it has {_cluster_resources()}; something else may be "
-            "using it"
+            f"{PLACEMENT_TIMEOUT_S:.0f} s; it has {has}; something else may be using it"
         )
     return groups
 
 
 def _start(
-    hosting: Deployment, store: StoreSpec | str, group: PlacementGroup, index: int
+    deployment: Deployment, store: StoreSpec | str, group: PlacementGroup, index: int
 ) -> ActorHandle:
-    resources = dict(hosting.resources)
+    resources = dict(deployment.resources)
     grouped: Any = ray.remote(concurrency_groups={"control": 16})  # pyright: ignore
     return (
         grouped(ReplicaHost)
@@ -290,22 +248,24 @@ def _start(
             num_cpus=resources.pop("CPU", 0),
             num_gpus=resources.pop("GPU", 0),
             resources=resources,
-            max_concurrency=MANY,
-            # How often is the desk's to say, which knows why. A lost call comes back to its asker,
-            # who goes elsewhere: nothing is replayed.
+            max_concurrency=MAX_CONCURRENCY,
+            # The router, which knows why, decides how often. A lost call comes back to its client,
+            # which asks another replica: nothing is replayed.
             max_restarts=-1,
             max_task_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 group, placement_group_bundle_index=index
             ),
         )
-        .remote(hosting.placed, hosting.signals, store)
+        .remote(deployment.placed, deployment.signals, store)
     )
 
 
-def _loaded(hosting: Deployment, handle: ActorHandle, reference: Any, until: float) -> None:
+def _wait_until_loaded(
+    deployment: Deployment, handle: ActorHandle, reference: Any, until: float
+) -> None:
     """Wait for a replica's model; one that dies over it loads again in its next life."""
-    name, lives = hosting.spec.name, hosting.policy.max_restarts
+    name, lives = deployment.spec.name, deployment.policy.max_restarts
     while True:
         try:
             return ray.get(reference, timeout=max(until - time.monotonic(), 0.0))
@@ -314,21 +274,13 @@ def _loaded(hosting: Deployment, handle: ActorHandle, reference: Any, until: flo
                 f"teacher {name!r}: not loaded after {START_TIMEOUT_S:.0f} s"
             ) from error
         except (RayTaskError, RayActorError, OutOfMemoryError) as error:
-            failed = isinstance(error, RayTaskError)
+            cause = error.cause if isinstance(error, RayTaskError) else None
             # Another process wouldn't have more memory for the same weights.
-            again = not failed or _fault(error) == "device"
-            if not again or not lives:
-                raise raised(name, error) from error
+            is_sick = isinstance(cause, ReplicaFailure) and cause.fault == "device"
+            if (isinstance(error, RayTaskError) and not is_sick) or not lives:
+                raise as_raised(name, error) from error
             lives -= 1  # an endless number of them is -1
-            logger.warning("teacher %r: lost a replica that was loading: %s", name, error)
-            if failed:
+            logger.warning("teacher %r: a replica failed while it was loading: %s", name, error)
+            if is_sick:
                 ray.kill(handle, no_restart=False)
             reference = handle.load.remote()
-
-
-def _fault(error: RayTaskError) -> DeviceFault | None:
-    return error.cause.fault if isinstance(error.cause, ReplicaFailure) else None
-
-
-def _cluster_resources() -> dict[str, float]:
-    return {k: v for k, v in ray.cluster_resources().items() if not k.startswith("node:")}

@@ -320,7 +320,7 @@ def test_teachers_label_copies_like_any_row(models, tmp_path):
     different = len(np.unique(split.student.keys, axis=0))
     assert different > 48
     # Four epochs read two rounds twice: one forward for each text that differs.
-    assert pool.replicas["a"].figures()["examples"] == different
+    assert pool.replicas["a"].metrics()["examples"] == different
     assert len(recorder.term("sum", "kd")) == 20
 
 

@@ -47,7 +47,7 @@ def test_teachers_label_transfer_rows_and_the_student_learns_from_them(tmp_path)
     seen = {int(row) for n in range(training.num_steps) for row in training.sequence.batch(n)[1]}
     assert seen == set(range(120))
     training.run(Recorder())
-    assert pool.replicas["a"].figures()["examples"] == 84 + 30
+    assert pool.replicas["a"].metrics()["examples"] == 84 + 30
 
 
 def test_columns_are_kept_by_name(capfd):

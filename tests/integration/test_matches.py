@@ -156,4 +156,4 @@ def test_an_adaptor_of_the_users_reaches_teachers_and_students(models, tmp_path)
     )
     # Another adaptor is another teacher: nothing of the one is taken for the other's.
     assert result.labels["forwards"] == UNIQUE
-    assert pool.replicas["a"].figures()["examples"] == 84  # the training rows: it judges no teacher
+    assert pool.replicas["a"].metrics()["examples"] == 84  # the training rows: it judges no teacher

@@ -80,14 +80,14 @@ def faults() -> Iterator[None]:
 
 
 def computed(counts_before: dict[str, float], pool: TeacherPool) -> float:
-    return pool.figures()["a"]["forwards"] - counts_before["forwards"]
+    return pool.metrics()["a"]["forwards"] - counts_before["forwards"]
 
 
 OVERLAPPING = [np.arange(0, 60), np.arange(30, 70)[::-1], np.repeat(np.arange(20, 40), 2)]
 
 
 def ask_at_once(pool, view, expected) -> None:
-    """Have three askers want much the same labels at once."""
+    """Have three clients want much the same labels at once."""
     clients = [PoolClient(pool.address) for _ in OVERLAPPING]
     asked = [c.ask("a", view.take(r), SIGNALS) for c, r in zip(clients, OVERLAPPING, strict=True)]
     for answer, mine in zip(asked, OVERLAPPING, strict=True):
@@ -104,27 +104,27 @@ def test_a_label_that_several_want_at_once_is_asked_of_one_replica(spec, view, e
     with TeacherPool([Deployment(unclaimed, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
         pool.wait()
         ask_at_once(pool, view, expected)
-        assert pool.figures()["a"]["forwards"] == 70
+        assert pool.metrics()["a"]["forwards"] == 70
     assert sum(map(sum, faulty.forwards().values())) == 70
     assert len(faulty.forwards()) == 2
 
 
-def test_what_two_askers_want_at_once_is_computed_once(pool, view, expected):
-    before = pool.figures()["a"]
+def test_what_two_clients_want_at_once_is_computed_once(pool, view, expected):
+    before = pool.metrics()["a"]
     faulty.plan("sleep", "0.05")
     ask_at_once(pool, view, expected)
     assert computed(before, pool) == 70
     assert sum(map(sum, faulty.forwards().values())) == 70
     assert len(faulty.forwards()) == 2
-    figures = pool.figures()["a"]
-    assert figures["retried"] == figures["recomputed"] == figures["losses"] == 0
-    assert figures["queued_tokens"] == 0
-    assert 0.3 < figures["batch_fill"] <= 1.0
-    assert figures["payload_bytes"] == figures["forwards"] * 3 * 4
-    assert figures["tokens_per_s"] > 0
+    metrics = pool.metrics()["a"]
+    assert metrics["retried"] == metrics["losses"] == 0
+    assert metrics["queued_tokens"] == 0
+    assert 0.3 < metrics["batch_fill"] <= 1.0
+    assert metrics["payload_bytes"] == metrics["forwards"] * 3 * 4
+    assert metrics["tokens_per_s"] > 0
 
 
-def test_health_is_told_during_a_forward(pool, view):
+def test_health_is_reported_during_a_forward(pool, view):
     client = PoolClient(pool.address)
     faulty.plan("sleep", "3")
     asked = client.ask("a", view.take(np.array([70, 71])), SIGNALS)
@@ -133,7 +133,7 @@ def test_health_is_told_during_a_forward(pool, view):
     took = []
     for _ in range(5):
         start = time.monotonic()
-        handles: list[Any] = list(pool.address.replicas["a"])
+        handles: list[Any] = list(pool.address.teachers["a"].replicas)
         calls = [h.health.options(concurrency_group="control").remote() for h in handles]
         forwards_s = [health["forward_s"] for health in ray.get(calls)]
         took.append(time.monotonic() - start)
@@ -144,7 +144,7 @@ def test_health_is_told_during_a_forward(pool, view):
 
 
 def test_a_slow_replica_does_less_and_nothing_is_done_twice(pool, view, expected, tmp_path):
-    before = pool.figures()["a"]
+    before = pool.metrics()["a"]
     faulty.plan("sleep", "0.1")
     faulty.plan("slow", "1")
     rows = np.arange(80, len(view))
@@ -165,7 +165,7 @@ def test_a_slow_replica_does_less_and_nothing_is_done_twice(pool, view, expected
     assert computed(before, pool) == len(rows)
 
 
-def test_more_than_an_askers_credit_waits_its_turn(pool, view, expected, monkeypatch):
+def test_more_than_a_clients_credit_waits_its_turn(pool, view, expected, monkeypatch):
     monkeypatch.setattr("raybrew.teachers.client.MAX_REQUESTS", 1)
     faulty.plan("sleep", "0.05")
     client = PoolClient(pool.address)
@@ -179,7 +179,7 @@ def test_more_than_an_askers_credit_waits_its_turn(pool, view, expected, monkeyp
     assert all(n == 1 for each in faulty.forwards().values() for n in each)
 
 
-def test_flushed_labels_are_found_by_everybody(pool, spec, view, store):
+def test_flushed_labels_are_found_by_every_process(pool, spec, view, store):
     client = PoolClient(pool.address)
     client.ask("a", view.take(np.arange(0, 70)), SIGNALS).result()
     client.flush()
@@ -198,7 +198,7 @@ def test_what_was_computed_before_an_interrupt_is_not_computed_again(
         ~LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys)
     )
     EncodedSplit({"student": fresh}, np.zeros(len(fresh), np.int64)).save(tmp_path / "split")
-    before = pool.figures()["a"]
+    before = pool.metrics()["a"]
     done: list[int] = []
 
     def interrupt(count: int) -> None:
@@ -214,7 +214,7 @@ def test_what_was_computed_before_an_interrupt_is_not_computed_again(
     kept = LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys[rows])
     assert sum(done) <= kept.sum() < len(rows)
     pool.fill([filling(rows[~kept], done.append)])
-    # What an interrupted request computed is kept, and its replica reports it.
+    # What an interrupted request computed is kept, and its replica counts it.
     assert computed(before, pool) == len(rows)
     stored = LabelStore(store).signal(spec.fingerprint, SIGNALS[0])
     assert stored.contains(fresh.keys[rows]).all()
@@ -248,7 +248,7 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
         for each in filling:
             each.result()
         client.close()
-        forwards = [each.figures()["a"]["forwards"] for each in (one, other)]
+        forwards = [each.metrics()["a"]["forwards"] for each in (one, other)]
     assert list(done.values()) == [len(view)] * 2
     assert sum(forwards) == sum(map(sum, faulty.forwards().values())) == len(view)
     assert min(forwards) > 0  # one alone would prove nothing
@@ -278,7 +278,7 @@ def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view
             [PrecomputeRequest("a", str(tmp_path / "split"), "student", view, rows, done.append)]
         )
         events = [event for event in pool.take_events() if event["fault"] == "replica failed"]
-        assert pool.figures()["a"]["forwards"] == sum(done) == len(rows)
+        assert pool.metrics()["a"]["forwards"] == sum(done) == len(rows)
     assert LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(view.keys[rows]).all()
     # Of 64 tokens a forward 32, then perhaps 16: processes of their own each, that go on.
     assert 1 <= len(events) <= 3
@@ -321,5 +321,5 @@ def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
         with pytest.raises(LabelsLost, match="'a'"):
             client.ask("a", view.take(np.arange(4, 8)), SIGNALS).result()
         client.ask("b", view.take(np.arange(4, 8)), SIGNALS).result()
-        assert {n: f["forwards"] for n, f in pool.figures().items()} == {"a": 4, "b": 8}
+        assert {n: f["forwards"] for n, f in pool.metrics().items()} == {"a": 4, "b": 8}
         client.close()

@@ -1,4 +1,4 @@
-"""Teachers that die, hang or lag during a run: the same student, exact counts, a line in the log.
+"""Teachers that die, hang or lag during a run: the same student, counts, a line in the log.
 
 The teacher's answers are rounded (see `tests.teachers.faulty`), so that a label has the same bits
 whatever forward it was computed in, and the students' weights can be compared bit for bit.
@@ -89,9 +89,13 @@ def say_cost(what: str, result: rb.RunResult, undisturbed: rb.RunResult) -> None
 def assert_same(result: rb.RunResult, undisturbed: rb.RunResult) -> None:
     assert_equal(weights(result), weights(undisturbed))
     labels = result.labels
-    # Every label once, but for those that died with a replica before they were on disk.
-    assert labels["forwards"] == labels["needed"] + labels["recomputed"]
     assert labels["needed"] == UNIQUE
+    if labels["losses"]:
+        # What died with a replica before it was on disk was computed again; what a replica
+        # computed after its last health check isn't counted.
+        assert labels["forwards"] <= sum(map(sum, faulty.forwards().values()))
+    else:
+        assert (labels["forwards"], labels["recomputed"]) == (UNIQUE, 0)
     assert temporaries(Path(result.folder).parent) == []
 
 
@@ -104,9 +108,10 @@ def test_a_replica_killed_in_a_forward_and_one_that_hangs(models, tmp_path, undi
     assert_same(result, undisturbed)
     assert result.labels["losses"] == 2
     assert result.labels["retried"] >= 2
-    # Begun: all that was reported, and what the killed and the hanging forward had in hand.
+    # Begun: all that was counted, and what the killed and the hanging forward had in hand.
     begun = sum(map(sum, faulty.forwards().values()))
     assert result.labels["forwards"] < begun <= result.labels["forwards"] + 2 * UNIQUE
+    assert begun >= UNIQUE
     lost = [line for line in survived(caplog) if "replica lost (teacher 'a', replica" in line]
     assert len(lost) == 2
     assert any("died" in line for line in lost)
@@ -137,18 +142,18 @@ def test_all_replicas_killed_at_once_and_one_ten_times_slower(
     say_cost("all replicas killed, one ten times slower", result, undisturbed)
 
 
-def test_the_desk_is_killed_and_asks_the_replicas_what_they_have(
+def test_the_router_is_killed_and_asks_the_replicas_what_they_did(
     models, tmp_path, undisturbed, caplog
 ):
     faulty.plan("sleep", "0.1")
 
-    def kill_desk() -> None:
+    def kill_router() -> None:
         while sum(map(sum, faulty.forwards().values())) < UNIQUE / 2:
             time.sleep(0.02)
-        (desk,) = alive("_RouterActor")
-        os.kill(desk["Pid"], signal.SIGKILL)
+        (router,) = alive("_RouterActor")
+        os.kill(router["Pid"], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill_desk)
+    killer = threading.Thread(target=kill_router)
     killer.start()
     result = run(models, tmp_path)
     killer.join()
@@ -156,8 +161,8 @@ def test_the_desk_is_killed_and_asks_the_replicas_what_they_have(
     assert result.labels["forwards"] == UNIQUE
     assert result.labels["losses"] == 0
     assert sum(map(sum, faulty.forwards().values())) == UNIQUE
-    assert any("desk died (the teachers' desk)" in line for line in survived(caplog))
-    say_cost("the teachers' desk killed", result, undisturbed)
+    assert any("router died (the teachers' router)" in line for line in survived(caplog))
+    say_cost("the teachers' router killed", result, undisturbed)
 
 
 def test_a_store_that_is_full_keeps_nothing_and_the_student_is_the_same(

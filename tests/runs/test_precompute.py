@@ -115,7 +115,7 @@ class UpPool:
     def take_events(self) -> list[dict[str, Any]]:
         return []
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def metrics(self) -> dict[str, dict[str, float]]:
         return {}
 
     def release(self, teacher: str) -> bool:

@@ -1,9 +1,11 @@
-"""What a rank gets of a pool whose replicas are stand-ins, through the desk's own bookkeeping.
+"""What a rank gets of a pool whose replicas are stand-ins, through the pool's own router.
 
 No Ray runs: a call of a stand-in is a coroutine, as awaiting a call of an actor is.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,12 @@ from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelsLost, TeacherError
 from raybrew.teachers import client as client_module
-from raybrew.teachers import router_actor as desk_module
-from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers import monitor, router_actor
+from raybrew.teachers.client import Credits, EventLoopThread, PoolClient
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
+from raybrew.teachers.monitor import HostedTeacher
 from raybrew.teachers.replica import Answer
-from raybrew.teachers.router_actor import Member, PoolRouter
+from raybrew.teachers.router_actor import PoolAddress, PoolRouter, remote_router
 from tests.made import make_data, make_tokenizer
 
 SIGNALS = (Signal(),)
@@ -37,8 +40,8 @@ class Method:
     def __init__(self, function: Callable[..., Any]):
         self._function = function
 
-    def remote(self, *arguments: Any) -> Any:
-        return self._function(*arguments)
+    def remote(self, *arguments: Any, **named: Any) -> Any:
+        return self._function(*arguments, **named)
 
     def options(self, **_: Any) -> "Method":
         return self
@@ -71,13 +74,11 @@ class Replica:
         self.batch_tokens: list[int | None] = []
         self.most_at_once = self._at_once = 0
 
-    async def ask(
-        self, view: EncodedView, signals: tuple[Signal, ...], ticket: int, alone: bool
-    ) -> Answer:
+    async def ask(self, view: EncodedView, signals: tuple[Signal, ...], alone: bool) -> Answer:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
-            await desk_module.asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)
         finally:
             self._at_once -= 1
         self.asked.append(view.keys)
@@ -95,25 +96,26 @@ class Replica:
         life = f"{self.number}.{self.life}"
         return ReplicaFailure(fault, "CUDA error: broken", life, examples, 64, alone)
 
-    async def health(self, life: str, heard: int, batch_tokens: int | None) -> dict[str, Any]:
+    async def health(self, batch_tokens: int | None) -> dict[str, Any]:
         self.batch_tokens.append(batch_tokens)
-        figures = ("forward_s", "others_s", "queue_age_s", "waiting", "heard", "on_disk", "batches")
+        states = ("forward_s", "lease_wait_s", "queue_age_s", "unwritten_s", "num_waiting")
         return {
-            **dict.fromkeys(figures, 0.0),
-            **dict.fromkeys(("tokens", "compute_s"), 0.0),
+            **dict.fromkeys((*states, "batches", "tokens", "compute_s"), 0.0),
+            "examples": float(sum(map(len, self.asked))),
             "life": f"{self.number}.{self.life}",
-            "answers": [],
         }
 
 
 class Pool:
-    def __init__(self, replicas: int, on_loss: Any = "fail"):
+    def __init__(self, replicas: int, on_failure: Any = "fail"):
         self.replicas = [Replica(number) for number in range(replicas)]
         handles: list[Any] = [Actor(replica) for replica in self.replicas]
         self.ended: list[tuple[int, bool]] = []
-        self.desk = PoolRouter({"a": Member(handles, FailurePolicy(on_loss, 5.0, 0.5), 64)})
-        desk: Any = Actor(self.desk)
-        self.client = PoolClient(PoolAddress(desk, {"a": handles}, {"a": 64}))
+        teachers = {"a": HostedTeacher(handles, FailurePolicy(on_failure, 5.0, 0.5), 64)}
+        self.router = PoolRouter(teachers)
+        actor: Any = Actor(self.router)
+        self.client = PoolClient(PoolAddress(actor, teachers))
+        self.remote = remote_router(actor)
 
     def kill(self, handle: Actor, no_restart: bool) -> None:
         replica: Replica = handle._inner
@@ -122,10 +124,10 @@ class Pool:
 
     def ask(self, rows: np.ndarray) -> np.ndarray:
         pending = self.client.ask("a", VIEW.take(rows), SIGNALS)
-        return pending.future.result(timeout=60)[SIGNALS[0].name].values
+        return pending.result(timeout=60)[SIGNALS[0].name].values
 
     def events(self) -> list[tuple[str, str]]:
-        events = self.client.of_desk(lambda desk: desk.take_events.remote())
+        events = self.client.wait_for(self.remote.take_events())
         return [(event["fault"], event["what"]) for event in events]
 
 
@@ -133,13 +135,14 @@ class Pool:
 def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
     made: list[Pool] = []
 
-    def make(replicas: int, on_loss: Any = "fail") -> Pool:
-        made.append(Pool(replicas, on_loss))
-        monkeypatch.setattr(desk_module.ray, "kill", made[-1].kill)
+    def make(replicas: int, on_failure: Any = "fail") -> Pool:
+        made.append(Pool(replicas, on_failure))
+        monkeypatch.setattr(monitor.ray, "kill", made[-1].kill)
         return made[-1]
 
-    monkeypatch.setattr(desk_module, "POLL_S", 0.01)
+    monkeypatch.setattr(monitor, "POLL_S", 0.01)
     monkeypatch.setattr(client_module, "LOOK_S", 0.02)
+    monkeypatch.setattr(router_actor, "RETRY_S", 0.02)
     yield make
     for each in made:
         each.client.close()
@@ -215,7 +218,7 @@ def test_one_that_fails_whatever_it_is_asked_is_given_up_while_its_neighbour_doe
     for _ in range(100):
         np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
         pool.client.flush()  # so that the next question is a new one
-        if pool.desk._watched["a"].gone[0]:
+        if pool.router._teachers["a"].replicas[0].given_up:
             break
     assert pool.ended == [(0, False)] * 4 + [(0, True)]
     assert [fault for fault, _ in pool.events()] == ["replica failed"] * 4 + ["replica gone"]
@@ -281,35 +284,50 @@ def test_a_client_has_no_more_under_way_with_a_replica_than_its_credit(pools, mo
     assert pool.replicas[0].most_at_once == 2
 
 
-def test_a_desk_that_cannot_be_reached_is_tried_again_and_then_an_error(pools, monkeypatch):
+def test_a_router_that_cannot_be_reached_is_tried_again_and_then_an_error(pools, monkeypatch):
     pool = pools(1)
     calls = []
 
-    async def away(*_: Any) -> None:
+    async def away(*_: Any, **__: Any) -> None:
         calls.append(1)
         raise ActorUnavailableError("away", None)
 
-    monkeypatch.setattr(pool.desk, "assign", away)
-    with pytest.raises(TeacherError, match="the teachers' desk can't be reached"):
+    monkeypatch.setattr(pool.router, "assign", away)
+    with pytest.raises(TeacherError, match="the teachers' router can't be reached"):
         pool.ask(ALL[:1])
-    assert len(calls) == client_module.DESK_ATTEMPTS
+    assert len(calls) == router_actor.ATTEMPTS
 
 
-def test_a_teacher_leaves_when_nobody_waits_for_it_and_is_missed_afterwards(pools):
+def test_a_teacher_leaves_when_no_client_waits_for_it_and_is_missed_afterwards(pools):
     pool = pools(1)
-    (ticket,) = pool.client.of_desk(
-        lambda desk: desk.assign.remote("a", VIEW.keys[:1], VIEW.lengths[:1], 64, False, False)
-    )
-    leave = lambda: pool.client.of_desk(lambda desk: desk.leave.remote("a"))  # noqa: E731
-    assert not leave()
-    one = np.ones(1, bool)
-    none = np.empty(0, np.int64)
-    pool.client.of_desk(lambda desk: desk.finished.remote("a", ticket, one, none))
-    assert leave()
+    wait_for, router = pool.client.wait_for, pool.remote
+    (request,) = wait_for(router.assign("a", VIEW.keys[:1], VIEW.lengths[:1], most_tokens=64))
+    assert not wait_for(router.release("a"))
+    wait_for(router.finished("a", request, 1))
+    pool.ask(ALL[1:2])
+    assert wait_for(router.release("a"))
     with pytest.raises(LabelsLost, match="'a': 24 labels are missing from the store"):
         pool.ask(ALL)
-    pool.client.flush()  # of a teacher that has left nothing is to be written
-    figures = pool.client.of_desk(lambda desk: desk.figures.remote())
-    assert figures["a"]["forwards"] == 1
+    pool.client.flush()  # a teacher that has left has nothing to write
+    assert wait_for(router.metrics())["a"]["forwards"] == 1
     with pytest.raises(LabelsLost, match="'b'"):  # never started: its labels were all there
         pool.client.ask("b", VIEW, SIGNALS).result()
+
+
+def test_credits_bound_requests_and_bytes():
+    credits = Credits(max_requests=3, max_bytes=100)
+    assert credits.take(1000)  # alone, even the large one
+    assert not credits.take(1)
+    credits.give_back(1000)
+    assert [credits.take(40) for _ in range(3)] == [True, True, False]
+    assert credits.take(0)
+    assert not credits.take(0)
+
+
+def test_nothing_is_started_on_an_event_loop_that_is_closed():
+    thread = EventLoopThread("test")
+    assert thread.start(asyncio.sleep(0, 7)).result() == 7
+    thread.close()
+    with pytest.raises(CancelledError):
+        thread.start(asyncio.sleep(0))
+    thread.close()  # again, as by a second `stop`

@@ -53,8 +53,8 @@ def test_each_content_is_computed_once_however_often_it_is_asked_for(tmp_path):
         for signal in SIGNALS:
             np.testing.assert_array_equal(got[signal.name].values, expected(rows))
     assert len(teacher.keys) == len(set(teacher.keys)) == 5
-    assert replica.figures()["examples"] == 5
-    assert replica.figures()["hits"] == 4
+    assert replica.metrics()["examples"] == 5
+    assert replica.metrics()["hits"] == 4
 
 
 def test_what_another_process_wrote_is_not_computed_again(tmp_path):
@@ -161,7 +161,7 @@ def test_questions_that_are_answered_together_are_answered_as_if_alone(tmp_path)
     computed = [answer.computed.tolist() for answer in answers if isinstance(answer, Answer)]
     assert computed == [[True] * 3, [False, True], [], [True, False]]
     assert len(teacher.keys) == 5
-    assert replica.figures()["batches"] == 1
+    assert replica.metrics()["batches"] == 1
 
 
 def test_one_questions_error_is_not_the_others(tmp_path):
@@ -196,7 +196,7 @@ def test_a_full_store_answers_questions_larger_than_it_keeps(tmp_path, monkeypat
             found = answer.payloads[signal.name].values
             np.testing.assert_array_equal(found, expected(np.arange(len(VIEW))))
     # Nothing of it is on disk, and what was asked for again was computed again.
-    assert replica.figures()["unstored"] > 0
+    assert replica.metrics()["unstored"] > 0
     assert len(teacher.keys) >= 2 * len(VIEW)
 
 

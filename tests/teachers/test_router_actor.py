@@ -1,4 +1,4 @@
-"""The desk with replicas that are stand-ins: what it does about those that hang, die, come back."""
+"""A router with replicas that are stand-ins: what it does about those that hang, die, come back."""
 
 import asyncio
 import subprocess
@@ -11,57 +11,55 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from raybrew.errors import TeacherDropped, TeacherError
-from raybrew.teachers import router_actor as desk_module
+from raybrew.teachers import monitor
 from raybrew.teachers.failure import FailurePolicy
-from raybrew.teachers.host import Entry
-from raybrew.teachers.router_actor import Member, PoolRouter
+from raybrew.teachers.monitor import HostedTeacher
+from raybrew.teachers.router_actor import PoolRouter
 
 KEYS = np.random.default_rng(0).integers(0, 2**63, (40, 2)).astype(np.uint64)
 ONES = np.ones(40, np.int64)
-NONE = np.empty(0, np.int64)
 
 
 class Replica:
-    """Tells its health as a handle of an actor does."""
+    """Reports its health as a handle of an actor does."""
 
     def __init__(self):
         self.error: Exception | None = None
-        self.said: dict[str, Any] = {
-            **dict.fromkeys(("hits", "batches", "tokens", "compute_s", "payload_bytes"), 1.0),
-            "forward_s": 0.0,
-            "others_s": 0.0,
-            "queue_age_s": 0.0,
-            "waiting": 0,
+        metrics = ("hits", "batches", "tokens", "examples", "compute_s", "payload_bytes")
+        states = ("forward_s", "lease_wait_s", "queue_age_s", "unwritten_s", "num_waiting")
+        self.reply: dict[str, Any] = {
+            **dict.fromkeys(metrics, 1.0),
+            **dict.fromkeys(states, 0.0),
             "life": "first",
-            "answers": [],
-            "heard": 0,
-            "on_disk": 0,
         }
-        self.heard: list[tuple[str, int]] = []
+        self.checks = 0
         self.health = self
 
     def options(self, concurrency_group: str) -> "Replica":
         assert concurrency_group == "control"
         return self
 
-    async def remote(self, life: str, heard: int, batch_tokens: int | None) -> dict[str, Any]:
-        self.heard.append((life, heard))
+    async def remote(self, batch_tokens: int | None) -> dict[str, Any]:
+        self.checks += 1
         if self.error is not None:
             raise self.error
-        return dict(self.said)
+        return dict(self.reply)
 
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[Replica]:
-    gone: list[Replica] = []
-    monkeypatch.setattr(desk_module, "POLL_S", 0.01)
-    monkeypatch.setattr(desk_module, "IDLE_LOOKS", 3)
-    monkeypatch.setattr(desk_module.ray, "kill", lambda handle, no_restart: gone.append(handle))
-    return gone
+    killed: list[Replica] = []
+    monkeypatch.setattr(monitor, "POLL_S", 0.01)
+    monkeypatch.setattr(monitor, "IDLE_S", 0.05)
+    monkeypatch.setattr(monitor.ray, "kill", lambda handle, no_restart: killed.append(handle))
+    return killed
 
 
-def desk_of(replicas: list[Any], on_loss: Any = "fail", *, anew: bool = False) -> PoolRouter:
-    return PoolRouter({"a": Member(replicas, FailurePolicy(on_loss, 5.0, 0.2), 1000)}, anew=anew)
+def router_of(
+    replicas: list[Any], on_failure: Any = "fail", *, restarted: bool = False
+) -> PoolRouter:
+    policy = FailurePolicy(on_failure, 5.0, 0.2)
+    return PoolRouter({"a": HostedTeacher(replicas, policy, 1000)}, restarted=restarted)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -70,183 +68,206 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def assign(desk: PoolRouter) -> list[int]:
-    return [t.replica for t in await desk.assign("a", KEYS, ONES, 1000, False, False)]
+async def checked(replica: Replica, times: int = 3) -> None:
+    before = replica.checks
+    await until(lambda: replica.checks > before + times)
+
+
+async def assign(router: PoolRouter, rows: slice = slice(None)) -> list[int]:
+    requests = await router.assign("a", KEYS[rows], ONES[rows], most_tokens=1000)
+    return [request.replica for request in requests]
 
 
 def test_one_that_hangs_is_ended_and_taken_again_when_it_is_another(ended):
     async def story() -> None:
         replicas = [Replica(), Replica()]
-        desk = desk_of(replicas)
-        await desk.begin()
-        replicas[1].said["forward_s"] = 6.0
+        router = router_of(replicas)
+        await router.begin()
+        replicas[1].reply["forward_s"] = 6.0
         await until(lambda: ended)
         assert ended == [replicas[1]]
-        assert set(await assign(desk)) == {0}
+        assert set(await assign(router)) == {0}
         # The old life may still answer for a moment.
         await asyncio.sleep(0.05)
-        assert not await desk.holds("a", 1, 0)
+        assert not await router.holds("a", 1, 0)
         assert ended == [replicas[1]]
-        replicas[1].said |= {"forward_s": 0.0, "life": "second"}
-        router = desk._watched["a"].router
-        await until(lambda: router.is_up(1))
-        events = await desk.take_events()
+        replicas[1].reply |= {"forward_s": 0.0, "life": "second"}
+        table = router._teachers["a"].table
+        await until(lambda: table.is_up(1))
+        events = await router.take_events()
         assert [event["fault"] for event in events] == ["replica lost"]
         assert "hung for 6.0 s" in events[0]["what"]
-        figures = (await desk.figures())["a"]
-        assert figures["tokens"] == 3.0  # of three lives
-        assert figures["losses"] == 1.0
+        metrics = (await router.metrics())["a"]
+        assert metrics["forwards"] == metrics["tokens"] == 3.0  # of three lives
+        assert metrics["losses"] == 1.0
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize(
-    ("on_loss", "error"), [("fail", TeacherError), ("drop", TeacherDropped)], ids=["fail", "drop"]
+    ("on_failure", "error"),
+    [("fail", TeacherError), ("drop", TeacherDropped)],
+    ids=["fail", "drop"],
 )
-def test_a_teacher_that_ray_gave_up_follows_its_policy(ended, on_loss, error):
+def test_a_teacher_that_ray_gave_up_follows_its_policy(ended, on_failure, error):
     async def story() -> None:
         replica = Replica()
-        desk = desk_of([replica], on_loss)
-        await desk.begin()
+        router = router_of([replica], on_failure)
+        await router.begin()
         replica.error = ActorDiedError()
-        await until(lambda: desk._watched["a"].gone == [True])
-        with pytest.raises(error, match=r"'a'.*all of them were given up.*lost: died"):
-            await assign(desk)
-        faults = [event["fault"] for event in await desk.take_events()]
+        await until(lambda: router._teachers["a"].replicas[0].given_up)
+        with pytest.raises(error, match=r"'a'.*all of them were given up.*last failure: died"):
+            await assign(router)
+        faults = [event["fault"] for event in await router.take_events()]
         assert faults[:2] == ["replica lost", "replica gone"]
-        assert ("teacher dropped" in faults) == (on_loss == "drop")
+        assert ("teacher dropped" in faults) == (on_failure == "drop")
 
     asyncio.run(story())
 
 
-def test_who_asks_waits_for_a_teacher_that_comes_back(ended):
+def test_a_client_waits_for_a_teacher_that_comes_back(ended):
     async def story() -> None:
         replica = Replica()
-        desk = desk_of([replica], "wait")
-        await desk.begin()
+        router = router_of([replica], "wait")
+        await router.begin()
         replica.error = ActorUnavailableError("away", None)
-        await until(lambda: not desk._watched["a"].router.is_up(0))
-        asked = asyncio.create_task(assign(desk))
+        await until(lambda: not router._teachers["a"].table.is_up(0))
+        asked = asyncio.create_task(assign(router))
         await asyncio.sleep(0.4)  # longer than `lost_after_s`
         assert not asked.done()
         replica.error = None
-        replica.said["life"] = "second"
+        replica.reply["life"] = "second"
         assert await asked == [0]
-        down = (await desk.take_events())[-1]
+        down = (await router.take_events())[-1]
         assert down["fault"] == "teacher down"
         assert down["lost_s"] >= 0.4
 
     asyncio.run(story())
 
 
-def test_what_a_dead_asker_left_behind_is_no_work(ended):
+def test_one_that_does_not_answer_is_ended(ended, monkeypatch):
+    async def story() -> None:
+        monkeypatch.setattr(monitor, "HEALTH_TIMEOUT_S", 0.01)
+        monkeypatch.setattr("raybrew.teachers.failure.UNRESPONSIVE_S", -4.9)  # of 5 s a forward
+        replica, free = Replica(), asyncio.Event()
+        answer = replica.remote
+
+        async def silent(batch_tokens: int | None) -> dict[str, Any]:
+            await free.wait()
+            return await answer(batch_tokens)
+
+        monkeypatch.setattr(replica, "remote", silent)
+        router = router_of([replica])
+        await router.begin()
+        await until(lambda: ended)
+        free.set()
+        replica.reply["life"] = "second"
+        table = router._teachers["a"].table
+        await until(lambda: table.is_up(0))
+        (event, _) = await router.take_events()
+        assert "did not answer for 0 s; its process was ended" in event["what"]
+
+    asyncio.run(story())
+
+
+def test_what_a_dead_client_left_behind_is_no_work(ended):
     async def story() -> None:
         replica = Replica()
-        replica.said["waiting"] = 2
-        desk = desk_of([replica])
-        await assign(desk)
-        router = desk._watched["a"].router
+        replica.reply["num_waiting"] = 2
+        router = router_of([replica])
+        await assign(router)
+        table = router._teachers["a"].table
         await asyncio.sleep(0.2)
-        assert router.queued_tokens(0) == 40
-        replica.said["waiting"] = 0
-        await until(lambda: router.queued_tokens(0) == 0)
+        assert table.queued_tokens(0) == 40
+        replica.reply["num_waiting"] = 0
+        await until(lambda: table.queued_tokens(0) == 0)
 
     asyncio.run(story())
 
 
-def test_what_a_replica_tells_of_questions_whose_asker_died_is_counted_once(ended):
-    async def story() -> None:
-        replica = Replica()
-        replica.said["waiting"] = 1
-        desk = desk_of([replica])
-        (first, *_) = await desk.assign("a", KEYS[:30], ONES[:30], 1000, False, False)
-        (second,) = await desk.assign("a", KEYS[30:], ONES[30:], 1000, False, False)
-        # Told again and again, as looks that overlap do; the second one's asker lives.
-        replica.said["answers"] = [
-            Entry(1, first.number, np.ones(30, bool), NONE),
-            Entry(2, second.number, np.arange(10) < 4, NONE),
-        ]
-        router = desk._watched["a"].router
-        await until(lambda: router.counts.forwards)
-        await desk.finished("a", second, np.arange(10) < 4, NONE)
-        await until(lambda: replica.heard.count(("first", 2)) > 2)
-        assert router.counts.forwards == 34
-        assert router.queued_tokens(0) == 0
-        # Another life has a ledger of its own, that begins with 1.
-        replica.said |= {"life": "second", "answers": []}
-        await until(lambda: ("second", 0) in replica.heard)
-
-    asyncio.run(story())
-
-
-def test_what_a_replica_has_written_of_itself_may_be_asked_of_anybody(ended):
+def test_what_a_replica_has_written_may_be_asked_of_any_other(ended):
     async def story() -> None:
         replicas = [Replica(), Replica()]
         for replica in replicas:
-            replica.said["waiting"] = 1
-        desk = desk_of(replicas)
-        (first, *_) = await desk.assign("a", KEYS[:1], ONES[:1], 1000, False, False)
-        holder = replicas[first.replica]
-        holder.said["answers"] = [Entry(1, first.number, np.ones(1, bool), NONE)]
-        router = desk._watched["a"].router
-        await until(lambda: router.counts.forwards)
-        assert router._holder
-        holder.said["on_disk"] = 1
-        await until(lambda: not router._holder)
+            replica.reply |= {"num_waiting": 1, "unwritten_s": 60.0}
+        router = router_of(replicas)
+        (request,) = await router.assign("a", KEYS[:1], ONES[:1], most_tokens=1000)
+        await router.finished("a", request, 1)
+        table, holder = router._teachers["a"].table, replicas[request.replica]
+        await checked(holder)
+        assert table._holder
+        holder.reply["unwritten_s"] = 0.0
+        await until(lambda: not table._holder)
 
     asyncio.run(story())
 
 
-def test_a_desk_that_is_new_watches_when_somebody_only_waits(ended):
+def test_a_label_that_is_not_finished_stays_though_all_others_are_written(ended):
     async def story() -> None:
         replica = Replica()
-        replica.said |= {"forward_s": 99.0, "waiting": 1}
-        desk = desk_of([replica], anew=True)
-        assert await desk.holds("a", 0, 0)
-        await until(lambda: ended == [replica])
-        assert not await desk.holds("a", 0, 0)
+        replica.reply["num_waiting"] = 1
+        router = router_of([replica])
+        (done,) = await router.assign("a", KEYS[:30], ONES[:30], most_tokens=1000)
+        await router.assign("a", KEYS[30:], ONES[30:], most_tokens=1000)
+        await router.finished("a", done, 30)
+        table = router._teachers["a"].table
+        await until(lambda: len(table._holder) == 10)
+        await checked(replica)
+        assert len(table._holder) == table.queued_tokens(0) == 10
 
     asyncio.run(story())
 
 
-def test_a_desk_that_begins_anew_hears_of_replicas_what_they_had_told_the_one_before(ended):
-    async def story() -> None:
-        old = desk_of([Replica()])
-        (ticket,) = await old.assign("a", KEYS[:10], ONES[:10], 1000, False, False)
-        replica = Replica()
-        replica.said |= {"heard": 20, "answers": [Entry(5, ticket.number, np.ones(10, bool), NONE)]}
-        desk = desk_of([replica], anew=True)
-        await desk.begin()
-        # Its asker tells of it as well, before or after.
-        await desk.finished("a", ticket, np.ones(10, bool), NONE)
-        router = desk._watched["a"].router
-        await until(lambda: replica.heard.count(("first", 5)) > 2)
-        assert router.counts.forwards == 30
-        (event,) = await desk.take_events()
-        assert event["fault"] == "desk died"
-
-    asyncio.run(story())
-
-
-def test_who_waits_long_for_another_run_says_so_once(ended):
+def test_one_that_waits_long_for_another_run_is_reported_once(ended):
     async def story() -> None:
         replica = Replica()
-        desk = desk_of([replica])
-        await desk.begin()
-        replica.said["others_s"] = 29.0
-        await until(lambda: len(replica.heard) > 3)
-        assert await desk.take_events() == []
-        replica.said["others_s"] = 31.0
-        looks = len(replica.heard)
-        await until(lambda: len(replica.heard) > looks + 3)
-        (event,) = await desk.take_events()
+        router = router_of([replica])
+        await router.begin()
+        replica.reply["lease_wait_s"] = 29.0
+        await checked(replica)
+        assert await router.take_events() == []
+        replica.reply["lease_wait_s"] = 31.0
+        await checked(replica)
+        (event,) = await router.take_events()
         assert (event["fault"], event["who"]) == ("labels elsewhere", "teacher 'a', replica 0")
 
     asyncio.run(story())
 
 
+def test_a_router_that_is_new_watches_when_a_client_only_waits(ended):
+    async def story() -> None:
+        replica = Replica()
+        replica.reply |= {"forward_s": 99.0, "num_waiting": 1}
+        router = router_of([replica], restarted=True)
+        assert await router.holds("a", 0, 0)
+        await until(lambda: ended == [replica])
+        assert not await router.holds("a", 0, 0)
+
+    asyncio.run(story())
+
+
+def test_a_router_that_was_restarted_knows_what_its_replicas_did_and_not_who_asked_before(ended):
+    async def story() -> None:
+        old = router_of([Replica()])
+        (request,) = await old.assign("a", KEYS[:10], ONES[:10], most_tokens=1000)
+        replica = Replica()
+        replica.reply |= {"examples": 30.0, "num_waiting": 1}
+        router = router_of([replica], restarted=True)
+        await router.begin()
+        await router.assign("a", KEYS[10:], ONES[10:], most_tokens=1000)
+        await router.finished("a", request, 10)
+        await router.refused("a", request)
+        await checked(replica)
+        assert (await router.metrics())["a"]["forwards"] == 30
+        assert (await router.metrics())["a"]["queued_tokens"] == 30
+        (event,) = await router.take_events()
+        assert event["fault"] == "router died"
+
+    asyncio.run(story())
+
+
 def test_what_ray_loads_beside_the_replicas_and_ranks_is_light():
-    # The desk with its handles of replicas, the mailbox, and the callback in Train's controller.
+    # The router with its handles of replicas, the channel, and the callback in Train's controller.
     modules = "raybrew.teachers.router_actor, raybrew.teachers.host, raybrew.runs.events"
     code = f"import sys, {modules}, raybrew.training.faults; print('transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

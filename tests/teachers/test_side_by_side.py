@@ -127,7 +127,7 @@ def test_filling_leaves_what_another_is_at_and_waits_for_it_last(tmp_path):
     answer = other.fill_view(VIEW.take(np.arange(5, 20)), patient=False)
     assert answer.computed.tolist() == [False] * 5 + [True] * 10
     assert answer.left.tolist() == [0, 1, 2, 3, 4]
-    assert other.figures()["hits"] == 0
+    assert other.metrics()["hits"] == 0
 
     def wait() -> None:
         waited.append(other.fill_view(VIEW.take(np.arange(5, 20))))
@@ -140,10 +140,10 @@ def test_filling_leaves_what_another_is_at_and_waits_for_it_last(tmp_path):
         assert time.monotonic() < until
         time.sleep(0.01)
     assert not waited
-    assert other.others_s() > 0
+    assert other.lease_wait_s() > 0
     one.flush()
     thread.join(HANG_S)
-    assert other.others_s() == 0
+    assert other.lease_wait_s() == 0
     assert not waited[0].computed.any()
     assert not len(waited[0].left)
     assert set(computed(tmp_path).values()) == {1}
