@@ -11,6 +11,7 @@ examples that nobody asked for before. The pools of one and of two replicas take
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.teachers.client import PoolClient
-from raybrew.teachers.pool import Deployment, TeacherPool
+from raybrew.teachers.pool import TeacherPool
 from raybrew.teachers.router_actor import PoolAddress
-from raybrew.teachers.teacher import TeacherSpec
+from raybrew.teachers.teacher import ResolvedTeacher
+from tests.made import made_teacher
 
 RANKS, REQUESTS, ROWS, LENGTH = 8, 8, 32, 16
 ROWS_PER_FORWARD = 16
@@ -69,7 +71,7 @@ class Rank:
         return rows + sum(len(each.result()[SIGNALS[0].name]) for each in asked)
 
 
-def spec_of(folder: Path) -> TeacherSpec:
+def spec_of(folder: Path) -> ResolvedTeacher:
     config = BertConfig(
         vocab_size=100,
         hidden_size=16,
@@ -79,7 +81,7 @@ def spec_of(folder: Path) -> TeacherSpec:
         max_position_embeddings=LENGTH,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
-    return TeacherSpec(
+    return made_teacher(
         name="t",
         model=str(folder),
         fingerprint="sleepy",
@@ -107,8 +109,14 @@ def records() -> list[Record]:
         with tempfile.TemporaryDirectory(prefix="raybrew-bench-") as folder:
             spec = spec_of(Path(folder, "model"))
             for count in (1, 2):
-                hosting = Deployment(spec, SIGNALS, count, {"CPU": 0.5})
-                pools[str(count)] = TeacherPool([hosting], str(Path(folder, f"store-{count}")))
+                teacher = replace(
+                    spec,
+                    config=spec.config.model_copy(update={"replicas": count}),
+                    view="student",
+                    signals=SIGNALS,
+                    resources={"CPU": 0.5},
+                )
+                pools[str(count)] = TeacherPool([teacher], str(Path(folder, f"store-{count}")))
                 pools[str(count)].wait()
             return [_measured(pools)]
     finally:

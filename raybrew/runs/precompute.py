@@ -20,8 +20,8 @@ from raybrew.labels.contents import write_manifest
 from raybrew.labels.location import DAMAGED, label_errors
 from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.runs.run import Run
-from raybrew.teachers.failure import FailurePolicy
-from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool
+from raybrew.teachers.client import PrecomputeRequest
+from raybrew.teachers.pool import TeacherPool
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob
 
@@ -35,7 +35,8 @@ POLL_S = 2.0
 POLL_SHARE = 20
 """Time between two checks whether a teacher can be released: at least `POLL_S` seconds, and
 `POLL_SHARE` times as long as the last check took, whose cost grows with the store."""
-_COUNTS = ("forwards", "retried", "recomputed", "losses")
+_POOL_COUNTS = ("forwards", "retried", "losses")
+_COUNTS = ("needed", "in_store", *_POOL_COUNTS, "recomputed")
 
 
 class Precompute:
@@ -49,8 +50,9 @@ class Precompute:
 
     Attributes:
         teachers: by teacher, its counts in (teacher, example) and its metrics: `needed`, `in_store`
-            before the run, `forwards`, and of those `recomputed` since they were lost, with a
-            replica or on disk; `retried` requests to lost replicas; `losses` of replicas.
+            before the run, `forwards`, and how many of those were `recomputed` at least, as labels
+            were lost with a replica or on disk; `retried` requests to lost replicas; `losses` of
+            replicas.
         dropped: teachers that no replica hosts any more and that the run continues without.
     """
 
@@ -69,7 +71,7 @@ class Precompute:
         self._released: set[str] = set()
         self._damaged = self._damaged_files()
         for teacher in job.teachers:
-            counts = dict.fromkeys(("needed", "in_store", *_COUNTS), 0.0)
+            counts = dict.fromkeys(_COUNTS, 0.0)
             for side in job.task_of(teacher).folders:
                 missing, unique = self._missing(teacher, side)
                 counts["needed"] += unique
@@ -81,8 +83,7 @@ class Precompute:
     @property
     def counts(self) -> dict[str, float]:
         """The counts of all teachers together."""
-        names = ("needed", "in_store", *_COUNTS)
-        sums = {name: sum(each[name] for each in self.teachers.values()) for name in names}
+        sums = {name: sum(each[name] for each in self.teachers.values()) for name in _COUNTS}
         return sums | {"forwards": sums["forwards"] + self._forwards_in_workers}
 
     @property
@@ -122,7 +123,7 @@ class Precompute:
                     model=teacher.config.model_path,
                 )
         with self._run.stage("start_teachers"):
-            pool = TeacherPool([_deployment(t) for t in self._started], self._job.store)
+            pool = TeacherPool(self._started, self._job.store)
         try:
             with self._run.stage("start_teachers"):
                 pool.wait()
@@ -208,11 +209,13 @@ class Precompute:
         """Record the teachers' metrics so far, and the faults since the last call."""
         for event in pool.take_events():
             self._run.record(Event(**event))
-        for name, metrics in pool.figures().items():
+        for name, metrics in pool.metrics().items():
             if name in self._released:  # a router that was restarted doesn't know of their work
                 continue
             # Other replicas may have come before these.
-            sums = {count: self._before[name][count] + metrics[count] for count in _COUNTS}
+            sums = {count: self._before[name][count] + metrics[count] for count in _POOL_COUNTS}
+            missing = self.teachers[name]["needed"] - self.teachers[name]["in_store"]
+            metrics["recomputed"] = max(0.0, sums["forwards"] - missing)
             self.teachers[name] |= metrics | sums
             values = {f"teacher/{name}/{key}": value for key, value in metrics.items()}
             self._run.tracker.log(values, step=self._run.step)
@@ -346,14 +349,3 @@ class _AwaitedLabels:
 def _are_stored(stores: Sequence[SignalStore], keys: np.ndarray) -> np.ndarray:
     """Return of each key whether every store has a label, bool (n,)."""
     return np.logical_and.reduce([store.contains(keys) for store in stores])
-
-
-def _deployment(teacher: ResolvedTeacher) -> Deployment:
-    config = teacher.config
-    return Deployment(
-        teacher,
-        teacher.signals,
-        config.replicas,
-        dict(teacher.resources),
-        FailurePolicy(config.on_loss, config.deadline_s, config.lost_after_s),
-    )

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from raybrew.data.payload import Signal
     from raybrew.labels.remote import StoreSpec
     from raybrew.teachers.replica import Answer
-    from raybrew.teachers.teacher import TeacherSpec
+    from raybrew.teachers.teacher import ResolvedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +191,7 @@ def fullest(tokens: Sequence[int], forward_tokens: int) -> int:
 class ReplicaHost:
     """Hosts one replica of a teacher."""
 
-    def __init__(self, spec: TeacherSpec, signals: tuple[Signal, ...], store: StoreSpec | str):
+    def __init__(self, spec: ResolvedTeacher, signals: tuple[Signal, ...], store: StoreSpec | str):
         from raybrew.teachers.replica import Replica
 
         self._replica = Replica(spec, signals, store)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,8 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raybrew.data.payload import Signal
 from raybrew.errors import TeacherDropped, TeacherError
 from raybrew.labels.remote import StoreSpec
-from raybrew.models.devices import device_for
 from raybrew.teachers.client import PoolClient, PrecomputeRequest, as_raised
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
 from raybrew.teachers.host import ReplicaHost
@@ -34,7 +32,7 @@ from raybrew.teachers.router_actor import (
     remote_router,
     start_router,
 )
-from raybrew.teachers.teacher import TeacherSpec, batches_by_length
+from raybrew.teachers.teacher import ResolvedTeacher, batches_by_length
 
 logger = logging.getLogger(__name__)
 
@@ -44,48 +42,12 @@ FILL_AHEAD = 2
 """Requests a replica has when the store is filled: it is never idle."""
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """A teacher and how it is hosted.
-
-    Args:
-        spec: the teacher.
-        signals: what it will be asked for.
-        replicas: actors.
-        resources: Ray resources of each, `CPU` and `GPU` among them.
-        policy: what is decided when they fail.
-    """
-
-    spec: TeacherSpec
-    signals: tuple[Signal, ...]
-    replicas: int
-    resources: dict[str, float]
-    policy: FailurePolicy = field(default_factory=FailurePolicy)
-
-    @property
-    def placed(self) -> TeacherSpec:
-        """The teacher on the device, and with the threads, that its resources name."""
-        return replace(
-            self.spec,
-            device=str(device_for(self.resources.get("GPU", 0))),
-            num_threads=max(1, int(self.resources.get("CPU", 1))),
-        )
-
-
 class TeacherPool:
     """Running teachers; a context manager that stops them."""
 
-    def __init__(self, deployments: Sequence[Deployment], store: StoreSpec | str):
-        self._deployments = {each.spec.name: each for each in deployments}
-        self._groups = _reserve(deployments)
-        hosted = {
-            name: HostedTeacher(
-                [_start(each, store, self._groups[name], n) for n in range(each.replicas)],
-                each.policy,
-                each.placed.forward_tokens,
-            )
-            for name, each in self._deployments.items()
-        }
+    def __init__(self, teachers: Sequence[ResolvedTeacher], store: StoreSpec | str):
+        self._groups = _reserve(teachers)
+        hosted = {each.name: _start(each, store, self._groups[each.name]) for each in teachers}
         self.address = PoolAddress(start_router(hosted), hosted)
         self._router = remote_router(self.address.router)
         self._client = PoolClient(self.address)
@@ -109,12 +71,12 @@ class TeacherPool:
         """
         until = time.monotonic() + START_TIMEOUT_S
         loading = [
-            (deployment, handle, handle.load.remote())
-            for name, deployment in self._deployments.items()
-            for handle in self.address.teachers[name].replicas
+            (name, hosted.policy.max_restarts, handle, handle.load.remote())
+            for name, hosted in self.address.teachers.items()
+            for handle in hosted.replicas
         ]
-        for deployment, handle, reference in loading:
-            _wait_until_loaded(deployment, handle, reference, until)
+        for each in loading:
+            _wait_until_loaded(*each, until)
         self._client.wait_for(self._router.begin())
 
     def fill(self, requests: Sequence[PrecomputeRequest]) -> set[str]:
@@ -222,8 +184,8 @@ class TeacherPool:
         remove_placement_group(group)
 
 
-def _reserve(deployments: Sequence[Deployment]) -> dict[str, PlacementGroup]:
-    bundles = {each.spec.name: [dict(each.resources)] * each.replicas for each in deployments}
+def _reserve(teachers: Sequence[ResolvedTeacher]) -> dict[str, PlacementGroup]:
+    bundles = {each.name: [dict(each.resources)] * each.config.replicas for each in teachers}
     groups = {name: placement_group(each, strategy="PACK") for name, each in bundles.items()}
     until = time.monotonic() + PLACEMENT_TIMEOUT_S
     if not all(group.wait(max(until - time.monotonic(), 0.0)) for group in groups.values()):
@@ -238,34 +200,37 @@ def _reserve(deployments: Sequence[Deployment]) -> dict[str, PlacementGroup]:
 
 
 def _start(
-    deployment: Deployment, store: StoreSpec | str, group: PlacementGroup, index: int
-) -> ActorHandle:
-    resources = dict(deployment.resources)
+    teacher: ResolvedTeacher, store: StoreSpec | str, group: PlacementGroup
+) -> HostedTeacher:
+    config, resources, placed = teacher.config, teacher.resources, teacher.on(teacher.resources)
     grouped: Any = ray.remote(concurrency_groups={"control": 16})  # pyright: ignore
-    return (
-        grouped(ReplicaHost)
-        .options(
-            num_cpus=resources.pop("CPU", 0),
-            num_gpus=resources.pop("GPU", 0),
-            resources=resources,
-            max_concurrency=MAX_CONCURRENCY,
-            # The router, which knows why, decides how often. A lost call comes back to its client,
-            # which asks another replica: nothing is replayed.
-            max_restarts=-1,
-            max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=index
-            ),
-        )
-        .remote(deployment.placed, deployment.signals, store)
-    )
+    actor = grouped(ReplicaHost)
+    options = {
+        "num_cpus": resources.get("CPU", 0),
+        "num_gpus": resources.get("GPU", 0),
+        "resources": {k: v for k, v in resources.items() if k not in ("CPU", "GPU")},
+        "max_concurrency": MAX_CONCURRENCY,
+        # The router, which knows why, decides how often. A lost call comes back to its client,
+        # which asks another replica: nothing is replayed.
+        "max_restarts": -1,
+        "max_task_retries": 0,
+    }
+    places = [
+        PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        for index in range(config.replicas)
+    ]
+    replicas = [
+        actor.options(**options, scheduling_strategy=place).remote(placed, teacher.signals, store)
+        for place in places
+    ]
+    policy = FailurePolicy(config.on_loss, config.deadline_s, config.lost_after_s)
+    return HostedTeacher(replicas, policy, placed.forward_tokens)
 
 
 def _wait_until_loaded(
-    deployment: Deployment, handle: ActorHandle, reference: Any, until: float
+    name: str, lives: int, handle: ActorHandle, reference: Any, until: float
 ) -> None:
     """Wait for a replica's model; one that dies over it loads again in its next life."""
-    name, lives = deployment.spec.name, deployment.policy.max_restarts
     while True:
         try:
             return ray.get(reference, timeout=max(until - time.monotonic(), 0.0))

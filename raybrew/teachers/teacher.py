@@ -21,7 +21,7 @@ from raybrew.data.split import STUDENT_VIEW, Padding, collate
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.labels.logits import pack_logits
 from raybrew.matches.capture import FeatureReader, pack_features, use_eager_attention
-from raybrew.models.devices import check_device
+from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 from raybrew.objective.extensions import Extensions, registered
@@ -96,6 +96,14 @@ class ResolvedTeacher:
         if self.config.batch_tokens is not None:
             return self.config.batch_tokens
         return CPU_TOKENS if self.device == "cpu" else GPU_TOKENS
+
+    def on(self, resources: Mapping[str, float]) -> "ResolvedTeacher":
+        """Return it on the device, and with the threads, that Ray resources name."""
+        return replace(
+            self,
+            device=str(device_for(resources.get("GPU", 0))),
+            num_threads=max(1, int(resources.get("CPU", 1))),
+        )
 
     def placed(self, default: Mapping[str, float]) -> "ResolvedTeacher":
         """Return it with its resources, or these where the job doesn't name any."""

@@ -18,8 +18,8 @@ from raybrew.data.split import EncodedSplit, Padding
 from raybrew.errors import LabelsLost, TeacherError
 from raybrew.labels.contents import model_fingerprint
 from raybrew.labels.store import LabelStore
-from raybrew.teachers.client import PoolClient
-from raybrew.teachers.pool import Deployment, PrecomputeRequest, TeacherPool
+from raybrew.teachers.client import PoolClient, PrecomputeRequest
+from raybrew.teachers.pool import TeacherPool
 from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
 from tests.integration.lab_cluster import wait_for
 from tests.made import made_teacher, make_data, make_tokenizer
@@ -29,6 +29,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 SIGNALS = (Signal(),)
 BATCH_TOKENS = 64
+
+
+def hosted(spec: ResolvedTeacher, replicas: int) -> ResolvedTeacher:
+    config = spec.config.model_copy(update={"replicas": replicas})
+    resources = {"CPU": 0.5}
+    return replace(spec, config=config, view="student", signals=SIGNALS, resources=resources)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def store(tmp_path_factory) -> Path:
 def pool(spec, store) -> Iterator[TeacherPool]:
     """Two replicas for all tests here; each test asks for rows of its own."""
     faulty.clear()
-    with TeacherPool([Deployment(spec, SIGNALS, 2, {"CPU": 0.5})], str(store)) as pool:
+    with TeacherPool([hosted(spec, 2)], str(store)) as pool:
         pool.wait()
         yield pool
 
@@ -101,7 +107,7 @@ def test_a_label_that_several_want_at_once_is_asked_of_one_replica(spec, view, e
     """Also where nothing in the store keeps two replicas from computing it both."""
     faulty.plan("sleep", "0.3")
     unclaimed = replace(spec, adaptor="tests.teachers.unclaimed:faulty")
-    with TeacherPool([Deployment(unclaimed, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+    with TeacherPool([hosted(unclaimed, 2)], str(tmp_path)) as pool:
         pool.wait()
         ask_at_once(pool, view, expected)
         assert pool.metrics()["a"]["forwards"] == 70
@@ -227,9 +233,7 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
     faulty.plan("sleep", "0.02")
     store, place = str(tmp_path / "store"), str(tmp_path / "split")
     EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(Path(place))
-    one, other = (
-        TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], store) for _ in range(2)
-    )
+    one, other = (TeacherPool([hosted(spec, 1)], store) for _ in range(2))
     done: dict[TeacherPool, int] = {one: 0, other: 0}
     with one, other, ThreadPoolExecutor(3) as threads:
         for each in (one, other):
@@ -257,7 +261,7 @@ def test_two_pools_that_want_the_same_labels_compute_each_once(
 def test_a_teacher_whose_replicas_always_die_is_named(spec, view, tmp_path):
     for number in range(40):
         faulty.plan(f"kill-{number:02}")
-    with TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], str(tmp_path)) as dying:
+    with TeacherPool([hosted(spec, 1)], str(tmp_path)) as dying:
         dying.wait()
         client = PoolClient(dying.address)
         asked = client.ask("a", view.take(np.arange(3)), SIGNALS)
@@ -272,7 +276,7 @@ def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view
     store, rows = str(tmp_path / "store"), np.arange(40)
     EncodedSplit({"student": view}, np.zeros(len(view), np.int64)).save(tmp_path / "split")
     done: list[int] = []
-    with TeacherPool([Deployment(spec, SIGNALS, 1, {"CPU": 0.5})], store) as pool:
+    with TeacherPool([hosted(spec, 1)], store) as pool:
         pool.wait()
         pool.fill(
             [PrecomputeRequest("a", str(tmp_path / "split"), "student", view, rows, done.append)]
@@ -291,7 +295,7 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
     spec, view, expected, tmp_path
 ):
     faulty.plan("sleep", "0.05")
-    with TeacherPool([Deployment(spec, SIGNALS, 2, {"CPU": 0.5})], str(tmp_path)) as pool:
+    with TeacherPool([hosted(spec, 2)], str(tmp_path)) as pool:
         pool.wait()
         for number in range(3):  # the question's first forward, and its next two, alone
             faulty.plan(f"device-{number}")
@@ -306,8 +310,8 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
 
 def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
     other = replace(spec, name="b", fingerprint="other")
-    hostings = [Deployment(each, SIGNALS, 1, {"CPU": 0.5}) for each in (spec, other)]
-    with TeacherPool(hostings, str(tmp_path)) as pool:
+    teachers = [hosted(each, 1) for each in (spec, other)]
+    with TeacherPool(teachers, str(tmp_path)) as pool:
         pool.wait()
         client = PoolClient(pool.address)
         for name in "ab":

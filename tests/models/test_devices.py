@@ -6,7 +6,6 @@ import torch
 import raybrew as rb
 from raybrew.data.split import Padding
 from raybrew.models.devices import check_device, device_fault, device_for
-from raybrew.teachers.pool import Deployment
 from raybrew.teachers.teacher import ModelTeacher
 from tests.made import made_teacher, make_model
 
@@ -19,7 +18,7 @@ def test_the_device_is_that_of_the_resources_whatever_pytorch_sees(gpus, device,
         spec = made_teacher(
             "a", "nowhere", "f", "sequence-classification", "float32", None, Padding(0), 1
         )
-        placed = Deployment(spec, (), 1, {"CPU": 2, "GPU": gpus}).placed
+        placed = spec.on({"CPU": 2, "GPU": gpus})
         assert (placed.device, placed.num_threads) == (device, 2)
         assert placed.forward_tokens == (512 if device == "cpu" else 4096)
 

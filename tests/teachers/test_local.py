@@ -14,17 +14,17 @@ from raybrew.data.split import Padding
 from raybrew.errors import Event, TeacherError
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.local import CombinedClient, LocalClient
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import make_data, make_model, make_tokenizer
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
+from tests.made import made_teacher, make_data, make_model, make_tokenizer
 
 SIGNALS = (Signal(),)
 VIEW = encode(make_tokenizer(), make_data(40, twice=8)["text"][:], None, 32)[0]
 
 
 @pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> TeacherSpec:
+def spec(tmp_path_factory: pytest.TempPathFactory) -> ResolvedTeacher:
     model = make_model(tmp_path_factory.mktemp("models") / "a", 0)
-    return TeacherSpec("a", model, "f", "sequence-classification", "float32", 128, Padding(0), 7)
+    return made_teacher("a", model, "f", "sequence-classification", "float32", 128, Padding(0), 7)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def expected(spec) -> np.ndarray:
     return ModelTeacher(spec).answer(VIEW, SIGNALS)[SIGNALS[0].name].values
 
 
-def made_client(spec: TeacherSpec, store: Path) -> LocalClient:
+def made_client(spec: ResolvedTeacher, store: Path) -> LocalClient:
     return LocalClient([(spec, SIGNALS)], str(store), num_threads=1)
 
 
