@@ -24,11 +24,11 @@ class DataError(RaybrewError, ValueError):
 
 
 class TeacherError(RaybrewError):
-    """A teacher can't be loaded, is gone, or gave an answer that can't be used."""
+    """A teacher can't be loaded, is lost, or gave an answer that can't be used."""
 
 
 class TeacherDropped(TeacherError):
-    """Nobody hosts a teacher any longer, and by its `on_loss: drop` the run goes on without it."""
+    """A teacher has no replica, and by its `on_loss: drop` the run goes on without it."""
 
 
 class LabelError(RaybrewError):
@@ -36,11 +36,11 @@ class LabelError(RaybrewError):
 
 
 class LabelsLost(LabelError):
-    """Labels that were in the store are gone, and no teacher is there who could compute them."""
+    """Labels that were in the store are lost, and no teacher is up to compute them."""
 
 
 class StoreFullError(LabelError):
-    """There is no room for a label: the disk is full, or the store has its greatest size."""
+    """A label can't be stored: the disk is full, or the store has its greatest size."""
 
 
 class TrainingError(RaybrewError):

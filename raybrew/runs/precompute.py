@@ -71,7 +71,7 @@ class Precompute:
         self._released: set[str] = set()
         self._damaged = self._damaged_files()
         for teacher in job.teachers:
-            counts = dict.fromkeys(_COUNTS, 0.0)
+            counts: dict[str, float] = dict.fromkeys(_COUNTS, 0.0)
             for side in job.task_of(teacher).folders:
                 missing, unique = self._missing(teacher, side)
                 counts["needed"] += unique

@@ -127,7 +127,7 @@ class Credits:
 
 @dataclass(frozen=True)
 class PrecomputeRequest:
-    """Labels to compute into the store ahead of their use.
+    """Labels to compute into the store before a client asks for them.
 
     Args:
         teacher: whose labels.

@@ -26,7 +26,7 @@ MAX_FAILURES_OF_REQUEST = 4
 
 
 class ReplicaFailure(Exception):
-    """The device or the memory of a replica failed; its process computes nothing any more.
+    """The device or the memory of a replica failed; its process can compute nothing after that.
 
     Args:
         fault: what failed.

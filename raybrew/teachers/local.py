@@ -8,7 +8,7 @@ that are disjoint keep a label from being computed twice.
 
 A model is unloaded once all labels that its rank expects of it are in the store. Where memory is
 too small for a forward, smaller ones follow; after an error of the device the process can compute
-nothing any more, and the rank ends with it.
+nothing, and the rank ends with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -286,4 +286,6 @@ class ReplicaState:
     def _give_up(self, why: str) -> None:
         if not self.given_up:
             self.given_up = True
-            self._teacher.report("replica gone", self._who, f"{why}: it is not started again", None)
+            self._teacher.report(
+                "replica given up", self._who, f"{why}: it is not started again", None
+            )

@@ -1,4 +1,4 @@
-"""The teachers of a job as Ray actors: placed together, started, asked ahead of use, stopped.
+"""The teachers of a job as Ray actors: placed together, started, asked for labels, stopped.
 
 Each replica is a `ReplicaHost` in an actor of its own, on resources that are reserved in a
 placement group for each teacher before any of them starts: either all of them fit, or none starts.

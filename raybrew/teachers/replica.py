@@ -99,7 +99,7 @@ class Replica:
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
         self._leases = Leases(labels.location.beside(f"{spec.fingerprint}/{LEASES}"))
-        self._metrics = dict.fromkeys(METRICS, 0.0)
+        self._metrics: dict[str, float] = dict.fromkeys(METRICS, 0.0)
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
         self._waiting_since: float | None = None
@@ -159,7 +159,7 @@ class Replica:
                     self.flush()
                 return Answer(payloads, computed)
             if len(view) > 1 and any(store.unstored for store in self._stores.values()):
-                # The store has no room, and memory keeps fewer labels than these at once.
+                # The store is full, and memory keeps fewer labels than these at once.
                 self._most_rows = len(view) // 2
                 answer = self._ask(view, signals)
                 return Answer(answer.payloads, computed | answer.computed)
@@ -185,7 +185,7 @@ class Replica:
             with self._failing_for_good(alone=False):
                 whole = self._ask(EncodedView.concat(views), signals)
         except ReplicaFailure:
-            # This process computes nothing any more; other replicas try each of them alone.
+            # This process can compute nothing after that; other replicas try each of them alone.
             raise
         except Exception:
             # Which of them is at fault shows when each is alone; what was computed is known now.
@@ -247,8 +247,8 @@ class Replica:
             `examples`: forwards of single examples; `hits`: labels that were asked for and known;
             `batches`: forwards; `tokens`: real tokens that went through the teacher, and
             `padded_tokens` with padding; `compute_s`: time in the teacher, seconds;
-            `payload_bytes`: bytes of labels that were computed; `unstored`: labels that there was
-            no room for.
+            `payload_bytes`: bytes of labels that were computed; `unstored`: labels that a full
+            store did not take.
         """
         unstored = sum(store.unstored for store in self._stores.values())
         return self._metrics | {"unstored": float(unstored)}

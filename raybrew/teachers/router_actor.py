@@ -179,7 +179,7 @@ def start_router(teachers: Mapping[str, HostedTeacher]) -> ActorHandle:
     """Start a router on this process's node, so that no other node ends it; it costs no CPU.
 
     Args:
-        teachers: by name; whoever starts it holds their replicas for as long as it lives.
+        teachers: by name; the caller holds their replicas for as long as the router lives.
     """
     here = ray.get_runtime_context().get_node_id()
     actor: Any = ray.remote(_RouterActor)

@@ -60,7 +60,8 @@ def spilled_objects(timeout_s: float) -> int | None:
 
 def worker_resources(scaling: ScalingConfig) -> dict[str, float]:
     """Return the resources of each worker, with Ray Train's defaults filled in."""
-    return dict(scaling._resources_per_worker_not_none)
+    resources: Any = scaling._resources_per_worker_not_none
+    return dict(resources)
 
 
 def root_error(error: Exception) -> Exception:

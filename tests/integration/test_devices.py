@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import raybrew as rb
 from raybrew.config.job_file import dump_yaml
 from raybrew.labels.shards import Shard, open_shard
-from raybrew.runs import precompute as labelling
+from raybrew.runs import precompute
 from tests.integration import strikes
 from tests.integration.fault_lab import step_of
 from tests.integration.lab_cluster import alive, wait_for
@@ -93,7 +93,7 @@ def slow_job(models: dict[str, str], store: Path, **teachers: Any) -> rb.Distill
 def test_teachers_leave_while_training_goes_on_and_come_back_for_a_label_that_is_lost(
     models, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(labelling, "LOOK_S", 0.2)
+    monkeypatch.setattr(precompute, "POLL_S", 0.2)
     seen: dict[str, Any] = {}
 
     def left() -> int:
@@ -116,7 +116,7 @@ def test_teachers_leave_while_training_goes_on_and_come_back_for_a_label_that_is
     thread.start()
     result = run(slow_job(models, tmp_path / "store"), tmp_path)
     thread.join()
-    # Long before the end the replicas are gone, and every label was computed once.
+    # Long before the end the replicas have ended, and every label was computed once.
     assert 0 < seen["left_at"] <= 60
     assert seen["left_at"] <= seen["back_until"]
     faults = [event["fault"] for event in result.survived]

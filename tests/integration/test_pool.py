@@ -181,7 +181,7 @@ def test_more_than_a_clients_credit_waits_its_turn(pool, view, expected, monkeyp
         got = answer.result()[SIGNALS[0].name].values
         np.testing.assert_array_equal(got, expected[row : row + 1])
     client.close()
-    # One request at a time of this client: nothing was there to be gathered.
+    # One request at a time of this client: nothing could be batched.
     assert all(n == 1 for each in faulty.forwards().values() for n in each)
 
 
@@ -199,11 +199,11 @@ def test_what_was_computed_before_an_interrupt_is_not_computed_again(
 ):
     others = encode(make_tokenizer(), make_data(80, seed=3)["text"][:], None, 32)[0]
     _, first = np.unique(others.keys, axis=0, return_index=True)
-    fresh = others.take(np.sort(first))
+    new = others.take(np.sort(first))
     rows = np.flatnonzero(
-        ~LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys)
+        ~LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(new.keys)
     )
-    EncodedSplit({"student": fresh}, np.zeros(len(fresh), np.int64)).save(tmp_path / "split")
+    EncodedSplit({"student": new}, np.zeros(len(new), np.int64)).save(tmp_path / "split")
     before = pool.metrics()["a"]
     done: list[int] = []
 
@@ -212,18 +212,18 @@ def test_what_was_computed_before_an_interrupt_is_not_computed_again(
         if len(done) == 2:
             raise KeyboardInterrupt
 
-    def filling(rows: np.ndarray, on_done) -> PrecomputeRequest:
-        return PrecomputeRequest("a", str(tmp_path / "split"), "student", fresh, rows, on_done)
+    def request(rows: np.ndarray, on_done) -> PrecomputeRequest:
+        return PrecomputeRequest("a", str(tmp_path / "split"), "student", new, rows, on_done)
 
     with pytest.raises(KeyboardInterrupt):
-        pool.fill([filling(rows, interrupt)])
-    kept = LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(fresh.keys[rows])
+        pool.fill([request(rows, interrupt)])
+    kept = LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(new.keys[rows])
     assert sum(done) <= kept.sum() < len(rows)
-    pool.fill([filling(rows[~kept], done.append)])
+    pool.fill([request(rows[~kept], done.append)])
     # What an interrupted request computed is kept, and its replica counts it.
     assert computed(before, pool) == len(rows)
     stored = LabelStore(store).signal(spec.fingerprint, SIGNALS[0])
-    assert stored.contains(fresh.keys[rows]).all()
+    assert stored.contains(new.keys[rows]).all()
 
 
 def test_two_pools_that_want_the_same_labels_compute_each_once(

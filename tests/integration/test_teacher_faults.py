@@ -61,7 +61,7 @@ def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
     return load_file(Path(result.student, "model.safetensors"))
 
 
-def survived(caplog: pytest.LogCaptureFixture) -> list[str]:
+def recovered(caplog: pytest.LogCaptureFixture) -> list[str]:
     messages = [record.getMessage() for record in caplog.records]
     return [message for message in messages if message.startswith("recovered: ")]
 
@@ -112,7 +112,7 @@ def test_a_replica_killed_in_a_forward_and_one_that_hangs(models, tmp_path, undi
     begun = sum(map(sum, faulty.forwards().values()))
     assert result.labels["forwards"] < begun <= result.labels["forwards"] + 2 * UNIQUE
     assert begun >= UNIQUE
-    lost = [line for line in survived(caplog) if "replica lost (teacher 'a', replica" in line]
+    lost = [line for line in recovered(caplog) if "replica lost (teacher 'a', replica" in line]
     assert len(lost) == 2
     assert any("died" in line for line in lost)
     assert any("hung for" in line for line in lost)
@@ -138,7 +138,7 @@ def test_all_replicas_killed_at_once_and_one_ten_times_slower(
     killer.join()
     assert_same(result, undisturbed)
     assert result.labels["losses"] == 2
-    assert any("teacher down (teacher 'a'" in line for line in survived(caplog))
+    assert any("teacher down (teacher 'a'" in line for line in recovered(caplog))
     say_cost("all replicas killed, one ten times slower", result, undisturbed)
 
 
@@ -161,7 +161,7 @@ def test_the_router_is_killed_and_asks_the_replicas_what_they_did(
     assert result.labels["forwards"] == UNIQUE
     assert result.labels["losses"] == 0
     assert sum(map(sum, faulty.forwards().values())) == UNIQUE
-    assert any("router died (the teachers' router)" in line for line in survived(caplog))
+    assert any("router died (the teachers' router)" in line for line in recovered(caplog))
     say_cost("the teachers' router killed", result, undisturbed)
 
 
@@ -172,10 +172,10 @@ def test_a_store_that_is_full_keeps_nothing_and_the_student_is_the_same(
     result = run(models, tmp_path, 1, {"max_bytes": 1, "on_full": "go_on"})
     assert_same(result, undisturbed)
     assert not list((tmp_path / "store").rglob("*.arrow"))
-    (said,) = [event for event in result.survived if event["fault"] == "label store full"]
-    assert f"{UNIQUE} labels" in said["what"]
-    assert any("label store full (teacher 'a')" in line for line in survived(caplog))
-    # What the teacher said of the evaluation rows can't be read any longer.
+    (full,) = [event for event in result.survived if event["fault"] == "label store full"]
+    assert f"{UNIQUE} labels" in full["what"]
+    assert any("label store full (teacher 'a')" in line for line in recovered(caplog))
+    # The teacher's labels of the evaluation rows can't be read.
     assert result.teachers == {}
     say_cost("the store is full", result, undisturbed)
 
@@ -215,7 +215,7 @@ def test_a_teacher_that_is_gone_for_good_is_dropped_and_the_others_go_on(models,
     assert result.labels["forwards"] == UNIQUE
     assert set(result.teachers) == {"b"}
     assert result.ensembles["sum"] == pytest.approx(result.teachers["b"])
-    assert any("teacher dropped (teacher 'a'" in line for line in survived(caplog))
+    assert any("teacher dropped (teacher 'a'" in line for line in recovered(caplog))
     alone = rb.distill(
         make_job({"b": models["b"]}, tmp_path / "store"),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),

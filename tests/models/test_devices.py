@@ -1,4 +1,4 @@
-"""Devices follow from resources, and errors of a device are told from those of a computation."""
+"""Devices follow from resources, and errors of a device differ from those of a computation."""
 
 import pytest
 import torch

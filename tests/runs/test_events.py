@@ -6,13 +6,13 @@ import raybrew.runs.events
 from raybrew.errors import Event
 from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery
 
-# The log of what a run survived.
+# The log of what a run recovered from.
 
 
 def test_events_are_a_line_each_and_a_warning_and_outlive_a_torn_line(tmp_path, caplog):
     log = EventLog(tmp_path)
     assert log.all() == []
-    event = Event("replica died", "teacher 'a', replica 0", "asked its sister", 1.5)
+    event = Event("replica died", "teacher 'a', replica 0", "asked another one", 1.5)
     with caplog.at_level(logging.WARNING):
         log.add(event)
     assert "replica died" in caplog.text
@@ -70,7 +70,7 @@ def test_what_is_no_fault_is_a_line_and_neither_warned_of_nor_survived(tmp_path,
 # What a run tells its driver is noted as far as it can be; a disk that is full ends nothing.
 
 
-class Mailbox:
+class Channel:
     """Stands in for the actor; hands out what it has."""
 
     def __init__(self, messages: list[Message]):
@@ -83,7 +83,7 @@ class Mailbox:
 
 
 def test_a_message_that_cannot_be_noted_is_logged_and_the_next_is_noted(monkeypatch, caplog):
-    def kill(channel: Mailbox) -> None:
+    def kill(channel: Channel) -> None:
         channel.killed = True
 
     monkeypatch.setattr(raybrew.runs.events.ray, "get", lambda value: value)
@@ -95,7 +95,7 @@ def test_a_message_that_cannot_be_noted_is_logged_and_the_next_is_noted(monkeypa
             raise OSError(28, "No space left on device")
         noted.append(message["step"])
 
-    channel: Any = Mailbox([{"kind": "values", "step": step} for step in (1, 2, 3)])
+    channel: Any = Channel([{"kind": "values", "step": step} for step in (1, 2, 3)])
     with EventSubscriber(channel, note):
         pass
     assert noted == [1, 3]

@@ -191,7 +191,7 @@ def test_an_error_of_ours_is_raised_as_it_was_and_others_name_the_teacher(pools)
     pool.replicas[0].faults = [task_error(IndexError("index out of range in self"))]
     with pytest.raises(TeacherError, match=r"teacher 'a' failed: IndexError\('index out of"):
         pool.ask(ALL[:1])
-    # Nobody holds its labels: whoever asks next gets them.
+    # No replica holds its labels: the next client that asks gets them.
     np.testing.assert_array_equal(pool.ask(ALL[:1]), expected(ALL[:1]))
     assert pool.ended == []
 
@@ -221,7 +221,7 @@ def test_one_that_fails_whatever_it_is_asked_is_given_up_while_its_neighbour_doe
         if pool.router._teachers["a"].replicas[0].given_up:
             break
     assert pool.ended == [(0, False)] * 4 + [(0, True)]
-    assert [fault for fault, _ in pool.events()] == ["replica failed"] * 4 + ["replica gone"]
+    assert [fault for fault, _ in pool.events()] == ["replica failed"] * 4 + ["replica given up"]
     before = len(sick.asked)
     np.testing.assert_array_equal(pool.ask(ALL), expected(ALL))
     assert len(sick.asked) == before
@@ -252,8 +252,8 @@ def test_too_little_memory_halves_what_that_replica_computes_at_once(pools):
     assert [each for each in dict.fromkeys(replica.batch_tokens) if each] == [32, 16, 8]
     # None of them counts as a loss that a replica is given up for.
     assert pool.ended == [(0, False)] * 3
-    told = [what for fault, what in pool.events() if fault == "replica failed"]
-    assert ["at most 32 tokens" in what for what in told] == [True, False, False]
+    reported = [what for fault, what in pool.events() if fault == "replica failed"]
+    assert ["at most 32 tokens" in what for what in reported] == [True, False, False]
 
 
 def test_a_single_example_that_memory_is_too_small_for_is_named_with_its_length(pools):

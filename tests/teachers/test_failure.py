@@ -9,8 +9,8 @@ def test_what_is_decided_about_a_teacher_without_replicas():
     assert {p.decide(59, all_given_up=False) for p in (fail, wait, drop)} == {FailureDecision.WAIT}
     late = [p.decide(61, all_given_up=False) for p in (fail, wait, drop)]
     assert late == [FailureDecision.FAIL, FailureDecision.WAIT, FailureDecision.DROP]
-    gone = [p.decide(0, all_given_up=True) for p in (fail, wait, drop)]
-    assert gone == [FailureDecision.FAIL, FailureDecision.FAIL, FailureDecision.DROP]
+    given_up = [p.decide(0, all_given_up=True) for p in (fail, wait, drop)]
+    assert given_up == [FailureDecision.FAIL, FailureDecision.FAIL, FailureDecision.DROP]
     assert fail.hangs(5.1)
     assert not fail.hangs(4.9)
     assert fail.is_unresponsive(36)

@@ -89,7 +89,7 @@ def test_labels_whose_file_was_deleted_are_computed_when_the_store_is_filled(tmp
     assert not teacher.keys
     for shard in tmp_path.rglob("shard-*.arrow"):
         shard.unlink()
-    # They are mapped, so that it could answer still; but whoever comes later could not.
+    # They are mapped, so that it could answer still; but a later process could not.
     filler.fill_view(VIEW)
     filler.flush()
     assert len(teacher.keys) == len(VIEW)

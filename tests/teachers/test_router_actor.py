@@ -119,7 +119,7 @@ def test_a_teacher_that_ray_gave_up_follows_its_policy(ended, on_failure, error)
         with pytest.raises(error, match=r"'a'.*all of them were given up.*last failure: died"):
             await assign(router)
         faults = [event["fault"] for event in await router.take_events()]
-        assert faults[:2] == ["replica lost", "replica gone"]
+        assert faults[:2] == ["replica lost", "replica given up"]
         assert ("teacher dropped" in faults) == (on_failure == "drop")
 
     asyncio.run(story())

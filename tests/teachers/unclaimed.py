@@ -1,6 +1,6 @@
 """`faulty` in a process whose claims on labels say nothing.
 
-With them, two replicas that are asked for one label compute it once whoever sends them there: one
+With them, two replicas that are asked for one label compute it once whatever sends them there: one
 waits for the other. Without them, it shows who asks whom.
 """
 

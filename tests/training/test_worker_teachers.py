@@ -1,4 +1,4 @@
-"""Teachers in the rank's process, and teachers that are gone: whole trainings without Ray."""
+"""Teachers in the rank's process, and teachers that are dropped: whole trainings without Ray."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_what_was_computed_is_in_the_store_wherever_training_ends(models, tmp_pa
 
 
 class Dying(LocalPool):
-    """`a` answers a number of questions, and is gone."""
+    """`a` answers a number of questions, and is dropped after that."""
 
     left = 0
 
@@ -89,13 +89,13 @@ class Dying(LocalPool):
         if teacher == "a":
             self.left -= 1
             if self.left < 0:
-                return Gone({})
+                return Dropped({})
         return super().ask(teacher, view, signals)
 
 
-class Gone(Answered):
+class Dropped(Answered):
     def result(self) -> dict[str, Payload]:
-        raise TeacherDropped("teacher 'a' is gone")
+        raise TeacherDropped("teacher 'a' has no replica")
 
 
 def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
@@ -110,7 +110,7 @@ def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
     assert_close(weights(never), weights(trained("b", 0, tmp_path / "alone")))
     assert never.labels is not None
     assert never.labels.figures.dropped == 2 * 90
-    # Gone half way: no longer what both teach, and not what `b` teaches alone.
+    # Dropped half way: neither what both teach, nor what `b` teaches alone.
     half = trained("ab", 2, tmp_path / "half")
     logits = weights(half)["classifier.weight"]
     assert half.labels is not None
