@@ -309,7 +309,8 @@ def test_one_bad_question_fails_after_two_replicas_and_those_beside_it_are_answe
 
 
 def test_a_teacher_that_left_gives_its_resources_back(spec, view, tmp_path):
-    other = replace(spec, name="b", fingerprint="other")
+    config = spec.config.model_copy(update={"name": "b"})
+    other = replace(spec, config=config, fingerprint="other")
     teachers = [hosted(each, 1) for each in (spec, other)]
     with TeacherPool(teachers, str(tmp_path)) as pool:
         pool.wait()

@@ -90,7 +90,7 @@ def test_each_teacher_has_its_own_asker_and_each_is_flushed_once():
 
 
 def test_two_names_of_one_model_share_what_either_computed(spec, tmp_path):
-    specs = [spec, replace(spec, name="b")]
+    specs = [spec, replace(spec, config=spec.config.model_copy(update={"name": "b"}))]
     client = LocalClient([(each, SIGNALS) for each in specs], str(tmp_path), num_threads=1)
     answers = [client.ask(name, VIEW, SIGNALS) for name in "ab"]
     one, two = (answer.result()[SIGNALS[0].name].values for answer in answers)

@@ -189,7 +189,8 @@ def test_a_full_store_answers_questions_larger_than_it_keeps(tmp_path, monkeypat
     monkeypatch.setattr(store_module, "FLUSH_BYTES", 4 * VIEW.keys[0].nbytes)
     teacher = Counting()
     spec = StoreSpec(str(tmp_path), max_bytes=1, on_full="go_on")
-    replica = Replica(replace(SPEC, batch_tokens=32), SIGNALS, spec, teacher)
+    small = replace(SPEC, config=SPEC.config.model_copy(update={"batch_tokens": 32}))
+    replica = Replica(small, SIGNALS, spec, teacher)
     for _ in range(2):
         answer = replica.ask(VIEW, SIGNALS)
         for signal in SIGNALS:
