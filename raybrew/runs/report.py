@@ -125,7 +125,9 @@ def _time_table(times: Mapping[str, float]) -> str:
 
 
 def _quality(result: RunResult) -> list[tuple[str, Mapping[str, float]]]:
-    rows = [(f"teacher {name}", metrics) for name, metrics in result.teachers.items()]
+    rows: list[tuple[str, Mapping[str, float]]] = [
+        (f"teacher {name}", metrics) for name, metrics in result.teachers.items()
+    ]
     rows += [(f"teachers of {name}, mixed", each) for name, each in result.ensembles.items()]
     students: dict[str, dict[str, float]] = {}
     for key, value in result.metrics.items():
@@ -133,7 +135,8 @@ def _quality(result: RunResult) -> list[tuple[str, Mapping[str, float]]]:
         task, _, metric = rest.rpartition("/")
         if side == "eval" and task:
             students.setdefault(task, {})[metric] = value
-    return rows + [(f"student on {task}", metrics) for task, metrics in students.items()]
+    rows += [(f"student on {task}", metrics) for task, metrics in students.items()]
+    return rows
 
 
 def _number(metrics: Mapping[str, float], name: str) -> str:
