@@ -1,14 +1,14 @@
-"""Errors of raybrew, events of faults, and import paths as users write them."""
+"""Every error that raybrew raises on purpose, and what their messages share.
 
+A message states what failed, what was expected, what was found, and what to do next. An error
+holds its message alone, so it survives the pickling between processes of Ray.
+"""
+
+import difflib
 import importlib
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
-
-# Every error that raybrew raises on purpose.
-#
-# A message says what failed, what was expected, what came, and what to do next. All of them hold
-# their message alone, so they survive the pickling that a Ray boundary asks of them.
 
 
 class RaybrewError(Exception):
@@ -16,75 +16,90 @@ class RaybrewError(Exception):
 
 
 class ConfigError(RaybrewError, ValueError):
-    """A job, or a part of one, asks for something that can't be."""
+    """A job, or a part of one, asks for something impossible."""
 
 
 class DataError(RaybrewError, ValueError):
-    """A data set or a row of it isn't what the task says it is."""
+    """A data set, or a row of it, isn't what its task declares."""
 
 
 class TeacherError(RaybrewError):
-    """A teacher can't be loaded, is lost, or gave an answer that can't be used."""
+    """A teacher can't be loaded, no longer runs, or gave an answer that can't be used."""
 
 
 class TeacherDropped(TeacherError):
-    """A teacher has no replica, and by its `on_loss: drop` the run goes on without it."""
+    """No replica of a teacher is left, and by its `on_loss: drop` the run continues without it."""
 
 
 class LabelError(RaybrewError):
-    """A label is missing, damaged, or was written by something else than what asks for it."""
+    """A label is missing, damaged, or was written by something other than what reads it."""
 
 
 class LabelsLost(LabelError):
-    """Labels that were in the store are lost, and no teacher is up to compute them."""
+    """Labels that were in the store are missing now, and no teacher is left to compute them."""
 
 
 class StoreFullError(LabelError):
-    """A label can't be stored: the disk is full, or the store has its greatest size."""
+    """A label doesn't fit: the disk is full, or the store has its greatest size."""
 
 
 class TrainingError(RaybrewError):
-    """Training can't go on, e.g. because its loss is not a number."""
+    """Training can't continue, e.g. because its loss is not a number."""
 
 
 class CheckpointError(RaybrewError):
     """A checkpoint can't be written, or can't be read back."""
 
 
-class Terminated(KeyboardInterrupt):
-    """The run was stopped by SIGTERM."""
+@contextmanager
+def collect_mistakes(mistakes: list[str]) -> Iterator[None]:
+    """Append the message of a ConfigError to a list: a user sees all mistakes at once."""
+    try:
+        yield
+    except ConfigError as error:
+        mistakes.append(str(error))
 
 
-@dataclass(frozen=True)
-class Event:
-    """A fault that a run recovered from, or another turn that it took.
+def did_you_mean(name: object, known: Iterable[object], count: int = 3) -> str:
+    """Return "; did you mean 'a' or 'b'?" for the nearest known names; empty if none is near.
 
     Args:
-        fault: its kind, a few words, such as `rank died`.
-        who: what it happened to, such as `rank 1` or `teacher 'a', replica 0`.
-        what: what happened, and what was done.
-        lost_s: time that it cost, seconds; None where nothing waited.
-        lost_steps: optimizer steps that were taken again.
-        is_fault: False for what goes as it should, such as a teacher that leaves.
+        name: as it was given.
+        known: what it could have been.
+        count: names that are returned at most.
     """
-
-    fault: str
-    who: str
-    what: str
-    lost_s: float | None = None
-    lost_steps: int = 0
-    is_fault: bool = True
-
-    def message(self) -> dict[str, Any]:
-        """Return it as a message to the driver, see `raybrew.runs.events`."""
-        return {"kind": "event", "event": asdict(self)}
+    names = sorted({str(each) for each in known})
+    near = difflib.get_close_matches(str(name), names, count, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-# Functions of the user's, by import path, so that a file can name them and workers find them.
+def import_object(path: str, what: str) -> Any:
+    """Return what an import path, "package.module:name", leads to; the name may have dots.
+
+    Args:
+        path: of an object of the user's, so that a file can name it and workers find it.
+        what: what it is, for the message.
+
+    Raises:
+        ConfigError: nothing is there.
+    """
+    module, _, names = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for name in names.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        missing = error.name if isinstance(error, AttributeError) else None
+        near = did_you_mean(missing, dir(error.obj)) if missing else ""
+        raise ConfigError(
+            f"{what} {path!r} can't be imported: {error}{near or '.'} Give it as "
+            '"package.module:name", from a module that every worker can import.'
+        ) from error
+    return found
 
 
 def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[..., Any]:
-    """Resolve an import path, "package.module:name"; a callable is itself.
+    """Resolve the import path of a callable; a callable is itself.
 
     Args:
         target: either.
@@ -95,14 +110,7 @@ def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[...
     """
     if not isinstance(target, str):
         return target
-    module_name, _, attribute = target.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(
-            f"{what} {target!r} can't be imported: {error}. Give it as "
-            '"package.module:name", from a module that every worker can import.'
-        ) from error
+    found = import_object(target, what)
     if not callable(found):
         raise ConfigError(f"{what} {target!r} is a {type(found).__name__}, which can't be called.")
     return found

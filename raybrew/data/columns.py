@@ -1,6 +1,5 @@
 """The columns of a data set: texts, words, answers, teachers' logits; each row is checked."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,7 @@ from datasets import Dataset
 
 from raybrew.config import Task
 from raybrew.data.encoding import EncodedView
-from raybrew.errors import DataError
+from raybrew.errors import DataError, did_you_mean
 
 # Logits that the user has already: a column of the data that stands in for a teacher's model.
 #
@@ -196,10 +195,9 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
         DataError: it is missing, and names the nearest ones, or its texts aren't UTF-8.
     """
     if name not in dataset.column_names:
-        near = difflib.get_close_matches(name, dataset.column_names, 3, 0.4)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise DataError(
-            f"{what}: expected a column {name!r}, got {', '.join(dataset.column_names)}{hint}"
+            f"{what}: expected a column {name!r}, got {', '.join(dataset.column_names)}"
+            f"{did_you_mean(name, dataset.column_names)}"
         )
     try:
         return dataset[name][:]

@@ -3,7 +3,6 @@
 Transfer rows are appended to a training split.
 """
 
-import difflib
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from raybrew.config import Task
 from raybrew.config.paths import data_path, held_by, names_in, try_to_write, user_path
 from raybrew.data.columns import read_column
 from raybrew.data.formats import is_squad, read_csv, read_squad
-from raybrew.errors import DataError
+from raybrew.errors import DataError, did_you_mean
 
 # Whether the model hub can be had at all.
 
@@ -211,8 +210,7 @@ def _missing(place: Path, what: str) -> DataError:
     parent = place.parent
     if not parent.is_dir():
         return DataError(f"{what}: expected a data set at {place}, but there is no folder {parent}")
-    near = difflib.get_close_matches(place.name, names_in(parent), 3, 0.4)
-    hint = f"; {parent} has {', '.join(near) or held_by(parent)}"
+    hint = did_you_mean(place.name, names_in(parent)) or f"; {parent} has {held_by(parent)}"
     return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
 
 

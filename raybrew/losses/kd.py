@@ -1,6 +1,5 @@
 """Knowledge distillation losses on logits, by name; each returns one value per row."""
 
-import importlib
 from collections.abc import Mapping
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, import_object
 from raybrew.losses.numerics import (
     LOG_ZERO,
     Temperature,
@@ -599,7 +598,7 @@ def as_kd_loss(name: str, loss: object) -> KDLoss:
         ConfigError: it is none of these.
     """
     if isinstance(loss, str):
-        loss = _imported(loss)
+        loss = import_object(loss, "KD loss")
     if isinstance(loss, KDLoss):
         return loss
     if callable(loss):
@@ -607,29 +606,6 @@ def as_kd_loss(name: str, loss: object) -> KDLoss:
     raise ConfigError(
         f"KD loss {name!r}: expected a function or a KDLoss, got {type(loss).__name__}."
     )
-
-
-def _imported(path: str) -> object:
-    """Resolve "package.module:attribute" in this process."""
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
-        raise ConfigError(f"Expected an import path 'package.module:function', got {path!r}.")
-    try:
-        value: object = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(
-            f"KD loss {path!r}: module {module_name!r} can't be imported here ({error}). It must "
-            "be importable on every worker, e.g. through the runtime environment's py_modules."
-        ) from error
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            raise unknown_name(f"KD loss {path!r}, attribute", part, _public_names(value))
-        value = getattr(value, part)
-    return value
-
-
-def _public_names(value: object) -> list[str]:
-    return [name for name in dir(value) if not name.startswith("_")]
 
 
 # Losses on logits: one method, one file; each returns a value for each row and takes no mean.

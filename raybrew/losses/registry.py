@@ -1,6 +1,5 @@
 """What a KD loss is: a pure function, its space, its inputs, its options and their ranges."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raybrew.errors import ConfigError, import_callable
+from raybrew.errors import ConfigError, did_you_mean, import_callable
 from raybrew.losses.numerics import TopK, bucket_log_probs, log_probs, promoted
 
 # Options of a named method: read off its signature, checked when a configuration is read.
@@ -57,10 +56,9 @@ def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
         The error, for the caller to raise.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    hint = did_you_mean(name, names) or "."
     expected = f"one of {', '.join(names)}" if names else "none at all"
-    return ConfigError(f"Unknown {what} {name!r}: expected {expected}.{hint}")
+    return ConfigError(f"Unknown {what} {name!r}: expected {expected}{hint}")
 
 
 def find_method(

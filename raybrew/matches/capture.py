@@ -1,6 +1,5 @@
 """The features of a model: captured by hooks, read by layer, packed as a signal's payload."""
 
-import difflib
 import functools
 import hashlib
 import inspect
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 
 from raybrew.config.section import import_path_of
 from raybrew.data.payload import DTYPES, Payload, Signal, to_storage
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 from raybrew.losses.match_loss import pack
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.layers import layer_stack
@@ -107,10 +106,9 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     modules = dict(model.named_modules())
     if name in modules:
         return modules[name]
-    nearest = difflib.get_close_matches(name, modules, n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
     raise ConfigError(
-        f"{type(model).__name__} has no module {name!r}.{hint} model.named_modules() lists them."
+        f"{type(model).__name__} has no module {name!r}{did_you_mean(name, modules) or '.'} "
+        "model.named_modules() lists them."
     )
 
 

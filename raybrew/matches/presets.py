@@ -1,13 +1,12 @@
 """Named sets of matches, and whether two models can give a match."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 from raybrew.losses.match_loss import Feature, FeatureSizes, MatchLoss
 from raybrew.matches.spec import BUILT_IN_MATCH_LOSSES, MatchSpec, ProjectionSpec
 
@@ -418,6 +417,5 @@ def _parsed(entry: Mapping[str, Any], position: int) -> MatchSpec:
 
 
 def _unknown(name: str, what: str, known: Mapping[str, Any]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
-    return f"There is no {what} {name!r}.{hint} The names are {', '.join(known)}."
+    hint = did_you_mean(name, known) or "."
+    return f"There is no {what} {name!r}{hint} The names are {', '.join(known)}."

@@ -1,8 +1,6 @@
 """Matches as a job states them: match losses by name, MatchSpec, CustomMatch, projections."""
 
-import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +20,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
-from raybrew.errors import ConfigError, import_callable
+from raybrew.errors import ConfigError, did_you_mean, import_callable, import_object
 from raybrew.losses.hidden import cos, emd, fsp, hidden_mse, mmd, pkd
 from raybrew.losses.match_loss import (
     Axis,
@@ -175,12 +173,11 @@ def match_loss(
             value that the option can't have.
     """
     options = dict(options or {})
-    found = _imported(name) if ":" in name else MATCH_LOSSES.get(name)
+    found = import_object(name, "match loss") if ":" in name else MATCH_LOSSES.get(name)
     if found is None:
-        nearest = difflib.get_close_matches(name, MATCH_LOSSES, n=3, cutoff=0.4)
-        hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
+        hint = did_you_mean(name, MATCH_LOSSES) or "."
         raise ConfigError(
-            f"There is no match loss {name!r}.{hint} The names are {', '.join(MATCH_LOSSES)}; one "
+            f"There is no match loss {name!r}{hint} The names are {', '.join(MATCH_LOSSES)}; one "
             'of your own is registered, or given as "package.module:name".'
         )
     found = as_match_loss(name, found, feature, several_layers=several_layers)
@@ -214,7 +211,7 @@ def as_match_loss(
         ConfigError: it is none of these.
     """
     if isinstance(found, str):
-        found = _imported(found)
+        found = import_object(found, "match loss")
     if isinstance(found, MatchLoss):
         return found
     if not callable(found):
@@ -244,17 +241,6 @@ def _built(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> 
 def _validated(build: Callable[..., Any]) -> Callable[..., Any]:
     # It takes a millisecond to make, and losses are built for each batch.
     return validate_call(build)
-
-
-def _imported(path: str) -> object:
-    module_name, _, attribute = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"The match loss {path!r} can't be imported: {error}. Give it as "
-            '"package.module:name", from a module that every worker can import.'
-        ) from error
 
 
 def _takes_two_features(function: Callable[..., Any]) -> bool:
@@ -546,11 +532,9 @@ def check_projection_options(
     known = [name for name in inspect.signature(optimizer_class).parameters if name != "params"]
     for name in options:
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=2)
-            hint = f" Nearest: {', '.join(nearest)}." if nearest else ""
             raise ConfigError(
-                f"{what}: {optimizer_class.__name__} has no option {name!r}.{hint} Its "
-                f"options are {', '.join(known)}."
+                f"{what}: {optimizer_class.__name__} has no option {name!r}"
+                f"{did_you_mean(name, known) or '.'} Its options are {', '.join(known)}."
             )
 
 

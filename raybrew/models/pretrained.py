@@ -3,7 +3,6 @@
 From a folder or the hub.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ import raybrew.models.bigru  # noqa: F401  registers its classes with transforme
 from raybrew.config import Teacher
 from raybrew.config.paths import held_by, names_in, user_path
 from raybrew.data.sources import hub_in_reach
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 
 # Where a model's files are: in a folder of the user's, or on the hub.
 
@@ -77,8 +76,7 @@ def _sibling(folder: Path) -> str:
     if not folder.parent.is_dir():
         return ""
     names = [name for name in names_in(folder.parent) if isdir(folder.parent / name)]
-    near = difflib.get_close_matches(folder.name, names, n=1)
-    return f"; did you mean {str(folder.parent / near[0])!r}?" if near else ""
+    return did_you_mean(folder.name, names, count=1)
 
 
 # Reading what transformers saved: configurations, tokenizers, models, without its chatter.

@@ -3,14 +3,13 @@
 Presets, changed keys, and the values that follow from a changed size.
 """
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 from raybrew.models.bigru import BiGruConfig
 from raybrew.models.pretrained import first_line
 
@@ -210,11 +209,9 @@ def changed_config(
         if key in _FIXED_KEYS:
             raise ConfigError(f"{what}.{key}: expected it left out, as {_FIXED_KEYS[key]}")
         if own_key(config, key) not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=3)
-            hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
             raise ConfigError(
                 f"{what}.{key}: expected a key of a {config.model_type} configuration, "
-                f"got {key!r}{hint}"
+                f"got {key!r}{did_you_mean(key, known)}"
             )
     named = {own_key(config, key): value for key, value in changes.items()}
     return resized(config, named, what, build)

@@ -1,6 +1,5 @@
 """Which parameters of a student are trained: frozen ones, LoRA adapters, heads."""
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from raybrew.config import Lora, Student
-from raybrew.errors import CheckpointError, ConfigError
+from raybrew.errors import CheckpointError, ConfigError, did_you_mean
 
 # Freezing: the parameters of a student that stay as they are.
 
@@ -50,8 +49,7 @@ def freeze(model: nn.Module, patterns: Iterable[str], what: str = "freeze") -> i
 def _near_names(pattern: str, names: Iterable[str]) -> str:
     parts = {part for name in names for part in name.split(".")}
     prefixes = {".".join(name.split(".")[:end]) for name in names for end in range(2, 6)}
-    near = difflib.get_close_matches(pattern, sorted(parts | prefixes), n=3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return did_you_mean(pattern, parts | prefixes)
 
 
 # Low-rank adapters (LoRA) on a student's trunk, by the library peft.
@@ -169,12 +167,13 @@ def _targets(trunk: nn.Module, lora: Lora, what: str) -> list[str]:
         return linear
     for target in lora.target_modules:
         if not any(_ends(name, target) for name in linear):
-            ends = sorted({part for name in linear for part in (name, name.split(".")[-1])})
-            near = difflib.get_close_matches(target, ends, n=3)
-            hint = ", ".join(near or sorted({name.split(".")[-1] for name in linear}))
+            ends = {name.split(".")[-1] for name in linear}
+            hint = (
+                did_you_mean(target, {*ends, *linear}) or f"; they end in {', '.join(sorted(ends))}"
+            )
             raise ConfigError(
                 f"{what}.target_modules: expected names of linear layers of the student's "
-                f"{type(trunk).__name__}, or how these end, got {target!r}. Nearest: {hint}"
+                f"{type(trunk).__name__}, or how these end, got {target!r}{hint}"
             )
     return [name for name in linear if any(_ends(name, t) for t in lora.target_modules)]
 

@@ -1,13 +1,12 @@
 """What TextBrewer's two configs have in common: made from a dict or a JSON file, and printable."""
 
-import difflib
 import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 
 
 class Config:
@@ -38,10 +37,9 @@ class Config:
         known = [name for name in inspect.signature(cls).parameters if name != "self"]
         for key in dict_object:
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=2)
-                hint = f"; did you mean {' or '.join(near)}?" if near else ""
                 raise ConfigError(
-                    f"{cls.__name__}: expected one of {', '.join(known)}, got {key!r}{hint}"
+                    f"{cls.__name__}: expected one of {', '.join(known)}, got {key!r}"
+                    f"{did_you_mean(key, known)}"
                 )
         return cls(**dict_object)
 

@@ -3,7 +3,6 @@
 And their state as files hold it.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from raybrew.config import TrainingConfig
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, did_you_mean
 
 # Autocast of the student, and fp16's loss scale: without it small gradients would be 0.
 #
@@ -157,8 +156,7 @@ def _is_optimizer(value: object) -> bool:
 def _known(field: str, got: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if got not in names:
-        near = difflib.get_close_matches(got, names, 3, 0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        hint = did_you_mean(got, names)
         raise ConfigError(f"{field}: expected one of {', '.join(names)}, got {got!r}{hint}")
 
 

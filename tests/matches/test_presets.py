@@ -179,9 +179,9 @@ def test_names_specs_and_dicts_may_be_mixed():
 
 
 def test_unknown_names_tell_the_nearest():
-    with pytest.raises(ConfigError, match=r"'L3_hiden_mse'\. Nearest: L3_hidden_mse"):
+    with pytest.raises(ConfigError, match=r"'L3_hiden_mse'; did you mean 'L3_hidden_mse"):
         resolve_matches("L3_hiden_mse")
-    with pytest.raises(ConfigError, match=r"'hidden_mmd'\. Nearest: hidden_smmd"):
+    with pytest.raises(ConfigError, match=r"'hidden_mmd'; did you mean 'hidden_smmd"):
         generate_matches("hidden_mmd", 12, 3)
     with pytest.raises(ConfigError, match="sizes of teacher and student"):
         resolve_matches("hidden_mse")
@@ -250,7 +250,7 @@ def test_a_match_that_can_be_had_passes():
         ),
         ({}, 'add "proj": ["linear", 312, 768]'),
         ({"proj": ["tanh", 384, 768]}, 'write "proj": ["tanh", 312, 768]'),
-        ({"loss": "hiden_mse"}, "Nearest: hidden_mse"),
+        ({"loss": "hiden_mse"}, "did you mean 'hidden_mse"),
         ({"loss": "attention_mse"}, "compares attention, not hidden"),
         ({"loss": "mmd"}, "layer_T has to be a list of two layers; got 4"),
         ({"loss": "cos", "layer_T": [4, 4]}, "layer_T has to be one layer, a number; got [4, 4]"),

@@ -30,7 +30,7 @@ def test_every_name_builds_a_loss_that_states_both_sides():
 
 
 def test_an_unknown_name_tells_the_nearest():
-    with pytest.raises(ConfigError, match=r"'hiden_mse'\. Nearest: hidden_mse"):
+    with pytest.raises(ConfigError, match=r"'hiden_mse'; did you mean 'hidden_mse"):
         match_loss("hiden_mse")
     with pytest.raises(ConfigError, match=r"'zzz'\. The names are attention_mse, "):
         match_loss("zzz")

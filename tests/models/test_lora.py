@@ -180,10 +180,10 @@ def test_mistakes(models, tmp_path, monkeypatch):
             resolve_job(job_of(models, tmp_path / "store", student=student), tmp_path / "data")
 
     # A norm is there, and is no linear layer.
-    for target in ("qery", "LayerNorm"):
+    for target, hint in (("qery", "did you mean 'query'"), ("LayerNorm", "they end in dense, key")):
         refused(
             rb.Lora(target_modules=(target,)),
-            rf"student\.lora\.target_modules: .*linear layers.*BertModel.*'{target}'. Nearest: ",
+            rf"student\.lora\.target_modules: .*linear layers.*BertModel.*'{target}'; {hint}",
         )
     monkeypatch.setitem(sys.modules, "peft", None)
     refused(rb.Lora(), r"student\.lora: expected the library peft.*raybrew\[peft\]")

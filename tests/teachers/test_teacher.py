@@ -122,7 +122,9 @@ def test_what_a_model_does_not_give_names_the_match(model, view):
     with pytest.raises(ConfigError, match=r"no hidden of layer 7: it gives 0 to 2"):
         teacher(model).answer(view, (signal_of(deep, "float32"),))
     unknown = CUSTOM.model_copy(update={"module_T": "bert.encoder.layer.9"})
-    with pytest.raises(TeacherError, match=r"'a'.*no module 'bert.encoder.layer.9'.*Nearest"):
+    with pytest.raises(
+        TeacherError, match=r"'a'.*no module 'bert.encoder.layer.9'; did you mean 'bert"
+    ):
         teacher(model).answer(view, (signal_of(unknown, "float32"),))
 
 

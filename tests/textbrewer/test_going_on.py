@@ -331,7 +331,7 @@ def test_configs_from_files_and_their_mistakes(tmp_path):
     assert config.objective().temperature_scheduler_options == {"beta": 1, "gamma": 2}
     assert "temperature : 8\n" in str(config)
     wrong = {
-        "expected one of .*, got 'temprature'; did you mean temperature": {"temprature": 2},
+        "expected one of .*, got 'temprature'; did you mean 'temperature'": {"temprature": 2},
         "There is no match loss 'hiden_mse'": {
             "intermediate_matches": [{**MATCHES[0], "loss": "hiden_mse"}]
         },

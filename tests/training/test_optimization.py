@@ -122,7 +122,7 @@ def test_the_learning_rate_of_each_step(name):
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
-        ({"momentun": 0.9}, r"'momentun'; did you mean momentum\?"),
+        ({"momentun": 0.9}, r"'momentun'; did you mean 'momentum'\?"),
         ({"betas": (0.9, 0.98)}, "'betas'"),
         # The job has a field of its own for it.
         ({"lr": 0.1}, "'lr'"),
