@@ -28,7 +28,8 @@ from experiments import data
 from experiments.judge import Judged, judge, verdict
 from raybrew.config.job_file import load_job
 from raybrew.data.files import to_json
-from raybrew.runs.cluster import ray_session, run_config_from, scaling_config_from
+from raybrew.runs.cluster import ray_session
+from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.report import render_table
 
 TEACHERS = ("a", "b")

@@ -23,7 +23,8 @@ from experiments import data
 from experiments.compare import Comparison
 from raybrew.config.job_file import JobFile, load_job
 from raybrew.data.files import to_json
-from raybrew.runs.cluster import ray_session, scaling_config_from
+from raybrew.runs.cluster import ray_session
+from raybrew.runs.ray_config import scaling_config_from
 from raybrew.runs.report import render_table
 from raybrew.sweeps.settings import tune_config_from
 from raybrew.sweeps.space import space_from

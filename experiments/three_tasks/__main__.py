@@ -24,7 +24,8 @@ import raybrew as rb
 from experiments import data, ner
 from raybrew.config.job_file import load_job
 from raybrew.data.files import to_json
-from raybrew.runs.cluster import ray_session, run_config_from, scaling_config_from
+from raybrew.runs.cluster import ray_session
+from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.report import render_table
 
 HERE = Path(__file__).parent

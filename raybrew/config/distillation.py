@@ -3,19 +3,25 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from raybrew.config.paths import user_path
-from raybrew.config.section import Options, Section, import_path_of
-from raybrew.errors import ConfigError
+from raybrew.config.section import Options, Section, explain, import_path_of
+from raybrew.errors import ConfigError, did_you_mean
 
 # Matches as a job gives them: names stay names until the sizes of the models are known.
 #
-# "L3_hidden_mse"                                       a preset, or a kind that is generated
+# "L3_hidden_mse"                                       a preset, or a family of matches
 # {preset: hidden_mse, teacher: a, weight: 0.5}         the same, of a teacher
 # {preset: hidden_mse, every: 2}                        at every second layer of the student
 # {layer_T: 4, layer_S: 1, feature: hidden, loss: …}    a match between layers
@@ -23,9 +29,9 @@ from raybrew.errors import ConfigError
 
 
 class MatchPreset(Section):
-    """All matches of a preset or of a kind, with one teacher."""
+    """All matches of a preset or of a family, with one teacher."""
 
-    preset: str = Field(description="Name of a preset, such as L3_hidden_mse, or of a kind.")
+    preset: str = Field(description="Name of a preset, such as L3_hidden_mse, or of a family.")
     teacher: str | None = Field(
         default=None, description="Name of the teacher; none where a task has one."
     )
@@ -33,8 +39,7 @@ class MatchPreset(Section):
     every: int = Field(
         default=1,
         ge=1,
-        description="Only each so-manieth layer of the student is matched, for kinds that are "
-        "generated.",
+        description="Match only every n-th layer of the student; for families of matches.",
     )
 
 
@@ -47,7 +52,7 @@ def _as_matches(value: Any) -> tuple[Any, ...]:
 def _as_match(entry: Any, position: int) -> Any:
     if isinstance(entry, str | MatchPreset):
         return entry
-    # The classes bring torch along, which a job without matches has no need of.
+    # They import torch, which a job without matches doesn't need.
     from raybrew.matches.spec import CustomMatch, MatchSpec
 
     if isinstance(entry, MatchSpec | CustomMatch):
@@ -58,19 +63,13 @@ def _as_match(entry: Any, position: int) -> Any:
             f"{type(entry).__name__}"
         )
     if "preset" in entry:
-        kind: type[BaseModel] = MatchPreset
+        model: type[BaseModel] = MatchPreset
     else:
-        kind = CustomMatch if {"module_T", "module_S"} & entry.keys() else MatchSpec
+        model = CustomMatch if {"module_T", "module_S"} & entry.keys() else MatchSpec
     try:
-        return kind.model_validate(dict(entry))
+        return model.model_validate(dict(entry))
     except ValidationError as error:
-        mistakes = "; ".join(
-            f"{'.'.join(map(str, mistake['loc']))}: {mistake['msg']}, got {mistake['input']!r}"
-            for mistake in error.errors()
-        )
-        raise ValueError(
-            f"match {position}: {mistakes}; its keys are {', '.join(kind.model_fields)}"
-        ) from None
+        raise ValueError(f"match {position}: {explain(error, model, between='; ')}") from None
 
 
 def _to_plain(matches: tuple[Any, ...]) -> list[Any]:
@@ -138,7 +137,7 @@ def is_textbrewer(given: Any) -> bool:
     )
 
 
-def converted(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
+def from_textbrewer(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     """Turn TextBrewer's `DistillationConfig` into the values of ours.
 
     Args:
@@ -153,11 +152,10 @@ def converted(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     values = dict(given) if isinstance(given, Mapping) else _read(given)
     for key in values:
         if key not in _KEYS:
-            near = get_close_matches(key, _KEYS, n=2)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
             raise ConfigError(
                 f"{key!r}: expected a key of TextBrewer's DistillationConfig "
-                f"({', '.join(_KEYS)}), since there are keys of TextBrewer's; got another{hint}"
+                f"({', '.join(_KEYS)}), since other keys are TextBrewer's; got another"
+                f"{did_you_mean(key, _KEYS)}"
             )
     result = {key: values[key] for key in _SAME if key in values}
     result |= _temperature_scheduler(values.get("temperature_scheduler", "none"))
@@ -226,22 +224,19 @@ def _weight_scheduler(weight: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {weight: 1.0, key: name}
 
 
-# The objective.
-
-
 class DistillationConfig(Section):
-    """The objective. Field names follow TextBrewer where it has the thing."""
+    """The objective, by TextBrewer's names where it has them; its dicts and JSON files too."""
 
     temperature: float = Field(
         default=4.0, gt=0, le=1000, description="Softens both sides' logits."
     )
-    temperature_scheduler: str = Field(default="constant", description="How rows change it.")
+    temperature_scheduler: str = Field(default="constant", description="How it depends on the row.")
     temperature_scheduler_options: Options = Field(
         default_factory=dict, description="Options of the temperature scheduler."
     )
     kd_loss: str | None = Field(
         default=None,
-        description="Loss on the logits: a name, or `package.module:name`; that of the task's kind "
+        description="Loss on the logits: a name, or `package.module:name`; that of the task type "
         "if left out, `ce` for classes.",
     )
     kd_loss_options: Options = Field(default_factory=dict, description="Options of the loss.")
@@ -276,16 +271,10 @@ class DistillationConfig(Section):
     matches: Matches = Field(
         default=(),
         description="Losses between layers of a teacher and of the student: the name of a preset "
-        "or of a kind, a match, or a list of them; each may name its teacher.",
+        "or of a family, a match, or a list of them; each may name its teacher.",
     )
 
-
-def _of_textbrewer(given: Any) -> Any:
-    return converted(given) if is_textbrewer(given) else given
-
-
-if TYPE_CHECKING:
-    Objective: TypeAlias = DistillationConfig
-else:
-    Objective = Annotated[DistillationConfig, BeforeValidator(_of_textbrewer)]
-"""A `DistillationConfig`, or TextBrewer's as a dict or a JSON file."""
+    @model_validator(mode="before")
+    @classmethod
+    def _of_textbrewer(cls, given: Any) -> Any:
+        return from_textbrewer(given) if is_textbrewer(given) else given

@@ -1,6 +1,5 @@
 """The whole job, what its sections require of each other, and paths into its values."""
 
-import difflib
 import re
 import types
 import typing
@@ -9,17 +8,15 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from raybrew.config.distillation import DistillationConfig, Objective
+from raybrew.config.distillation import DistillationConfig
 from raybrew.config.models import Student, Teacher
-from raybrew.config.section import Many, Section
+from raybrew.config.section import Many, Section, section_of
 from raybrew.config.task import Task
 from raybrew.config.training import LabelConfig, MixingConfig, TrackingConfig, TrainingConfig
-from raybrew.errors import ConfigError
-
-# The whole job, and what its sections say of each other.
+from raybrew.errors import ConfigError, did_you_mean
 
 _FILE = re.compile(r"\.(json|safetensors|bin|txt|model|jinja|py|md)$", re.IGNORECASE)
-"""Names that transformers gives to files of a model's folder end so."""
+"""Endings of the files that transformers writes into a model's folder."""
 
 
 class _Job(Section):
@@ -29,10 +26,10 @@ class _Job(Section):
     training: TrainingConfig = Field(description="Steps, optimizer, seed.")
     mixing: MixingConfig = Field(
         default_factory=lambda: MixingConfig(),
-        description="How several tasks come together in one run.",
+        description="How one run draws from several tasks.",
     )
     tracking: TrackingConfig = Field(
-        default_factory=lambda: TrackingConfig(), description="Who follows the run."
+        default_factory=lambda: TrackingConfig(), description="Where the run is logged."
     )
 
     @field_validator("tasks")
@@ -42,7 +39,7 @@ class _Job(Section):
         files = [task.name for task in tasks if _FILE.search(task.name)]
         if files and len(tasks) > 1:
             raise ValueError(
-                f"expected no task named as a file is, got {', '.join(files)}: a student of "
+                f"expected no task named like a file, got {', '.join(files)}: a student of "
                 "several tasks has a folder for each of them beside files such as config.json"
             )
         return tasks
@@ -72,9 +69,9 @@ class TrainJob(_Job):
 class DistillJob(_Job):
     """Distillation of teachers into one student."""
 
-    teachers: Many[Teacher] = Field(min_length=1, description="Who teaches.")
-    student: Student = Field(description="Who learns.")
-    distillation: Objective = Field(
+    teachers: Many[Teacher] = Field(min_length=1, description="The models to learn from.")
+    student: Student = Field(description="The model to train.")
+    distillation: DistillationConfig = Field(
         default_factory=lambda: DistillationConfig(), description="The objective."
     )
     labels: LabelConfig = Field(default_factory=lambda: LabelConfig(), description="The store.")
@@ -143,7 +140,7 @@ def set_path(
     values: dict[str, Any],
     path: str,
     value: Any,
-    kind: type[BaseModel] | None = None,
+    kind: type[BaseModel],
     *,
     free: Iterable[str] = (),
 ) -> None:
@@ -153,8 +150,7 @@ def set_path(
         values: Nested mappings and lists.
         path: Keys joined by dots; an element of a list by its index or its `name`.
         value: What to set.
-        kind: Model of the values: its keys may be set where `values` lacks them. Without it only
-            what is there can be changed.
+        kind: Model of the values: its keys may be set where `values` lacks them.
         free: Further keys of the top level, which hold mappings of any keys.
 
     Raises:
@@ -164,17 +160,17 @@ def set_path(
     place: Any = values
     hint: Any = kind
     at = 0
-    while at < len(steps):
+    while True:
         key: Any
         if isinstance(place, list):
             key, used = _element(place, steps, at)
         else:
-            key, used = _key(place, steps, at, hint, free if at == 0 else ())
-        hint = None if hint is None else _inner(hint, key)
+            key, used = _key(place, steps, at, hint, free if at == 0 else ()), 1
         at += used
         if at == len(steps):
             place[key] = value
             return
+        hint = _inner(hint, key)
         if isinstance(place, dict) and place.get(key) is None:
             place[key] = {}
         place = place[key]
@@ -192,17 +188,6 @@ def get_path(values: dict[str, Any], path: str) -> Any:
             place, used = place.get(steps[at]), 1
         at += used
     return place
-
-
-def section_of(hint: Any) -> type[BaseModel] | None:
-    """Return the model that an annotation holds: `X`, `X | None` or `tuple[X, ...]`."""
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return hint
-    for part in typing.get_args(hint):
-        found = section_of(part)
-        if found is not None:
-            return found
-    return None
 
 
 def _inner(hint: Any, key: Any) -> Any:
@@ -236,38 +221,28 @@ def _element(place: list[Any], steps: list[str], at: int) -> tuple[int, int]:
     raise ConfigError(
         f"{'.'.join(steps)}: expected an element of {_at(steps, at)}, which has {len(place)}"
         + (f" ({', '.join(known)})" if known else "")
-        + f", got {steps[at]!r}{_near(steps[at], known)}"
+        + f", got {steps[at]!r}{did_you_mean(steps[at], known)}"
     )
 
 
-def _key(place: Any, steps: list[str], at: int, hint: Any, free: Iterable[str]) -> tuple[str, int]:
+def _key(place: Any, steps: list[str], at: int, hint: Any, free: Iterable[str]) -> str:
     key, path = steps[at], ".".join(steps)
     if not isinstance(place, dict):
         raise ConfigError(
             f"{path}: expected a mapping at {_at(steps, at)}, got {type(place).__name__}"
         )
-    section = None if hint is None else section_of(hint)
-    known = {str(each) for each in place} | set(free)
-    if section is not None:
-        known = set(section.model_fields) | set(free)
-    if key and (key in known or (hint is not None and section is None and _is_mapping(hint))):
-        return key, 1
+    section = section_of(hint)
+    known = {*(section.model_fields if section else map(str, place)), *free}
+    if key and (key in known or (section is None and _is_mapping(hint))):
+        return key
     raise ConfigError(
         f"{path}: expected a key of {_at(steps, at)} ({', '.join(sorted(known))}), "
-        f"got {key!r}{_near(key, known)}"
+        f"got {key!r}{did_you_mean(key, known)}"
     )
 
 
 def _at(steps: list[str], at: int) -> str:
     return ".".join(steps[:at]) or "the job"
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=3)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-
-
-# A job as nested values that can be changed and checked again, live objects kept as they are.
 
 
 def values_of(section: BaseModel) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Name, Section, Trust
 
-# Low-rank adapters of a student.
-
 
 class Lora(Section):
     """Adapters that learn in place of the trunk's weights, by the library peft."""
@@ -27,19 +25,17 @@ class Lora(Section):
     )
 
 
-# Who learns from whom: the teachers and the student.
-
 Architecture = Annotated[
     ImportPath,
     Field(
         description="Class of yours, a transformers.PreTrainedModel, or its import path; that of "
-        "transformers for the kind of task if left out."
+        "transformers for the task type if left out."
     ),
 ]
 
 
 class Teacher(Section):
-    """One fine-tuned model and how it is hosted, or what it said before."""
+    """One fine-tuned model and how it is hosted, or its logits as a column of the data."""
 
     name: Name = Field(description="Name of the teacher; matches and metrics refer to it.")
     task: str = Field(description="Name of the task that it teaches.")
@@ -82,8 +78,8 @@ class Teacher(Section):
     deadline_s: float = Field(
         default=600.0,
         gt=0,
-        description="Longest forward in seconds; a replica that takes longer hangs, is ended and "
-        "started anew, and its requests go to another one.",
+        description="Longest forward in seconds; a replica that takes longer hangs, is killed and "
+        "restarted, and its requests go to another one.",
     )
     lost_after_s: float = Field(
         default=120.0,
@@ -115,7 +111,7 @@ class Teacher(Section):
         idle = sorted(self._changed() - {"name", "task", "logits", "weight", "model"})
         if self.logits is not None and idle:
             raise ValueError(
-                f"`logits` {self.logits!r} is a column of the data, which nobody hosts: expected "
+                f"`logits` {self.logits!r} is a column of the data, which isn't hosted: expected "
                 f"it without {', '.join(idle)}"
             )
         return self
@@ -191,7 +187,7 @@ class Student(Section):
             raise ValueError("expected one of `model`, `config`, `layers_from`, `preset`, got none")
         if self.preset is not None and (self.model or self.config or self.layers_from):
             raise ValueError(
-                f"`preset` {self.preset} says all of the student: expected it without `model`, "
+                f"`preset` {self.preset} defines the whole student: expected it without `model`, "
                 "`config` and `layers_from`"
             )
         if self.config is not None and (self.model or self.layers_from):

@@ -51,7 +51,7 @@ def names_in(folder: Path) -> list[str]:
 
 
 def held_by(folder: Path) -> str:
-    """Say for a message what a folder holds, or that it can't be read."""
+    """Return for a message what a folder holds, or that it can't be read."""
     try:
         names = sorted(os.listdir(folder))
     except OSError as refused:

@@ -1,7 +1,8 @@
-"""What the sections of a job are made of: frozen models and types of values."""
+"""What the sections of a job are made of: frozen models, types of values, mistakes in words."""
 
 import re
-from collections.abc import Sequence
+import typing
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
 
@@ -17,15 +18,16 @@ from pydantic import (
     ValidationError,
 )
 
+from raybrew.errors import did_you_mean
+
 
 def _as_source(value: Any) -> Any:
     if isinstance(value, (str, Dataset)):
         return value
     if isinstance(value, Path):
         return str(value)
-    raise ValueError(
-        "expected a path, a hub id or a datasets.Dataset" + f", got {type(value).__name__}"
-    )
+    got = type(value).__name__
+    raise ValueError(f"expected a path, a hub id or a datasets.Dataset, got {got}")
 
 
 def _source_to_plain(value: Any) -> str | None:
@@ -115,3 +117,137 @@ class Section(BaseModel):
         validate_default=True,
         allow_inf_nan=False,
     )
+
+
+def section_of(hint: Any) -> type[BaseModel] | None:
+    """Return the model that an annotation holds: `X`, `X | None` or `tuple[X, ...]`."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return hint
+    for part in typing.get_args(hint):
+        found = section_of(part)
+        if found is not None:
+            return found
+    return None
+
+
+# Mistakes in words
+
+# What pydantic calls things, in the words of a YAML file.
+_WORDS = (
+    (r"^Input should be (?=greater|less|a multiple)", "expected a number "),
+    (r"^Input should be ", "expected "),
+    (r"^(Tuple|List) should have (.*) item(s?) after validation.*", r"expected \2 element\3"),
+    (r"^(String|Dictionary) should have ", r"expected a \1 with "),
+    (r"^String should match pattern ", "expected a name that matches "),
+    (r"a valid dictionary or instance of \w+", "a mapping"),
+    (r"a valid (dictionary|mapping)", "a mapping"),
+    (r"a valid (tuple|list|array)", "a list"),
+    (r"a valid string", "a text"),
+    (r"a valid boolean.*", "true or false"),
+    (r"a valid (integer|number), .*", r"a valid \1"),
+)
+_FORMS = ("float", "bool")
+"""Of a value of `Options`."""
+
+
+def explain(
+    error: ValidationError,
+    root_model: type[BaseModel],
+    extra: Iterable[str] = (),
+    between: str = "\n",
+) -> str:
+    """Return one line for each mistake: `tasks[0].txt: unknown key …, did you mean 'text'?`.
+
+    Args:
+        error: What pydantic found.
+        root_model: The model that refused the values.
+        extra: Keys of the top level that are known besides the model's.
+        between: What separates the mistakes.
+    """
+    mistakes = [dict(mistake) for mistake in error.errors(include_url=False)]
+    places = {tuple(mistake["loc"]) for mistake in mistakes}
+    lines: dict[str, None] = {}
+    for mistake in mistakes:
+        place = tuple(mistake["loc"])
+        # Pydantic counts a list with wrong elements as too short; report the elements alone.
+        inner = (len(other) > len(place) and other[: len(place)] == place for other in places)
+        if mistake["type"] == "too_short" and any(inner):
+            continue
+        _leave_out_forms(mistake, places)
+        lines[_line(mistake, root_model, tuple(extra))] = None
+    return between.join(lines)
+
+
+def expectation(mistake: Mapping[str, Any], *, got: bool = True) -> str:
+    """Return what pydantic expected of a value, in the words of a YAML file.
+
+    Args:
+        mistake: One of the errors of a `ValidationError`.
+        got: Whether to add the value.
+    """
+    if mistake["type"] == "value_error":  # our own, which has both
+        return mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "literal_error":
+        options = re.findall(r"'([^']*)'", mistake["ctx"]["expected"])
+        text = f"expected {_one_of(mistake['input'], options)}"
+    else:
+        text = mistake["msg"]
+        for pattern, words in _WORDS:
+            text = re.sub(pattern, words, text)
+        text = text if text.startswith("expected ") else f"expected otherwise: {text}"
+    return f"{text}, got {shown(mistake['input'])}" if got else text
+
+
+def path_of(place: Sequence[int | str]) -> str:
+    """Return a place in a job as `--set` writes it, with a leading dot: `.tasks[0].text`."""
+    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a YAML file has it, cut to 80 characters."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def _leave_out_forms(mistake: dict[str, Any], places: set[tuple[int | str, ...]]) -> None:
+    """Take out of a place what only pydantic knows of: a key, the forms of a value."""
+    *above, last = mistake["loc"] or ("",)
+    if last == "[key]":
+        mistake |= {"loc": above[:-1], "type": "form", "msg": "expected texts as keys"}
+    elif last in _FORMS and {(*above, form) for form in _FORMS} <= places:
+        words = "expected a number, or true or false"
+        mistake |= {"loc": above, "type": "form", "msg": words}
+
+
+def _line(mistake: dict[str, Any], root: type[BaseModel], extra: Sequence[str]) -> str:
+    place = tuple(mistake["loc"])
+    prefix = f"{path_of(place).removeprefix('.')}: " if place else ""
+    parent = _section(root, place[:-1])
+    if mistake["type"] == "extra_forbidden":
+        known = sorted(parent.model_fields) if parent else []
+        known += extra if len(place) == 1 else ()
+        return f"{prefix}unknown key, expected {_one_of(str(place[-1]), known)}"
+    if mistake["type"] == "missing":
+        field = parent.model_fields.get(str(place[-1])) if parent else None
+        meaning = f" ({field.description.rstrip('.')})" if field and field.description else ""
+        return f"{prefix}expected a value{meaning}, got none"
+    return prefix + expectation(mistake)
+
+
+def _section(root: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
+    """Return the model that holds the values at a place."""
+    model: type[BaseModel] | None = root
+    for key in place:
+        if isinstance(key, str):
+            known = model.model_fields.get(key) if model else None
+            model = section_of(known.annotation) if known else None
+    return model
+
+
+def _one_of(got: Any, known: Sequence[str]) -> str:
+    listed = f"one of {', '.join(known)}" if len(known) != 1 else repr(known[0])
+    return listed + (did_you_mean(got, known, count=1) if isinstance(got, str) else "")

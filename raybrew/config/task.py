@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from raybrew.config.distillation import DistillationConfig, Objective
+from raybrew.config.distillation import DistillationConfig
 from raybrew.config.section import DataSource, ImportPath, Many, Name, Section
-
-# Training rows that are read changed as well: which changes, how many copies, how often anew.
 
 _CASES = 5
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -92,7 +90,7 @@ class Augmentation(Section):
         default=1,
         ge=1,
         le=1000,
-        description="Epochs whose changes are drawn anew; then they come again.",
+        description="Epochs with changes of their own; after them the same changes come again.",
     )
     originals: bool = Field(default=True, description="Read the unchanged rows too.")
     hard_labels: bool = Field(
@@ -111,8 +109,6 @@ class Augmentation(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of all changes.")
 
 
-# What is to be learnt: a data set, its columns, and what a prediction is.
-
 TaskTypeName = Literal[
     "sequence-classification",
     "multi-label",
@@ -126,16 +122,16 @@ _COLUMNS = {
     "token-classification": {"text": "words", "label": "tags"},
     "question-answering": {"text": "question", "text_pair": "context", "label": "answers"},
 }
-"""Names of columns that kinds of task have for defaults of their own."""
+"""By task type, default names of columns that differ from `Task`'s."""
 
 
 def _changes(given: DistillationConfig | None) -> dict[str, Any] | None:
-    # What was left out is the job's, and stays left out in a saved job.
+    # Fields that were left out are the job's; a saved job leaves them out too.
     return None if given is None else given.model_dump(mode="json", exclude_unset=True)
 
 
 class Task(Section):
-    """One data set and what is to be learnt from it."""
+    """One data set and what a model learns from it."""
 
     name: Name = Field(description="Name of the task; heads, labels and metrics carry it.")
     kind: TaskTypeName = Field(
@@ -145,7 +141,7 @@ class Task(Section):
     transfer: Many[DataSource] = Field(
         default=(),
         description="Further rows to learn from, of other data sets with the same text columns: "
-        "teachers alone say what is to be learnt of them, their own labels are not looked at.",
+        "only teachers label them, their own labels are ignored.",
     )
     eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
     text: str = Field(
@@ -160,7 +156,7 @@ class Task(Section):
     )
     label: str = Field(
         default="label",
-        description="Column of what is to be learnt: a class as an integer or a name; for "
+        description="Column of the label: a class as an integer or a name; for "
         "multi-label a list of them, or 0 or 1 for each class; numbers for regression; one class a "
         "word for token-classification (default `tags`); SQuAD's answers for question-answering "
         "(`answers`). Null and -100 are no label, and -1 unless a class has that name.",
@@ -189,7 +185,7 @@ class Task(Section):
     answers_at: Literal["given", "search"] = Field(
         default="given",
         description="Where the answers of question-answering stand: `given`, at the character that "
-        "the data says, and any other is an error; `search`, where the text of the answer stands "
+        "the data gives, and any other is an error; `search`, where the text of the answer stands "
         "nearest to it. One whose text isn't in its passage then teaches nothing, and is counted.",
     )
     answers_by: Literal["word", "character"] = Field(
@@ -203,7 +199,7 @@ class Task(Section):
     adaptor: ImportPath = Field(
         default=None,
         description="What the outputs of models of this task mean: (batch, outputs) -> dict, as a "
-        "callable or `package.module:name`; that of its kind if left out.",
+        "callable or `package.module:name`; that of its type if left out.",
     )
     weight: float = Field(
         default=1.0, gt=0, description="Factor on this task's loss where there are several tasks."
@@ -211,7 +207,7 @@ class Task(Section):
     batch_size: int | None = Field(
         default=None, ge=1, description="Examples of its batches; training.batch_size if left out."
     )
-    distillation: Annotated[Objective | None, PlainSerializer(_changes)] = Field(
+    distillation: Annotated[DistillationConfig | None, PlainSerializer(_changes)] = Field(
         default=None, description="What this task's objective changes of the job's."
     )
 

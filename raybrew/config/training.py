@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from raybrew.config.section import Bytes, Dtype, ImportPath, Many, ModelPath, Section
 
-# Several tasks in one run: which comes up when, and how their losses are balanced.
-
 
 class MixingConfig(Section):
     """How a run with several tasks draws its batches and balances their losses."""
@@ -71,9 +69,6 @@ class MixingConfig(Section):
                 f"gradients in each step, got {self.sampling!r}"
             )
         return self
-
-
-# How a run goes: steps and optimizer, where labels are kept, who follows it.
 
 
 class TrainingConfig(Section):
@@ -196,8 +191,9 @@ class LabelConfig(Section):
     max_bytes: Bytes | None = Field(
         default=None,
         gt=0,
-        description="Greatest size of a store in a folder, e.g. 50GB; what nobody has read for "
-        "longest goes first, and nothing that was used since the run began. Any size if left out.",
+        description="Greatest size of a store in a folder, e.g. 50GB; labels that were read "
+        "least recently are deleted first, none that was used since the run began. Any size if "
+        "left out.",
     )
     on_full: Literal["stop", "go_on"] = Field(
         default="stop",
@@ -241,22 +237,22 @@ class LabelConfig(Section):
     def _full_store(self) -> "LabelConfig":
         if self.on_full == "go_on" and self.when == "ahead":
             raise ValueError(
-                "expected on_full: stop with when: ahead (the teachers are gone by the time that a "
-                "label that was not stored is needed), got on_full: go_on"
+                "expected on_full: stop with when: ahead (the teachers have stopped by the time "
+                "that a label that was not stored is needed), got on_full: go_on"
             )
         if self.max_bytes is not None and "://" in self.store:
             raise ValueError(
-                "expected max_bytes for a store in a folder only (a bucket doesn't tell when a "
-                "file was last read; `raybrew store prune --max-size` bounds it by age), got it "
+                "expected max_bytes for a store in a folder only (a bucket doesn't record when "
+                "a file was last read; `raybrew store prune --max-size` bounds it by age), got it "
                 f"with {self.store.partition('://')[0]}://"
             )
         return self
 
 
 class TrackingConfig(Section):
-    """Who follows the run. `metrics.jsonl` is always written."""
+    """Where the run is logged. `metrics.jsonl` is always written."""
 
-    wandb: bool = Field(default=False, description="Follow the run in W&B; offline without a key.")
+    wandb: bool = Field(default=False, description="Log the run to W&B; offline without a key.")
     tensorboard: bool = Field(default=False, description="Write TensorBoard events.")
     project: str | None = Field(
         default=None, description="W&B project; WANDB_PROJECT, or else raybrew, if left out."

@@ -1,8 +1,6 @@
 """The Ray cluster of a run: the one that exists, or one of its own; what a job asks of it."""
 
 import contextlib
-import difflib
-import inspect
 import logging
 import math
 import os
@@ -19,7 +17,7 @@ from urllib.parse import urlsplit
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 
 from raybrew.config.paths import try_to_write
 from raybrew.errors import ConfigError, RaybrewError, Terminated
@@ -33,11 +31,6 @@ if TYPE_CHECKING:  # slow to import, and needed by sweeps alone
 
 Resources = Mapping[str, float]
 
-DEPRECATED = "DEPRECATED"
-"""The default of what Ray's classes once took."""
-MAX_FAILURES = 3
-"""So often training starts again after ranks failed, where the job doesn't say."""
-NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
 _RAYS_NAME = re.compile(r"ray_train_run-[\d_-]+")
 """What Ray Train's RunConfig calls a run without a name."""
 CONNECT_S = 10.0
@@ -303,37 +296,6 @@ def _text(resources: Resources) -> str:
     return ", ".join(f"{value:g} {name}" for name, value in sorted(resources.items())) or "nothing"
 
 
-def scaling_config_from(values: Mapping[str, Any]) -> ScalingConfig | None:
-    """Return Ray's ScalingConfig with the arguments of a job file's `scaling:`."""
-    if not values:
-        return None
-    plain = {
-        k: tuple(v) if k == "num_workers" and isinstance(v, list) else v for k, v in values.items()
-    }
-    return build_ray_object(ScalingConfig, "scaling", plain)
-
-
-def run_config_from(values: Mapping[str, Any], *, resume: bool = False) -> RunConfig | None:
-    """Return Ray's RunConfig with the arguments of a job file's `run:`.
-
-    `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
-
-    Raises:
-        ConfigError: an argument that can't be, or no name of a run to resume.
-    """
-    if resume and values.get("name") is None:
-        raise ConfigError(NOTHING_TO_RESUME)
-    if not values:
-        return None
-    values = {"failure_config": {"max_failures": MAX_FAILURES}, **values}
-    plain = {"storage_path": "runs", **values}
-    nested = {"failure_config": FailureConfig, "checkpoint_config": CheckpointConfig}
-    for name, kind in nested.items():
-        if isinstance(plain.get(name), Mapping):
-            plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
-    return build_ray_object(RunConfig, "run", plain)
-
-
 def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFolder:
     """Return the folder of a run that Ray's RunConfig, Train's or Tune's, names.
 
@@ -351,28 +313,3 @@ def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFold
     if resume and _RAYS_NAME.fullmatch(str(config.name)) and not folder.path.is_dir():
         raise ConfigError(f"{NOTHING_TO_RESUME} (Ray makes up {config.name})")
     return folder
-
-
-def build_ray_object(kind: type, what: str, values: Mapping[str, Any]) -> Any:
-    """Return one of Ray's objects with arguments from a job file.
-
-    Raises:
-        ConfigError: an argument that it hasn't got, or refuses.
-    """
-    parameters = inspect.signature(kind).parameters.values()
-    known = [each.name for each in parameters if each.default != DEPRECATED]
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 3, 0.5)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ConfigError(
-                f"{what}.{name}: expected an argument of Ray's {kind.__name__} "
-                f"({', '.join(known)}){hint}"
-            )
-    check_ray_arguments(what, values)
-    try:
-        return kind(**values)
-    except Exception as error:  # Ray's classes don't say what they raise; nothing runs as yet
-        raise ConfigError(
-            f"{what}: Ray's {kind.__name__} refused {dict(values)}: {error}"
-        ) from error

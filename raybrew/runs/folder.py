@@ -23,7 +23,7 @@ from raybrew.config.job_file import absolute_plain, parse_yaml, resolve_paths
 from raybrew.config.paths import is_uri, user_path
 from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
-from raybrew.runs.ray_config import check_ray_arguments
+from raybrew.runs.ray_config import RUN, check_arguments
 
 _BEFORE_THE_JOB = {"data", "space.json", ".job.yaml.tmp", ".space.json.tmp"}
 """What a run has in its folder before it writes its job."""
@@ -38,7 +38,7 @@ class RunFolder:
     """A run's folder on a disk that every node of the run sees."""
 
     def __init__(self, storage_path: str, name: str):
-        check_ray_arguments("run", {"name": name, "storage_path": storage_path})
+        check_arguments(RunFolder, "run", {"name": name, "storage_path": storage_path}, RUN)
         storage = user_path(_local(storage_path), "run.storage_path")
         self.path = user_path(storage.absolute() / name, "run.name")
         self._made: list[Path] = []  # the folder and its parents, those that did not exist

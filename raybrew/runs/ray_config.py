@@ -1,164 +1,215 @@
-"""Ray's own configs, built by Ray from a job file's `run:` and `scaling:`."""
+"""Ray's own configs, built by Ray from the `run:` and `scaling:` of a job file.
 
-import math
+The names of arguments are those of Ray's signatures, their types those of its annotations, and
+Ray's error is shown. Types stand here only where Ray's are wider than what a run can use, or where
+Ray finds a value out late.
+"""
+
+import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, get_type_hints
 
-from raybrew.errors import ConfigError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
+from ray import train
 
-STRATEGIES = ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD")
-LONGEST_NAME = 200
+from raybrew.config.section import expectation, path_of, shown
+from raybrew.errors import ConfigError, collect_mistakes, did_you_mean
+
+MAX_FAILURES = 3
+"""How often training restarts after failed ranks, where the job doesn't say."""
+NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
+
+Types = Mapping[str, Any]
+"""By name, types of arguments that take the place of Ray's annotations."""
+
+_DEPRECATED = "DEPRECATED"
+"""The default of arguments that Ray's classes no longer take."""
+_LONGEST_NAME = 200
 """Bytes: file systems end at 255, and `raybrew label` appends to it."""
 _APPENDED = re.compile(r"-label-\d{8}-\d{6}\Z")
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
-Check = tuple[Callable[[Any], bool], str]
+
+def _is_text(value: str) -> str:
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"expected a text, got {value!r}")
+    return value
 
 
-def check_ray_arguments(what: str, values: Mapping[str, Any]) -> None:
-    """Refuse values that Ray takes as they are, and that would be found too late, or never.
+def _is_name(value: str) -> str:
+    size = len(_APPENDED.sub("", value).encode(errors="replace"))
+    if (
+        not value.strip()
+        or {"/", "\0"} & set(value)
+        or value in (".", "..")
+        or size > _LONGEST_NAME
+    ):
+        raise ValueError(
+            f"expected a name without slashes, of at most {_LONGEST_NAME} bytes, not . or .., got "
+            f"{shown(value)}"
+        )
+    return value
 
-    Args:
-        what: the section, `run`, `scaling`, `run.failure_config` or `run.checkpoint_config`;
-            nothing is known of others.
-        values: its arguments, by name.
+
+_Count = Annotated[int, Field(ge=1)]
+RUN: Types = {
+    "name": Annotated[str, AfterValidator(_is_name)] | None,
+    "storage_path": Annotated[str, AfterValidator(_is_text)] | None,
+    "stop": dict[str, float] | None,
+    "verbose": Annotated[int, Field(ge=0, le=3)] | None,
+}
+SCALING: Types = {
+    "num_workers": _Count | tuple[_Count, _Count],
+    "use_gpu": bool,
+    "resources_per_worker": dict[str, Annotated[float, Field(ge=0)]] | None,
+    "placement_strategy": Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"],
+}
+
+
+def scaling_config_from(values: Mapping[str, Any]) -> train.ScalingConfig | None:
+    """Return Ray's ScalingConfig with the arguments of a job file's `scaling:`.
 
     Raises:
-        ConfigError: names the argument, what was expected and what was got.
+        ConfigError: Ray's class has no such argument, or refuses it.
     """
-    for name, value in values.items():
-        good, expected = CHECKS.get(what, {}).get(name, ANY)
-        if not good(value):
-            raise ConfigError(f"{what}.{name}: expected {expected}, got {_shown(value)}")
+    return build_ray_object(train.ScalingConfig, "scaling", values, SCALING) if values else None
 
 
-def _shown(value: Any) -> str:
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def run_config_from(
+    values: Mapping[str, Any], *, resume: bool = False, library: Any = train
+) -> Any:
+    """Return Ray's RunConfig with the arguments of a job file's `run:`.
+
+    `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
+
+    Args:
+        values: the arguments.
+        resume: whether they must name a run to resume.
+        library: `ray.train`, or `ray.tune` for the RunConfig of a sweep.
+
+    Raises:
+        ConfigError: Ray's class has no such argument, or refuses it; or there is no name of a run
+            to resume.
+    """
+    if resume and values.get("name") is None:
+        raise ConfigError(NOTHING_TO_RESUME)
+    if not values:
+        return None
+    arguments = {"storage_path": "runs", **values}
+    if library is train:
+        arguments = {"failure_config": {"max_failures": MAX_FAILURES}, **arguments}
+    mistakes: list[str] = []
+    nested = {
+        "failure_config": library.FailureConfig,
+        "checkpoint_config": library.CheckpointConfig,
+    }
+    for name, kind in nested.items():
+        if isinstance(arguments.get(name), Mapping):
+            with collect_mistakes(mistakes):
+                arguments[name] = build_ray_object(kind, f"run.{name}", arguments[name])
+    with collect_mistakes(mistakes):
+        rest = {k: v for k, v in arguments.items() if not (k in nested and isinstance(v, Mapping))}
+        built = build_ray_object(library.RunConfig, "run", rest, RUN)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return built
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value.strip() != "" and "\0" not in value
+def build_ray_object(
+    kind: Callable[..., Any], section: str, arguments: Mapping[str, Any], types: Types | None = None
+) -> Any:
+    """Return what one of Ray's classes or functions makes of arguments from a job file.
+
+    Args:
+        kind: the class or function.
+        section: where the arguments stand in the file, for messages.
+        arguments: by name, as YAML has them.
+        types: of arguments that Ray's annotations are too wide for.
+
+    Raises:
+        ConfigError: an argument that Ray doesn't have, of another type, or that Ray refuses.
+    """
+    taken = check_arguments(kind, section, arguments, types)
+    try:
+        return kind(**taken)
+    except Exception as error:  # Ray doesn't document what it raises; nothing runs yet
+        raise ConfigError(
+            f"{section}: Ray's {kind.__name__} refused {dict(arguments)}: {error}"
+        ) from error
 
 
-def _is_name(value: Any) -> bool:
-    return (
-        _is_text(value)
-        and "/" not in value
-        and value not in (".", "..")
-        and len(_APPENDED.sub("", value).encode(errors="replace")) <= LONGEST_NAME
-    )
+def check_arguments(
+    kind: Callable[..., Any], section: str, arguments: Mapping[str, Any], types: Types | None = None
+) -> dict[str, Any]:
+    """Return arguments with the types of a signature, lists as tuples where it has tuples.
+
+    Raises:
+        ConfigError: an unknown name or a value of another type; with every mistake.
+    """
+    parameters = inspect.signature(kind).parameters.values()
+    known = {
+        each.name: each.annotation
+        for each in parameters
+        if each.default != _DEPRECATED and each.annotation is not object
+    }
+    mistakes: list[str] = []
+    taken: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if name not in known:
+            mistakes.append(
+                f"{section}.{name}: expected an argument of Ray's {kind.__name__} "
+                f"({', '.join(known)}){did_you_mean(name, known)}"
+            )
+            continue
+        try:
+            type_ = (types or {}).get(name) or _resolved(known[name], kind)
+            taken[name] = _validated(type_, value)
+        except ValidationError as error:
+            mistakes.append(_in_words(f"{section}.{name}", value, error))
+        except (
+            PydanticUserError,
+            NameError,
+        ):  # of a package that Ray imports for type checks alone
+            taken[name] = value
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return taken
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+def _resolved(annotation: Any, kind: Callable[..., Any]) -> Any:
+    modules = ("ray.train", "ray.tune", "ray.tune.search.sample", kind.__module__)
+    names: dict[str, Any] = {"ray": sys.modules["ray"]}
+    for module in modules:
+        names |= vars(sys.modules[module]) if module in sys.modules else {}
+    return get_type_hints(SimpleNamespace(__annotations__={"it": annotation}), names)["it"]
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _validated(type_: Any, value: Any) -> Any:
+    adapter = TypeAdapter(type_, config=_STRICT)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        if not isinstance(value, list):
+            raise
+        return adapter.validate_python(tuple(value))  # YAML has no tuples
 
 
-def _is_count(value: Any) -> bool:
-    return _is_int(value) and value >= 1
-
-
-def _is_resources(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and _is_number(number) and number >= 0
-        for name, number in value.items()
-    )
-
-
-def _is_stop(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        _is_text(name) and _is_number(number) for name, number in value.items()
-    )
-
-
-def _is_log(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return len(value) == 2 and all(map(_is_text, value))
-    return isinstance(value, bool) or _is_text(value)
-
-
-def _is_live(value: Any) -> bool:
-    plain = (str, int, float, Mapping)
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return not any(isinstance(each, plain) for each in values)
-
-
-def _or_null(check: Check) -> Check:
-    return lambda value: value is None or check[0](value), f"{check[1]}, or null"
-
-
-ANY: Check = (lambda _: True, "")
-TEXT: Check = (_is_text, "a text")
-BOOL: Check = (lambda value: isinstance(value, bool), "true or false")
-FAILURES: Check = (lambda value: _is_int(value) and value >= -1, "a whole number from 0, or -1")
-MAPPING: Check = (lambda value: isinstance(value, Mapping), "a mapping")
-SECTION: Check = (
-    lambda value: not isinstance(value, (str, int, float, list)),
-    "a mapping of arguments",
-)
-LIVE: Check = (_is_live, "none, since only a script can give it")
-RESOURCES: Check = (_is_resources, "a mapping of numbers from 0, such as {CPU: 1}")
-
-CHECKS: dict[str, dict[str, Check]] = {
-    "run": {
-        "name": _or_null(
-            (_is_name, f"a name without slashes, of at most {LONGEST_NAME} bytes, not . or ..")
-        ),
-        "storage_path": _or_null(TEXT),
-        "storage_filesystem": LIVE,
-        "failure_config": SECTION,
-        "checkpoint_config": SECTION,
-        "callbacks": LIVE,
-        "worker_runtime_env": _or_null(MAPPING),
-        "logging_config": LIVE,
-        # Ray Tune's alone.
-        "stop": _or_null((_is_stop, "a mapping of metrics to numbers, such as {step: 100}")),
-        "verbose": _or_null(
-            (lambda value: _is_int(value) and 0 <= value <= 3, "a whole number from 0 to 3")
-        ),
-        "log_to_file": (_is_log, "true, false, a name or a list of two"),
-        "sync_config": LIVE,
-        "progress_reporter": LIVE,
-    },
-    "run.failure_config": {
-        "max_failures": FAILURES,
-        "controller_failure_limit": FAILURES,
-        "max_preemption_failures": FAILURES,
-    },
-    "run.checkpoint_config": {
-        "num_to_keep": _or_null((lambda value: _is_int(value) and value > 0, "a number above 0")),
-        "checkpoint_score_attribute": _or_null(TEXT),
-    },
-    "scaling": {
-        "trainer_resources": (lambda value: value is None, "none: the run itself needs no more"),
-        "num_workers": (
-            lambda value: (
-                all(map(_is_count, value)) and len(value) == 2
-                if isinstance(value, (list, tuple))
-                else _is_count(value)
-            ),
-            "a number of workers from 1, or the fewest and the most of them",
-        ),
-        "use_gpu": BOOL,
-        "use_tpu": BOOL,
-        "resources_per_worker": _or_null(RESOURCES),
-        "placement_strategy": (
-            lambda value: isinstance(value, str) and value in STRATEGIES,
-            f"one of {', '.join(STRATEGIES)}",
-        ),
-        "accelerator_type": _or_null(TEXT),
-        "topology": _or_null(TEXT),
-        "label_selector": _or_null(
-            (lambda value: isinstance(value, (Mapping, list)), "a mapping, or a list of them")
-        ),
-        "elastic_resize_monitor_interval_s": (
-            lambda value: _is_number(value) and value >= 0,
-            "seconds, a number from 0",
-        ),
-    },
-}
-"""By section and argument, what is right and how it is called."""
+def _in_words(place: str, value: Any, error: ValidationError) -> str:
+    mistakes = error.errors(include_url=False)
+    if len(mistakes) == 1:
+        (mistake,) = mistakes
+        return f"{place}{path_of(mistake['loc'])}: {expectation(mistake)}"
+    # Of a union: what each of its types expects.
+    each = dict.fromkeys(expectation(one, got=False) for one in mistakes)
+    words = " or ".join(one.removeprefix("expected ") for one in each)
+    return f"{place}: expected {words}, got {shown(value)}"

@@ -14,8 +14,6 @@ from raybrew.config.job_file import absolute_plain, dump_yaml
 from raybrew.errors import ConfigError, DataError, Event
 from raybrew.evaluation.stored_teachers import Metrics
 from raybrew.runs.cluster import (
-    MAX_FAILURES,
-    NOTHING_TO_RESUME,
     check_devices,
     check_ray_address,
     check_resources,

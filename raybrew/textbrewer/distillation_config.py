@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raybrew.config import DistillationConfig as Objective
-from raybrew.config.distillation import converted
+from raybrew.config.distillation import from_textbrewer
 from raybrew.errors import ConfigError
 from raybrew.matches.presets import resolve_matches
 from raybrew.matches.spec import MatchSpec
@@ -69,7 +69,7 @@ class DistillationConfig(Config):
         values = vars(self)
         own = {key: values[key] for key in _SCHEDULERS if _is_users(key, values[key])}
         skipped = {"intermediate_matches", "is_caching_logits", *own}
-        given = converted({key: each for key, each in values.items() if key not in skipped})
+        given = from_textbrewer({key: each for key, each in values.items() if key not in skipped})
         for key, name in own.items():
             given[key] = name
             if key.endswith("_weight_scheduler"):

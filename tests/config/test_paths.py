@@ -13,7 +13,7 @@ from ray import tune
 from ray.train import RunConfig
 
 import raybrew as rb
-from raybrew.config.distillation import converted
+from raybrew.config.distillation import from_textbrewer
 from raybrew.config.job_file import load_job
 from raybrew.config.paths import data_path, held_by, names_in, user_path
 from raybrew.data.sources import load_source
@@ -38,7 +38,7 @@ PLACES = {
     "labels.cache": lambda path: StoreSpec.of(rb.LabelConfig(cache=path)),
     "run.storage_path": lambda path: RunFolder(path, "run"),
     "model": inspect_model,
-    "TextBrewer's JSON file": converted,
+    "TextBrewer's JSON file": from_textbrewer,
 }
 
 

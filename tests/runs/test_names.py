@@ -53,7 +53,7 @@ def test_a_column_called_student_takes_nothing_from_the_student(tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "VOCAB.TXT"])
 def test_a_task_of_several_is_not_called_as_a_file_beside_its_folder(name):
     tasks = [rb.Task(name=each, train="x.csv") for each in (name, "y")]
-    with pytest.raises(ValueError, match=f"no task named as a file is, got {name}"):
+    with pytest.raises(ValueError, match=f"no task named like a file, got {name}"):
         rb.TrainJob(
             tasks=tasks, model=rb.Student(model="m"), training=rb.TrainingConfig(num_steps=1)
         )
