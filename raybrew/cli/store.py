@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raybrew.cli.exit_codes import told
+from raybrew.errors import ConfigError
 
 if TYPE_CHECKING:
     from raybrew.labels.contents import StoreStats
@@ -64,7 +64,7 @@ def verify(store: Store = None) -> None:
         if wrong:
             print(
                 "a run that needs their labels sets such files aside and computes them again; what "
-                f"was set aside goes with raybrew store prune {location.root} --damaged, the "
+                f"was set aside is deleted by raybrew store prune {location.root} --damaged, the "
                 "others you may delete by hand"
             )
             raise typer.Exit(DAMAGE_FOUND)
@@ -83,33 +83,32 @@ def prune(
     ] = None,
     damaged: Annotated[bool, typer.Option(help="Delete what was set aside as damaged.")] = False,
     merge: Annotated[bool, typer.Option(help="Merge small shards into larger ones.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done, and do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print what would be done, and do nothing.")
+    ] = False,
 ) -> None:
-    """Delete labels and leftovers, merge shards; runs that use the store go on."""
-    with told():
-        limit = None if max_size is None else _bytes(max_size)
-        if limit is None and not (teacher or damaged or merge):
-            from raybrew.errors import ConfigError
-
-            raise ConfigError(
-                "store prune: expected --max-size, --teacher, --damaged or --merge, got none"
-            )
+    """Delete labels and leftovers, merge shards; runs may use the store meanwhile."""
+    limit = None if max_size is None else _bytes(max_size)
+    if limit is None and not (teacher or damaged or merge):
+        raise ConfigError(
+            "store prune: expected --max-size, --teacher, --damaged or --merge, got none"
+        )
     with _opened(store) as location:
         from raybrew.labels.maintenance import find_teachers, plan_pruning
 
-        going = plan_pruning(
+        files = plan_pruning(
             location,
             max_bytes=limit,
             teachers=find_teachers(location, teacher or ()),
             damaged=damaged,
         )
-        for pruned in going:
+        for pruned in files:
             if not dry_run:
                 location.remove(pruned.file.path)
-        _tell(going, dry_run)
+        _print_pruned(files, dry_run)
         if damaged:
             print(
-                f"--damaged takes what was set aside; what wasn't yet is named by "
+                f"--damaged takes what was set aside; what wasn't yet is listed by "
                 f"raybrew store verify {location.root}"
             )
         if merge:
@@ -118,21 +117,10 @@ def prune(
 
 @contextmanager
 def _opened(store: str | None) -> Iterator["Location"]:
-    """Open a store; what the system refuses is a message, as are mistakes of the user's."""
-    from raybrew.labels.contents import check_is_store
-    from raybrew.labels.location import label_errors
-
-    with told():
-        location = _location(store)
-        with label_errors(location.root):
-            check_is_store(location)
-            yield location
-
-
-def _location(store: str | None) -> "Location":
+    """Open a store; what the system refuses is an error of raybrew's."""
     from raybrew.config import LabelConfig
-    from raybrew.errors import ConfigError
-    from raybrew.labels.location import LocalLocation
+    from raybrew.labels.contents import check_is_store
+    from raybrew.labels.location import LocalLocation, label_errors
     from raybrew.labels.remote import StoreSpec, location_of
 
     if store is not None and not store.strip():
@@ -141,12 +129,13 @@ def _location(store: str | None) -> "Location":
     location = location_of(StoreSpec.of(labels))
     if isinstance(location, LocalLocation) and not location.base.is_dir():
         raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
-    return location
+    with label_errors(location.root):
+        check_is_store(location)
+        yield location
 
 
 def _bytes(text: str) -> int:
     from raybrew.config.section import as_bytes
-    from raybrew.errors import ConfigError
 
     try:
         return as_bytes(text)
@@ -186,8 +175,8 @@ def _show(location: "Location", holdings: Sequence["StoreStats"]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _tell(going: Sequence["Pruned"], dry_run: bool) -> None:
-    for pruned in going:
+def _print_pruned(files: Sequence["Pruned"], dry_run: bool) -> None:
+    for pruned in files:
         print(f"{pruned.why:9s}  {pruned.file.nbytes:>15,}  {pruned.file.path}")
-    total = sum(pruned.file.nbytes for pruned in going)
-    print(f"{'would delete' if dry_run else 'deleted'} {len(going)} files, {total:,} bytes")
+    total = sum(pruned.file.nbytes for pruned in files)
+    print(f"{'would delete' if dry_run else 'deleted'} {len(files)} files, {total:,} bytes")

@@ -92,7 +92,8 @@ def load_job(
         value = parse_yaml(text, f"--set {target.strip()}")
         set_path(values, target.strip(), value, kind, free=SECTIONS)
     mistakes: list[str] = []
-    sections = {name: values.pop(name, None) or {} for name in SECTIONS}
+    sections = {name: values.pop(name, None) for name in SECTIONS}
+    sections = {name: {} if each is None else each for name, each in sections.items()}
     job: JobT | None = None
     with collect_mistakes(mistakes):
         job = validate(kind, values, extra=SECTIONS)

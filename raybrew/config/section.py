@@ -135,6 +135,7 @@ def section_of(hint: Any) -> type[BaseModel] | None:
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = (
     (r"^Input should be (?=greater|less|a multiple)", "expected a number "),
+    (r"^Input should be callable", "expected a function"),
     (r"^Input should be ", "expected "),
     (r"^(Tuple|List) should have (.*) item(s?) after validation.*", r"expected \2 element\3"),
     (r"^(String|Dictionary) should have ", r"expected a \1 with "),

@@ -126,14 +126,17 @@ def run_config_from(
 
 
 def build_ray_object(
-    kind: Callable[..., Any], section: str, arguments: Mapping[str, Any], types: Types | None = None
+    kind: Callable[..., Any],
+    section: str,
+    arguments: Mapping[str, Any] | list[Any],
+    types: Types | None = None,
 ) -> Any:
     """Return what one of Ray's classes or functions makes of arguments from a job file.
 
     Args:
         kind: the class or function.
         section: where the arguments stand in the file, for messages.
-        arguments: by name, as YAML has them.
+        arguments: by name, or in the order of the signature, as YAML has them.
         types: of arguments that Ray's annotations are too wide for.
 
     Raises:
@@ -144,14 +147,17 @@ def build_ray_object(
         return kind(**taken)
     except Exception as error:  # Ray doesn't document what it raises; nothing runs yet
         raise ConfigError(
-            f"{section}: Ray's {kind.__name__} refused {dict(arguments)}: {error}"
+            f"{section}: Ray's {kind.__name__} refused {arguments!r}: {error}"
         ) from error
 
 
 def check_arguments(
-    kind: Callable[..., Any], section: str, arguments: Mapping[str, Any], types: Types | None = None
+    kind: Callable[..., Any],
+    section: str,
+    arguments: Mapping[str, Any] | list[Any],
+    types: Types | None = None,
 ) -> dict[str, Any]:
-    """Return arguments with the types of a signature, lists as tuples where it has tuples.
+    """Check arguments against a signature; return them, lists as tuples where it has tuples.
 
     Raises:
         ConfigError: an unknown name or a value of another type; with every mistake.
@@ -162,6 +168,11 @@ def check_arguments(
         for each in parameters
         if each.default != _DEPRECATED and each.annotation is not object
     }
+    if isinstance(arguments, list):
+        if len(arguments) > len(known):
+            takes = f"Ray's {kind.__name__} takes {', '.join(known)}"
+            raise ConfigError(f"{section}: {takes}; got {arguments!r}")
+        arguments = dict(zip(known, arguments, strict=False))
     mistakes: list[str] = []
     taken: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -197,11 +208,14 @@ def _resolved(annotation: Any, kind: Callable[..., Any]) -> Any:
 def _validated(type_: Any, value: Any) -> Any:
     adapter = TypeAdapter(type_, config=_STRICT)
     try:
-        return adapter.validate_python(value)
-    except ValidationError:
-        if not isinstance(value, list):
+        adapter.validate_python(value)
+    except ValidationError as error:
+        # YAML has no tuples.
+        if not isinstance(value, list) or all(e["type"] != "tuple_type" for e in error.errors()):
             raise
-        return adapter.validate_python(tuple(value))  # YAML has no tuples
+        value = tuple(value)
+        adapter.validate_python(value)
+    return value
 
 
 def _in_words(place: str, value: Any, error: ValidationError) -> str:

@@ -1,9 +1,9 @@
 """Sweeps: many students on the labels of the same teachers, by Ray Tune.
 
-space, ranges, domains    what trials differ in, checked before the first
-survey, brief             data encoded once, labels that any trial may ask for
-trial, several            one worker in the trial's process, or a `TorchTrainer` inside
-searching, following      Tune, and who follows the trials
-results, study, figures, page   the table and the report
-sweep                     all of it, in order
+space       what trials differ in, and the jobs they make, checked before the first
+settings    Tune's settings: metric, scheduler, searcher
+trial       what trials share, and one trial: in its own process, or a `TorchTrainer` inside it
+search      the trials as Tune runs them, and their trackers
+results     a row for each trial, tables; charts: the HTML report
+sweep       all of it, in order
 """

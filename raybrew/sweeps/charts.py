@@ -4,7 +4,6 @@ import io
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,16 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from optuna.visualization import matplotlib as drawings
 
-from raybrew.sweeps.results import TrialRow, short_cell
+from raybrew.sweeps.results import TrialRow, TuneResult, short_cell
 from raybrew.sweeps.space import Range
 
-# The trials as a study of Optuna's, which knows how to weigh parameters and to draw them.
-
-FEWEST = 4
-"""Trials below which nothing can be said of a parameter's importance."""
+MIN_TRIALS = 4
+"""Fewer trials tell nothing about a parameter's importance."""
+DPI = 144
+SIZE = (10.0, 5.0)
+ACCENT, QUIET = "#0b6e99", "#b9c4cc"
+LONGEST = 120
+"""Characters of a value in the page."""
 
 
 def study_of(
@@ -40,7 +42,7 @@ def study_of(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
-    searched = {path: each for path, each in ranges.items() if each.searches}
+    searched = {path: each for path, each in ranges.items() if each.is_searched}
     distributions = {path: _distribution(path, rows, each) for path, each in searched.items()}
     for row in rows:
         if row.status == "failed" or row.score is None or not math.isfinite(row.score):
@@ -66,7 +68,7 @@ def importances(study: optuna.study.Study) -> dict[str, float]:
         Watanabe et al., PED-ANOVA (IJCAI 2023), as Optuna computes it.
     """
     scores = {trial.value for trial in study.trials}
-    if len(study.trials) < FEWEST or len(scores) < 2:
+    if len(study.trials) < MIN_TRIALS or len(scores) < 2:
         return {}
     return optuna.importance.get_param_importances(study)
 
@@ -96,42 +98,29 @@ def _parameter(value: Any, each: Range) -> Any:
     return f"{number}: {short_cell(value)}"
 
 
-# The pictures of a sweep's report, by Optuna's drawings on Matplotlib, as SVG and PNG.
-
-DPI = 144
-SIZE = (10.0, 5.0)
-ACCENT, QUIET = "#0b6e99", "#b9c4cc"
-
-
 def draw(
-    study: optuna.study.Study,
-    importance: Mapping[str, float],
-    rows: list[TrialRow],
-    metric: str,
-    folder: Path,
+    study: optuna.study.Study, rows: Sequence[TrialRow], metric: str, folder: Path
 ) -> dict[str, str]:
-    """Write the PNGs, and return each picture as SVG for the page.
+    """Write the charts as PNG, and return each as SVG for the page.
 
     Args:
         study: the trials that have a score.
-        importance: of each parameter; empty if it isn't known.
         rows: the trials, the best first.
         metric: name of the score.
-        folder: where the PNGs go.
+        folder: where the PNGs are written.
 
     Returns:
-        By the name of the picture.
+        By the name of the chart.
     """
-    pictures: dict[str, Callable[[], Figure]] = {"learning_curves": lambda: _curves(rows, metric)}
+    importance = importances(study)
+    charts: dict[str, Callable[[], Figure]] = {"learning_curves": lambda: _curves(rows, metric)}
     if study.trials:
-        pictures["parallel_coordinates"] = lambda: _parallel(study, metric)
+        charts["parallel_coordinates"] = lambda: _parallel(study, metric)
     if importance:
-        pictures["importance"] = lambda: _importance(importance)
+        charts["importance"] = lambda: _importance(importance)
     # No window, and letters as letters: a page can be searched.
     with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 10, "svg.hashsalt": "sweep"}):
-        return {
-            name: _saved(picture(), folder / f"{name}.png") for name, picture in pictures.items()
-        }
+        return {name: _saved(chart(), folder / f"{name}.png") for name, chart in charts.items()}
 
 
 def _saved(figure: Figure, png: Path) -> str:
@@ -172,7 +161,7 @@ def _importance(importance: Mapping[str, float]) -> Figure:
     return figure
 
 
-def _curves(rows: list[TrialRow], metric: str) -> Figure:
+def _curves(rows: Sequence[TrialRow], metric: str) -> Figure:
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     for place, row in reversed(list(enumerate(rows))):
@@ -201,60 +190,40 @@ def _plain(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-# The report of a sweep: one HTML file that holds all it shows, readable without a network.
-
-LONGEST = 120
-"""Characters of a value in the page."""
-
-
-@dataclass(frozen=True)
-class ReportFacts:
-    """What stands in the report.
+def render_page(
+    result: TuneResult,
+    charts: Mapping[str, str],
+    ranges: Mapping[str, Range],
+    base: Mapping[str, Any],
+    *,
+    metric: str,
+    mode: str,
+) -> str:
+    """Return the report as one HTML file, readable without a network.
 
     Args:
-        name: of the sweep.
+        result: of the sweep.
+        charts: SVG by name.
+        ranges: the search space, by path.
+        base: by path, the base job's value.
         metric: the score.
         mode: `max` or `min`.
-        rows: the trials, the best first.
-        best: the best trial; None where no trial has a score.
-        said: by path, the search space in words.
-        base: by path, the base job's value.
-        labels: label counts.
-        times: seconds of each stage.
-        importance: of each parameter.
-        command: runs the best job.
-    """
-
-    name: str
-    metric: str
-    mode: str
-    rows: Sequence[TrialRow]
-    best: TrialRow | None
-    said: Mapping[str, str]
-    base: Mapping[str, Any]
-    labels: Mapping[str, float]
-    times: Mapping[str, float]
-    importance: Mapping[str, float]
-    command: str
-
-
-def render_page(facts: ReportFacts, pictures: Mapping[str, str]) -> str:
-    """Return the page.
-
-    Args:
-        facts: what it says.
-        pictures: SVG by name.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["figure"] = lambda value: short_cell(value, LONGEST)
+    environment.filters["cell"] = lambda value: short_cell(value, LONGEST)
     template = files("raybrew.sweeps").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(template).render(
-        facts=facts,
-        pictures=pictures,
+        result=result,
+        name=Path(result.folder).name,
+        metric=metric,
+        mode=mode,
+        ranges={path: each.text for path, each in ranges.items()},
+        base=base,
+        charts=charts,
         counts={
-            status: sum(row.status == status for row in facts.rows)
+            status: sum(row.status == status for row in result.trials)
             for status in ("finished", "stopped", "failed")
         },
     )

@@ -12,8 +12,9 @@ from typing import Any
 
 from raybrew.data.files import to_json
 from raybrew.runs.report import render_table
-
-# What became of the trials: a row each, their order, and the table as a file.
+from raybrew.sweeps.settings import METRICS
+from raybrew.sweeps.trial import CHECKPOINTS
+from raybrew.training.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ class TrialRow:
         step: optimizer steps taken.
         evaluations: how many.
         seconds: in the trial's process, evaluations included.
-        metrics: last figures.
+        metrics: of its last report.
         curve: (step, score) of each evaluation.
-        error: what went wrong; empty if nothing did.
+        error: why it failed; empty if it didn't.
         checkpoint: folder of its last checkpoint.
     """
 
@@ -47,6 +48,47 @@ class TrialRow:
     checkpoint: str = ""
 
 
+def row_of(trial: Any, frame: Any, metric: str) -> TrialRow:
+    """Return the row of one of Tune's trials.
+
+    Args:
+        trial: the trial.
+        frame: its reports as a data frame; None where it has none.
+        metric: of the sweep.
+    """
+    last = trial.last_result or {}
+    error = trial.get_error()
+    done = last.get("train/progress", 0.0) >= 1.0
+    curve: tuple[tuple[int, float], ...] = ()
+    if frame is not None and len(frame) and {"step", metric} <= set(frame.columns):
+        curve = tuple(
+            (int(step), float(score))
+            for step, score in zip(frame["step"], frame[metric], strict=True)
+        )
+    return TrialRow(
+        name=str(trial),
+        config=dict(trial.config),
+        status="failed" if error is not None else "finished" if done else "stopped",
+        score=float(last[metric]) if metric in last else None,
+        step=int(last.get("step", 0)),
+        evaluations=len(curve),
+        seconds=float(last.get("time_total_s", 0.0)),
+        metrics={key: float(value) for key, value in metrics_of(last).items()},
+        curve=curve,
+        error="" if error is None else _last_line(error),
+        checkpoint=_checkpoint(trial),
+    )
+
+
+def metrics_of(report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the metrics among what Tune keeps of a trial's report."""
+    return {
+        key: value
+        for key, value in (report or {}).items()
+        if key.startswith(METRICS) and isinstance(value, (int, float))
+    }
+
+
 def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
     """Return the trials, the best first, those without a score last."""
     sign = 1.0 if mode == "min" else -1.0
@@ -60,13 +102,13 @@ def best_of(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
 
 
 def results_csv(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
-    """Return the trials as a table, the best first: a column for each path and figure."""
+    """Return the trials as a table, the best first: a column for each path and metric."""
     paths = list(dict.fromkeys(path for row in rows for path in row.config))
-    figures = sorted({key for row in rows for key in row.metrics} - {metric})
+    metrics = sorted({key for row in rows for key in row.metrics} - {metric})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
-        ["trial", "status", metric, "step", "evaluations", "seconds", *paths, *figures, "error"]
+        ["trial", "status", metric, "step", "evaluations", "seconds", *paths, *metrics, "error"]
     )
     for row in ranked(rows, mode):
         writer.writerow(
@@ -78,7 +120,7 @@ def results_csv(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
                 row.evaluations,
                 f"{row.seconds:.2f}",
                 *(cell(row.config.get(path)) for path in paths),
-                *(row.metrics.get(key, "") for key in figures),
+                *(row.metrics.get(key, "") for key in metrics),
                 row.error,
             ]
         )
@@ -101,6 +143,19 @@ def short_cell(value: Any, most: int = 28) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+def _checkpoint(trial: Any) -> str:
+    if trial.checkpoint is not None:
+        return trial.checkpoint.path
+    # Several workers write theirs by themselves.
+    newest = None if trial.path is None else Checkpoints(Path(trial.path, CHECKPOINTS)).newest()
+    return "" if newest is None else str(newest)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def _known(row: TrialRow) -> bool:
     return row.score is not None and math.isfinite(row.score)
 
@@ -108,9 +163,6 @@ def _known(row: TrialRow) -> bool:
 def _score(row: TrialRow, sign: float) -> float:
     known = _known(row) and row.status != "failed"
     return row.score if known and row.score is not None else sign * math.inf
-
-
-# What a sweep leaves behind, and its tables as text.
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,21 @@
-"""Tune's settings from YAML: schedulers, searchers, metric.
+"""The settings of a sweep: Tune's own, from YAML, checked before anything is labelled.
 
-Checked before anything is labelled.
+num_samples: 24
+scheduler:  {asha: {max_t: 6, grace_period: 1}}
+search_alg: {optuna: {seed: 0}}
+
+Tune itself checks most of them when the first trial is due, after the labels were computed.
 """
 
 import dataclasses
-import datetime
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Annotated, Any, Literal
 
 import ray
+from pydantic import AfterValidator, Field
 from ray import tune
 from ray.train import ScalingConfig
 from ray.tune.schedulers import (
@@ -28,146 +32,17 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.search.sample import Domain
 
 from raybrew.config import DistillJob
-from raybrew.errors import ConfigError
-from raybrew.runs.cluster import build_ray_object
+from raybrew.errors import ConfigError, collect_mistakes
+from raybrew.runs.ray_config import Types, build_ray_object, check_arguments, run_config_from
 from raybrew.runs.resolve import check_names
 from raybrew.sweeps.space import JobSpace, Range, domain_from, range_of, text_of
 from raybrew.training.ray_private import worker_resources
 
-# What Tune's settings, schedulers and searchers take: values that they would stumble over later.
-#
-# Tune itself looks at most of them when the first trial is due, after the labels were computed.
-
-Check = tuple[Callable[[Any], bool], str]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_budget(value: Any) -> bool:
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds() > 0
-    return _is_number(value) and value > 0
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_number, value))
-
-
-_BOOL: Check = (lambda v: isinstance(v, bool), "true or false")
-_TEXT: Check = (lambda v: isinstance(v, str) and bool(v.strip()), "a name")
-_POSITIVE: Check = (lambda v: _is_number(v) and v > 0, "a number greater than 0")
-_NOT_NEGATIVE: Check = (lambda v: _is_number(v) and v >= 0, "a number of at least 0")
-_ABOVE_ONE: Check = (lambda v: _is_number(v) and v > 1, "a number greater than 1")
-_SHARE: Check = (lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
-_COUNT: Check = (lambda v: _is_integer(v) and v >= 1, "an integer of at least 1")
-_LIMIT: Check = (lambda v: _is_integer(v) and v >= 0, "an integer of at least 0")
-_SEED: Check = (lambda v: _is_integer(v) and 0 <= v < 2**32, "an integer from 0 to 4294967295")
-_FUNCTION: Check = (callable, "a function, which a script can give and a file can't")
-
-_SETTINGS: dict[str, Check] = {
-    "mode": (lambda v: v in ("min", "max"), "min or max"),
-    "metric": _TEXT,
-    "num_samples": (
-        lambda v: _is_integer(v) and (v >= 1 or v == -1),
-        "an integer of at least 1, or -1 for as many as the time allows",
-    ),
-    "max_concurrent_trials": _LIMIT,
-    "time_budget_s": (_is_budget, "a number of seconds greater than 0"),
-    "reuse_actors": _BOOL,
-    "trial_name_creator": _FUNCTION,
-    "trial_dirname_creator": _FUNCTION,
-}
-_NOT_NONE = ("num_samples", "reuse_actors")
-
-_ARGUMENTS: dict[str, Check] = {
-    "time_attr": _TEXT,
-    "max_t": _POSITIVE,
-    "grace_period": _POSITIVE,
-    "reduction_factor": _ABOVE_ONE,
-    "brackets": _COUNT,
-    "stop_last_trials": _BOOL,
-    "min_samples_required": _COUNT,
-    "min_time_slice": _NOT_NEGATIVE,
-    "hard_stop": _BOOL,
-    "perturbation_interval": _POSITIVE,
-    "burn_in_period": _NOT_NEGATIVE,
-    "hyperparam_mutations": (
-        lambda v: isinstance(v, Mapping) and bool(v),
-        "a mapping of paths to lists of values or search spaces",
-    ),
-    "quantile_fraction": (lambda v: _is_number(v) and 0 <= v <= 0.5, "a number from 0 to 0.5"),
-    "resample_probability": _SHARE,
-    "perturbation_factors": (_is_pair, "a list of two numbers"),
-    "custom_explore_fn": _FUNCTION,
-    "log_config": _BOOL,
-    "require_attrs": _BOOL,
-    "synch": _BOOL,
-    "seed": _SEED,
-    "random_state": _SEED,
-    "max_concurrent": _LIMIT,
-    "constant_grid_search": _BOOL,
-    "points_to_evaluate": (
-        lambda v: isinstance(v, list) and all(isinstance(each, Mapping) for each in v),
-        "a list of mappings of paths to values",
-    ),
-    "study_name": _TEXT,
-    "space": (lambda v: False, "the search spaces under space: of the file alone"),
-}
-_MAY_BE_NONE = ("seed", "random_state", "points_to_evaluate", "study_name")
-
-
-def check_settings(config: Any) -> None:
-    """Refuse settings that Tune can't use.
-
-    Args:
-        config: Ray's TuneConfig.
-
-    Raises:
-        ConfigError: with each of them.
-    """
-    values = {name: getattr(config, name) for name in _SETTINGS}
-    given = {k: v for k, v in values.items() if v is not None or k in _NOT_NONE}
-    _refuse("tune", given, _SETTINGS)
-
-
-def check_arguments(what: str, values: Mapping[str, Any]) -> None:
-    """Refuse arguments of a scheduler or searcher that it would stumble over.
-
-    Args:
-        what: the place in the file.
-        values: by name; names that aren't known are left to Tune.
-
-    Raises:
-        ConfigError: with each of them.
-    """
-    given = {k: v for k, v in values.items() if v is not None or k not in _MAY_BE_NONE}
-    _refuse(what, given, _ARGUMENTS)
-
-
-def _refuse(what: str, given: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
-    wrong = [
-        f"{what}.{name}: expected {checks[name][1]}, got {value!r}"
-        for name, value in given.items()
-        if name in checks and not checks[name][0](value)
-    ]
-    if wrong:
-        raise ConfigError("\n".join(wrong))
-
-
-# What the settings name of a job and its trials, looked at before anything is labelled.
-
-FIGURES = ("eval/", "train/", "labels/", "time/")
-"""What the names of a trial's figures begin with."""
+METRICS = ("eval/", "train/", "labels/", "time/")
+"""How the names of a trial's metrics begin."""
 SCORE = "eval/score"
-"""The mean of the tasks' main metrics: what a sweep looks at if nothing else is said."""
-
-OTHERS = (
+"""The mean of the tasks' main metrics: the metric of a sweep by default."""
+OTHER_METRICS = (
     "step",
     "training_iteration",
     "iterations_since_restore",
@@ -176,110 +51,6 @@ OTHERS = (
     "time_since_restore",
 )
 """What trials report besides: their step, and what Tune itself counts."""
-
-
-def check_labels(job: DistillJob) -> None:
-    """Refuse a store that may lack labels when it is full.
-
-    Raises:
-        ConfigError: says why.
-    """
-    if job.labels.on_full == "go_on":
-        raise ConfigError(
-            "labels.on_full: expected stop in a sweep (the teachers are gone by the time that "
-            "a trial needs a label that was not stored), got go_on"
-        )
-
-
-def check_metric(metric: str, job: DistillJob) -> None:
-    """Refuse a metric that no trial reports.
-
-    Args:
-        metric: what the sweep looks at.
-        job: one of its trials.
-
-    Raises:
-        ConfigError: names it, and what could stand there.
-    """
-    if metric.startswith("eval/"):
-        evaluated = [task.name for task in job.tasks if task.eval is not None]
-        if not evaluated:
-            raise ConfigError(
-                f"tune.metric: expected a task with rows to evaluate on (tasks.<name>.eval) for "
-                f"{metric}, got none; or name a metric of training, such as train/<task>/loss"
-            )
-        places = tuple(f"eval/{name}/" for name in evaluated)
-        if metric != SCORE and not (metric.startswith(places) and metric not in places):
-            raise ConfigError(
-                f"tune.metric: expected {SCORE} or {', '.join(f'{p}<metric>' for p in places)}, "
-                f"got {metric!r}"
-            )
-    elif not metric.startswith(FIGURES) and metric not in OTHERS:
-        raise ConfigError(
-            f"tune.metric: expected a name that begins with {', '.join(FIGURES)}, or one of "
-            f"{', '.join(OTHERS)}, got {metric!r}"
-        )
-
-
-def check_points(
-    points: Sequence[Mapping[str, Any]],
-    drawn: Sequence[str] | None,
-    known: Collection[str],
-    space: JobSpace,
-) -> None:
-    """Refuse points that the user has the search begin with, and that can't be tried.
-
-    Args:
-        points: of the searcher.
-        drawn: paths that a searcher draws by itself, where it takes points of all of them alone.
-        known: paths that trials begin with.
-        space: what is looked at before the first trial.
-
-    Raises:
-        ConfigError: with every mistake.
-    """
-    mistakes = []
-    for number, point in enumerate(points):
-        what = f"points_to_evaluate[{number}]"
-        wrong = list(_wrong_paths(what, point, drawn, known))
-        mistakes += wrong or list(_wrong_values(what, point, space, drawn or ()))
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-
-
-def _wrong_paths(
-    what: str, point: Mapping[str, Any], drawn: Sequence[str] | None, known: Collection[str]
-) -> Iterator[str]:
-    unknown = [path for path in point if path not in known]
-    for path in unknown:
-        yield f"{what}: expected paths of the space ({', '.join(known)}), got {path!r}"
-    if drawn is not None and not unknown and set(point) != set(drawn):
-        yield (
-            f"{what}: expected a value of every path that Optuna searches ({', '.join(drawn)}), "
-            f"got {', '.join(point) or 'none'}"
-        )
-
-
-def _wrong_values(
-    what: str, point: Mapping[str, Any], space: JobSpace, drawn: Sequence[str]
-) -> Iterator[str]:
-    for path, value in point.items():
-        each = space.ranges[path]
-        # Other values have no labels, and Optuna stumbles over what a choice doesn't list.
-        listed = space.asks(path) or (path in drawn and each.interval is None)
-        if each.complete and listed and value not in each.values:
-            yield f"{what}.{path}: expected what {each.said} can give, got {value!r}"
-    try:
-        check_names(space.job({**space.first, **point}))
-    except ConfigError as error:
-        yield f"{what}: expected values that make a job, got {dict(point)!r}: {error}"
-
-
-# Tune's settings: from YAML, with the sweep's defaults, and checked.
-#
-# num_samples: 24
-# scheduler:  {asha: {max_t: 6, grace_period: 1}}
-# search_alg: {optuna: {seed: 0}}
 
 SCHEDULERS = {
     "asha": ASHAScheduler,
@@ -298,29 +69,61 @@ _MUTABLE = (
 )
 
 
+def _samples(value: int) -> int:
+    if value < 1 and value != -1:
+        raise ValueError(
+            "expected an integer of at least 1, or -1 for as many as the time allows, got "
+            f"{value!r}"
+        )
+    return value
+
+
+def _no_space(value: Any) -> Any:
+    raise ValueError(f"expected the search spaces under space: of the file alone, got {value!r}")
+
+
+_Positive = Annotated[float, Field(gt=0)]
+_TUNE: Types = {
+    "mode": Literal["min", "max"] | None,
+    "metric": Annotated[str, Field(min_length=1)] | None,
+    "num_samples": Annotated[int, AfterValidator(_samples)],
+    "max_concurrent_trials": Annotated[int, Field(ge=0)] | None,
+    "time_budget_s": _Positive | Annotated[timedelta, Field(gt=timedelta(0))] | None,
+}
+_PARTS: Types = {
+    "max_t": _Positive,  # in units of time_attr, which may be fractions
+    "grace_period": _Positive,
+    "reduction_factor": Annotated[float, Field(gt=1)],
+    "seed": Annotated[int, Field(ge=0, lt=2**32)] | None,
+    "max_concurrent": Annotated[int, Field(ge=0)],
+    "hyperparam_mutations": Annotated[dict[str, Any], Field(min_length=1)],
+    "space": Annotated[Any, AfterValidator(_no_space)],
+}
+
+
 def tune_config_from(values: Mapping[str, Any]) -> tune.TuneConfig:
     """Return Ray's TuneConfig with the arguments of a job file's `tune:`.
 
     Raises:
-        ConfigError: a name that Tune hasn't got, or an argument that it refuses.
+        ConfigError: a name that Tune doesn't have, or an argument that it refuses.
     """
     plain = dict(values)
+    mistakes: list[str] = []
     for name, known in (("scheduler", SCHEDULERS), ("search_alg", SEARCHERS)):
         if plain.get(name) is not None:
-            plain[name] = _named(f"tune.{name}", plain[name], known)
-    return build_ray_object(tune.TuneConfig, "tune", plain)
+            given = plain.pop(name)
+            with collect_mistakes(mistakes):
+                plain[name] = _named(f"tune.{name}", given, known)
+    with collect_mistakes(mistakes):
+        config = build_ray_object(tune.TuneConfig, "tune", plain, _TUNE)
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+    return config
 
 
 def tune_run_config_from(values: Mapping[str, Any]) -> tune.RunConfig | None:
-    """Return Ray's RunConfig of a sweep with the arguments of a job file's `run:`."""
-    if not values:
-        return None
-    plain = {"storage_path": "runs", **values}
-    nested = {"failure_config": tune.FailureConfig, "checkpoint_config": tune.CheckpointConfig}
-    for name, kind in nested.items():
-        if isinstance(plain.get(name), Mapping):
-            plain[name] = build_ray_object(kind, f"run.{name}", plain[name])
-    return build_ray_object(tune.RunConfig, "run", plain)
+    """Return Ray Tune's RunConfig with the arguments of a job file's `run:`."""
+    return run_config_from(values, library=tune)
 
 
 def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
@@ -330,9 +133,14 @@ def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
         ConfigError: settings that Tune can't use.
     """
     config = config or tune.TuneConfig()
-    check_settings(config)
+    given = {
+        each.name: getattr(config, each.name)
+        for each in dataclasses.fields(config)
+        if getattr(config, each.name) != each.default
+    }
+    check_arguments(tune.TuneConfig, "tune", given, _TUNE)
     full = dataclasses.replace(config, metric=config.metric or SCORE, mode=config.mode or "max")
-    # A scheduler must have neither. A searcher would quietly take others than its own.
+    # A scheduler must have neither. A searcher would silently use its own.
     of_parts = [
         part
         for part, good in (
@@ -349,56 +157,39 @@ def with_defaults(config: tune.TuneConfig | None) -> tune.TuneConfig:
     return full
 
 
-def _own(part: Any, name: str) -> Any:
-    return getattr(part, name, None) or getattr(part, f"_{name}", None)
+def scaling_section(scaling: ScalingConfig) -> dict[str, Any]:
+    """Return `scaling:` of a job file: what differs from Ray Train's defaults."""
+    default = ScalingConfig()
+    names = ("num_workers", "use_gpu", "resources_per_worker")
+    changed = {
+        name: getattr(scaling, name)
+        for name in names
+        if getattr(scaling, name) != getattr(default, name)
+    }
+    return {"scaling": changed} if changed else {}
 
 
-def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
-    """Refuse a space that the searcher can't search.
-
-    Raises:
-        ConfigError: names what it can't take.
-    """
-    searcher = _searcher(config)
-    if not isinstance(searcher, Searcher):
-        return
-    grids = [p for p, each in space.items() if isinstance(each, Mapping) and "grid_search" in each]
-    if grids:
-        raise ConfigError(
-            f"space.{grids[0]}: {type(searcher).__name__} takes no grid_search; expected a choice "
-            "of the same values, or tune.search_alg: random"
-        )
-    if not isinstance(searcher, OptunaSearch):
-        return
-    for path, each in space.items():
-        try:
-            with warnings.catch_warnings(action="ignore"):  # it says them again when it begins
-                OptunaSearch.convert_search_space({path: each})
-        except ValueError as error:
-            raise ConfigError(f"space.{path}: {error}") from error
-
-
-def points_of(
-    config: tune.TuneConfig, space: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], list[str] | None]:
-    """Return the points that the search begins with, and the paths that each of them must name.
+def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
+    """Return how many trials of several workers fit at once: more would wait for each other.
 
     Args:
-        config: whose searcher has them.
-        space: Tune's search spaces, by path.
-
-    Returns:
-        The points; the paths are None where the searcher takes any.
+        config: the user's limit is kept if it is lower.
+        scaling: of one trial.
     """
-    searcher = _searcher(config)
-    points = getattr(searcher, "_points_to_evaluate", None) or []
-    drawn = [path for path, each in space.items() if isinstance(each, Domain)]
-    return points, drawn if isinstance(searcher, OptunaSearch) else None
+    if scaling.min_workers == 1:
+        return config.max_concurrent_trials
+    worker: Any = scaling._resources_per_worker_not_none
+    has = ray.cluster_resources()
+    fits = [
+        math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)
+        for name, need in worker.items()
+        if need > 0
+    ]
+    # Without a limit of the user's (None or 0) it is what fits; workers may need nothing.
+    return min([*fits, *filter(None, [config.max_concurrent_trials])], default=None)
 
 
-def _searcher(config: tune.TuneConfig) -> Any:
-    searcher: Any = config.search_alg
-    return getattr(searcher, "searcher", searcher)  # where its trials are limited
+# Schedulers
 
 
 def copies_checkpoints(scheduler: TrialScheduler | None) -> bool:
@@ -424,31 +215,11 @@ def mutated_ranges(scheduler: TrialScheduler | None) -> dict[str, Range]:
         if isinstance(given, list) and not given:
             raise ConfigError(f"hyperparam_mutations.{path}: expected at least one value, got []")
         found[path] = (
-            Range.choice(f"one of {text_of(given)}", tuple(given))
+            Range(f"one of {text_of(given)}", tuple(given))
             if isinstance(given, list)
             else range_of(path, given)
         )
     return found
-
-
-def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
-    """Return how many trials of several workers fit at once: more would wait for each other.
-
-    Args:
-        config: the user's limit is kept if it is lower.
-        scaling: of one trial.
-    """
-    if scaling.min_workers == 1:
-        return config.max_concurrent_trials
-    worker = worker_resources(scaling)
-    has = ray.cluster_resources()
-    fits = [
-        math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)
-        for name, need in worker.items()
-        if need > 0
-    ]
-    # Without a limit of the user's (None or 0) it is what fits; workers may need nothing.
-    return min([*fits, *filter(None, [config.max_concurrent_trials])], default=None)
 
 
 def _is_mutable(path: str) -> bool:
@@ -468,14 +239,13 @@ def _named(what: str, given: Any, known: Mapping[str, Any]) -> Any:
             f"got {given!r}"
         )
     what, arguments = f"{what}.{name}", dict(arguments or {})
-    check_arguments(what, arguments)
     mutations = arguments.get("hyperparam_mutations")
     if isinstance(mutations, Mapping):
         section = f"{what}.hyperparam_mutations"
         arguments["hyperparam_mutations"] = {
             str(path): _mutation(section, str(path), given) for path, given in mutations.items()
         }
-    return build_ray_object(known[name], what, arguments)
+    return build_ray_object(known[name], what, arguments, _PARTS)
 
 
 def _mutation(section: str, path: str, given: Any) -> Any:
@@ -489,13 +259,137 @@ def _mutation(section: str, path: str, given: Any) -> Any:
     return domain_from(path, given, section)
 
 
-def scaling_section(scaling: ScalingConfig) -> dict[str, Any]:
-    """What a job file says of a trial's workers: what differs from Ray Train's defaults."""
-    default = ScalingConfig()
-    names = ("num_workers", "use_gpu", "resources_per_worker")
-    changed = {
-        name: getattr(scaling, name)
-        for name in names
-        if getattr(scaling, name) != getattr(default, name)
-    }
-    return {"scaling": changed} if changed else {}
+def _own(part: Any, name: str) -> Any:
+    return getattr(part, name, None) or getattr(part, f"_{name}", None)
+
+
+# Searchers
+
+
+def check_space(config: tune.TuneConfig, space: Mapping[str, Any]) -> None:
+    """Refuse a space that the searcher can't search.
+
+    Raises:
+        ConfigError: names what it can't take.
+    """
+    searcher = _searcher(config)
+    if not isinstance(searcher, Searcher):
+        return
+    grids = [p for p, each in space.items() if isinstance(each, Mapping) and "grid_search" in each]
+    if grids:
+        raise ConfigError(
+            f"space.{grids[0]}: {type(searcher).__name__} takes no grid_search; expected a choice "
+            "of the same values, or tune.search_alg: random"
+        )
+    if not isinstance(searcher, OptunaSearch):
+        return
+    for path, each in space.items():
+        try:
+            with warnings.catch_warnings(action="ignore"):  # it repeats them when it begins
+                OptunaSearch.convert_search_space({path: each})
+        except ValueError as error:
+            raise ConfigError(f"space.{path}: {error}") from error
+
+
+def check_points(config: tune.TuneConfig, given: Mapping[str, Any], space: JobSpace) -> None:
+    """Refuse points that the user has the search begin with, and that can't be tried.
+
+    Args:
+        config: whose searcher has them.
+        given: Tune's search spaces, by path.
+        space: what they give.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    searcher = _searcher(config)
+    points = getattr(searcher, "_points_to_evaluate", None) or []
+    # Optuna takes points of all paths that it searches.
+    drawn = [path for path, each in given.items() if isinstance(each, Domain)]
+    drawn = drawn if isinstance(searcher, OptunaSearch) else None
+    mistakes = []
+    for number, point in enumerate(points):
+        what = f"points_to_evaluate[{number}]"
+        wrong = list(_wrong_paths(what, point, drawn, given))
+        mistakes += wrong or list(_wrong_values(what, point, space, drawn or ()))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def _searcher(config: tune.TuneConfig) -> Any:
+    searcher: Any = config.search_alg
+    return getattr(searcher, "searcher", searcher)  # where its trials are limited
+
+
+def _wrong_paths(
+    what: str, point: Mapping[str, Any], drawn: Sequence[str] | None, known: Collection[str]
+) -> Iterator[str]:
+    unknown = [path for path in point if path not in known]
+    for path in unknown:
+        yield f"{what}: expected paths of the space ({', '.join(known)}), got {path!r}"
+    if drawn is not None and not unknown and set(point) != set(drawn):
+        yield (
+            f"{what}: expected a value of every path that Optuna searches ({', '.join(drawn)}), "
+            f"got {', '.join(point) or 'none'}"
+        )
+
+
+def _wrong_values(
+    what: str, point: Mapping[str, Any], space: JobSpace, drawn: Sequence[str]
+) -> Iterator[str]:
+    for path, value in point.items():
+        each = space.ranges[path]
+        # Other values have no labels, and Optuna fails at what a choice doesn't list.
+        listed = space.is_prepared(path) or (path in drawn and each.interval is None)
+        if each.complete and listed and value not in each.values:
+            yield f"{what}.{path}: expected what {each.text} can give, got {value!r}"
+    try:
+        check_names(space.job({**space.first, **point}))
+    except ConfigError as error:
+        yield f"{what}: expected values that make a job, got {dict(point)!r}: {error}"
+
+
+# The job
+
+
+def check_labels(job: DistillJob) -> None:
+    """Refuse a store that may lack labels when it is full.
+
+    Raises:
+        ConfigError: says why.
+    """
+    if job.labels.on_full == "go_on":
+        raise ConfigError(
+            "labels.on_full: expected stop in a sweep (the teachers have stopped by the time that "
+            "a trial needs a label that was not stored), got go_on"
+        )
+
+
+def check_metric(metric: str, job: DistillJob) -> None:
+    """Refuse a metric that no trial reports.
+
+    Args:
+        metric: of the sweep.
+        job: one of its trials.
+
+    Raises:
+        ConfigError: names it, and the metrics that trials report.
+    """
+    if metric.startswith("eval/"):
+        evaluated = [task.name for task in job.tasks if task.eval is not None]
+        if not evaluated:
+            raise ConfigError(
+                f"tune.metric: expected a task with rows to evaluate on (tasks.<name>.eval) for "
+                f"{metric}, got none; or name a metric of training, such as train/<task>/loss"
+            )
+        places = tuple(f"eval/{name}/" for name in evaluated)
+        if metric != SCORE and not (metric.startswith(places) and metric not in places):
+            raise ConfigError(
+                f"tune.metric: expected {SCORE} or {', '.join(f'{p}<metric>' for p in places)}, "
+                f"got {metric!r}"
+            )
+    elif not metric.startswith(METRICS) and metric not in OTHER_METRICS:
+        raise ConfigError(
+            f"tune.metric: expected a name that begins with {', '.join(METRICS)}, or one of "
+            f"{', '.join(OTHER_METRICS)}, got {metric!r}"
+        )

@@ -1,34 +1,229 @@
-"""One trial: the student's loop in the trial's process, or a TorchTrainer for several workers."""
+"""What the trials of a sweep share, and one trial: in its own process, or a TorchTrainer inside it.
+
+jobs of the space ──► fit models, data, objective ──► data encoded once each ──► TrialContext
+                                                  └─► the labels of all jobs, in passes
+
+config of a trial ──► job ──► fits the models (read once a process) ──► RankPlan ──► StudentTraining
+    one worker         StudentTrial: trains to the next evaluation, which Tune sees, and saves
+    several workers    train_with_workers: a `TorchTrainer` inside the trial's function, since a
+                       Trainer passed to `Tuner` fails in Ray 2.60
+"""
 
 import copy
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import ray
 import torch
+from datasets import Dataset
 from ray import tune
 from ray.actor import ActorHandle
 from ray.train import RunConfig, ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from raybrew.errors import Event
+from raybrew.config import DistillJob
+from raybrew.data.split import EncodedSplit
+from raybrew.errors import ConfigError
 from raybrew.models.devices import check_device, device_for
-from raybrew.runs.events import EventSubscriber, Message, start_event_channel
-from raybrew.runs.resolve import MetadataCache
-from raybrew.sweeps.prepare import TrialContext
-from raybrew.training.build import build_training
+from raybrew.objective.extensions import Extensions, registered
+from raybrew.runs.events import Event, EventSubscriber, Message, event_message, start_event_channel
+from raybrew.runs.resolve import (
+    MetadataCache,
+    distill_plan,
+    fit_together,
+    read_tables,
+    store_supplied,
+)
+from raybrew.sweeps.space import JobSpace
+from raybrew.tasks.task_data import Table, encode_table
+from raybrew.teachers.teacher import TeacherSpec
+from raybrew.training.build import RankPlan, build_training
 from raybrew.training.callbacks import Saver
+from raybrew.training.job import Fitting, ResolvedJob, ResolvedTask, ResolvedTeacher
 from raybrew.training.loop import StudentTraining
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
-# A trial that needs one worker: the student's loop in the trial's own process.
-#
-# setup, reset_config   config ──► ResolvedJob ──► StudentTraining   (a process serves many trials)
-# step                  to the next evaluation, which is what Tune sees
-# save, load            the student's checkpoint; PBT's new settings hold over the saved ones
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints of several workers in that of the trial."""
+
+LabelPass = tuple[DistillJob, ResolvedJob]
+"""Labels that one set of teachers computes together: a job that needs them, and its data and its
+teachers with the signals of all jobs."""
+
+
+@dataclass(frozen=True)
+class TrialContext:
+    """What trials share, as values.
+
+    Args:
+        space: the base job and its paths.
+        fingerprints: of the teachers, which take a pass over their weights to compute.
+        tables: the tasks' rows, by `_rows_key`.
+        folders: of each task the folders of its encoded splits, by `_encoding_key`.
+        extensions: what the user registered in the driver's process.
+    """
+
+    space: JobSpace
+    fingerprints: Mapping[tuple[str, ...], str]
+    tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
+    folders: dict[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
+    extensions: Extensions = field(default_factory=registered)
+
+    def plan(self, config: Mapping[str, Any], cache: MetadataCache) -> RankPlan:
+        """Return what a trial's worker does; it hosts no teacher, whatever the job says.
+
+        Args:
+            config: of the trial.
+            cache: what this process has read of models.
+
+        Raises:
+            ConfigError: the parts of the trial's job don't fit together.
+        """
+        self.extensions.install()
+        job = self.space.job(config)
+        fitting = fit_together(job, self.tables[_rows_key(job)], cache)
+        tasks = self.tasks(job, fitting)
+        plan = distill_plan(job, ResolvedJob(tasks, fitting.teachers, fitting.matches))
+        return replace(plan, teachers=tuple(replace(each, hosted=None) for each in plan.teachers))
+
+    def tasks(self, job: DistillJob, fitting: Fitting) -> tuple[ResolvedTask, ...]:
+        """Return the tasks of a job, their encoded splits mapped into memory."""
+        tables, folders = self.tables[_rows_key(job)], self.folders[_encoding_key(job, fitting)]
+        return tuple(
+            ResolvedTask(
+                task=table.task,
+                label_names=table.label_names,
+                train=EncodedSplit.load(Path(each["train"])),
+                eval=EncodedSplit.load(Path(each["eval"])) if "eval" in each else None,
+                folders=dict(each),
+                num_labels=size,
+            )
+            for table, each, size in zip(tables, folders, fitting.num_labels, strict=True)
+        )
+
+    def encode(self, job: DistillJob, folder: Path, cache: MetadataCache) -> Fitting:
+        """Read and encode the data of a job, unless another job has the same."""
+        key = _rows_key(job)
+        if key not in self.tables:
+            self.tables[key] = tuple(read_tables(job))
+        tables = self.tables[key]
+        fitting = fit_together(job, tables, cache)
+        key = _encoding_key(job, fitting)
+        if key not in self.folders:
+            place = folder / str(len(self.folders))
+            self.folders[key] = tuple(
+                encode_table(table, tokenizers, place, num_labels).folders
+                for table, tokenizers, num_labels in zip(
+                    tables, fitting.tokenizers, fitting.num_labels, strict=True
+                )
+            )
+        return fitting
+
+
+def prepare_sweep(space: JobSpace, folder: Path) -> tuple[TrialContext, list[LabelPass]]:
+    """Check every job of the space, and encode the data of all.
+
+    Args:
+        space: checked already.
+        folder: where encoded data is saved.
+
+    Returns:
+        What trials share, and the labels to compute before them: one pass, unless trials differ in
+        data or teachers.
+
+    Raises:
+        ConfigError: a combination of the space that can't be; names it.
+        DataError: data that isn't what its task declares.
+    """
+    cache = MetadataCache()
+    context = TrialContext(space, cache.fingerprints)
+    # By data and teachers: a job, how it fits, and the teachers of each such job.
+    needed: dict[Any, tuple[DistillJob, Fitting, list[Sequence[ResolvedTeacher]]]] = {}
+    for config, job in space.jobs():
+        try:
+            fitting = context.encode(job, folder, cache)
+        except ConfigError as error:
+            values = ", ".join(f"{path} = {value!r}" for path, value in config.items())
+            raise ConfigError(f"space: with {values}: {error}") from error
+        who = tuple((t.teacher.name, t.fingerprint, t.view) for t in fitting.teachers)
+        same = needed.setdefault((_encoding_key(job, fitting), who), (job, fitting, []))
+        same[2].append(fitting.teachers)
+    passes = []
+    for job, fitting, teachers in needed.values():
+        merged = merge_teachers(teachers)
+        store_supplied(job, context.tables[_rows_key(job)], merged)
+        passes.append((job, ResolvedJob(context.tasks(job, fitting), merged)))
+    return context, passes
+
+
+def merge_teachers(teachers: Sequence[Sequence[ResolvedTeacher]]) -> tuple[ResolvedTeacher, ...]:
+    """Return each teacher with every signal that any of these jobs needs of it."""
+    merged: dict[str, ResolvedTeacher] = {}
+    for teacher in (one for each in teachers for one in each):
+        before = merged.get(teacher.teacher.name, teacher)
+        merged[teacher.teacher.name] = replace(
+            before,
+            signals=tuple(dict.fromkeys([*before.signals, *teacher.signals])),
+            spec=_hosted_for_both(before.spec, teacher.spec),
+        )
+    return tuple(merged.values())
+
+
+def with_saved_data(job: DistillJob, folder: Path) -> DistillJob:
+    """Return the job with live data sets saved to files, which trials and its YAML can name."""
+    tasks = []
+    for task in job.tasks:
+        saved = {}
+        for side in ("train", "eval"):
+            rows = getattr(task, side)
+            if isinstance(rows, Dataset):
+                path = folder / f"{task.name}-{side}-{rows._fingerprint}.parquet"
+                if not path.exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    _write(rows, path)
+                saved[side] = str(path)
+        tasks.append(task.model_copy(update=saved))
+    return job.model_copy(update={"tasks": tuple(tasks)})
+
+
+def _rows_key(job: DistillJob) -> str:
+    """Name the rows that a job reads."""
+    routes = [(teacher.name, teacher.task, teacher.logits) for teacher in job.teachers]
+    return json.dumps([[task.model_dump(mode="json") for task in job.tasks], routes])
+
+
+def _encoding_key(job: DistillJob, fitting: Fitting) -> str:
+    """Name the encoded data of a job: its rows, and the tokenizer of each view."""
+    views = [
+        {view: tokenizer.name_or_path for view, tokenizer in tokenizers.items()}
+        for tokenizers in fitting.tokenizers
+    ]
+    return json.dumps([_rows_key(job), views])
+
+
+def _hosted_for_both(one: TeacherSpec | None, other: TeacherSpec | None) -> TeacherSpec | None:
+    if one is None or other is None:
+        return None
+    return replace(one, attention=one.attention or other.attention)
+
+
+def _write(rows: Dataset, path: Path) -> None:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        # Under its name the file is complete: a resumed sweep reads it as it is.
+        temporary = path.with_suffix(".tmp")
+        rows.to_parquet(str(temporary))
+        temporary.rename(path)
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 class StudentTrial(tune.Trainable):
@@ -37,29 +232,29 @@ class StudentTrial(tune.Trainable):
     def setup(
         self,
         config: dict[str, Any],
-        brief: TrialContext | None = None,
+        shared: TrialContext | None = None,
         channel: ActorHandle | None = None,
         resources: Mapping[str, float] | None = None,
     ) -> None:
-        """Begin with the first configuration."""
-        assert brief is not None, "tune.with_parameters gives it"
+        """Start the first configuration."""
+        assert shared is not None, "tune.with_parameters gives it"
         assert channel is not None, "tune.with_parameters gives it"
-        self._brief, self._channel = brief, channel
+        self._shared, self._channel = shared, channel
         self._resources = resources or {}
-        self._cache = MetadataCache(brief.fingerprints)
-        self._begin(config)
+        self._cache = MetadataCache(shared.fingerprints)
+        self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin with another configuration; what this process has loaded stays."""
-        self._begin(new_config)
+        """Start another configuration; what this process has loaded stays."""
+        self._start(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
         """Train up to the next evaluation."""
         training, hooks = self._training, self._hooks
-        if not self._begun:
+        if not self._started:
             training.begin(hooks)
-            self._begun = True
+            self._started = True
         if training.step < training.num_steps:
             training.advance(hooks)
         else:  # a copy of a trial that was done, under PBT
@@ -72,27 +267,28 @@ class StudentTrial(tune.Trainable):
         self._training.save(Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Go on from a checkpoint, this trial's or, under PBT, another's."""
+        """Continue from a checkpoint, this trial's or, under PBT, another's."""
         self._training.resume(Path(checkpoint), own_settings=True)
 
-    def _begin(self, config: Mapping[str, Any]) -> None:
-        job = self._brief.resolve(self._brief.job(config), self._cache)
+    def _start(self, config: Mapping[str, Any]) -> None:
+        plan = self._shared.plan(config, self._cache)
         cpus = self._resources.get("CPU", 1)
         torch.set_num_threads(job.config.training.num_threads or max(1, int(cpus)))
         device = device_for(self._resources.get("GPU", 0))
         check_device(device, "a trial", "scaling.use_gpu to false")
         self._training = build_training(job, World(device=device), None)
         self._hooks = _TrialHooks(self._channel, self.trial_id)
-        self._begun = False
+        self._started = False
 
 
 def trial_metrics(training: StudentTraining, values: Mapping[str, float]) -> dict[str, Any]:
-    """Return what Tune is told: the evaluation, and which labels there were."""
-    figures = dict(values)
+    """Return what Tune sees: the last evaluation, and how many labels were found and missed."""
+    labels = {}
     if training.labels is not None:
-        figures["labels/hits"] = float(training.labels.figures.hits)
-        figures["labels/misses"] = float(training.labels.figures.misses)
-    return {**figures, "step": training.step, "done": training.step >= training.num_steps}
+        labels["labels/hits"] = float(training.labels.figures.hits)
+        labels["labels/misses"] = float(training.labels.figures.misses)
+    done = training.step >= training.num_steps
+    return {**values, **labels, "step": training.step, "done": done}
 
 
 class _TrialHooks:
@@ -130,29 +326,21 @@ class _TrialHooks:
         return self._channel.put.remote({**message, "trial": self._trial})
 
 
-# A trial that needs several workers: a `TorchTrainer` inside of the trial's function.
-#
-# A Trainer handed to `Tuner` fails in Ray 2.60; this is the way that Ray names instead.
-
-CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints of several workers in that of the trial."""
-
-
 def train_with_workers(
-    config: Mapping[str, Any], brief: TrialContext, channel: ActorHandle, scaling: ScalingConfig
+    config: Mapping[str, Any], shared: TrialContext, channel: ActorHandle, scaling: ScalingConfig
 ) -> None:
-    """Train the student of a trial on its workers; Tune is told of each evaluation.
+    """Train the student of a trial on its workers; each evaluation is reported to Tune.
 
     Args:
         config: the trial's paths.
-        brief: what trials share.
+        shared: what trials share.
         channel: where curves go, with the trial's name.
         scaling: the workers, Ray Train's own.
     """
     context = tune.get_context()
     trial, folder = context.get_trial_id(), context.get_trial_dir()
     assert folder is not None, "a trial has a folder"
-    job = brief.resolve(brief.job(config), MetadataCache(brief.fingerprints))
+    plan = shared.plan(config, MetadataCache(shared.fingerprints))
 
     def forward(message: Message) -> None:
         channel.put.remote({**message, "trial": trial})
@@ -168,6 +356,6 @@ def train_with_workers(
             run_config=RunConfig(
                 name="workers", storage_path=folder, callbacks=[TuneReportCallback()]
             ),
-            # A trial that is continued goes on from the newest in there.
+            # A resumed trial continues from the newest in there.
             checkpoints=Path(folder) / CHECKPOINTS,
         )

@@ -56,7 +56,7 @@ def test_figures_are_written_by_one_writer():
         "raybrew/training/snapshot.py",
         "raybrew/training/checkpoints.py",
         "raybrew/textbrewer/resumption.py",
-        "raybrew/sweeps/prepare.py",
+        "raybrew/sweeps/trial.py",
     }
     files = [path for room in ("raybrew", "experiments") for path in (PLACE / room).rglob("*.py")]
     found = {

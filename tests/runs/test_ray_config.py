@@ -1,11 +1,11 @@
 """Ray's own configs from `run:` and `scaling:`: a value that can't be used is refused at once."""
 
 import pytest
-from ray import tune
 
 import raybrew as rb
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.ray_config import run_config_from, scaling_config_from
+from raybrew.sweeps.settings import tune_run_config_from
 
 
 @pytest.mark.parametrize("given", [0, -1, [0, 2], [-1, 2], (0, 0), [1, 2, 3], True, "2"])
@@ -37,18 +37,16 @@ def test_workers_may_be_as_many_as_ray_train_allows(given):
 )
 def test_what_tune_cant_use_of_a_run_is_said_before_anything_runs(given, what):
     with pytest.raises(rb.ConfigError, match=rf"run\.{what}"):
-        run_config_from(library=tune, values=given)
+        tune_run_config_from(given)
 
 
 def test_what_tune_can_use_of_a_run_is_left_alone():
     stop = {"eval/score": 0.9, "training_iteration": 3}
     given = {"stop": stop, "verbose": 2, "log_to_file": ["out", "errors"], "sync_config": None}
-    config = run_config_from(library=tune, values=given)
+    config = tune_run_config_from(given)
     assert config is not None
     assert (config.stop, config.verbose) == (stop, 2)
-    assert run_config_from(
-        library=tune, values={"stop": None, "verbose": None, "log_to_file": True}
-    )
+    assert tune_run_config_from({"stop": None, "verbose": None, "log_to_file": True})
 
 
 def test_a_run_of_the_longest_name_can_be_labelled(tmp_path):

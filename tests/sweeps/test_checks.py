@@ -8,10 +8,12 @@ import pytest
 from ray import tune
 from ray.train import ScalingConfig
 from ray.tune.schedulers import PopulationBasedTraining
+from ray.tune.search.optuna import OptunaSearch
 
 import raybrew as rb
 from raybrew.sweeps.settings import check_metric, tune_config_from
-from raybrew.sweeps.sweep import _Sweep
+from raybrew.sweeps.space import JobSpace
+from raybrew.sweeps.sweep import check_sweep
 from tests.made import make_job
 
 SPACE = {
@@ -30,10 +32,9 @@ def without_rows() -> rb.DistillJob:
     return job(tasks=[task.model_copy(update={"eval": None}) for task in made.tasks])
 
 
-def check(space: dict[str, Any], **settings: Any) -> _Sweep:
-    sweep = _Sweep(job(), space, tune_config_from(settings), None, None, False)
-    sweep._check()
-    return sweep
+def check(space: dict[str, Any], **settings: Any) -> JobSpace:
+    jobs, _ = check_sweep(job(), space, tune_config_from(settings))
+    return jobs
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,9 @@ def test_a_mutation_of_a_searched_path_is_checked_and_remembered():
     space = {"distillation.temperature": tune.choice([1.0, 2.0])}
     with pytest.raises(rb.ConfigError, match=r"temperature: .*then one of .* can give -1"):
         check(space, scheduler=mutated([-1.0, 2.0]))
-    joined = check(space, scheduler=mutated([2.0, 4.0]))._ranges["distillation.temperature"]
+    joined = check(space, scheduler=mutated([2.0, 4.0])).ranges["distillation.temperature"]
     assert joined.values == (1.0, 2.0, 4.0)
-    assert joined.said == "choice([1.0, 2.0]), then one of [2.0, 4.0]"
+    assert joined.text == "choice([1.0, 2.0]), then one of [2.0, 4.0]"
 
 
 def test_a_mutation_within_an_interval_widens_it():
@@ -126,12 +127,26 @@ def test_a_mutation_within_an_interval_widens_it():
     for given, interval in ((tune.uniform(1e-4, 5e-3), (1e-4, 1e-2)), ([1e-3, 5e-2], None)):
         scheduler = PopulationBasedTraining(hyperparam_mutations={"training.learning_rate": given})
         config = tune.TuneConfig(scheduler=scheduler)
-        sweep = _Sweep(job(), rates, config, None, None, False)
-        sweep._check()
-        assert sweep._ranges["training.learning_rate"].interval == interval
+        jobs, _ = check_sweep(job(), rates, config)
+        assert jobs.ranges["training.learning_rate"].interval == interval
 
 
 def test_a_sweep_of_a_script_has_workers_too():
-    sweep = _Sweep(job(), SPACE, None, ScalingConfig(num_workers=0), None, False)
-    with pytest.raises(rb.ConfigError, match=r"scaling\.num_workers: expected .* from 1.*got 0"):
-        sweep._check()
+    message = r"scaling\.num_workers: expected a number greater than or equal to 1 or .*got 0"
+    with pytest.raises(rb.ConfigError, match=message):
+        check_sweep(job(), SPACE, scaling_config=ScalingConfig(num_workers=0))
+
+
+def test_every_mistake_of_a_sweep_is_reported_at_once():
+    labels = rb.LabelConfig(store="s", on_full="go_on")
+    config = tune.TuneConfig(metric="accuracy", search_alg=OptunaSearch())
+    grid = SPACE | {"training.seed": tune.grid_search([0, 1])}
+    with pytest.raises(rb.ConfigError) as refused:
+        check_sweep(job(labels=labels), grid, config, ScalingConfig(num_workers=0))
+    lines = str(refused.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "tune.metric",
+        "labels.on_full",
+        "scaling.num_workers",
+        "space.training.seed",
+    ]

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raybrew.sweeps.charts import ReportFacts, draw, importances, render_page, study_of
-from raybrew.sweeps.results import TrialRow, best_of, ranked, results_csv
+from raybrew.sweeps.charts import draw, importances, render_page, study_of
+from raybrew.sweeps.results import TrialRow, TuneResult, best_of, ranked, results_csv
 from raybrew.sweeps.space import Range
 
 RANGES = {
     "training.learning_rate": Range.between("log", 1e-4, 1e-2, integer=False, log=True),
     "distillation.temperature": Range.between("float", 1.0, 10.0, integer=False, log=False),
-    "distillation.kd_loss": Range.choice("choice", ("ce", "kl")),
-    "distillation.matches": Range.choice("choice", ([], [{"layer_T": 2}])),
+    "distillation.kd_loss": Range("choice", ("ce", "kl")),
+    "distillation.matches": Range("choice", ([], [{"layer_T": 2}])),
 }
 
 
@@ -111,6 +111,25 @@ class Page(HTMLParser):
                 self.addresses.append(value)
 
 
+def result_of(rows: list[TrialRow], best: TrialRow | None) -> TuneResult:
+    return TuneResult(
+        folder="runs/mr",
+        best=best,
+        best_job="runs/mr/best.yaml",
+        student="",
+        trials=tuple(rows),
+        labels={"needed": 20, "forwards": 20},
+        teachers={},
+        ensembles={},
+        times={"trials": 1.0},
+    )
+
+
+def page_of(result: TuneResult, charts: dict[str, str]) -> str:
+    base = dict.fromkeys(RANGES, 4)
+    return render_page(result, charts, RANGES, base, metric="eval/score", mode="max")
+
+
 def test_the_page_holds_all_it_shows(tmp_path: Path):
     rows = ranked(
         [
@@ -126,22 +145,8 @@ def test_the_page_holds_all_it_shows(tmp_path: Path):
         "max",
     )
     study = study_of(rows, RANGES, "max")
-    importance = importances(study)
-    pictures = draw(study, importance, rows, "eval/score", tmp_path)
-    facts = ReportFacts(
-        name="mr",
-        metric="eval/score",
-        mode="max",
-        rows=rows,
-        best=rows[0],
-        said={path: each.said for path, each in RANGES.items()},
-        base=dict.fromkeys(RANGES, 4),
-        labels={"needed": 20, "forwards": 20},
-        times={"trials": 1.0},
-        importance=importance,
-        command="raybrew distill best.yaml",
-    )
-    text = render_page(facts, pictures)
+    charts = draw(study, rows, "eval/score", tmp_path)
+    text = page_of(result_of(rows, rows[0]), charts)
     page = Page(text)
     assert page.sections == ["best", "parallel", "importance", "curves", "trials", "price"]
     assert page.svgs == 3
@@ -154,27 +159,13 @@ def test_the_page_holds_all_it_shows(tmp_path: Path):
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         assert len(png) > 10_000
     # The same trials give the same page.
-    assert render_page(facts, draw(study, importance, rows, "eval/score", tmp_path)) == text
+    assert page_of(result_of(rows, rows[0]), draw(study, rows, "eval/score", tmp_path)) == text
 
 
 def test_a_sweep_in_which_everything_failed_has_a_page(tmp_path: Path):
     rows = [row("t", None, status="failed", config=made_rows(1)[0].config, error="E: x")]
     study = study_of(rows, RANGES, "max")
-    pictures = draw(study, importances(study), rows, "eval/score", tmp_path)
-    facts = ReportFacts(
-        name="mr",
-        metric="eval/score",
-        mode="max",
-        rows=rows,
-        best=None,
-        said=dict.fromkeys(RANGES, "s"),
-        base=dict.fromkeys(RANGES, 1),
-        labels={},
-        times={},
-        importance={},
-        command="",
-    )
-    text = render_page(facts, pictures)
+    text = page_of(result_of(rows, None), draw(study, rows, "eval/score", tmp_path))
     assert "No trial has a score" in text
     assert Page(text).sections == ["best", "importance", "curves", "trials", "price"]
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +14,24 @@ import raybrew as rb
 from raybrew.sweeps import search as searching
 from raybrew.sweeps.search import Search
 
+SHARED: Any = None
 
-class Following(contextlib.nullcontext):
-    """A follower that has seen these trials."""
+
+def search_in(folder: Path, scaling: ScalingConfig | None = None) -> Search:
+    """Return a search over nothing, whose trials are in `trials` of the folder."""
+    place = tune.RunConfig(name=folder.name, storage_path=str(folder.parent))
+    return Search({}, tune.TuneConfig(metric="m", mode="max"), place, scaling or ScalingConfig())
+
+
+class Monitor(contextlib.nullcontext):
+    """A monitor that has seen these trials."""
 
     def __init__(self, *trials: Any):
         super().__init__()
         self.trials = list(trials)
 
     def take(self, message: Any) -> None:
-        """Hear nothing."""
+        """Take nothing."""
 
 
 @pytest.mark.parametrize(
@@ -43,18 +52,18 @@ def test_what_tune_refuses_before_any_trial_is_one_message(
     monkeypatch.setattr(searching, "start_event_channel", lambda: None)
     monkeypatch.setattr(searching, "EventSubscriber", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(Search, "_tuner", lambda *_, **__: SimpleNamespace(fit=fit))
-    search = Search(*[None] * 5, tmp_path)  # type: ignore[arg-type]
+    monkeypatch.setattr(Search, "_trainable", lambda *_: "a trainable")
     with pytest.raises(kind, match=str(error)) as caught:
-        search.run(Following(*range(trials)), resume=False)  # type: ignore[arg-type]
+        search_in(tmp_path).run(SHARED, Monitor(*range(trials)), resume=False)  # type: ignore[arg-type]
     assert type(caught.value) is kind
 
 
 class Made(Exception):
-    """How the tuner was made that was asked for trials."""
+    """How the tuner was made that runs the trials."""
 
 
 class Tuner:
-    """Tells how it was made."""
+    """Records how it was made."""
 
     can_restore = tune.Tuner.can_restore
 
@@ -68,7 +77,7 @@ class Tuner:
         return tuner
 
     def fit(self) -> None:
-        """Be asked for the trials."""
+        """Run the trials."""
         raise Made(self.made)
 
 
@@ -84,8 +93,7 @@ def run(monkeypatch, tmp_path):
             path = tmp_path / "trials" / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
-        settings: Any = (None, {}, tune.TuneConfig(), tune.RunConfig(), ScalingConfig(), tmp_path)
-        Search(*settings).run(Following(), resume=resume)  # type: ignore[arg-type]
+        search_in(tmp_path).run(SHARED, Monitor(), resume=resume)  # type: ignore[arg-type]
 
     return run
 
@@ -134,13 +142,6 @@ def test_trials_that_tune_cant_read_back_are_one_message(run, monkeypatch):
 
 
 def test_a_trial_that_needs_nothing_is_placed_by_a_byte(tmp_path):
-    search = Search(
-        None,  # type: ignore[arg-type]
-        {},
-        tune.TuneConfig(),
-        tune.RunConfig(),
-        ScalingConfig(resources_per_worker={"CPU": 0}),
-        tmp_path,
-    )
-    request = search._trainable(None).default_resource_request({})  # type: ignore[arg-type]
+    search = search_in(tmp_path, ScalingConfig(resources_per_worker={"CPU": 0}))
+    request = search._trainable(SHARED, SHARED).default_resource_request({})
     assert request.required_resources == {"memory": 1}

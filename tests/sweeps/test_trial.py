@@ -8,16 +8,15 @@ from ray import tune
 
 import raybrew as rb
 from raybrew.sweeps import trial as trial_module
-from raybrew.sweeps.prepare import TrialContext, survey, with_saved_data
 from raybrew.sweeps.space import JobSpace, range_of
-from raybrew.sweeps.trial import StudentTrial
+from raybrew.sweeps.trial import StudentTrial, TrialContext, prepare_sweep, with_saved_data
 from tests.made import make_job, make_model
 from tests.training.in_process import run
 
 EPOCH = 6  # steps
 
 
-class Mailbox:
+class Channel:
     def __init__(self):
         self.messages: list[dict[str, Any]] = []
         self.put = self
@@ -35,7 +34,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> rb.DistillJob:
     return job
 
 
-def brief_of(job: rb.DistillJob, folder: Path) -> TrialContext:
+def context_of(job: rb.DistillJob, folder: Path) -> TrialContext:
     ranges = {
         path: range_of(path, given)
         for path, given in {
@@ -43,20 +42,20 @@ def brief_of(job: rb.DistillJob, folder: Path) -> TrialContext:
             "student.config.num_hidden_layers": tune.choice([1, 2]),
         }.items()
     }
-    return survey(JobSpace(job, ranges), folder).brief
+    return prepare_sweep(JobSpace(job, ranges), folder)[0]
 
 
 def started(
-    brief: TrialContext, config: dict[str, Any], monkeypatch
-) -> tuple[StudentTrial, Mailbox]:
+    shared: TrialContext, config: dict[str, Any], monkeypatch
+) -> tuple[StudentTrial, Channel]:
     monkeypatch.setattr(trial_module.ray, "get", lambda reference: reference)
-    channel = Mailbox()
+    channel = Channel()
 
     class Started(StudentTrial):
         trial_id = "t"  # type: ignore[assignment]
 
         def setup(self, config: dict[str, Any], *_: Any) -> None:  # pyright: ignore
-            super().setup(config, brief=brief, channel=channel, resources={"CPU": 1})  # type: ignore[arg-type]
+            super().setup(config, shared=shared, channel=channel, resources={"CPU": 1})  # type: ignore[arg-type]
 
     return Started(config), channel
 
@@ -66,7 +65,7 @@ def config(rate: float, layers: int = 1) -> dict[str, Any]:
 
 
 def test_a_process_serves_one_configuration_after_another(job, tmp_path, monkeypatch):
-    trial, channel = started(brief_of(job, tmp_path), config(1e-3), monkeypatch)
+    trial, channel = started(context_of(job, tmp_path), config(1e-3), monkeypatch)
     results = [trial.train(), trial.train()]
     assert [(each["step"], each["done"]) for each in results] == [
         (EPOCH, False),
@@ -90,8 +89,8 @@ def test_a_process_serves_one_configuration_after_another(job, tmp_path, monkeyp
 
 
 def test_a_trial_goes_on_from_a_checkpoint_with_its_own_learning_rate(job, tmp_path, monkeypatch):
-    brief = brief_of(job, tmp_path / "data")
-    trial, _ = started(brief, config(1e-3), monkeypatch)
+    shared = context_of(job, tmp_path / "data")
+    trial, _ = started(shared, config(1e-3), monkeypatch)
     trial.train()
     trial.save_checkpoint(str(tmp_path / "checkpoint"))
     whole = trial.train()
@@ -118,6 +117,6 @@ def test_a_trial_goes_on_from_a_checkpoint_with_its_own_learning_rate(job, tmp_p
 def test_no_trial_asks_a_teacher(job, tmp_path, monkeypatch):
     labels = job.labels.model_copy(update={"store": str(tmp_path / "empty")})
     empty = job.model_copy(update={"labels": labels})
-    trial, _ = started(brief_of(empty, tmp_path), config(1e-3), monkeypatch)
+    trial, _ = started(context_of(empty, tmp_path), config(1e-3), monkeypatch)
     with pytest.raises(rb.LabelError, match="missing"):
         trial.train()

@@ -6,7 +6,6 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -251,7 +250,7 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
     monkeypatch.setattr(sweep, "Precompute", Labelled)
     found: Any = SimpleNamespace(passes=[preparation])
     with pytest.raises(rb.ConfigError, match="no names say which"):
-        sweep._label(found, Run(job, "tune", None, None), {})
+        sweep._compute_labels([(job, preparation)], Run(job, "tune", None, None))
 
 
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):

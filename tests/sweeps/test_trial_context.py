@@ -11,8 +11,8 @@ import raybrew as rb
 from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.runs.resolve import MetadataCache
-from raybrew.sweeps.prepare import survey, with_saved_data
 from raybrew.sweeps.space import JobSpace, range_of
+from raybrew.sweeps.trial import prepare_sweep, with_saved_data
 from tests.made import STUDENT_CONFIG, make_job, make_model
 
 HIDDEN = {"layer_T": 2, "layer_S": 1, "feature": "hidden", "loss": "cos", "teacher": "a"}
@@ -40,18 +40,17 @@ def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
             "training.learning_rate": tune.loguniform(1e-4, 1e-2),
         },
     )
-    found = survey(space, tmp_path / "data")
-    (only,) = found.passes
-    signals = {t.name: [s.statistic for s in t.signals] for t in only.teachers}
+    shared, [(_, resolved)] = prepare_sweep(space, tmp_path / "data")
+    signals = {t.teacher.name: [s.statistic for s in t.signals] for t in resolved.teachers}
     assert [len(each) for each in signals.values()] == [2, 2]
     assert all(each[0] == "logits" for each in signals.values())
     # One tokenizer, one set of rows: encoded once.
-    assert len(found.brief.folders) == len(found.brief.data) == 1
-    cache = MetadataCache(found.brief.fingerprints)
-    asked = {t.name: set(t.signals) for t in only.teachers}
+    assert len(shared.folders) == len(shared.tables) == 1
+    readings = MetadataCache(shared.fingerprints)
+    asked = {t.teacher.name: set(t.signals) for t in resolved.teachers}
     for config, _ in space.jobs():
-        job = found.brief.resolve(found.brief.job(config), cache)
-        for teacher in job.teachers:
+        plan = shared.plan(config, readings)
+        for teacher in plan.teachers:
             assert set(teacher.signals) <= asked[teacher.name]
             assert not teacher.in_worker
         assert Path(job.tasks[0].folders["train"]).is_dir()
@@ -63,17 +62,17 @@ def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
 def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
     base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
     space = space_of(base, {"tasks.sum.max_length": tune.choice([8, 32])})
-    found = survey(space, tmp_path / "data")
-    assert len(found.passes) == len(found.brief.folders) == 2
-    lengths = {int(each.tasks[0].train.student.lengths.max()) for each in found.passes}
+    shared, passes = prepare_sweep(space, tmp_path / "data")
+    assert len(passes) == len(shared.folders) == 2
+    lengths = {int(each.tasks[0].train.student.lengths.max()) for _, each in passes}
     assert min(lengths) == 8 < max(lengths)
 
 
 def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
     base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
     space = space_of(base, {"teachers.a.model": tune.grid_search([models["a"], models["b"]])})
-    found = survey(space, tmp_path / "data")
-    prints = {tuple(t.fingerprint for t in each.teachers) for each in found.passes}
+    _, passes = prepare_sweep(space, tmp_path / "data")
+    prints = {tuple(t.fingerprint for t in each.teachers) for _, each in passes}
     assert len(prints) == 2
 
 
@@ -101,18 +100,17 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
             "teachers.c.weight": tune.choice([0.5, 1.0]),
         },
     )
-    found = survey(space, tmp_path / "data")
-    (only,) = found.passes
+    shared, [(_, resolved)] = prepare_sweep(space, tmp_path / "data")
     # Nobody hosts it; its values are there before any trial.
-    assert [t.name for t in only.teachers if t.model] == ["a", "b"]
-    teacher = only.teachers[2]
+    assert [t.teacher.name for t in resolved.teachers if t.spec] == ["a", "b"]
+    teacher = resolved.teachers[2]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90
-    for _, config in space.jobs():
-        trial = found.brief.resolve(config, MetadataCache(found.brief.fingerprints))
-        assert [each.is_column for each in trial.teachers] == [False, False, True]
-        split = trial.tasks[0].train
-        assert store.contains(split.views[trial.teachers[2].view].keys).all()
+    for config, _ in space.jobs():
+        plan = shared.plan(config, MetadataCache(shared.fingerprints))
+        assert [each.supplied for each in plan.teachers] == [False, False, True]
+        split = EncodedSplit.load(Path(plan.tasks[0].train))
+        assert store.contains(split.views[plan.teachers[2].view].keys).all()
 
 
 def test_a_combination_that_does_not_fit_is_named(models, tmp_path):
@@ -125,7 +123,7 @@ def test_a_combination_that_does_not_fit_is_named(models, tmp_path):
         },
     )
     with pytest.raises(rb.ConfigError, match=r"num_hidden_layers = 1: .*layer"):
-        survey(space, tmp_path / "data")
+        prepare_sweep(space, tmp_path / "data")
 
 
 def test_live_rows_are_saved_for_trials_and_yaml(models, tmp_path):
