@@ -69,7 +69,7 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 3) -> str:
         count: names that are returned at most.
     """
     names = sorted({str(each) for each in known})
-    near = difflib.get_close_matches(str(name), names, count, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), names, count)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

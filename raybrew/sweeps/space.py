@@ -27,7 +27,7 @@ from raybrew.config import DistillJob
 from raybrew.config.job import set_path, values_of
 from raybrew.config.job_file import resolve_paths, validate
 from raybrew.errors import ConfigError, collect_mistakes, did_you_mean
-from raybrew.runs.ray_config import build_ray_object
+from raybrew.runs.ray_config import Types, build_ray_object
 
 Config = Mapping[str, Any]
 
@@ -42,7 +42,10 @@ FUNCTIONS: dict[str, Any] = {
 }
 _OF_VALUES = {"choice": "categories", "grid_search": "values"}
 """Functions that take a list of values, and the name of that argument."""
-_VALUES = dict.fromkeys(_OF_VALUES.values(), Annotated[list[Any], Field(min_length=1)])
+_TYPES: Types = {
+    **dict.fromkeys(_OF_VALUES.values(), Annotated[list[Any], Field(min_length=1)]),
+    "q": Annotated[float, Field(gt=0)],
+}
 
 MAX_INTEGERS = 64
 """Of up to so many integers each is checked; of more, the ends."""
@@ -101,7 +104,7 @@ def domain_from(path: str, given: Any, section: str = "space") -> Any:
         arguments = {_OF_VALUES[name]: arguments}
     elif not isinstance(arguments, (list, Mapping)):
         arguments = [arguments]
-    return build_ray_object(FUNCTIONS[name], f"{what}.{name}", arguments, _VALUES)
+    return build_ray_object(FUNCTIONS[name], f"{what}.{name}", arguments, _TYPES)
 
 
 @dataclass(frozen=True)

@@ -325,11 +325,17 @@ def test_overrides_of_nothing_are_refused(file, override, message):
     assert "\n" not in str(caught.value)
 
 
-def test_set_path_without_a_model_changes_only_what_is_there():
-    values: dict[str, Any] = {"teachers": [{"name": "a", "weight": 1}], "x": {"y": 1}}
-    set_path(values, "teachers.0.weight", 2)
-    set_path(values, "teachers.a.weight", values["teachers"][0]["weight"] + 1)
-    set_path(values, "x.y", None)
-    assert values == {"teachers": [{"name": "a", "weight": 3}], "x": {"y": None}}
+def test_set_path_changes_values_in_place():
+    values: dict[str, Any] = {
+        "teachers": [{"name": "a", "weight": 1}],
+        "student": {"config": {"y": 1}},
+    }
+    set_path(values, "teachers.0.weight", 2, DistillJob)
+    set_path(values, "teachers.a.weight", values["teachers"][0]["weight"] + 1, DistillJob)
+    set_path(values, "student.config.y", None, DistillJob)
+    assert values == {
+        "teachers": [{"name": "a", "weight": 3}],
+        "student": {"config": {"y": None}},
+    }
     with pytest.raises(ConfigError, match="did you mean 'weight'"):
-        set_path(values, "teachers.0.wieght", 2)
+        set_path(values, "teachers.0.wieght", 2, DistillJob)

@@ -66,6 +66,6 @@ def test_every_mistake_of_a_run_is_reported_at_once():
     assert [line.split(": ")[0] for line in str(refused.value).splitlines()] == [
         "run.failure_config.max_failures",
         "run.failure_config.max",
-        "run.nam",
         "run.storage_path",
+        "run.nam",
     ]
