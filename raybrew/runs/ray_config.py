@@ -61,12 +61,14 @@ def _is_name(value: str) -> str:
     return value
 
 
-_Count = Annotated[int, Field(ge=1)]
+_Name: Any = Annotated[str, AfterValidator(_is_name)]
+_Text: Any = Annotated[str, AfterValidator(_is_text)]
+_Count: Any = Annotated[int, Field(ge=1)]
 RUN: Types = {
-    "name": Annotated[str, AfterValidator(_is_name)] | None,
-    "storage_path": Annotated[str, AfterValidator(_is_text)] | None,
+    "name": _Name | None,
+    "storage_path": _Text | None,
     "stop": dict[str, float] | None,
-    "verbose": Annotated[int, Field(ge=0, le=3)] | None,
+    "verbose": Annotated[int | None, Field(ge=0, le=3)],
 }
 SCALING: Types = {
     "num_workers": _Count | tuple[_Count, _Count],

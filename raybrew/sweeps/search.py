@@ -12,11 +12,13 @@ import logging
 import math
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ray import tune
@@ -138,6 +140,10 @@ class Search:
 
     def _restored(self, trainable: Any) -> tune.Tuner:
         place, space = str(self.folder), dict(self.domains)
+        # Older sweeps were saved with the callback under the name that it had then.
+        old = ModuleType("raybrew.tuning.following")
+        vars(old)["TrialRelay"] = MonitorCallback
+        sys.modules.setdefault(old.__name__, old)
         try:
             return tune.Tuner.restore(place, trainable, param_space=space, resume_unfinished=True)
         except Exception as error:  # Tune unpickles a file, which may raise anything
@@ -239,38 +245,25 @@ class MonitorCallback(Callback):
     process with a monitor of its own: so the callback itself holds nothing.
     """
 
-    def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+    def on_step_end(self, *_: Any, **info: Any) -> None:
         """Note the trials."""
-        _monitors[-1].saw(trials)
+        _monitors[-1].saw(info["trials"])
 
-    def on_trial_start(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
+    def on_trial_start(self, *_: Any, **info: Any) -> None:
         """Note the trial's config."""
-        _monitors[-1].started(trial)
+        _monitors[-1].started(info["trial"])
 
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[Trial],
-        trial: Trial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
+    def on_trial_result(self, *_: Any, **info: Any) -> None:
         """Note an evaluation."""
-        _monitors[-1].evaluated(result)
+        _monitors[-1].evaluated(info["result"])
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, *_: Any, **info: Any) -> None:
         """The trial is done, or was stopped by the scheduler."""
-        _monitors[-1].ended(trial, failed=False)
+        _monitors[-1].ended(info["trial"], failed=False)
 
-    def on_trial_error(
-        self, iteration: int, trials: list[Trial], trial: Trial, **info: Any
-    ) -> None:
+    def on_trial_error(self, *_: Any, **info: Any) -> None:
         """The trial failed."""
-        _monitors[-1].ended(trial, failed=True)
+        _monitors[-1].ended(info["trial"], failed=True)
 
 
 class TrialMonitor:
@@ -287,8 +280,7 @@ class TrialMonitor:
     def __init__(self, shared: TrialContext, search: Search, run: Run):
         self._space, self._search, self._run = shared.space, search, run
         self._sign = -1.0 if search.mode == "min" else 1.0
-        self._configs: dict[str, Mapping[str, Any]] = {}
-        self._names: dict[str, str] = {}
+        self._started: dict[str, Trial] = {}
         self._trackers: dict[str, Tracker] = {}
         self._ended: list[Message] = []
         self._best: float | None = None
@@ -317,10 +309,8 @@ class TrialMonitor:
         self._run.bars.move_to(TRIALS, sum(trial.is_finished() for trial in trials))
 
     def started(self, trial: Trial) -> None:
-        """Note the name and the config of a trial."""
-        paths = self._space.ranges
-        self._configs[trial.trial_id] = {k: v for k, v in trial.config.items() if k in paths}
-        self._names[trial.trial_id] = str(trial)
+        """Note a trial, with its name and config."""
+        self._started[trial.trial_id] = trial
 
     def evaluated(self, result: Mapping[str, Any]) -> None:
         """Show the best score so far."""
@@ -363,11 +353,13 @@ class TrialMonitor:
             tracker.log(message["values"], step=message["step"])
         elif kind == "event":
             event = Event(**message["event"])
-            name = self._names.get(trial, trial)
+            name = self._started.get(trial, trial)
             self._run.events.add(replace(event, who=f"{name}: {event.who}"))
 
     def _open(self, trial: str) -> Tracker:
-        config, name, sweep = self._configs[trial], self._names[trial], self._search.name
+        started, sweep = self._started[trial], self._search.name
+        name = str(started)
+        config = {k: v for k, v in started.config.items() if k in self._space.ranges}
         job = self._space.job(config)
         tracking = job.tracking.model_copy(
             update={

@@ -82,19 +82,20 @@ def _no_space(value: Any) -> Any:
     raise ValueError(f"expected the search spaces under space: of the file alone, got {value!r}")
 
 
-_Positive = Annotated[float, Field(gt=0)]
+_Positive: Any = Annotated[float, Field(gt=0)]
+_Time: Any = Annotated[timedelta, Field(gt=timedelta(0))]
 _TUNE: Types = {
     "mode": Literal["min", "max"] | None,
-    "metric": Annotated[str, Field(min_length=1)] | None,
+    "metric": Annotated[str | None, Field(min_length=1)],
     "num_samples": Annotated[int, AfterValidator(_samples)],
-    "max_concurrent_trials": Annotated[int, Field(ge=0)] | None,
-    "time_budget_s": _Positive | Annotated[timedelta, Field(gt=timedelta(0))] | None,
+    "max_concurrent_trials": Annotated[int | None, Field(ge=0)],
+    "time_budget_s": _Positive | _Time | None,
 }
 _PARTS: Types = {
     "max_t": _Positive,  # in units of time_attr, which may be fractions
     "grace_period": _Positive,
     "reduction_factor": Annotated[float, Field(gt=1)],
-    "seed": Annotated[int, Field(ge=0, lt=2**32)] | None,
+    "seed": Annotated[int | None, Field(ge=0, lt=2**32)],
     "max_concurrent": Annotated[int, Field(ge=0)],
     "hyperparam_mutations": Annotated[dict[str, Any], Field(min_length=1)],
     "space": Annotated[Any, AfterValidator(_no_space)],

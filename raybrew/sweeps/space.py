@@ -217,7 +217,9 @@ def _numbers(path: str, text: str, given: Float | Integer) -> Range:
         return ConfigError(f"space.{path}: expected {expected}, got {text}")
 
     sampler: Any = given.get_sampler()
-    step, low, high = None, given.lower, given.upper
+    step: Any = None
+    low: Any = given.lower
+    high: Any = given.upper
     integer = isinstance(given, Integer)
     type_ = Integral if integer else Real
     if hasattr(sampler, "get_sampler"):  # rounded to a step

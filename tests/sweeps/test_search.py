@@ -135,6 +135,13 @@ def test_a_sweep_that_tune_cant_read_back_is_one_message(run, tmp_path, content,
         run(files, resume=True)
 
 
+def test_the_callback_of_an_older_sweep_can_be_read(run, monkeypatch):
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    with pytest.raises(rb.ConfigError, match="restored"):
+        run({"tuner.pkl": b"", **STATE}, resume=True)
+    assert pickle.loads(b"craybrew.tuning.following\nTrialRelay\n.") is searching.MonitorCallback
+
+
 def test_trials_that_tune_cant_read_back_are_one_message(run, monkeypatch):
     monkeypatch.setattr(tune, "Tuner", Tuner)
     with pytest.raises(rb.ConfigError, match=r"resume: expected the sweep as Ray Tune.*: restored"):

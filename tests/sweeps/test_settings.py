@@ -207,7 +207,7 @@ def test_the_folder_of_a_sweep_is_rays_own_setting():
     given = {"name": "s", "failure_config": {"max_failures": 2}}
     config = tune_run_config_from(given)
     assert config is not None
-    assert (config.name, config.failure_config.max_failures) == ("s", 2)
+    assert (config.name, config.failure_config.max_failures) == ("s", 2)  # type: ignore[union-attr]
     with pytest.raises(rb.ConfigError, match=r"run\.nam.*name"):
         tune_run_config_from({"nam": "s"})
 
