@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from raybrew.config.paths import user_path
-from raybrew.config.section import Options, Section, explain, import_path_of
+from raybrew.config.section import Options, Section, changed_fields, explain, import_path_of
 from raybrew.errors import ConfigError, did_you_mean
 
 # Matches as a job gives them: names stay names until the sizes of the models are known.
@@ -72,24 +72,11 @@ def _as_match(entry: Any, position: int) -> Any:
         raise ValueError(f"match {position}: {explain(error, model, between='; ')}") from None
 
 
-def _to_plain(matches: tuple[Any, ...]) -> list[Any]:
-    return [_match_to_plain(match) for match in matches]
-
-
-def _match_to_plain(match: Any) -> Any:
-    if isinstance(match, str):
-        return match
-    given = {
-        name: getattr(match, name)
-        for name, field in type(match).model_fields.items()
-        if getattr(match, name) != field.get_default(call_default_factory=True)
-    }
-    return {name: _value_to_plain(value) for name, value in given.items()}
-
-
-def _value_to_plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_value_to_plain(each) for each in value]
+        return [_to_plain(each) for each in value]
+    if isinstance(value, BaseModel):
+        return {name: _to_plain(getattr(value, name)) for name in changed_fields(value)}
     return import_path_of(value) if callable(value) else value
 
 
@@ -129,11 +116,11 @@ def is_textbrewer(given: Any) -> bool:
 
     A dict of keys that both have means the same in either.
     """
-    if isinstance(given, str | Path):
-        return True
-    return isinstance(given, Mapping) and (
-        any(key in given for key in _OWN_KEYS)
-        or any(_is_textbrewers_scheduler(given.get(key)) for key in _SCHEDULERS)
+    if not isinstance(given, Mapping):
+        return isinstance(given, str | Path)
+    schedulers = [given.get(key) for key in _SCHEDULERS]
+    return any(key in given for key in _OWN_KEYS) or any(
+        each == "none" or isinstance(each, list | tuple) for each in schedulers
     )
 
 
@@ -158,21 +145,15 @@ def from_textbrewer(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
                 f"{did_you_mean(key, _KEYS)}"
             )
     result = {key: values[key] for key in _SAME if key in values}
-    result |= _temperature_scheduler(values.get("temperature_scheduler", "none"))
+    result |= _temperature_scheduler(values.get("temperature_scheduler"))
     for weight in ("kd_loss_weight", "hard_label_weight"):
         result |= _weight_scheduler(weight, values)
     if "kd_loss_type" in values:
         result["kd_loss"] = values["kd_loss_type"]
-    matches = values.get("intermediate_matches")
-    if matches:
-        if not isinstance(matches, list | tuple):
-            raise ConfigError(f"intermediate_matches: expected a list of matches, got {matches!r}")
-        result["matches"] = list(matches)
-    return result
-
-
-def _is_textbrewers_scheduler(value: Any) -> bool:
-    return value == "none" or isinstance(value, list | tuple)
+    matches = values.get("intermediate_matches") or []
+    if not isinstance(matches, list | tuple):
+        raise ConfigError(f"intermediate_matches: expected a list of matches, got {matches!r}")
+    return result | ({"matches": list(matches)} if matches else {})
 
 
 def _read(given: str | Path) -> dict[str, Any]:
@@ -192,35 +173,31 @@ def _temperature_scheduler(given: Any) -> dict[str, Any]:
     if given is None or given == "none":
         return {}
     name, *arguments = (given or [None]) if isinstance(given, list | tuple) else [given]
-    known = _SCHEDULER_ARGUMENTS.get(name) if isinstance(name, str) else None
-    if known is None:
+    if not isinstance(name, str) or name not in _SCHEDULER_ARGUMENTS:
         raise ConfigError(
             f"temperature_scheduler: expected one of {', '.join(_SCHEDULER_ARGUMENTS)}, got "
             f"{name if isinstance(name, str) else given!r}"
         )
+    known = _SCHEDULER_ARGUMENTS[name]
+    options = dict(zip(known, arguments, strict=False))
     if len(arguments) == 1 and isinstance(arguments[0], Mapping):
         options = dict(arguments[0])
-    elif len(arguments) == len(known):
-        options = dict(zip(known, arguments, strict=True))
-    else:
-        raise ConfigError(
-            f"temperature_scheduler: {name} takes {', '.join(known) or 'no arguments'}, got "
-            f"{arguments}"
-        )
+    elif len(arguments) != len(known):
+        takes = ", ".join(known) or "no arguments"
+        raise ConfigError(f"temperature_scheduler: {name} takes {takes}, got {arguments}")
     return {"temperature_scheduler": name, "temperature_scheduler_options": options}
 
 
 def _weight_scheduler(weight: str, values: Mapping[str, Any]) -> dict[str, Any]:
     key = f"{weight}_scheduler"
-    name = values.get(key, "none")
+    name = values.get(key)
     if name is None or name == "none":
         return {}
     if name not in _WEIGHT_SCHEDULES:
         raise ConfigError(f"{key}: expected one of {', '.join(_WEIGHT_SCHEDULES)}, got {name!r}")
-    given = values.get(weight, 1.0)
-    if given != 1:
-        # There the schedule's value takes the weight's place after the first step.
-        logger.info("%s %s is not used: TextBrewer's %s replaces it", weight, given, key)
+    if values.get(weight, 1.0) != 1:
+        # There the schedule's value replaces the weight after the first step.
+        logger.info("%s %s is not used: TextBrewer's %s replaces it", weight, values[weight], key)
     return {weight: 1.0, key: name}
 
 

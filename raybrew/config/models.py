@@ -4,7 +4,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raybrew.config.section import Dtype, ImportPath, Many, ModelPath, Name, Section, Trust
+from raybrew.config.section import (
+    Dtype,
+    ImportPath,
+    Many,
+    ModelPath,
+    Name,
+    Section,
+    Trust,
+    changed_fields,
+)
 
 
 class Lora(Section):
@@ -108,7 +117,7 @@ class Teacher(Section):
         if (self.model is None) == (self.logits is None):
             got = "neither" if self.model is None else "both"
             raise ValueError(f"expected one of `model` and `logits`, got {got}")
-        idle = sorted(self._changed() - {"name", "task", "logits", "weight", "model"})
+        idle = sorted({*changed_fields(self)} - {"name", "task", "logits", "weight", "model"})
         if self.logits is not None and idle:
             raise ValueError(
                 f"`logits` {self.logits!r} is a column of the data, which isn't hosted: expected "
@@ -119,7 +128,7 @@ class Teacher(Section):
     @model_validator(mode="after")
     def _hosting(self) -> "Teacher":
         of_pool = {"replicas", "resources", "on_loss", "deadline_s", "lost_after_s"}
-        idle = sorted(of_pool & self._changed())
+        idle = sorted(of_pool.intersection(changed_fields(self)))
         if self.placement == "worker" and idle:
             raise ValueError(
                 f"placement: worker lives in the student's workers, with their resources: expected "
@@ -132,13 +141,6 @@ class Teacher(Section):
                 f"{gpus:g}; for more of them set replicas"
             )
         return self
-
-    def _changed(self) -> set[str]:
-        # Not what was given: a saved job gives every field.
-        fields = type(self).model_fields.items()
-        return {
-            n for n, f in fields if getattr(self, n) != f.get_default(call_default_factory=True)
-        }
 
 
 class Student(Section):

@@ -119,6 +119,16 @@ class Section(BaseModel):
     )
 
 
+def changed_fields(section: BaseModel) -> list[str]:
+    """Return the names of fields that differ from their defaults, also where those were given."""
+    fields = type(section).model_fields.items()
+    return [
+        name
+        for name, field in fields
+        if getattr(section, name) != field.get_default(call_default_factory=True)
+    ]
+
+
 def section_of(hint: Any) -> type[BaseModel] | None:
     """Return the model that an annotation holds: `X`, `X | None` or `tuple[X, ...]`."""
     if isinstance(hint, type) and issubclass(hint, BaseModel):

@@ -48,12 +48,7 @@ def _is_text(value: str) -> str:
 
 def _is_name(value: str) -> str:
     size = len(_APPENDED.sub("", value).encode(errors="replace"))
-    if (
-        not value.strip()
-        or {"/", "\0"} & set(value)
-        or value in (".", "..")
-        or size > _LONGEST_NAME
-    ):
+    if value.strip() in ("", ".", "..") or {"/", "\0"} & set(value) or size > _LONGEST_NAME:
         raise ValueError(
             f"expected a name without slashes, of at most {_LONGEST_NAME} bytes, not . or .., got "
             f"{shown(value)}"
@@ -117,11 +112,11 @@ def run_config_from(
     }
     for name, kind in nested.items():
         if isinstance(arguments.get(name), Mapping):
+            given, arguments[name] = arguments[name], None
             with collect_mistakes(mistakes):
-                arguments[name] = build_ray_object(kind, f"run.{name}", arguments[name])
+                arguments[name] = build_ray_object(kind, f"run.{name}", given)
     with collect_mistakes(mistakes):
-        rest = {k: v for k, v in arguments.items() if not (k in nested and isinstance(v, Mapping))}
-        built = build_ray_object(library.RunConfig, "run", rest, RUN)
+        built = build_ray_object(library.RunConfig, "run", arguments, RUN)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return built

@@ -45,12 +45,12 @@ def study_of(
     searched = {path: each for path, each in ranges.items() if each.is_searched}
     distributions = {path: _distribution(path, rows, each) for path, each in searched.items()}
     for row in rows:
-        if row.status == "failed" or row.score is None or not math.isfinite(row.score):
+        if row.final is None:
             continue
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
-                value=row.score,
+                value=row.final,
                 params={path: _parameter(row.config[path], searched[path]) for path in searched},
                 distributions=distributions,
                 intermediate_values={n: y for n, y in row.curve if math.isfinite(y)},

@@ -47,6 +47,12 @@ class TrialRow:
     error: str = ""
     checkpoint: str = ""
 
+    @property
+    def final(self) -> float | None:
+        """The score that it is ranked by; None of a failed trial, or where it is no number."""
+        known = self.status != "failed" and self.score is not None and math.isfinite(self.score)
+        return self.score if known else None
+
 
 def row_of(trial: Any, frame: Any, metric: str) -> TrialRow:
     """Return the row of one of Tune's trials.
@@ -92,13 +98,12 @@ def metrics_of(report: Mapping[str, Any] | None) -> dict[str, Any]:
 def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
     """Return the trials, the best first, those without a score last."""
     sign = 1.0 if mode == "min" else -1.0
-    return sorted(rows, key=lambda row: sign * _score(row, sign))
+    return sorted(rows, key=lambda row: math.inf if row.final is None else sign * row.final)
 
 
 def best_of(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
     """Return the trial with the best last score, None where no trial has one."""
-    first = next(iter(ranked(rows, mode)), None)
-    return first if first is not None and _known(first) and first.status != "failed" else None
+    return next((row for row in ranked(rows, mode) if row.final is not None), None)
 
 
 def results_csv(rows: Sequence[TrialRow], metric: str, mode: str) -> str:
@@ -154,15 +159,6 @@ def _checkpoint(trial: Any) -> str:
 def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
-
-
-def _known(row: TrialRow) -> bool:
-    return row.score is not None and math.isfinite(row.score)
-
-
-def _score(row: TrialRow, sign: float) -> float:
-    known = _known(row) and row.status != "failed"
-    return row.score if known and row.score is not None else sign * math.inf
 
 
 @dataclass(frozen=True)
