@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 TRIALS = "trials"
 """Folder of the trials in that of the sweep; also the name of their bar."""
 LINGER_S = 3.0
-"""A trial's last curves may still be on their way when Tune says that it has ended."""
+"""A trial's last curves may still be on their way when Tune reports its end."""
 NEXT_TO_NOTHING: dict[str, float] = {"memory": 1}
 """Tune places nothing that asks for nothing: a byte is as little as can be."""
 

@@ -357,7 +357,7 @@ def check_labels(job: DistillJob) -> None:
     """Refuse a store that may lack labels when it is full.
 
     Raises:
-        ConfigError: says why.
+        ConfigError: it may; explains why.
     """
     if job.labels.on_full == "go_on":
         raise ConfigError(

@@ -105,7 +105,7 @@ WRONG = {
     "missing column": ({"--": "tasks.sum.text=txt"}, r"tasks\[sum\]\.train.*'txt'.*text, label"),
     "label outside": ({"--": "tasks.sum.eval=odd.parquet"}, r"tasks\[sum\]\.eval: row 0.*got 3"),
     "no rows": ({"--": "tasks.sum.train=none.parquet"}, r"tasks\[sum\]\.train.*empty data set"),
-    "missing teacher": ({"--": "teachers.a.model=./nobody"}, r"teachers\[a\]\.model.*nobody"),
+    "missing teacher": ({"--": "teachers.a.model=./nowhere"}, r"teachers\[a\]\.model.*nowhere"),
     "teacher with other labels": (
         {"--": "teachers.a.model=two-labels"},
         r"teachers\[a\]\.model: expected 3 labels.*down, level, up.*got a model with 2",
@@ -197,7 +197,7 @@ def test_a_run_to_resume_has_a_name(files, monkeypatch, capfd):
         assert "expected run.name to say which run" in capfd.readouterr().err
 
 
-def test_a_filling_has_a_name_of_its_own(files, monkeypatch, capfd):
+def test_labels_have_a_run_with_a_name_of_its_own(files, monkeypatch, capfd):
     names = []
 
     def fill(_, run_config):
@@ -295,9 +295,12 @@ class Distilling:
     """`raybrew distill` in a session of its own, with a folder of its own for temporary files."""
 
     def __init__(self, folder: Path, ray: Path, job: str, *arguments: str):
-        self._said, self._metrics = folder / "said.txt", folder / "runs" / "run" / "metrics.jsonl"
+        self._output, self._metrics = (
+            folder / "output.txt",
+            folder / "runs" / "run" / "metrics.jsonl",
+        )
         self._before = len(self.steps())
-        with self._said.open("w") as log:
+        with self._output.open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "raybrew", "distill", job, *arguments],
                 stderr=log,
@@ -321,24 +324,24 @@ class Distilling:
         """Wait until it has taken a step."""
 
         def there() -> bool:
-            assert self._process.poll() is None, self._said.read_text()
+            assert self._process.poll() is None, self._output.read_text()
             return max(self.steps()[self._before :], default=0) >= step
 
         wait_until(there, 200, f"the run didn't get to step {step}")
 
     def stop(self, signal_: signal.Signals) -> tuple[int, str]:
-        """Send a signal; return the exit code and what was said."""
+        """Send a signal; return the exit code and the output."""
         assert ray_processes(self._process.pid)
         self._process.send_signal(signal_)
         return self.end()
 
     def end(self) -> tuple[int, str]:
-        """Wait for the end; return the exit code and what was said. Nothing else of it lives."""
+        """Wait for the end; return the exit code and the output. No other process of it is left."""
         code = self._process.wait(timeout=120)
-        # Killed, it can't end Ray's two agents, which wait a minute for a node that is gone.
+        # Killed, it can't end Ray's two agents, which wait a minute for a node that has stopped.
         late = AGENTS if code == -signal.SIGKILL else ()
         wait_until(lambda: set(self.left()) <= set(late), 20, "Ray was left behind")
-        return code, self._said.read_text()
+        return code, self._output.read_text()
 
     def give_up(self) -> None:
         """End it, if it is still there."""
@@ -393,12 +396,12 @@ def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
     run.wait_for(7)
     for number, (signal_, expected, word) in enumerate(stops):
         begin = time.monotonic()
-        code, said = run.stop(signal_)
-        assert code == expected, said
-        assert word in said
-        assert "Traceback" not in said
+        code, output = run.stop(signal_)
+        assert code == expected, output
+        assert word in output
+        assert "Traceback" not in output
         if signal_ != signal.SIGKILL:
-            assert "goes on with --resume" in said
+            assert "--resume continues the run" in output
             assert temporaries(tmp_path) == []
         taken = run.steps()
         run = Distilling(tmp_path, ray_folder, file, "--resume")
@@ -407,14 +410,14 @@ def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
         again = run.steps()[len(taken)]
         # From the newest checkpoint: one may have been on its way to the disk.
         assert again % every == 1
-        # A driver that is killed doesn't record the last steps that it was told of.
+        # A driver that is killed doesn't record the last steps that were reported to it.
         unsaid = 2 * every if signal_ == signal.SIGKILL else 0
         assert taken[-1] - 2 * every < again - 1 <= taken[-1] + unsaid
         seconds, steps = time.monotonic() - begin, max(taken[-1] - again + 1, 0)
         print(f"{signal_.name} and --resume: {seconds:.1f} s, {steps} steps")
         run.wait_for(18 + 10 * number)
-    code, said = run.end()
-    assert code == 0, said
+    code, output = run.end()
+    assert code == 0, output
     assert temporaries(tmp_path) == []
     assert not list((tmp_path / "tmp").iterdir())
     # What one process makes of it, without any Ray.

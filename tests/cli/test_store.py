@@ -157,8 +157,8 @@ def test_a_folder_of_other_things_is_no_store(tmp_path, capsys, command, name):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("[" * 100_000)
     assert raybrew("store", command[0], str(tmp_path), *command[1:]) == 2
-    told = capsys.readouterr().err
-    assert f"got {tmp_path}, which holds {name}" in told
+    output = capsys.readouterr().err
+    assert f"got {tmp_path}, which holds {name}" in output
     assert path.exists()
 
 
@@ -199,9 +199,9 @@ def test_what_may_not_be_read_is_one_message_and_exit_code_2(
     raybrew("store", command[0], str(tmp_path_factory.mktemp("empty")), *command[1:])
     capfd.readouterr()
     assert in_child(run_as_nobody) == 2
-    told = capfd.readouterr().err
-    assert "Permission denied" in told
-    assert "Traceback" not in told
+    output = capfd.readouterr().err
+    assert "Permission denied" in output
+    assert "Traceback" not in output
     assert shard_files(store) == before
 
 
@@ -212,7 +212,7 @@ def test_a_manifest_that_is_none_hides_no_labels(store, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["ls", "{}/nowhere"], r"expected a folder or URI, got .*nowhere"),
         (["verify", "nosuch://bucket"], r"expected a folder, or the URI"),
@@ -226,8 +226,8 @@ def test_a_manifest_that_is_none_hides_no_labels(store, capsys):
         (["prune", "{}", "--teacher", ""], r"--teacher: .*''"),
     ],
 )
-def test_mistakes_are_one_message_and_exit_code_2(store, capsys, arguments, said):
+def test_mistakes_are_one_message_and_exit_code_2(store, capsys, arguments, message):
     assert raybrew("store", *(each.format(store) for each in arguments)) == 2
-    told = capsys.readouterr().err
-    assert re.search(said, told)
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert re.search(message, output)
+    assert "Traceback" not in output

@@ -36,6 +36,6 @@ def test_all_sections_are_looked_at():
 def test_each_field_is_described(name):
     assert SECTIONS[name].__doc__
     for field, info in SECTIONS[name].model_fields.items():
-        said = info.description or ""
-        assert len(said.split()) >= 2, f"{name}.{field} is not described"
-        assert said.endswith("."), f"{name}.{field}: {said!r}"
+        text = info.description or ""
+        assert len(text.split()) >= 2, f"{name}.{field} is not described"
+        assert text.endswith("."), f"{name}.{field}: {text!r}"

@@ -157,7 +157,7 @@ def test_the_job_of_a_run_can_be_read_in_any_folder(file, tmp_path, monkeypatch)
         ("a: \x07\n", "expected YAML, got: unacceptable character"),
     ],
 )
-def test_what_is_no_yaml_of_a_job_is_said_in_one_line(tmp_path, text, message):
+def test_what_is_no_yaml_of_a_job_is_reported_in_one_line(tmp_path, text, message):
     refused = refusal(tmp_path / "job.yaml", text)
     assert message in refused
     assert "\n" not in refused
@@ -190,7 +190,7 @@ def test_merge_keys_still_work(tmp_path):
 # mistakes
 
 
-def test_every_mistake_is_said_at_once(tmp_path):
+def test_every_mistake_is_reported_at_once(tmp_path):
     text = """
 tasks: [{name: mr, txt: sentence, label: 3, max_length: 2}]
 teachers: [{name: "a b", task: mr, model: m, dtype: float23, weight: -1, replicas: two}]
@@ -203,7 +203,7 @@ run: 3
 """
     lines = refusal(tmp_path / "job.yaml", text).splitlines()
     assert lines[0] == f"{tmp_path / 'job.yaml'}: expected a DistillJob, got"
-    said = {line.split(": ")[0]: line for line in lines[1:]}
+    lines_by_path = {line.split(": ")[0]: line for line in lines[1:]}
     task_keys = ", ".join(sorted(Task.model_fields))
     expected = {
         "tasks[0].train": "expected a value (Rows to learn from), got none",
@@ -223,10 +223,10 @@ run: 3
         "run": "expected a mapping, got 3",
     }
     for path, text in expected.items():
-        assert said.pop(path) == f"{path}: {text}"
-    assert "did you mean 'temperature'" in said.pop("distillation.temprature")
-    assert "did you mean 'scaling'?" in said.pop("scalling")
-    assert not said
+        assert lines_by_path.pop(path) == f"{path}: {text}"
+    assert "did you mean 'temperature'" in lines_by_path.pop("distillation.temprature")
+    assert "did you mean 'scaling'?" in lines_by_path.pop("scalling")
+    assert not lines_by_path
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from raybrew.config.job_file import resolve_paths
 def test_sizes_are_read_as_people_write_them():
     labels = LabelConfig.model_validate({"max_bytes": "1.5GB", "cache_max_bytes": 10})
     assert (labels.max_bytes, labels.cache_max_bytes) == (1_500_000_000, 10)
-    for said in ("50GB", "50 gb", " 50 GB ", "50000000000", "50000MB"):
-        assert LabelConfig.model_validate({"max_bytes": said}).max_bytes == 50_000_000_000
+    for size in ("50GB", "50 gb", " 50 GB ", "50000000000", "50000MB"):
+        assert LabelConfig.model_validate({"max_bytes": size}).max_bytes == 50_000_000_000
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({"max_bytes": "many"}, "expected a size such as 50GB.*'many'"),
         ({"max_bytes": "10%"}, "expected a size such as 50GB.*'10%'"),
@@ -31,8 +31,8 @@ def test_sizes_are_read_as_people_write_them():
         ({"max_bytes": 1, "store": "s3://bucket/x"}, "expected max_bytes for a store in a folder"),
     ],
 )
-def test_settings_of_a_store_that_cant_be_are_refused(values, said):
-    with pytest.raises(ValidationError, match=said):
+def test_settings_of_a_store_that_cant_be_are_refused(values, message):
+    with pytest.raises(ValidationError, match=message):
         LabelConfig.model_validate(values)
 
 

@@ -35,7 +35,7 @@ def test_workers_may_be_as_many_as_ray_train_allows(given):
         ({"progress_reporter": "x"}, "progress_reporter: expected an instance of ProgressReporter"),
     ],
 )
-def test_what_tune_cant_use_of_a_run_is_said_before_anything_runs(given, what):
+def test_what_tune_cant_use_of_a_run_is_reported_before_anything_runs(given, what):
     with pytest.raises(rb.ConfigError, match=rf"run\.{what}"):
         tune_run_config_from(given)
 

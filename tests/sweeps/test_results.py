@@ -71,13 +71,13 @@ def test_the_best_comes_first_and_those_without_a_score_last():
 def test_the_table_holds_every_path_figure_and_error():
     rows = [
         row("t1", 0.5, metrics={"eval/score": 0.5, "eval/sum/f1": 0.4}),
-        row("t2", None, status="failed", error='LabelError: "gone"\nfor good'),
+        row("t2", None, status="failed", error='LabelError: "lost"\nfor good'),
     ]
     read = list(csv.DictReader(io.StringIO(results_csv(rows, "eval/score", "max"))))
     assert [each["trial"] for each in read] == ["t1", "t2"]
     assert read[0]["b"] == "[1, 2]"
     assert read[0]["eval/sum/f1"] == "0.4"
-    assert read[1]["error"] == 'LabelError: "gone"\nfor good'
+    assert read[1]["error"] == 'LabelError: "lost"\nfor good'
     assert read[1]["eval/score"] == ""
 
 
@@ -139,7 +139,7 @@ def test_the_page_holds_all_it_shows(tmp_path: Path):
                 None,
                 status="failed",
                 config=made_rows()[0].config,
-                error="LabelError: <b>&amp; gone",
+                error="LabelError: <b>&amp; lost",
             ),
         ],
         "max",
@@ -153,7 +153,7 @@ def test_the_page_holds_all_it_shows(tmp_path: Path):
     assert page.addresses == []  # nothing is fetched
     assert not re.search(r"<script|@import|url\((?!#)", text)
     assert page.rows >= len(rows)
-    assert "LabelError: &lt;b&gt;&amp;amp; gone" in text
+    assert "LabelError: &lt;b&gt;&amp;amp; lost" in text
     for name in ("parallel_coordinates", "importance", "learning_curves"):
         png = (tmp_path / f"{name}.png").read_bytes()
         assert png[:8] == b"\x89PNG\r\n\x1a\n"

@@ -39,7 +39,7 @@ class Monitor(contextlib.nullcontext):
     [
         (ValueError("no mode"), 0, rb.ConfigError),
         (AttributeError("no mode"), 0, rb.ConfigError),
-        (rb.TeacherError("gone"), 0, rb.TeacherError),
+        (rb.TeacherError("lost"), 0, rb.TeacherError),
         (AttributeError("no mode"), 1, AttributeError),
     ],
 )
@@ -117,7 +117,7 @@ def test_trials_go_on_where_any_began(run, monkeypatch, resume, files, made):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "EOFError"),
         (b"nonsense", "UnpicklingError"),
@@ -127,10 +127,10 @@ def test_trials_go_on_where_any_began(run, monkeypatch, resume, files, made):
         (None, "FileNotFoundError: there is no tuner.pkl"),
     ],
 )
-def test_a_sweep_that_tune_cant_read_back_is_one_message(run, tmp_path, content, said):
+def test_a_sweep_that_tune_cant_read_back_is_one_message(run, tmp_path, content, message):
     files = STATE if content is None else {"tuner.pkl": content, **STATE}
     with pytest.raises(
-        rb.ConfigError, match=rf"resume: .*{tmp_path}/trials\).*({said}).*run\.name"
+        rb.ConfigError, match=rf"resume: .*{tmp_path}/trials\).*({message}).*run\.name"
     ):
         run(files, resume=True)
 

@@ -84,7 +84,7 @@ def test_schedulers_and_searchers_are_named_in_yaml():
         ({"scheduler": {"hyperband": {"reduction_factor": 1}}}, "reduction_factor: .*than 1"),
     ],
 )
-def test_what_tune_cant_use_is_said_before_anything_runs(values, what):
+def test_what_tune_cant_use_is_reported_before_anything_runs(values, what):
     with pytest.raises(rb.ConfigError, match=what):
         with_defaults(tune_config_from(values))
 
@@ -103,12 +103,12 @@ def test_what_tune_cant_use_is_said_before_anything_runs(values, what):
         ),
     ],
 )
-def test_mutations_that_cant_be_are_said_with_their_place(mutations, what):
+def test_mutations_that_cant_be_are_reported_with_their_place(mutations, what):
     with pytest.raises(rb.ConfigError, match=f"tune.scheduler.pbt.*{what}"):
         tune_config_from({"scheduler": {"pbt": {"hyperparam_mutations": mutations}}})
 
 
-def test_no_value_to_change_to_is_said_in_a_script_too():
+def test_no_value_to_change_to_is_reported_in_a_script_too():
     scheduler = PopulationBasedTraining(hyperparam_mutations={"distillation.temperature": []})
     with pytest.raises(rb.ConfigError, match="expected at least one value"):
         mutated_ranges(scheduler)
@@ -121,7 +121,7 @@ def test_no_value_to_change_to_is_said_in_a_script_too():
         (tune.randn(1, 0.1), "space.distillation.temperature: Optuna search does not support"),
     ],
 )
-def test_spaces_that_optuna_cant_search_are_said_before_anything_runs(given, what):
+def test_spaces_that_optuna_cant_search_are_reported_before_anything_runs(given, what):
     space = {"distillation.temperature": given, "training.seed": tune.randint(1, 3)}
     with pytest.raises(rb.ConfigError, match=what):
         check_space(tune_config_from({"search_alg": "optuna"}), space)

@@ -84,7 +84,7 @@ def test_an_unknown_path_names_the_nearest():
     )
     assert "distillation.temprature" in message
     assert "did you mean 'temperature'" in message
-    assert "teachers.c.weight" in message  # both are told
+    assert "teachers.c.weight" in message  # both are reported
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_space_in_yaml_is_tunes_own():
         ({"sample_from": ["import os"]}, "function: arguments"),
     ],
 )
-def test_what_is_no_space_in_yaml_is_said_with_its_path(given, what):
+def test_what_is_no_space_in_yaml_is_reported_with_its_path(given, what):
     with pytest.raises(rb.ConfigError, match=what) as error:
         space_from({"training.seed": given})
     assert "space.training.seed" in str(error.value)
@@ -238,6 +238,6 @@ def test_what_is_remembered_of_a_space_is_the_same_in_every_process():
         )
         return [range_of("x", each).text for each in given]
 
-    said = made()
-    assert not any("0x" in each for each in said)  # an address, which the next process hasn't got
-    assert "made.<locals>.function" in said[1]
+    texts = made()
+    assert not any("0x" in each for each in texts)  # an address, which the next process hasn't got
+    assert "made.<locals>.function" in texts[1]

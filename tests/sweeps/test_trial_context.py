@@ -79,16 +79,16 @@ def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
 def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
     job = make_job(models, tmp_path / "store")
     task = job.tasks[0]
-    said = {
+    sides = {
         side: getattr(task, side).add_column(
-            "said", [[float(n), 0.0, 1.0] for n in range(len(getattr(task, side)))]
+            "logits", [[float(n), 0.0, 1.0] for n in range(len(getattr(task, side)))]
         )
         for side in ("train", "eval")
     }
-    column = rb.Teacher(name="c", task="sum", logits="said")
+    column = rb.Teacher(name="c", task="sum", logits="logits")
     job = job.model_copy(
         update={
-            "tasks": (task.model_copy(update=said),),
+            "tasks": (task.model_copy(update=sides),),
             "teachers": (*job.teachers, column),
             "student": rb.Student(config=STUDENT_CONFIG),
         }
@@ -100,9 +100,9 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
             "teachers.c.weight": tune.choice([0.5, 1.0]),
         },
     )
-    shared, [(_, resolved)] = prepare_sweep(space, tmp_path / "data")
-    # Nobody hosts it; its values are there before any trial.
-    assert [t.teacher.name for t in resolved.teachers if t.spec] == ["a", "b"]
+    shared, [resolved] = prepare_sweep(space, tmp_path / "data")
+    # It isn't hosted; its values are there before any trial.
+    assert [t.name for t in resolved.teachers if t.model] == ["a", "b"]
     teacher = resolved.teachers[2]
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90
