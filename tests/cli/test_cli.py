@@ -189,6 +189,25 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     assert not (files / "runs").exists()
 
 
+def test_every_mistake_of_a_file_is_reported_at_once(files, monkeypatch, capfd):
+    monkeypatch.chdir(files)
+    wrong = {
+        "training": {"num_steps": 0},
+        "scaling": {"num_workers": 0, "use_gp": True},
+        "run": {"name": "a/b", "failure_config": {"max_failures": "x"}},
+    }
+    assert raybrew("distill", write(files, job(files, **wrong))) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == f"raybrew: {files / 'job.yaml'}: expected a DistillJob, got"
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "training.num_steps",
+        "scaling.num_workers",
+        "scaling.use_gp",
+        "run.failure_config.max_failures",
+        "run.name",
+    ]
+
+
 def test_a_run_to_resume_has_a_name(files, monkeypatch, capfd):
     monkeypatch.chdir(files)
     values = job(files, run={"storage_path": str(files / "runs")})
