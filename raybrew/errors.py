@@ -84,13 +84,14 @@ def import_object(path: str, what: str) -> Any:
         ConfigError: nothing is there.
     """
     module, _, names = path.partition(":")
+    found: Any = None
     try:
-        found: Any = importlib.import_module(module)
+        found = importlib.import_module(module)
         for name in names.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        missing = error.name if isinstance(error, AttributeError) else None
-        near = did_you_mean(missing, dir(error.obj)) if missing else ""
+        missing = isinstance(error, AttributeError) and error.name
+        near = did_you_mean(missing, dir(found)) if missing and found else ""
         raise ConfigError(
             f"{what} {path!r} can't be imported: {error}{near or '.'} Give it as "
             '"package.module:name", from a module that every worker can import.'

@@ -51,23 +51,19 @@ class Operation(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Operation":
-        given = self.model_dump(exclude={"name"}, exclude_none=True)
-        unknown = sorted(given.keys() - _DEFAULTS[self.name].keys())
+        options, known = self.options, _DEFAULTS[self.name]
+        unknown = sorted(options.keys() - known.keys())
         if unknown:
-            raise ValueError(
-                f"{self.name} takes {', '.join(_DEFAULTS[self.name])}, got {', '.join(unknown)}"
-            )
-        options = self.options
+            raise ValueError(f"{self.name} takes {', '.join(known)}, got {', '.join(unknown)}")
+        p, lengths = options.get("p", 0), options.get("l_ng")
         if self.name == "short_disorder":
-            _check_distribution("short_disorder: p", options["p"], _CASES)
-        elif "p" in options and not (
-            isinstance(options["p"], float | int) and 0 <= options["p"] <= 1
-        ):
-            raise ValueError(f"{self.name}: expected p in [0, 1], got {options['p']}")
-        if self.name == "n_gram_sampling":
-            if min(options["l_ng"], default=0) < 1:
-                raise ValueError(f"expected lengths of 1 or more in l_ng, got {options['l_ng']}")
-            _check_distribution("n_gram_sampling: p_ng", options["p_ng"], len(options["l_ng"]))
+            _check_distribution("short_disorder: p", p, _CASES)
+        elif isinstance(p, tuple) or not 0 <= p <= 1:
+            raise ValueError(f"{self.name}: expected p in [0, 1], got {p}")
+        if lengths is not None:
+            if min(lengths, default=0) < 1:
+                raise ValueError(f"expected lengths of 1 or more in l_ng, got {lengths}")
+            _check_distribution("n_gram_sampling: p_ng", options["p_ng"], len(lengths))
         return self
 
 

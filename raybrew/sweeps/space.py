@@ -221,7 +221,7 @@ def _numbers(path: str, text: str, given: Float | Integer) -> Range:
     low: Any = given.lower
     high: Any = given.upper
     integer = isinstance(given, Integer)
-    type_ = Integral if integer else Real
+    type_: Any = Integral if integer else Real
     if hasattr(sampler, "get_sampler"):  # rounded to a step
         sampler, step = sampler.get_sampler(), sampler.q
         if not isinstance(step, type_) or not 0 < step < math.inf:
