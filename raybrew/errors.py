@@ -1,4 +1,4 @@
-"""Every error that raybrew raises on purpose, and what their messages share.
+"""Every error that raybrew raises on purpose, what messages share, and events of faults.
 
 A message states what failed, what was expected, what was found, and what to do next. An error
 holds its message alone, so it survives the pickling between processes of Ray.
@@ -8,6 +8,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -49,6 +50,35 @@ class TrainingError(RaybrewError):
 
 class CheckpointError(RaybrewError):
     """A checkpoint can't be written, or can't be read back."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The run was stopped by SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A fault that a run recovered from, or another turn that it took.
+
+    Args:
+        fault: its kind, a few words, such as `rank died`.
+        who: what it happened to, such as `rank 1` or `teacher 'a', replica 0`.
+        what: what happened, and what was done.
+        lost_s: time that it cost, seconds; None where nothing waited.
+        lost_steps: optimizer steps that were taken again.
+        is_fault: False for what goes as it should, such as a teacher that leaves.
+    """
+
+    fault: str
+    who: str
+    what: str
+    lost_s: float | None = None
+    lost_steps: int = 0
+    is_fault: bool = True
+
+    def message(self) -> dict[str, Any]:
+        """Return it as a message to the driver, see `raybrew.runs.events`."""
+        return {"kind": "event", "event": asdict(self)}
 
 
 @contextmanager

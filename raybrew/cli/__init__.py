@@ -17,8 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from raybrew.cli.store import app as store_app
-from raybrew.errors import ConfigError, RaybrewError
-from raybrew.runs.interrupts import Terminated
+from raybrew.errors import ConfigError, RaybrewError, Terminated
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 

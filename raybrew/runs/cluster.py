@@ -23,7 +23,7 @@ from raybrew.config.paths import try_to_write
 from raybrew.errors import ConfigError, RaybrewError, Terminated
 from raybrew.models.devices import check_device, device_for
 from raybrew.runs.folder import RunFolder
-from raybrew.runs.ray_config import check_ray_arguments
+from raybrew.runs.ray_config import NOTHING_TO_RESUME
 from raybrew.training.ray_private import bootstrap_address, loopback_only, worker_resources
 
 if TYPE_CHECKING:  # slow to import, and needed by sweeps alone

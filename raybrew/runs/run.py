@@ -23,6 +23,7 @@ from raybrew.runs.cluster import (
     sigterm_as_interrupt,
 )
 from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery, start_event_channel
+from raybrew.runs.ray_config import MAX_FAILURES, NOTHING_TO_RESUME
 from raybrew.runs.report import RunResult, render_report
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.tracking import Tracker

@@ -28,13 +28,14 @@ from ray.tune import Callback, CheckpointConfig, ExperimentAnalysis
 from ray.tune.experiment import Trial
 
 from raybrew.config import TrackingConfig
-from raybrew.errors import ConfigError, RaybrewError
-from raybrew.runs.events import Event, EventSubscriber, Message, start_event_channel
+from raybrew.errors import ConfigError, Event, RaybrewError
+from raybrew.runs.events import EventSubscriber, Message, start_event_channel
 from raybrew.runs.run import Run
 from raybrew.runs.tracking import Tracker
 from raybrew.sweeps.results import TrialRow, metrics_of, row_of
 from raybrew.sweeps.settings import concurrency, copies_checkpoints
 from raybrew.sweeps.trial import StudentTrial, TrialContext, train_with_workers
+from raybrew.training.ray_private import worker_resources
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ class Search:
         return self.scaling.min_workers == 1
 
     def _trainable(self, shared: TrialContext, channel: ActorHandle) -> Any:
-        worker: dict[str, Any] = dict(self.scaling._resources_per_worker_not_none)
+        worker = worker_resources(self.scaling)
         if self._in_one_process:
             worker = worker if any(worker.values()) else NEXT_TO_NOTHING
             trial = tune.with_parameters(

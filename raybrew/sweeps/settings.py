@@ -179,7 +179,7 @@ def concurrency(config: tune.TuneConfig, scaling: ScalingConfig) -> int | None:
     """
     if scaling.min_workers == 1:
         return config.max_concurrent_trials
-    worker: Any = scaling._resources_per_worker_not_none
+    worker = worker_resources(scaling)
     has = ray.cluster_resources()
     fits = [
         math.floor(has.get(name, 0) / (need * scaling.min_workers) + 1e-9)

@@ -24,7 +24,6 @@ from raybrew.runs.cluster import default_teacher_resources, run_folder
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.ray_config import SCALING, check_arguments
-from raybrew.runs.resolve import distill_plan
 from raybrew.runs.run import Run
 from raybrew.runs.tracking import check_tracking
 from raybrew.sweeps.results import TrialRow, TuneResult, best_of, ranked, render_sweep, results_csv
@@ -40,8 +39,9 @@ from raybrew.sweeps.settings import (
     with_defaults,
 )
 from raybrew.sweeps.space import JobSpace, Range, range_of
-from raybrew.sweeps.trial import LabelPass, prepare_sweep, with_saved_data
-from raybrew.training.build import check_class_orders, load_tasks
+from raybrew.sweeps.trial import prepare_sweep, with_saved_data
+from raybrew.training.build import check_class_orders
+from raybrew.training.job import ResolvedJob
 from raybrew.training.snapshot import STUDENT
 from raybrew.training.world import World
 
@@ -91,12 +91,12 @@ def tune(
             shared, passes = prepare_sweep(jobs, run.folder.data)
         run.start_ray()
         resources = default_teacher_resources()
-        passes = [(each, resolved.placed(resources)) for each, resolved in passes]
-        run.start(Precompute(*passes[0], run).replicas(), together=False)
+        passes = [each.placed(resources) for each in passes]
+        run.start(Precompute(passes[0], run).replicas(), together=False)
         labels = _compute_labels(passes, run)
         with run.stage("trials"):
             rows = search.run(shared, TrialMonitor(shared, search, run), resume=resume)
-        return _finish(run, jobs, search, rows, labels, evaluate_teachers(*passes[0]))
+        return _finish(run, jobs, search, rows, labels, evaluate_teachers(passes[0]))
 
 
 def check_sweep(
@@ -230,11 +230,11 @@ def _common_job(jobs: JobSpace, folder: Path) -> DistillJob:
     return job.model_copy(update={"labels": labels})
 
 
-def _compute_labels(passes: list[LabelPass], run: Run) -> dict[str, float]:
+def _compute_labels(passes: list[ResolvedJob], run: Run) -> dict[str, float]:
     """Compute every label that a trial may need, then release the teachers."""
     counts = {"needed": 0.0, "in_store": 0.0, "forwards": 0.0}
-    for job, resolved in passes:
-        labels = Precompute(job, resolved, run)
+    for job in passes:
+        labels = Precompute(job, run)
         with labels.pool() as pool:
             labels.fill(pool, ("train", "eval"))
             labels.close(pool)
@@ -243,8 +243,7 @@ def _compute_labels(passes: list[LabelPass], run: Run) -> dict[str, float]:
                 f"sweep: expected the labels of every teacher, but {', '.join(labels.dropped)} "
                 "was dropped (on_loss: drop); start the sweep again, or leave that teacher out"
             )
-        plan = distill_plan(job, resolved)
-        check_class_orders(plan, load_tasks(plan), World(), None)
+        check_class_orders(job, World(), None)
         for name in counts:
             counts[name] += labels.counts[name]
     return counts

@@ -3,7 +3,7 @@
 jobs of the space ──► fit models, data, objective ──► data encoded once each ──► TrialContext
                                                   └─► the labels of all jobs, in passes
 
-config of a trial ──► job ──► fits the models (read once a process) ──► RankPlan ──► StudentTraining
+config of a trial ──► job ──► fits the models (read once a process) ──► ResolvedJob ──► training
     one worker         StudentTrial: trains to the next evaluation, which Tune sees, and saves
     several workers    train_with_workers: a `TorchTrainer` inside the trial's function, since a
                        Trainer passed to `Tuner` fails in Ray 2.60
@@ -26,24 +26,24 @@ from ray.train import RunConfig, ScalingConfig
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from raybrew.config import DistillJob
-from raybrew.data.split import EncodedSplit
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, Event
 from raybrew.models.devices import check_device, device_for
 from raybrew.objective.extensions import Extensions, registered
-from raybrew.runs.events import Event, EventSubscriber, Message, event_message, start_event_channel
+from raybrew.runs.events import EventSubscriber, Message, start_event_channel
 from raybrew.runs.resolve import (
     MetadataCache,
-    distill_plan,
-    fit_together,
-    read_tables,
-    store_supplied,
+    Tokenizers,
+    check_names,
+    fit_models,
+    read_data,
+    store_columns,
 )
 from raybrew.sweeps.space import JobSpace
-from raybrew.tasks.task_data import Table, encode_table
-from raybrew.teachers.teacher import TeacherSpec
-from raybrew.training.build import RankPlan, build_training
+from raybrew.tasks.task_data import TaskData
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.build import build_training
 from raybrew.training.callbacks import Saver
-from raybrew.training.job import Fitting, ResolvedJob, ResolvedTask, ResolvedTeacher
+from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import Snapshot
@@ -51,10 +51,6 @@ from raybrew.training.world import World
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints of several workers in that of the trial."""
-
-LabelPass = tuple[DistillJob, ResolvedJob]
-"""Labels that one set of teachers computes together: a job that needs them, and its data and its
-teachers with the signals of all jobs."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +60,19 @@ class TrialContext:
     Args:
         space: the base job and its paths.
         fingerprints: of the teachers, which take a pass over their weights to compute.
-        tables: the tasks' rows, by `_rows_key`.
+        data: the tasks' rows, by `_data_key`.
         folders: of each task the folders of its encoded splits, by `_encoding_key`.
         extensions: what the user registered in the driver's process.
     """
 
     space: JobSpace
     fingerprints: Mapping[tuple[str, ...], str]
-    tables: dict[str, tuple[Table, ...]] = field(default_factory=dict)
+    data: dict[str, tuple[TaskData, ...]] = field(default_factory=dict)
     folders: dict[str, tuple[Mapping[str, str], ...]] = field(default_factory=dict)
     extensions: Extensions = field(default_factory=registered)
 
-    def plan(self, config: Mapping[str, Any], cache: MetadataCache) -> RankPlan:
-        """Return what a trial's worker does; it hosts no teacher, whatever the job says.
+    def resolve(self, config: Mapping[str, Any], cache: MetadataCache) -> ResolvedJob:
+        """Return a trial's job with the data that was encoded for it; its worker hosts no teacher.
 
         Args:
             config: of the trial.
@@ -87,46 +83,12 @@ class TrialContext:
         """
         self.extensions.install()
         job = self.space.job(config)
-        fitting = fit_together(job, self.tables[_rows_key(job)], cache)
-        tasks = self.tasks(job, fitting)
-        plan = distill_plan(job, ResolvedJob(tasks, fitting.teachers, fitting.matches))
-        return replace(plan, teachers=tuple(replace(each, hosted=None) for each in plan.teachers))
-
-    def tasks(self, job: DistillJob, fitting: Fitting) -> tuple[ResolvedTask, ...]:
-        """Return the tasks of a job, their encoded splits mapped into memory."""
-        tables, folders = self.tables[_rows_key(job)], self.folders[_encoding_key(job, fitting)]
-        return tuple(
-            ResolvedTask(
-                task=table.task,
-                label_names=table.label_names,
-                train=EncodedSplit.load(Path(each["train"])),
-                eval=EncodedSplit.load(Path(each["eval"])) if "eval" in each else None,
-                folders=dict(each),
-                num_labels=size,
-            )
-            for table, each, size in zip(tables, folders, fitting.num_labels, strict=True)
-        )
-
-    def encode(self, job: DistillJob, folder: Path, cache: MetadataCache) -> Fitting:
-        """Read and encode the data of a job, unless another job has the same."""
-        key = _rows_key(job)
-        if key not in self.tables:
-            self.tables[key] = tuple(read_tables(job))
-        tables = self.tables[key]
-        fitting = fit_together(job, tables, cache)
-        key = _encoding_key(job, fitting)
-        if key not in self.folders:
-            place = folder / str(len(self.folders))
-            self.folders[key] = tuple(
-                encode_table(table, tokenizers, place, num_labels).folders
-                for table, tokenizers, num_labels in zip(
-                    tables, fitting.tokenizers, fitting.num_labels, strict=True
-                )
-            )
-        return fitting
+        resolved, tokenizers = fit_models(job, self.data[_data_key(job)], check_names(job), cache)
+        resolved = resolved.encoded(self.folders[_encoding_key(job, tokenizers)])
+        return resolved.with_teachers([replace(each, model=None) for each in resolved.teachers])
 
 
-def prepare_sweep(space: JobSpace, folder: Path) -> tuple[TrialContext, list[LabelPass]]:
+def prepare_sweep(space: JobSpace, folder: Path) -> tuple[TrialContext, list[ResolvedJob]]:
     """Check every job of the space, and encode the data of all.
 
     Args:
@@ -134,8 +96,8 @@ def prepare_sweep(space: JobSpace, folder: Path) -> tuple[TrialContext, list[Lab
         folder: where encoded data is saved.
 
     Returns:
-        What trials share, and the labels to compute before them: one pass, unless trials differ in
-        data or teachers.
+        What trials share, and the jobs whose labels are computed before them, each with the signals
+        of all its trials: one, unless trials differ in data or teachers.
 
     Raises:
         ConfigError: a combination of the space that can't be; names it.
@@ -143,34 +105,50 @@ def prepare_sweep(space: JobSpace, folder: Path) -> tuple[TrialContext, list[Lab
     """
     cache = MetadataCache()
     context = TrialContext(space, cache.fingerprints)
-    # By data and teachers: a job, how it fits, and the teachers of each such job.
-    needed: dict[Any, tuple[DistillJob, Fitting, list[Sequence[ResolvedTeacher]]]] = {}
+    # By data and teachers: a job, its rows, and the teachers of each such job.
+    needed: dict[Any, tuple[ResolvedJob, str, list[tuple[ResolvedTeacher, ...]]]] = {}
     for config, job in space.jobs():
         try:
-            fitting = context.encode(job, folder, cache)
+            key, resolved = _encoded(job, context, folder, cache)
         except ConfigError as error:
             values = ", ".join(f"{path} = {value!r}" for path, value in config.items())
             raise ConfigError(f"space: with {values}: {error}") from error
-        who = tuple((t.teacher.name, t.fingerprint, t.view) for t in fitting.teachers)
-        same = needed.setdefault((_encoding_key(job, fitting), who), (job, fitting, []))
-        same[2].append(fitting.teachers)
+        who = tuple((t.name, t.fingerprint, t.view) for t in resolved.teachers)
+        same = needed.setdefault((key, who), (resolved, _data_key(job), []))
+        same[2].append(resolved.teachers)
     passes = []
-    for job, fitting, teachers in needed.values():
-        merged = merge_teachers(teachers)
-        store_supplied(job, context.tables[_rows_key(job)], merged)
-        passes.append((job, ResolvedJob(context.tasks(job, fitting), merged)))
+    for resolved, rows, teachers in needed.values():
+        passes.append(resolved.with_teachers(merge_teachers(teachers)))
+        store_columns(passes[-1], context.data[rows])
     return context, passes
+
+
+def _encoded(
+    job: DistillJob, context: TrialContext, folder: Path, cache: MetadataCache
+) -> tuple[str, ResolvedJob]:
+    """Resolve a job; read and encode its data, unless another job of the sweep has the same."""
+    objectives, rows = check_names(job), _data_key(job)
+    if rows not in context.data:
+        context.data[rows] = tuple(read_data(job))
+    data = context.data[rows]
+    resolved, tokenizers = fit_models(job, data, objectives, cache)
+    key = _encoding_key(job, tokenizers)
+    if key not in context.folders:
+        place = folder / str(len(context.folders))
+        pairs = zip(data, tokenizers, strict=True)
+        context.folders[key] = tuple(each.encode(views, place) for each, views in pairs)
+    return key, resolved.encoded(context.folders[key])
 
 
 def merge_teachers(teachers: Sequence[Sequence[ResolvedTeacher]]) -> tuple[ResolvedTeacher, ...]:
     """Return each teacher with every signal that any of these jobs needs of it."""
     merged: dict[str, ResolvedTeacher] = {}
     for teacher in (one for each in teachers for one in each):
-        before = merged.get(teacher.teacher.name, teacher)
-        merged[teacher.teacher.name] = replace(
+        before = merged.get(teacher.name, teacher)
+        merged[teacher.name] = replace(
             before,
             signals=tuple(dict.fromkeys([*before.signals, *teacher.signals])),
-            spec=_hosted_for_both(before.spec, teacher.spec),
+            attention=before.attention or teacher.attention,
         )
     return tuple(merged.values())
 
@@ -192,25 +170,18 @@ def with_saved_data(job: DistillJob, folder: Path) -> DistillJob:
     return job.model_copy(update={"tasks": tuple(tasks)})
 
 
-def _rows_key(job: DistillJob) -> str:
+def _data_key(job: DistillJob) -> str:
     """Name the rows that a job reads."""
     routes = [(teacher.name, teacher.task, teacher.logits) for teacher in job.teachers]
     return json.dumps([[task.model_dump(mode="json") for task in job.tasks], routes])
 
 
-def _encoding_key(job: DistillJob, fitting: Fitting) -> str:
+def _encoding_key(job: DistillJob, tokenizers: Sequence[Tokenizers]) -> str:
     """Name the encoded data of a job: its rows, and the tokenizer of each view."""
     views = [
-        {view: tokenizer.name_or_path for view, tokenizer in tokenizers.items()}
-        for tokenizers in fitting.tokenizers
+        {view: tokenizer.name_or_path for view, tokenizer in each.items()} for each in tokenizers
     ]
-    return json.dumps([_rows_key(job), views])
-
-
-def _hosted_for_both(one: TeacherSpec | None, other: TeacherSpec | None) -> TeacherSpec | None:
-    if one is None or other is None:
-        return None
-    return replace(one, attention=one.attention or other.attention)
+    return json.dumps([_data_key(job), views])
 
 
 def _write(rows: Dataset, path: Path) -> None:
@@ -271,7 +242,7 @@ class StudentTrial(tune.Trainable):
         self._training.resume(Path(checkpoint), own_settings=True)
 
     def _start(self, config: Mapping[str, Any]) -> None:
-        plan = self._shared.plan(config, self._cache)
+        job = self._shared.resolve(config, self._cache)
         cpus = self._resources.get("CPU", 1)
         torch.set_num_threads(job.config.training.num_threads or max(1, int(cpus)))
         device = device_for(self._resources.get("GPU", 0))
@@ -340,7 +311,7 @@ def train_with_workers(
     context = tune.get_context()
     trial, folder = context.get_trial_id(), context.get_trial_dir()
     assert folder is not None, "a trial has a folder"
-    plan = shared.plan(config, MetadataCache(shared.fingerprints))
+    job = shared.resolve(config, MetadataCache(shared.fingerprints))
 
     def forward(message: Message) -> None:
         channel.put.remote({**message, "trial": trial})

@@ -23,7 +23,7 @@ from raybrew import cli
 from raybrew.config.job_file import dump_yaml, load_job
 from raybrew.data.payload import Payload, Signal
 from raybrew.labels.store import LabelStore
-from raybrew.runs.cluster import run_config_from, scaling_config_from
+from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.resolve import resolve_job
 from raybrew.tasks.task_data import read_task_data
 from raybrew.training.checkpoints import Checkpoints

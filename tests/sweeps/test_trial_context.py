@@ -40,23 +40,23 @@ def test_signals_of_all_trials_are_asked_for_in_one_pass(models, tmp_path):
             "training.learning_rate": tune.loguniform(1e-4, 1e-2),
         },
     )
-    shared, [(_, resolved)] = prepare_sweep(space, tmp_path / "data")
-    signals = {t.teacher.name: [s.statistic for s in t.signals] for t in resolved.teachers}
+    shared, [resolved] = prepare_sweep(space, tmp_path / "data")
+    signals = {t.name: [s.statistic for s in t.signals] for t in resolved.teachers}
     assert [len(each) for each in signals.values()] == [2, 2]
     assert all(each[0] == "logits" for each in signals.values())
     # One tokenizer, one set of rows: encoded once.
-    assert len(shared.folders) == len(shared.tables) == 1
-    readings = MetadataCache(shared.fingerprints)
-    asked = {t.teacher.name: set(t.signals) for t in resolved.teachers}
+    assert len(shared.folders) == len(shared.data) == 1
+    cache = MetadataCache(shared.fingerprints)
+    asked = {t.name: set(t.signals) for t in resolved.teachers}
     for config, _ in space.jobs():
-        plan = shared.plan(config, readings)
-        for teacher in plan.teachers:
+        trial = shared.resolve(config, cache)
+        for teacher in trial.teachers:
             assert set(teacher.signals) <= asked[teacher.name]
             assert not teacher.in_worker
-        assert Path(job.tasks[0].folders["train"]).is_dir()
-        assert job.student.config is not None
+        assert Path(trial.tasks[0].folders["train"]).is_dir()
+        assert trial.student.config is not None
         layers = config["student.config.num_hidden_layers"]
-        assert job.student.config["num_hidden_layers"] == layers
+        assert trial.student.config["num_hidden_layers"] == layers
 
 
 def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
@@ -64,7 +64,7 @@ def test_trials_that_read_other_rows_get_their_own_encoding(models, tmp_path):
     space = space_of(base, {"tasks.sum.max_length": tune.choice([8, 32])})
     shared, passes = prepare_sweep(space, tmp_path / "data")
     assert len(passes) == len(shared.folders) == 2
-    lengths = {int(each.tasks[0].train.student.lengths.max()) for _, each in passes}
+    lengths = {int(each.tasks[0].train.student.lengths.max()) for each in passes}
     assert min(lengths) == 8 < max(lengths)
 
 
@@ -72,7 +72,7 @@ def test_a_teacher_that_is_searched_for_has_labels_of_each(models, tmp_path):
     base = with_saved_data(make_job(models, tmp_path / "store"), tmp_path / "rows")
     space = space_of(base, {"teachers.a.model": tune.grid_search([models["a"], models["b"]])})
     _, passes = prepare_sweep(space, tmp_path / "data")
-    prints = {tuple(t.fingerprint for t in each.teachers) for _, each in passes}
+    prints = {tuple(t.fingerprint for t in each.teachers) for each in passes}
     assert len(prints) == 2
 
 
@@ -107,10 +107,10 @@ def test_a_column_of_logits_is_stored_once_for_all_trials(models, tmp_path):
     store = LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, teacher.signals[0])
     assert len(store) == 90
     for config, _ in space.jobs():
-        plan = shared.plan(config, MetadataCache(shared.fingerprints))
-        assert [each.supplied for each in plan.teachers] == [False, False, True]
-        split = EncodedSplit.load(Path(plan.tasks[0].train))
-        assert store.contains(split.views[plan.teachers[2].view].keys).all()
+        trial = shared.resolve(config, MetadataCache(shared.fingerprints))
+        assert [each.is_column for each in trial.teachers] == [False, False, True]
+        split = trial.tasks[0].train
+        assert store.contains(split.views[trial.teachers[2].view].keys).all()
 
 
 def test_a_combination_that_does_not_fit_is_named(models, tmp_path):

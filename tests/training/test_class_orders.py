@@ -248,7 +248,6 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
             yield None
 
     monkeypatch.setattr(sweep, "Precompute", Labelled)
-    found: Any = SimpleNamespace(passes=[preparation])
     with pytest.raises(rb.ConfigError, match="no names say which"):
         sweep._compute_labels([(job, preparation)], Run(job, "tune", None, None))
 
