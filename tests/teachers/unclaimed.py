@@ -1,4 +1,4 @@
-"""`faulty` in a process whose claims on labels say nothing.
+"""`faulty` in a process whose leases of labels mean nothing.
 
 With them, two replicas that are asked for one label compute it once whatever sends them there: one
 waits for the other. Without them, it shows who asks whom.
@@ -7,6 +7,7 @@ waits for the other. Without them, it shows who asks whom.
 import numpy as np
 
 from raybrew.labels.leases import LeaseResult, Leases
+from tests.teachers.faulty import faulty as faulty
 
 
 def _all_mine(_: Leases, keys: np.ndarray, *, waiting: bool = False) -> LeaseResult:
