@@ -182,11 +182,6 @@ class _Question:
         return replace(self, deaths=deaths, failures=(*self.failures, (replica, failure)))
 
     @property
-    def again(self) -> bool:
-        """Whether a replica that had it failed."""
-        return self.deaths > 0 or bool(self.failures)
-
-    @property
     def blamed(self) -> ReplicaFailure | None:
         """The last failure, if it shows that no replica can answer this question."""
         alone = [(replica, each) for replica, each in self.failures if each.blames]
@@ -196,7 +191,7 @@ class _Question:
 
     def check(self, num_replicas: int) -> None:
         """Raise a `TeacherError` if the question is at fault, or seems to be."""
-        if not self.again:
+        if not (self.deaths or self.failures):
             return
         which = f"the first has key {self.keys[0, 0]:016x}{self.keys[0, 1]:016x}"
         if (failure := self.blamed) is not None:
@@ -303,9 +298,7 @@ class PoolClient:
             teacher,
             question.keys,
             question.tokens,
-            most_tokens=self._most_tokens(teacher),
-            together=question.together,
-            again=question.again,
+            most_tokens=None if question.together else self._most_tokens(teacher),
             avoid=tuple({replica for replica, _ in question.failures}),
         )
 

@@ -45,9 +45,7 @@ class Router(Protocol):
         keys: np.ndarray,
         tokens: np.ndarray,
         *,
-        most_tokens: int,
-        together: bool = False,
-        again: bool = False,
+        most_tokens: int | None,
         avoid: Sequence[int] = (),
     ) -> list[Request]:
         """Split a question into requests, when there is a replica; see `RoutingTable.assign`."""
@@ -118,7 +116,7 @@ class RoutingTable:
             still be under way.
 
     Attributes:
-        retried: examples that were asked for again, because their replica failed.
+        retried: examples that a replica had when it failed, so that their clients ask again.
         failures: of replicas.
     """
 
@@ -136,9 +134,7 @@ class RoutingTable:
         keys: np.ndarray,
         tokens: np.ndarray,
         *,
-        most_tokens: int,
-        together: bool = False,
-        again: bool = False,
+        most_tokens: int | None,
         avoid: Sequence[int] = (),
         now_s: float = 0.0,
     ) -> list[Request] | None:
@@ -147,9 +143,8 @@ class RoutingTable:
         Args:
             keys: uint64 (n, 2), all different.
             tokens: length of each example, (n,).
-            most_tokens: new keys are handed out in parts of at most so many tokens.
-            together: new keys are one part, as they were put together to be one forward.
-            again: a replica that had the question failed.
+            most_tokens: new keys are handed out in parts of at most so many tokens; None if they
+                are one part, as they were put together to be one forward.
             avoid: replicas that get new keys only where no other one is up.
             now_s: the time.
 
@@ -158,13 +153,12 @@ class RoutingTable:
         """
         if not any(replica.up for replica in self._replicas):
             return None
-        self.retried += len(keys) if again else 0
         names = keys[:, 1].tolist()
         holder = np.array([self._holder.get(name, -1) for name in names], np.int64)
         parts = [(int(n), np.flatnonzero(holder == n)) for n in np.unique(holder[holder >= 0])]
         new = np.flatnonzero(holder < 0)
         home = home_of(keys, len(self._replicas))
-        if together:
+        if most_tokens is None:
             wholes = [(int(home[new[0]]), new)] if len(new) else []
         elif tokens[new].sum() >= most_tokens:
             wholes = self._full_forwards(new, home, tokens, most_tokens)
@@ -221,6 +215,7 @@ class RoutingTable:
             return False
         for request in state.requests.values():
             self._forget(request)
+            self.retried += len(request.keys) if request.finished_s is None else 0
         self._replicas[replica] = _Replica(up=False, epoch=epoch + 1)
         self.failures += 1
         return True

@@ -76,9 +76,7 @@ class PoolRouter:
         keys: np.ndarray,
         tokens: np.ndarray,
         *,
-        most_tokens: int,
-        together: bool = False,
-        again: bool = False,
+        most_tokens: int | None,
         avoid: Sequence[int] = (),
     ) -> list[Request]:
         """Split a question into requests, when there is a replica; see `RoutingTable.assign`.
@@ -97,13 +95,7 @@ class PoolRouter:
                     "had all of its labels before; its replicas start again to compute them"
                 )
             requests = hosted.table.assign(
-                keys,
-                tokens,
-                most_tokens=most_tokens,
-                together=together,
-                again=again,
-                avoid=avoid,
-                now_s=time.monotonic(),
+                keys, tokens, most_tokens=most_tokens, avoid=avoid, now_s=time.monotonic()
             )
             if requests is not None:
                 return requests

@@ -87,7 +87,7 @@ def test_parts_are_not_much_larger_than_asked_for():
     requests = table.assign(KEYS, tokens, most_tokens=64)
     assert requests is not None
     assert max(tokens[each.rows].sum() for each in requests) < 64 + 20
-    together = table.assign(KEYS[:9] + np.uint64(1), tokens[:9], most_tokens=1, together=True)
+    together = table.assign(KEYS[:9] + np.uint64(1), tokens[:9], most_tokens=None)
     assert together is not None
     assert len(together) == 1
 
@@ -119,7 +119,7 @@ def test_a_failed_replica_is_forgotten_with_all_it_had():
     assert table.failed(under_way.replica, 0)
     assert table.assign(KEYS[rows], ones(rows), most_tokens=9) is None
     table.recovered(0)
-    requests = assign(table, rows[under_way.rows], again=True)
+    requests = assign(table, rows[under_way.rows])
     assert {each.replica for each in requests} == {0}
     assert {each.epoch for each in requests} == {1}
     assert table.retried == len(under_way.rows)
@@ -193,10 +193,9 @@ class World:
         self.asked: set[int] = set()
         self.answered: set[int] = set()
 
-    def ask(self, rows: np.ndarray, *, again: bool = False) -> None:
-        requests = self.table.assign(
-            KEYS[rows], ones(rows), most_tokens=5, again=again, now_s=next(self.clock)
-        )
+    def ask(self, rows: np.ndarray) -> None:
+        now_s = next(self.clock)
+        requests = self.table.assign(KEYS[rows], ones(rows), most_tokens=5, now_s=now_s)
         self.asked.update(rows.tolist())
         if requests is None:
             self.waiting.append(rows)
@@ -225,7 +224,7 @@ class World:
         over = [each for each in self.sent if each[0].epoch != self.table.epoch(each[0].replica)]
         self.sent = [each for each in self.sent if each not in over]
         for _, rows in over:
-            self.ask(rows, again=True)
+            self.ask(rows)
 
     def note(self, number: int) -> None:
         finished(self.table, self.had.pop(number), next(self.clock))
