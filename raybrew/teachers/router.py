@@ -166,8 +166,7 @@ class RoutingTable:
             wholes = self._by_home(new, home, tokens)
 
         def hand_out(number: int, rows: np.ndarray) -> Request:
-            mine = [names[row] for row in rows]
-            return self._hand_out(number, rows, mine, int(tokens[rows].sum()), now_s)
+            return self._hand_out(number, rows, names, tokens, now_s)
 
         requests = [hand_out(number, rows) for number, rows in parts]
         # One after another: what is handed out changes which replica has the fewest tokens.
@@ -280,14 +279,14 @@ class RoutingTable:
         return home if home in up and near else least
 
     def _hand_out(
-        self, replica: int, rows: np.ndarray, names: list[int], tokens: int, now_s: float
+        self, replica: int, rows: np.ndarray, names: list[int], tokens: np.ndarray, now_s: float
     ) -> Request:
-        state = self._replicas[replica]
-        self._last_number += 1
-        state.requests[self._last_number] = _Assigned(names, tokens, now_s)
-        state.queued_tokens += tokens
-        self._holder.update(dict.fromkeys(names, replica))
-        return Request(self._last_number, replica, state.epoch, rows)
+        state, number = self._replicas[replica], self._last_number + 1
+        request = _Assigned([names[row] for row in rows], int(tokens[rows].sum()), now_s)
+        state.requests[number], self._last_number = request, number
+        state.queued_tokens += request.tokens
+        self._holder.update(dict.fromkeys(request.keys, replica))
+        return Request(number, replica, state.epoch, rows)
 
     def _forget(self, request: _Assigned) -> None:
         for name in request.keys:
