@@ -280,11 +280,8 @@ def check_resources(
 
 
 def _sum(bundles: Sequence[Resources]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for bundle in bundles:
-        for name, value in bundle.items():
-            total[name] = total.get(name, 0) + value
-    return total
+    names = {name for bundle in bundles for name in bundle}
+    return {name: sum(bundle.get(name, 0) for bundle in bundles) for name in names}
 
 
 def _own(node: Resources) -> dict[str, float]:

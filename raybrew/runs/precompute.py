@@ -208,7 +208,7 @@ class Precompute:
     def record(self, pool: TeacherPool) -> None:
         """Record the teachers' metrics so far, and the faults since the last call."""
         for event in pool.take_events():
-            self._run.record(Event(**event))
+            self._run.record(event)
         for name, metrics in pool.metrics().items():
             if name in self._released:  # a router that was restarted doesn't know of their work
                 continue

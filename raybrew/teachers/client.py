@@ -356,7 +356,8 @@ class PoolClient:
         try:
             while not (await asyncio.wait({call}, timeout=LOOK_S))[0]:
                 # A call to a node that is lost may never return; the router knows sooner.
-                if not await self._router.holds(teacher, replica, epoch):
+                epochs = await self._router.epochs(teacher)
+                if not epochs or epochs[replica] != epoch:
                     raise _ReplicaLost
             return call.result()
         except RayActorError as error:

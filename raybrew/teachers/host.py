@@ -61,7 +61,7 @@ class _Work:
 
 
 class DynamicBatcher:
-    """Answers requests and runs jobs on a thread of its own, one batch after another.
+    """Answers requests and runs jobs on a thread of its own, until its process ends.
 
     Args:
         answer: gives each of several requests for the same signals its answer, or the error that
@@ -84,10 +84,8 @@ class DynamicBatcher:
         self._forward_tokens = forward_tokens
         self._queue: deque[_Work] = deque()
         self._changed = threading.Condition()
-        self._over = False
         self._at_work = 0
-        self._thread = threading.Thread(target=self._work, name="raybrew-teacher", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._work, name="raybrew-teacher", daemon=True).start()
 
     def ask(self, view: EncodedView, signals: tuple[Signal, ...], *, alone: bool = False) -> Future:
         """Queue a request; one that is `alone` is batched with no other."""
@@ -108,30 +106,16 @@ class DynamicBatcher:
         with self._changed:
             return len(self._queue) + self._at_work
 
-    def close(self) -> None:
-        """End the thread after what it is at; what waits is cancelled."""
-        with self._changed:
-            self._over = True
-            waiting = list(self._queue)
-            self._queue.clear()
-            self._changed.notify()
-        for work in waiting:
-            work.future.cancel()
-        self._thread.join()
-
     def _put(self, work: _Work, first: bool = False) -> Future:
         with self._changed:
-            if self._over:
-                work.future.cancel()
-                return work.future
             (self._queue.appendleft if first else self._queue.append)(work)
             self._changed.notify()
         return work.future
 
     def _work(self) -> None:
-        while batch := self._gather():
+        while True:
             # From here on none of them can be cancelled.
-            batch = [work for work in batch if work.future.set_running_or_notify_cancel()]
+            batch = [each for each in self._gather() if each.future.set_running_or_notify_cancel()]
             for work, answer in zip(batch, self._answers(batch), strict=True):
                 if isinstance(answer, Exception):
                     work.future.set_exception(answer)
@@ -151,9 +135,7 @@ class DynamicBatcher:
 
     def _gather(self) -> list[_Work]:
         with self._changed:
-            self._changed.wait_for(lambda: self._queue or self._over)
-            if self._over:
-                return []
+            self._changed.wait_for(lambda: self._queue)
             batch = [self._queue.popleft()]
             self._at_work = 1
             if batch[0].stands_alone:

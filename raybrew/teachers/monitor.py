@@ -10,7 +10,7 @@ here imports torch (see `router_actor`).
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError
 
-from raybrew.errors import TeacherDropped, TeacherError
+from raybrew.errors import Event, TeacherDropped, TeacherError
 from raybrew.teachers.failure import FailureDecision, FailurePolicy, ReplicaFailure
 from raybrew.teachers.router import RoutingTable
 
@@ -35,9 +35,6 @@ REQUESTS_PER_FORWARD = 4
 
 _STATES = ("forward_s", "lease_wait_s", "queue_age_s", "unwritten_s", "num_waiting")
 """Values of a health check that describe a moment; the others are sums over a replica's life."""
-
-Report = Callable[[str, str, str, float | None], None]
-"""Takes a fault: its kind, what it happened to, what was done, and seconds that it cost."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ class TeacherMonitor:
     Args:
         name: of the teacher.
         hosted: its replicas.
-        report: called with each fault.
+        events: where each fault is added.
 
     Attributes:
         table: which replica answers which key.
@@ -69,7 +66,7 @@ class TeacherMonitor:
         left: whether its replicas were released, as all of its labels are in the store.
     """
 
-    def __init__(self, name: str, hosted: HostedTeacher, report: Report):
+    def __init__(self, name: str, hosted: HostedTeacher, events: list[Event]):
         self.name, self.policy, self.batch_tokens = name, hosted.policy, hosted.batch_tokens
         self.table = RoutingTable(
             len(hosted.replicas),
@@ -78,7 +75,7 @@ class TeacherMonitor:
             # A router that was restarted doesn't know the requests before.
             first_number=time.time_ns(),
         )
-        self.report = report
+        self.events = events
         self.replicas = [
             ReplicaState(self, number, handle) for number, handle in enumerate(hosted.replicas)
         ]
@@ -111,7 +108,7 @@ class TeacherMonitor:
         if not self._dropped:
             self._dropped = True
             what = "the others teach without it from now on"
-            self.report("teacher dropped", f"teacher {self.name!r}", what, None)
+            self.events.append(Event("teacher dropped", f"teacher {self.name!r}", what))
         raise TeacherDropped(message)
 
     async def check_all(self) -> None:
@@ -238,7 +235,7 @@ class ReplicaState:
         if health["lease_wait_s"] > LEASE_WAIT_S and self._waits_in != life:
             self._waits_in = life
             what = "waits for labels that another run or process on this store computes"
-            self._teacher.report("labels elsewhere", self._who, what, None)
+            self._report("labels elsewhere", what)
         if self._teacher.policy.hangs(health["forward_s"]):
             self._ended.add(life)
             self._kill(self.epoch, f"hung for {health['forward_s']:.1f} s")
@@ -257,7 +254,7 @@ class ReplicaState:
             lost_s = round(time.monotonic() - self._teacher.down_since_s, 2)
             self._teacher.down_since_s = None
             what = "waited until it answered again"
-            self._teacher.report("teacher down", self._who, what, lost_s)
+            self._report("teacher down", what, lost_s)
 
     def _kill(
         self, epoch: int, why: str, fault: str = "replica lost", *, counts: bool = True
@@ -274,7 +271,7 @@ class ReplicaState:
             return
         teacher.last_failure = why
         what = f"{why}; its requests go to a replica that answers"
-        teacher.report(fault, self._who, what, None)
+        self._report(fault, what)
         self._idle_since_s = None
         self.failures += counts
         if teacher.policy.gives_up(self.failures):
@@ -286,6 +283,7 @@ class ReplicaState:
     def _give_up(self, why: str) -> None:
         if not self.given_up:
             self.given_up = True
-            self._teacher.report(
-                "replica given up", self._who, f"{why}: it is not started again", None
-            )
+            self._report("replica given up", f"{why}: it is not started again")
+
+    def _report(self, fault: str, what: str, lost_s: float | None = None) -> None:
+        self._teacher.events.append(Event(fault, self._who, what, lost_s))

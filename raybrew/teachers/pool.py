@@ -20,7 +20,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from raybrew.errors import TeacherDropped, TeacherError
+from raybrew.errors import Event, TeacherDropped, TeacherError
 from raybrew.labels.remote import StoreSpec
 from raybrew.teachers.client import PoolClient, PrecomputeRequest, as_raised
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
@@ -150,7 +150,7 @@ class TeacherPool:
         """Return metrics by teacher; see `PoolRouter.metrics`."""
         return self._client.wait_for(self._router.metrics())
 
-    def take_events(self) -> list[dict[str, Any]]:
+    def take_events(self) -> list[Event]:
         """Return the faults since the last call; see `PoolRouter.take_events`."""
         return self._client.wait_for(self._router.take_events())
 

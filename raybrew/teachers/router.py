@@ -65,12 +65,11 @@ class Router(Protocol):
         """Note that a replica failed in this epoch; None if its process died."""
         ...
 
-    async def holds(self, teacher: str, replica: int, epoch: int) -> bool:
-        """Return whether a replica is still in this epoch, so that its answer may come."""
-        ...
-
     async def epochs(self, teacher: str) -> list[int]:
-        """Return the epoch of each replica; none if the teacher has left."""
+        """Return the epoch of each replica; none if the teacher has left.
+
+        An answer can only come while its replica is in the epoch of the request.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raybrew.errors import LabelsLost, RaybrewError, TeacherError
+from raybrew.errors import Event, LabelsLost, RaybrewError, TeacherError
 from raybrew.teachers import monitor
 from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.monitor import HostedTeacher, TeacherMonitor
@@ -55,14 +55,14 @@ class PoolRouter:
     """
 
     def __init__(self, teachers: Mapping[str, HostedTeacher], *, restarted: bool = False):
-        self._events: list[dict[str, Any]] = []
+        self._events: list[Event] = []
         self._teachers = {
-            name: TeacherMonitor(name, hosted, self._report) for name, hosted in teachers.items()
+            name: TeacherMonitor(name, hosted, self._events) for name, hosted in teachers.items()
         }
         self._watching: list[asyncio.Task] = []
         if restarted:
             what = "it was started again, and asks the replicas what they do"
-            self._report("router died", "the teachers' router", what, None)
+            self._events.append(Event("router died", "the teachers' router", what))
 
     async def begin(self) -> None:
         """Watch the replicas from now on: the teachers are loaded, or this is a new life."""
@@ -120,14 +120,9 @@ class PoolRouter:
         """Note that a replica failed in this epoch; see `ReplicaState.failed`."""
         self._teachers[teacher].replicas[replica].failed(epoch, failure)
 
-    async def holds(self, teacher: str, replica: int, epoch: int) -> bool:
-        """Return whether a replica is still in this epoch, so that its answer may come."""
-        await self.begin()  # a client that waits for an answer calls nothing else
-        hosted = self._teachers[teacher]
-        return hosted.replicas[replica].epoch == epoch and not hosted.left
-
     async def epochs(self, teacher: str) -> list[int]:
         """Return the epoch of each replica; none if the teacher has left."""
+        await self.begin()  # a client that waits for an answer calls nothing else
         hosted = self._teachers[teacher]
         return [] if hosted.left else [replica.epoch for replica in hosted.replicas]
 
@@ -142,9 +137,10 @@ class PoolRouter:
         hosted.left = hosted.table.is_idle()
         return hosted.left
 
-    async def take_events(self) -> list[dict[str, Any]]:
-        """Return the faults since the last call: `fault`, `who`, `what`, `lost_s`."""
-        taken, self._events = self._events, []
+    async def take_events(self) -> list[Event]:
+        """Return the faults since the last call."""
+        taken = list(self._events)
+        self._events.clear()
         return taken
 
     async def metrics(self) -> dict[str, dict[str, float]]:
@@ -154,9 +150,6 @@ class PoolRouter:
         """
         await asyncio.gather(*(teacher.check_all() for teacher in self._teachers.values()))
         return {name: teacher.metrics() for name, teacher in self._teachers.items()}
-
-    def _report(self, fault: str, who: str, what: str, lost_s: float | None) -> None:
-        self._events.append({"fault": fault, "who": who, "what": what, "lost_s": lost_s})
 
 
 class _RouterActor(PoolRouter):

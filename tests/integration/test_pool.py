@@ -268,7 +268,7 @@ def test_a_teacher_whose_replicas_always_die_is_named(spec, view, tmp_path):
         with pytest.raises(TeacherError, match=r"'a'.*(no replica|replicas were lost)"):
             asked.result()
         client.close()
-        assert [event["fault"] for event in dying.take_events()].count("replica lost") >= 4
+        assert [event.fault for event in dying.take_events()].count("replica lost") >= 4
 
 
 def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view, tmp_path):
@@ -281,13 +281,13 @@ def test_a_replica_that_memory_is_too_small_for_computes_less_at_once(spec, view
         pool.fill(
             [PrecomputeRequest("a", str(tmp_path / "split"), "student", view, rows, done.append)]
         )
-        events = [event for event in pool.take_events() if event["fault"] == "replica failed"]
+        events = [event for event in pool.take_events() if event.fault == "replica failed"]
         assert pool.metrics()["a"]["forwards"] == sum(done) == len(rows)
     assert LabelStore(store).signal(spec.fingerprint, SIGNALS[0]).contains(view.keys[rows]).all()
     # Of 64 tokens a forward 32, then perhaps 16: processes of their own each, that go on.
     assert 1 <= len(events) <= 3
-    assert all("out of memory" in event["what"] for event in events)
-    assert "at most 32 tokens a forward" in events[0]["what"] or len(faulty.forwards()) > 1
+    assert all("out of memory" in event.what for event in events)
+    assert "at most 32 tokens a forward" in events[0].what or len(faulty.forwards()) > 1
     assert len(faulty.forwards()) == len(events) + 1
 
 

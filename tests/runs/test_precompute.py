@@ -112,7 +112,7 @@ class UpPool:
         self.filled += [(each.teacher, len(each.rows)) for each in fillings]
         return set()
 
-    def take_events(self) -> list[dict[str, Any]]:
+    def take_events(self) -> list[Event]:
         return []
 
     def metrics(self) -> dict[str, dict[str, float]]:

@@ -128,7 +128,7 @@ class Pool:
 
     def events(self) -> list[tuple[str, str]]:
         events = self.client.wait_for(self.remote.take_events())
-        return [(event["fault"], event["what"]) for event in events]
+        return [(event.fault, event.what) for event in events]
 
 
 @pytest.fixture

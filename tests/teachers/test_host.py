@@ -106,10 +106,8 @@ def slow():
 
 @pytest.fixture
 def batcher(slow):
-    batcher = DynamicBatcher(slow, tokens=40, wait_s=0.05)
-    yield batcher
+    yield DynamicBatcher(slow, tokens=40, wait_s=0.05)
     slow.go.set()
-    batcher.close()
 
 
 def test_questions_of_several_callers_share_a_batch_up_to_the_budget(batcher, slow):
@@ -157,7 +155,6 @@ def test_what_would_leave_a_forward_half_empty_waits_for_the_next_batch(slow):
         answers = [future.result(10)[0] for future in [first, *rest]]
     finally:
         slow.go.set()
-        batcher.close()
     assert answers == [one(row).keys.tolist() for row in range(4)]
     assert slow.batches == [1, 2, 1]
 
@@ -217,15 +214,3 @@ def test_one_that_stands_alone_is_answered_with_no_other(slow):
     for future in (held, *waiting):
         assert future.result(10)
     assert slow.batches == [1, 2, 1, 2]
-    batcher.close()
-
-
-def test_what_waits_when_it_is_closed_is_cancelled(slow):
-    batcher = DynamicBatcher(slow, tokens=1, wait_s=0.0)
-    held, waiting = batcher.ask(one(0), FULL), batcher.ask(one(1), FULL)
-    time.sleep(0.2)
-    slow.go.set()
-    batcher.close()
-    assert held.result(10)
-    assert waiting.cancelled() or waiting.result(10)
-    assert batcher.ask(one(2), FULL).cancelled()
