@@ -152,7 +152,7 @@ class ReplicaState:
         self.metrics: dict[str, dict[str, float]] = {}
         self.failures = 0
         self.given_up = False
-        self._seen_s = time.monotonic()
+        self._seen_s = time.monotonic()  # when the last check that it answered was sent
         self._idle_since_s: float | None = None
         # Most tokens of a forward, where memory was too small for more.
         self._batch_tokens: int | None = None
@@ -194,7 +194,8 @@ class ReplicaState:
         except RayError as error:
             self._note_failure(epoch, repr(error))
         else:
-            if epoch == self.epoch:  # else it is of an earlier life
+            # Else it is of an earlier life, or overtaken by a later check.
+            if epoch == self.epoch and sent_s >= self._seen_s:
                 self._note_health(sent_s, health)
 
     def failed(self, epoch: int, failure: ReplicaFailure | None) -> None:
@@ -221,7 +222,7 @@ class ReplicaState:
         return failure.smaller
 
     def _note_health(self, sent_s: float, health: dict[str, Any]) -> None:
-        self._seen_s = time.monotonic()
+        self._seen_s = sent_s
         life = health.pop("life")
         if life in self._ended or self.given_up:
             return
