@@ -15,7 +15,7 @@ import pytest
 MAX_MAPS = int(Path("/proc/sys/vm/max_map_count").read_text())
 limited_maps = pytest.mark.skipif(MAX_MAPS > 1 << 20, reason="maps without number take memory")
 FORK = multiprocessing.get_context("fork")
-NOBODY = 65534
+UNPRIVILEGED = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -83,9 +83,9 @@ def limit_files() -> None:
     )
 
 
-def become_nobody(folder: Path) -> None:
+def drop_privileges(folder: Path) -> None:
     """Go into a folder as a user whom the modes of files stop, as they don't stop root."""
     os.chdir(folder)  # what lies above it needs no rights then
     if os.geteuid() == 0:
-        os.setgid(NOBODY)
-        os.setuid(NOBODY)
+        os.setgid(UNPRIVILEGED)
+        os.setuid(UNPRIVILEGED)

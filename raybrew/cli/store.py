@@ -1,7 +1,7 @@
 """`raybrew store ls | verify | prune`: look at a label store, check it, make it smaller."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -13,8 +13,7 @@ from raybrew.errors import ConfigError
 
 if TYPE_CHECKING:
     from raybrew.labels.contents import StoreStats
-    from raybrew.labels.location import Location
-    from raybrew.labels.maintenance import Pruned
+    from raybrew.labels.location import Location, StoredFile
 
 
 DAMAGE_FOUND = 1
@@ -37,13 +36,13 @@ def list_(
     """Show what a store holds, by teacher and signal."""
     with _opened(store) as location:
         from raybrew.data.files import to_json
-        from raybrew.labels.contents import survey
+        from raybrew.labels.contents import store_stats
 
-        holdings = survey(location)
+        stats = store_stats(location)
         if as_json:
-            print(to_json([asdict(holding) for holding in holdings], indent=1))
+            print(to_json([asdict(one) for one in stats], indent=1))
         else:
-            _show(location, holdings)
+            _show(location, stats)
 
 
 @app.command()
@@ -52,12 +51,12 @@ def verify(store: Store = None) -> None:
     with _opened(store) as location:
         from rich.progress import Progress
 
-        from raybrew.labels.contents import verify as check
+        from raybrew.labels.contents import verify_store
 
         total = sum(file.nbytes for file in location.shards())
         with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("checking", total=total)
-            wrong = check(location, lambda file: progress.advance(bar, file.nbytes))
+            wrong = verify_store(location, lambda file: progress.advance(bar, file.nbytes))
         for line in wrong:
             print(line)
         print(f"{location.root}: {total:,} bytes of labels checked, {len(wrong)} files damaged")
@@ -146,7 +145,7 @@ def _bytes(text: str) -> int:
 def _merge(location: "Location", dry_run: bool) -> int:
     from raybrew.labels.maintenance import compact, count_compactable
 
-    folders = sorted({file.folder for file in location.shards() if file.path.count("/") == 2})
+    folders = sorted({file.folder for file in location.shards()})
     count = 0
     if dry_run:
         return sum(count_compactable(location, folder) for folder in folders)
@@ -156,7 +155,7 @@ def _merge(location: "Location", dry_run: bool) -> int:
     return count
 
 
-def _show(location: "Location", holdings: Sequence["StoreStats"]) -> None:
+def _show(location: "Location", stats: Sequence["StoreStats"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -165,12 +164,12 @@ def _show(location: "Location", holdings: Sequence["StoreStats"]) -> None:
         table.add_column(name, overflow="fold")
     for name in ("labels", "bytes", "shards", "damaged", "last used"):
         table.add_column(name, justify="right")
-    for one in holdings:
+    for one in stats:
         used = f"{datetime.fromtimestamp(one.used_s):%Y-%m-%d %H:%M}" if one.shards else ""
         counts = (one.labels, one.nbytes, one.shards, one.damaged)
         table.add_row(one.teacher, one.model, one.signal, *(f"{n:,}" for n in counts), used)
     table.add_section()
-    sums = (sum(getattr(h, n) for h in holdings) for n in ("labels", "nbytes", "shards", "damaged"))
+    sums = (sum(getattr(h, n) for h in stats) for n in ("labels", "nbytes", "shards", "damaged"))
     table.add_row("all", "", "", *(f"{n:,}" for n in sums), "")
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -1,1 +1,1 @@
-"""Examples: sources, encoding, content keys, the sequence of batches, augmentation."""
+"""Examples: sources, columns, encoding, content keys, augmentation, the sequence of batches."""

@@ -1,40 +1,51 @@
-"""Whether a model and the data agree: the order of the classes, the tokens of a text."""
+"""Whether a model and the data agree: on the order of the classes, and on the tokens of a text.
+
+Predictions may fit the true classes far better in another order of the classes. Agreement is
+Cohen's kappa, (observed - by chance) / (1 - by chance), which is 0 for a model that always predicts
+the same class and for one that guesses. The order is chosen on half of the rows and tried on the
+other half, so that the best of many orders isn't better by luck.
+
+    choose   argmax over orders p of  sum_i cov(true_i, predicted_p(i))
+    try      kappa(p) against kappa(identity), and the mean gain of a row against its error
+
+Two models can read the same token ids if their tokenizers encode texts alike. Equal vocabularies
+don't imply it: tokenizers also differ in segments, upper and lower case, accents, spaces, special
+tokens and on which side they cut.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from transformers import PreTrainedTokenizerBase
 
 from raybrew.data.files import to_json
 
-# Whether predictions fit the true classes far better in another order of the classes.
-#
-# Agreement is Cohen's kappa, (observed - by chance) / (1 - by chance), which is 0 for a model
-# that always says the same and for one that guesses. The order is chosen on half of the rows and
-# tried on the other half, so that the best of many orders isn't better by luck.
-#
-#     choose   argmax over orders p of  sum_i cov(true_i, predicted_p(i))
-#     try      kappa(p) against kappa(identity), and the mean gain of a row against its error
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MIN_ROWS = 50
-"""Fewer labelled rows tell nothing."""
+"""Fewer labelled rows are too few to compare orders of classes."""
 _MIN_GAIN = 0.2
 """Least gain in kappa: from near chance to a useful model."""
 _MIN_DEVIATIONS = 4.0
 """Least gain in its standard errors: by chance in one of 30,000 models."""
+_SAMPLE = 256
+_SHOWN_CHARACTERS, _SHOWN_TOKENS = 60, 8
+_PROBES = (
+    "Hello WORLD, it's the naïve café of Zürich (2024): don't…",
+    "中国 is 大 🎉 ﬁne Ångström e\u0301 x\u00a0y",
+    "  two  spaces, a tab\tand\na line ",
+)
 
 
-@dataclass(frozen=True)
-class BetterOrder:
+class BetterOrder(NamedTuple):
     """An order of the classes that fits far better.
 
     Args:
         order: the model's number of each of the task's classes.
-        accuracy: share of the true classes that are predicted as things are.
-        accuracy_in_order: share of them that are in this order.
+        accuracy: share of the true classes that are predicted in the present order.
+        accuracy_in_order: the same in this order.
         num_rows: rows that were compared.
     """
 
@@ -52,7 +63,7 @@ def better_order(true: np.ndarray, predicted: np.ndarray) -> BetterOrder | None:
         predicted: bool (N, C), the same of the model's answers, in the model's order.
 
     Returns:
-        None where there is none, or too few rows to tell.
+        None where there is none, or fewer than `MIN_ROWS` rows.
     """
     if len(true) < MIN_ROWS:
         return None
@@ -63,10 +74,10 @@ def better_order(true: np.ndarray, predicted: np.ndarray) -> BetterOrder | None:
         if not _is_far_better(true[~chosen_on], predicted[~chosen_on], order):
             return None
     order = _best_order(true, predicted)
-    right = [
+    accuracy, in_order = (
         float((true & each).sum() / max(1, true.sum())) for each in (predicted, predicted[:, order])
-    ]
-    return BetterOrder(tuple(map(int, order)), right[0], right[1], len(true))
+    )
+    return BetterOrder(tuple(map(int, order)), accuracy, in_order, len(true))
 
 
 def order_problem(
@@ -107,7 +118,7 @@ def order_problem(
 def _best_order(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     t, p = true.astype(np.float64), predicted.astype(np.float64)
     covariance = (t - t.mean(0)).T @ (p - p.mean(0)) / len(t)
-    # Where rows don't tell, a class stays where it is.
+    # Of equally good orders, the one that moves the fewest classes.
     return linear_sum_assignment(covariance + 1e-9 * np.eye(len(covariance)), maximize=True)[1]
 
 
@@ -126,30 +137,16 @@ def _kappa(true: np.ndarray, predicted: np.ndarray) -> float:
     return float(beyond_chance / most) if most > 0 else 0.0
 
 
-# Whether two tokenizers make the same of texts, so that both models can read one's token ids.
-#
-# Equal vocabularies don't say so: tokenizers also differ in segments, upper and lower case,
-# accents, spaces, special tokens and on which side they cut.
-
-_SAMPLE = 256
-_SHOWN_CHARACTERS, _SHOWN_TOKENS = 60, 8
-_PROBES = (
-    "Hello WORLD, it's the naïve café of Zürich (2024): don't…",
-    "中国 is 大 🎉 ﬁne Ångström e\u0301 x\u00a0y",
-    "  two  spaces, a tab\tand\na line ",
-)
-
-
 def encoding_difference(
-    teacher: PreTrainedTokenizerBase,
-    student: PreTrainedTokenizerBase,
+    teacher: "PreTrainedTokenizerBase",
+    student: "PreTrainedTokenizerBase",
     texts: Sequence[Any],
     pairs: Sequence[str] | None,
     max_length: int,
     *,
     segments: bool,
 ) -> str | None:
-    """Compare what two tokenizers of one vocabulary make of texts known to differ, and of a sample.
+    """Compare how two tokenizers of one vocabulary encode difficult texts, and a sample.
 
     Args:
         teacher: one tokenizer.
@@ -166,7 +163,9 @@ def encoding_difference(
     both = [_encoded(tokenizer, texts, pairs, max_length) for tokenizer in (teacher, student)]
     (teacher_ids, teacher_types), (student_ids, student_types) = both
     for row, (theirs, ours) in enumerate(zip(teacher_ids, student_ids, strict=True)):
-        shown = _shown(texts[row] if pairs is None else (texts[row], pairs[row]))
+        shown = repr(texts[row] if pairs is None else (texts[row], pairs[row]))
+        if len(shown) > _SHOWN_CHARACTERS:
+            shown = shown[: _SHOWN_CHARACTERS - 1] + "…"
         if theirs != ours:
             start = next(n for n in range(len(theirs) + 1) if theirs[: n + 1] != ours[: n + 1])
             found = [
@@ -186,37 +185,28 @@ def encoding_difference(
 
 
 def _examples(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[Any],
     pairs: Sequence[str] | None,
     max_length: int,
 ) -> tuple[list[str], list[str] | None]:
-    """Return examples on which tokenizers differ if they do, and some of the data's."""
+    """Return texts that reveal how tokenizers differ, and some of the data's."""
     special = " ".join(["a", *tokenizer.all_special_tokens, "b"])
     long = " ".join(f"w{number}" for number in range(max_length))
     probes: list[str] = [*_PROBES, special, long]
     rows = np.unique(np.linspace(0, len(texts) - 1, min(len(texts), _SAMPLE)).astype(int))
-    examples = [*probes, *(_text_of(texts[row]) for row in rows)]
+    sample = (texts[row] for row in rows)
+    examples = [*probes, *(one if isinstance(one, str) else " ".join(one) for one in sample)]
     if pairs is None:
         return examples, None
     return examples, [*reversed(probes), *(str(pairs[row]) for row in rows)]
 
 
-def _text_of(example: Any) -> str:
-    """Return a text, or the one that words make."""
-    return example if isinstance(example, str) else " ".join(example)
-
-
 def _encoded(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], pairs: list[str] | None, max_length: int
+    tokenizer: "PreTrainedTokenizerBase", texts: list[str], pairs: list[str] | None, max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return token ids and segments; those that a tokenizer doesn't make are 0."""
+    """Return token ids and segments; the latter are 0 where the tokenizer makes none."""
     found: Any = tokenizer(texts, pairs, truncation=True, max_length=max_length)
     ids: list[list[int]] = found["input_ids"]
     types = found.get("token_type_ids")
     return ids, types if types is not None else [[0] * len(each) for each in ids]
-
-
-def _shown(example: Any) -> str:
-    text = repr(example)
-    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 1] + "…"

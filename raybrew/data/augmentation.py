@@ -1,4 +1,16 @@
-"""Augmentation by TextBrewer's names: changed copies of rows are appended to a training split."""
+"""Augmentation by TextBrewer's names: changed copies of rows are appended to a training split.
+
+    rows ──► for each round: [the rows themselves], changed copies ──► one data set
+
+    tokens ──► masking ──► deleting ──► n_gram_sampling ──► short_disorder ──► long_disorder
+
+A copy has new text, new content keys and labels of its own. It is a function of (seed, round,
+number of the copy, the row's texts), not of the row's place, so that the same row of another data
+set has the same copies, and finds their labels.
+
+Tokens may be words, characters, ids, or positions, by which labels follow their words. The changes
+write to nothing; their result is a function of the tokens and the generator's state alone.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,23 +22,17 @@ from datasets import Dataset, Features, concatenate_datasets
 from raybrew.config.task import Augmentation
 from raybrew.errors import DataError
 
-# Changes of lists of tokens, by TextBrewer's names: what an augmented copy of a row reads.
-#
-#     tokens ──► masking ──► deleting ──► n_gram_sampling ──► short_disorder ──► long_disorder
-#
-# Tokens may be words, characters, ids, or positions, by which labels follow their words. Nothing is
-# written to; what comes out is a function of the tokens and the generator's state alone.
-
 T = TypeVar("T")
 
 # Of the tokens from here on, which one comes first, second, third: a, ba, cba, cab, bca.
 ORDERS = ((0,), (1, 0), (2, 1, 0), (2, 0, 1), (1, 2, 0))
+_MASKED = -1
 
 
 def masking(
     tokens: Sequence[T], generator: np.random.Generator, *, p: float = 0.1, mask: T
 ) -> list[T]:
-    """Replace each token by the mask with chance p.
+    """Replace each token by the mask with probability p.
 
     Args:
         tokens: any.
@@ -42,9 +48,9 @@ def masking(
 
 
 def deleting(tokens: Sequence[T], generator: np.random.Generator, *, p: float = 0.1) -> list[T]:
-    """Leave each token out with chance p; there may be none left."""
-    kept = generator.binomial(1, 1 - p, len(tokens))
-    return [token for token, keep in zip(tokens, kept, strict=True) if keep]
+    """Leave each token out with probability p; there may be none left."""
+    remaining = generator.binomial(1, 1 - p, len(tokens))
+    return [token for token, remains in zip(tokens, remaining, strict=True) if remains]
 
 
 def n_gram_sampling(
@@ -54,7 +60,7 @@ def n_gram_sampling(
     p_ng: Sequence[float] = (0.2,) * 5,
     l_ng: Sequence[int] = (1, 2, 3, 4, 5),
 ) -> list[T]:
-    """Keep one span, of a length drawn from `l_ng` with chances `p_ng`, from anywhere.
+    """Keep one span, of a length drawn from `l_ng` with probabilities `p_ng`, from anywhere.
 
     A list that is shorter than the span is kept whole.
     """
@@ -76,8 +82,8 @@ def short_disorder(
     Args:
         tokens: any.
         generator: drawn from once a place.
-        p: chances of abc (go on by one), bac (go on by two), cba, cab and bca (by three). The last
-            two tokens change places in any of the last four cases.
+        p: probabilities of abc (go on by one), bac (go on by two), cba, cab and bca (by three). The
+            last two tokens change places in any of the last four cases.
 
     Returns:
         The same tokens.
@@ -97,12 +103,13 @@ def short_disorder(
 def long_disorder(
     tokens: Sequence[T], generator: np.random.Generator, *, p: float = 0.1, length: float = 20
 ) -> list[T]:
-    """From left to right, let the halves of the next span change places with chance p.
+    """From left to right, let the halves of the next span change places with probability p.
 
     Args:
         tokens: any.
         generator: drawn from once a place.
-        p: in [0, 1]; a span that stays as it is is left by one token, one that changes by all.
+        p: in [0, 1]; after an unchanged span the next one begins one token later, after a changed
+            one behind it.
         length: tokens of a span, rounded up to an even number; up to 1 it is a share of all.
 
     Returns:
@@ -129,16 +136,6 @@ OPERATIONS: Mapping[str, Callable[..., list[Any]]] = {
 }
 
 
-# A data set with changed copies of its rows: new text, new content keys, labels of its own.
-#
-#     rows ──► for each round: [the rows themselves], copies with their changes ──► one data set
-#
-# A copy is a function of (seed, round, number of the copy, the row's texts): not of where the row
-# stands, so that other data sets with the row have the same copies, and find their labels.
-
-_MASKED = -1
-
-
 def augmented(
     dataset: Dataset,
     augmentation: Augmentation,
@@ -161,11 +158,11 @@ def augmented(
         `rounds` blocks of as many rows: N unchanged, if they are read, and N for each copy.
 
     Raises:
-        DataError: a column to change that holds neither texts nor lists of words. One that is
-            missing is left to whoever reads it.
+        DataError: a column to change that holds neither texts nor lists of words. A missing one is
+            left to the function that reads it.
     """
     if not {*texts, label} - {None} <= set(dataset.column_names):
-        return dataset  # whoever reads the column says that it is missing
+        return dataset
     blocks = []
     for number in range(augmentation.rounds):
         if augmentation.originals:
@@ -173,35 +170,6 @@ def augmented(
         for copy in range(augmentation.copies):
             blocks.append(_copy(dataset, augmentation, (number, copy), texts, label, what))
     return concatenate_datasets(blocks)
-
-
-def changed(
-    tokens: Sequence[str], augmentation: Augmentation, generator: np.random.Generator
-) -> list[int]:
-    """Apply the changes to a list of tokens.
-
-    Args:
-        tokens: any.
-        augmentation: which changes.
-        generator: what they draw from.
-
-    Returns:
-        Positions in `tokens`, -1 or less where the mask stands for the token at −1 − position. A
-        list of which nothing would be left stays as it was.
-    """
-    positions = list(range(len(tokens)))
-    for operation in augmentation.operations:
-        if operation.name == "masking":
-            # A masked token keeps its place, so that its label stays with it.
-            hidden = OPERATIONS["masking"](positions, generator, **operation.options, mask=None)
-            positions = [
-                old if new is not None or old < 0 else _MASKED - old
-                for old, new in zip(positions, hidden, strict=True)
-            ]
-        else:
-            function = OPERATIONS[operation.name]
-            positions = function(positions, generator, **operation.options)
-    return positions or list(range(len(tokens)))
 
 
 def _copy(
@@ -215,8 +183,9 @@ def _copy(
     columns: dict[str, list[Any]] = {name: dataset[name][:] for name in texts}
     labels = None if label is None else list(dataset[label][:])
     for row in range(len(dataset)):
-        seed = _seed(augmentation.seed, number, [columns[name][row] for name in texts])
-        generator = np.random.default_rng(seed)
+        content = "\x00".join(repr(columns[name][row]) for name in texts)
+        digest = xxhash.xxh3_64_intdigest(content.encode())
+        generator = np.random.default_rng([augmentation.seed, *number, digest])
         positions: list[int] = []
         for name in texts:
             columns[name][row], positions = _changed_value(
@@ -244,9 +213,33 @@ def _changed_value(
         )
     separator = "" if augmentation.unit == "character" else " "
     tokens = value if not is_text else list(value) if not separator else value.split()
-    positions = changed(tokens, augmentation, generator)
+    positions = _changed_positions(len(tokens), augmentation, generator)
     found = [tokens[at] if at >= 0 else augmentation.mask for at in positions]
     return (separator.join(found) if is_text else found), positions
+
+
+def _changed_positions(
+    count: int, augmentation: Augmentation, generator: np.random.Generator
+) -> list[int]:
+    """Apply the changes to the positions of `count` tokens.
+
+    Returns:
+        Positions, negative where the mask stands for the token at −1 − position. Where the changes
+        would leave nothing, all positions as they were.
+    """
+    positions = list(range(count))
+    for operation in augmentation.operations:
+        change = OPERATIONS[operation.name]
+        if operation.name != "masking":
+            positions = change(positions, generator, **operation.options)
+            continue
+        # A masked token keeps its place, so that its label stays with it.
+        hidden = change(positions, generator, **operation.options, mask=None)
+        positions = [
+            old if new is not None or old < 0 else _MASKED - old
+            for old, new in zip(positions, hidden, strict=True)
+        ]
+    return positions or list(range(count))
 
 
 def _label(value: Any, positions: Sequence[int], augmentation: Augmentation, by_word: bool) -> Any:
@@ -255,8 +248,3 @@ def _label(value: Any, positions: Sequence[int], augmentation: Augmentation, by_
     if by_word and isinstance(value, list):
         return [value[at if at >= 0 else _MASKED - at] for at in positions]
     return value
-
-
-def _seed(seed: int, number: tuple[int, int], values: Sequence[Any]) -> list[int]:
-    digest = xxhash.xxh3_64_intdigest("\x00".join(map(repr, values)).encode())
-    return [seed, *number, digest]

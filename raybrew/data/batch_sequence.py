@@ -1,23 +1,26 @@
-"""The sequence of global batches: a function of (seed, step) alone."""
+"""The sequence of global batches: a function of (seed, step) alone.
+
+    step ──► its batches ──► task of each ──► position in the task's own epochs ──► rows
+
+A step takes one batch, or several, each of a single task. Which task a batch is of depends on
+(seed, number of the batch) alone: one uniform number is drawn for each batch whatever the
+probabilities are, so that they may change from epoch to epoch, and any batch can be looked up
+without those before it. Epoch e of task d is an order drawn from (seed, d, e); its last batch may
+be smaller. So a resumed run continues where it stopped, and the number of workers changes nothing.
+"""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from raybrew.config import MixingConfig
 from raybrew.errors import ConfigError
 
-# Which task a batch is drawn from: a function of (seed, number of the batch) alone.
-#
-#     sizes, mixing ──► probabilities of an epoch ──► draws in blocks ──► task, its how-manieth
-# batch
-#
-# One uniform number is drawn for each batch whatever the probabilities are, so that they may change
-# from epoch to epoch, and any batch can be looked up without those before it.
-
 _BLOCK = 1024
-
-Probabilities = Callable[[int], np.ndarray]
+"""Batches whose tasks are drawn at once."""
+_POOL_BATCHES = 32
+"""Batches of one pool. More make batches evener in length, and neighbours more alike."""
 
 
 class RoundRobinSchedule:
@@ -43,7 +46,11 @@ class RandomSchedule:
     """
 
     def __init__(
-        self, num_tasks: int, seed: int, probabilities: Probabilities, batches_per_epoch: int
+        self,
+        num_tasks: int,
+        seed: int,
+        probabilities: Callable[[int], np.ndarray],
+        batches_per_epoch: int,
     ):
         self._num_tasks, self._seed = num_tasks, seed
         self._probabilities, self._batches_per_epoch = probabilities, batches_per_epoch
@@ -63,11 +70,9 @@ class RandomSchedule:
         return task, int(self._drawn_before[block][task]) + earlier
 
     def _draw(self, block: int) -> np.ndarray:
-        if self._last[0] != block:
-            self._last = block, self._drawn(block)
-        return self._last[1]
-
-    def _drawn(self, block: int) -> np.ndarray:
+        """Return the tasks of a block of batches, int64 (_BLOCK,)."""
+        if self._last[0] == block:
+            return self._last[1]
         generator = np.random.Generator(np.random.PCG64([self._seed, self._num_tasks, block]))
         uniform = generator.random(_BLOCK)
         epochs = (block * _BLOCK + np.arange(_BLOCK)) // self._batches_per_epoch
@@ -76,6 +81,7 @@ class RandomSchedule:
             upper = self._probabilities(int(epoch)).cumsum()
             mine = epochs == epoch
             tasks[mine] = (upper / upper[-1]).searchsorted(uniform[mine], side="right")
+        self._last = block, tasks
         return tasks
 
 
@@ -99,21 +105,17 @@ def task_schedule(
         num_epochs: length of the run, over which τ is annealed.
 
     Raises:
-        ConfigError: probabilities that can't be.
+        ConfigError: invalid probabilities.
     """
-    same = _shares(mixing, names, sizes)
+    constant = task_shares(mixing, names, sizes)
     if mixing.sampling == "every" or len(names) == 1:
         return RoundRobinSchedule(len(names))
-    if mixing.sampling == "annealed":
 
-        def probabilities(epoch: int) -> np.ndarray:
-            done = min(1.0, epoch / max(num_epochs - 1, 1e-9))
-            return proportional(sizes, mixing.tau + (mixing.tau_end - mixing.tau) * done)
-
-    else:
-
-        def probabilities(epoch: int) -> np.ndarray:
-            return same
+    def probabilities(epoch: int) -> np.ndarray:
+        if mixing.sampling != "annealed":
+            return constant
+        done = min(1.0, epoch / max(num_epochs - 1, 1e-9))
+        return proportional(sizes, mixing.tau + (mixing.tau_end - mixing.tau) * done)
 
     return RandomSchedule(len(names), seed, probabilities, batches_per_epoch)
 
@@ -122,9 +124,24 @@ def check_mixing(mixing: MixingConfig, names: Sequence[str]) -> None:
     """Refuse what doesn't fit the tasks, before their sizes are known.
 
     Raises:
-        ConfigError: probabilities that can't be.
+        ConfigError: invalid probabilities.
     """
-    _shares(mixing, names, [1] * len(names))
+    task_shares(mixing, names, [1] * len(names))
+
+
+def task_shares(mixing: MixingConfig, names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
+    """Return the probability of each task, as the job's section has it before any annealing."""
+    if mixing.sampling == "t5":
+        return t5_shares(sizes, mixing.limit, mixing.temperature)
+    if mixing.sampling != "fixed":
+        return proportional(sizes, mixing.tau)
+    given = mixing.probabilities or {}
+    if given.keys() != set(names):
+        raise ConfigError(
+            f"mixing.probabilities: expected one for each task ({', '.join(names)}), got "
+            f"{', '.join(given) or 'none'}"
+        )
+    return _normalised([given[name] for name in names])
 
 
 def proportional(sizes: Sequence[int], tau: float = 1.0) -> np.ndarray:
@@ -133,7 +150,7 @@ def proportional(sizes: Sequence[int], tau: float = 1.0) -> np.ndarray:
     Reference:
         Stickland and Murray 2019, arXiv:1902.02671.
     """
-    return _normalised([float(size) ** tau for size in sizes], len(sizes))
+    return _normalised([float(size) ** tau for size in sizes])
 
 
 def t5_shares(sizes: Sequence[int], limit: int, temperature: float) -> np.ndarray:
@@ -142,45 +159,17 @@ def t5_shares(sizes: Sequence[int], limit: int, temperature: float) -> np.ndarra
     Reference:
         Raffel et al. 2020, arXiv:1910.10683, section 3.5.2.
     """
-    shares = [float(min(size, limit)) ** (1 / temperature) for size in sizes]
-    return _normalised(shares, len(sizes))
+    return _normalised([float(min(size, limit)) ** (1 / temperature) for size in sizes])
 
 
-def _shares(mixing: MixingConfig, names: Sequence[str], sizes: Sequence[int]) -> np.ndarray:
-    if mixing.sampling == "t5":
-        return t5_shares(sizes, mixing.limit, mixing.temperature)
-    if mixing.sampling == "fixed":
-        given = mixing.probabilities or {}
-        if given.keys() != set(names):
-            raise ConfigError(
-                f"mixing.probabilities: expected one for each task ({', '.join(names)}), got "
-                f"{', '.join(given) or 'none'}"
-            )
-        return _normalised([given[name] for name in names], len(names))
-    return proportional(sizes, mixing.tau)
-
-
-def _normalised(shares: Sequence[float], count: int) -> np.ndarray:
+def _normalised(shares: Sequence[float]) -> np.ndarray:
     values = np.asarray(shares, np.float64)
-    if (
-        len(values) != count
-        or not np.isfinite(values).all()
-        or values.min() < 0
-        or not values.sum()
-    ):
+    if not np.isfinite(values).all() or values.min() < 0 or not values.sum():
         raise ConfigError(
-            f"mixing: expected {count} shares of tasks ≥ 0 with a sum above 0, got {list(shares)}"
+            f"mixing: expected {len(shares)} shares of tasks ≥ 0 with a sum above 0, got "
+            f"{list(shares)}"
         )
     return values / values.sum()
-
-
-# The order in which an epoch meets its examples: drawn, or drawn and grouped by length.
-#
-# permutation ──► pools of neighbouring rows ──► each sorted by length ──► cut into batches ──►
-# the batches in an order that is drawn ──► what doesn't fill a batch comes last
-
-_POOL_BATCHES = 32
-"""Batches of one pool. More make batches evener in length, and neighbours more alike."""
 
 
 def epoch_order(
@@ -188,14 +177,17 @@ def epoch_order(
 ) -> np.ndarray:
     """Return the rows of an epoch in order, int64 (size,): a function of the arguments alone.
 
+    permutation ──► pools of neighbouring rows ──► each sorted by length ──► cut into batches ──►
+    the batches in a random order ──► what doesn't fill a batch comes last
+
     Args:
         seed: of the run.
         task: whose epoch it is.
         epoch: from 0.
         size: examples of the task.
         batch_size: rows that are neighbours in one batch.
-        lengths: tokens of each example, int64 (size,), to group them by; None to leave them as
-            they are drawn.
+        lengths: tokens of each example, int64 (size,), to group them by; None for the permutation
+            as it is.
     """
     generator = np.random.Generator(np.random.PCG64([seed, 0, task, epoch]))
     drawn = generator.permutation(size)
@@ -208,59 +200,61 @@ def epoch_order(
     return np.concatenate([batches.ravel(), drawn[filled:]])
 
 
-# The sequence of global batches: a function of (seed, step), whoever asks and how many they are.
-#
-#     step ──► its batches ──► task of each (mixing.py) ──► position in the task's own epochs ──►
-# rows
-#
-# A step takes one batch, or several, each of a task of its own. Epoch e of task d is an order drawn
-# from (seed, d, e); its last batch may be smaller. So a run that was stopped goes on where it was,
-# and the number of workers changes nothing.
+class TaskExamples(NamedTuple):
+    """What the sequence has to know of a task's training split.
+
+    Args:
+        size: examples of an epoch, above 0.
+        batch_size: examples of a global batch, above 0.
+        rounds: parts of `size` rows that the epochs read in turn.
+        lengths: tokens of each of the rounds · size examples, int64, to put those of similar length
+            into one batch; None for batches as they are drawn.
+    """
+
+    size: int
+    batch_size: int
+    rounds: int = 1
+    lengths: np.ndarray | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-self.size // self.batch_size)
 
 
 class BatchSequence:
     """Global batches of one task or of several.
 
     Args:
-        sizes: examples of each task, above 0.
-        batch_size: examples of a global batch; one number, or one for each task.
-        seed: of order and of the draw of tasks.
-        draws: which task a batch is of; in proportion to the sizes if left out.
-        batches_per_step: batches, each of a task of its own, that one optimizer step takes.
-        rounds: of each task, parts of `size` rows that its epochs read in turn; one if left out.
-        lengths: of each task's examples, to put those of similar length into one batch; None for
-            batches as they are drawn.
+        tasks: their examples.
+        seed: of the order, and of the tasks where `schedule` is left out.
+        schedule: which task a batch is of; in proportion to the sizes if left out.
+        batches_per_step: batches that one optimizer step takes.
 
     Raises:
-        ConfigError: sizes or batch sizes that can't be.
+        ConfigError: no task, or a size or batch size below 1.
     """
 
     def __init__(
         self,
-        sizes: Sequence[int],
-        batch_size: int | Sequence[int],
+        tasks: Sequence[TaskExamples],
         seed: int,
-        draws: RoundRobinSchedule | RandomSchedule | None = None,
+        schedule: RoundRobinSchedule | RandomSchedule | None = None,
         batches_per_step: int = 1,
-        rounds: Sequence[int] | None = None,
-        lengths: Sequence[np.ndarray] | None = None,
     ):
-        self._sizes = tuple(sizes)
-        given = [batch_size] * len(sizes) if isinstance(batch_size, int) else list(batch_size)
-        if not sizes or min(sizes) < 1 or len(given) != len(sizes) or min(given) < 1:
+        sizes, batch_sizes = [t.size for t in tasks], [t.batch_size for t in tasks]
+        if min([*sizes, *batch_sizes], default=0) < 1:
             raise ConfigError(
                 f"batch sequence: expected sizes and batch sizes above 0, one for each task, got "
-                f"{tuple(sizes)} and {tuple(given)}"
+                f"{sizes} and {batch_sizes}"
             )
-        self._batch_sizes = tuple(given)
-        self._rounds = tuple(rounds or [1] * len(sizes))
-        self._seed = seed
-        self._per_epoch = batches_per_epoch(sizes, self._batch_sizes)
-        if draws is None:
-            draws = _proportional_draws(sizes, seed, self._per_epoch)
-        self._draws = draws
+        self._tasks, self._seed = tuple(tasks), seed
+        self._per_epoch = sum(task.num_batches for task in tasks)
+        names = list(map(str, range(len(tasks))))
+        self._schedule = schedule or task_schedule(
+            MixingConfig(), names, sizes, seed, batches_per_epoch=self._per_epoch, num_epochs=1
+        )
         self.batches_per_step = batches_per_step
-        self._lengths = lengths
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     @property
@@ -274,45 +268,28 @@ class BatchSequence:
 
     def batch(self, number: int) -> tuple[int, np.ndarray]:
         """Return the task of a batch and its rows, int64 (b,)."""
-        task, position = self._draws.place(number)
-        epoch, within = divmod(position, self._batches(task))
-        size = self._batch_sizes[task]
-        return task, self._order(task, epoch)[within * size : (within + 1) * size]
+        number_of_task, position = self._schedule.place(number)
+        task = self._tasks[number_of_task]
+        epoch, within = divmod(position, task.num_batches)
+        rows = slice(within * task.batch_size, (within + 1) * task.batch_size)
+        return number_of_task, self._order(number_of_task, epoch)[rows]
 
-    def _batches(self, task: int) -> int:
-        return -(-self._sizes[task] // self._batch_sizes[task])
-
-    def _order(self, task: int, epoch: int) -> np.ndarray:
-        if (task, epoch) not in self._orders:
-            # Labels are asked for ahead, so that two epochs are in use where they meet.
-            for earlier in [key for key in self._orders if key[0] == task and key[1] < epoch - 1]:
+    def _order(self, number: int, epoch: int) -> np.ndarray:
+        if (number, epoch) not in self._orders:
+            # Labels are requested in advance, so that two epochs are in use where they meet.
+            for earlier in [key for key in self._orders if key[0] == number and key[1] < epoch - 1]:
                 del self._orders[earlier]
-            size = self._sizes[task]
-            first = epoch % self._rounds[task] * size
-            lengths = None if self._lengths is None else self._lengths[task]
-            self._orders[task, epoch] = first + epoch_order(
+            size, batch_size, rounds, lengths = self._tasks[number]
+            first = epoch % rounds * size
+            self._orders[number, epoch] = first + epoch_order(
                 self._seed,
-                task,
+                number,
                 epoch,
                 size,
-                batch_size=self._batch_sizes[task],
+                batch_size=batch_size,
                 lengths=None if lengths is None else lengths[first : first + size],
             )
-        return self._orders[task, epoch]
-
-
-def batches_per_epoch(sizes: Sequence[int], batch_sizes: Sequence[int]) -> int:
-    """Return how many batches all tasks together have."""
-    return sum(-(-size // batch) for size, batch in zip(sizes, batch_sizes, strict=True))
-
-
-def _proportional_draws(
-    sizes: Sequence[int], seed: int, per_epoch: int
-) -> RoundRobinSchedule | RandomSchedule:
-    if len(sizes) == 1:
-        return RoundRobinSchedule(1)
-    shares = proportional(sizes)
-    return RandomSchedule(len(sizes), seed, lambda epoch: shares, per_epoch)
+        return self._orders[number, epoch]
 
 
 def rank_rows(rows: np.ndarray, rank: int, world_size: int) -> np.ndarray:

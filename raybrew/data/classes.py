@@ -98,7 +98,7 @@ class Classes:
     Args:
         task: whose.
         names: in the order of the logits.
-        feature: what the training split says of a single label.
+        feature: the training split's feature of a single label.
         by_number: class of each number that no ClassLabel names.
     """
 
@@ -111,7 +111,7 @@ class Classes:
         """Return what reads the labels of a split.
 
         Args:
-            feature: what the split says of a single label.
+            feature: the split's feature of a single label.
             what: the job's field of the split.
 
         Raises:
@@ -186,11 +186,11 @@ def read_classes(task: Task, rows: Iterable[Iterable[Any]], feature: Any) -> Cla
     Args:
         task: may name them.
         rows: single labels of each training row; passed over once.
-        feature: what the training split says of a single label.
+        feature: the training split's feature of a single label.
 
     Raises:
         DataError: there are fewer than two classes, a label is neither a number nor a name, or it
-            can't be told whether a negative number is a class or no label.
+            isn't clear whether a negative number is a class or a missing label.
     """
     what = f"tasks[{task.name}].train"
     values = _distinct(rows, what, task.label)
@@ -218,19 +218,19 @@ def read_classes(task: Task, rows: Iterable[Iterable[Any]], feature: Any) -> Cla
 
 
 def order_is_assumed(task: Task, names: Sequence[str], feature: Any) -> bool:
-    """Return whether nothing says the order of the classes, so that their names were sorted.
+    """Return whether the order of the classes is given nowhere, so that their names were sorted.
 
     Args:
-        task: may say it.
+        task: may give it.
         names: of the classes.
-        feature: what the training split says of its labels.
+        feature: the training split's feature of its labels.
     """
-    told = task.label_names is not None or are_numbers(names) or tuple(names) == _BOOLS
-    return not told and _names_of(item_feature(feature) or feature) is None
+    given = task.label_names is not None or are_numbers(names) or tuple(names) == _BOOLS
+    return not given and _names_of(item_feature(feature) or feature) is None
 
 
 def item_feature(feature: Any) -> Any:
-    """Return what a data set says of the items of a column of lists."""
+    """Return the feature of the items of a column of lists."""
     return getattr(feature, "feature", None)
 
 
@@ -296,7 +296,7 @@ def _names_of(feature: Any) -> tuple[str, ...] | None:
 def _by_name(names: Sequence[str]) -> dict[str | bool, int]:
     """Return the class of each name, and those of True and False.
 
-    CSV files say `true` and `false` in any case, and are read as bools.
+    CSV files have `true` and `false` in upper or lower case, and are read as bools.
     """
     found: dict[str | bool, int] = {name: number for number, name in enumerate(names)}
     values = _by_value(names)

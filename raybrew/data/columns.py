@@ -1,6 +1,6 @@
 """The columns of a data set: texts, words, answers, teachers' logits; each row is checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,20 +12,15 @@ from raybrew.config import Task
 from raybrew.data.encoding import EncodedView
 from raybrew.errors import DataError, did_you_mean
 
-# Logits that the user has already: a column of the data that stands in for a teacher's model.
-#
-#     classes of texts, numbers    a list of numbers in each row
-#     classes of words             a list of such lists in each row, one a word
-#
-# The values are their own key: rows of equal values share a label, and rows that read the same to
-# the student may have different ones.
-
 _SHOWN = 80
 
 
 @dataclass(frozen=True)
 class SuppliedLogits:
-    """The logits of N examples.
+    """Logits of N examples that the data has already, in place of a teacher's model.
+
+    The values are their own key: rows of equal values share a label, and rows that read the same to
+    the student may have different ones.
 
     Args:
         values: float32 (R, C), one example after another.
@@ -43,90 +38,14 @@ class SuppliedLogits:
         return EncodedView(np.empty(0, np.int32), None, offsets, self.keys)
 
 
-def read_supplied(
-    column: Sequence[Any], width: int, words: Sequence[int] | None, *, name: str, what: str
-) -> SuppliedLogits:
-    """Check a column of logits.
-
-    Args:
-        column: of each row a list of numbers, a number where there is one class, or a list of
-            those, one a word.
-        width: classes.
-        words: of each row, for classes of words; None where a row has one list.
-        name: of the column, for messages.
-        what: the job's field of the split, for messages.
-
-    Raises:
-        DataError: a row that holds something else; names it.
-    """
-    parts = []
-    for row, value in enumerate(column):
-        shape = (width,) if words is None else (words[row], width)
-        numbers = _numbers(value, shape)
-        if numbers is None:
-            each = "" if words is None else f" for each of the {words[row]} words"
-            shown = repr(value)
-            shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
-            raise DataError(
-                f"{what}: row {row}: expected {width} finite numbers in {name!r}{each}, the logits "
-                f"of the task's classes, got {shown}"
-            )
-        parts.append(numbers)
-    lengths = None if words is None else np.array(words, np.int64)
-    return SuppliedLogits(
-        np.concatenate([part.reshape(-1, width) for part in parts]), lengths, _keys(parts)
-    )
-
-
-def column_fingerprint(*sides: SuppliedLogits) -> str:
-    """Return what labels of a column are filed under: a hash of all its values.
-
-    Returns:
-        32 hexadecimal digits.
-    """
-    digest = xxhash.xxh3_128(b"supplied logits")
-    for side in sides:
-        digest.update(np.int64(len(side.keys)).tobytes() + side.keys.astype("<u8").tobytes())
-    return digest.hexdigest()
-
-
-def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return a value as float32 of this shape; None if it is none."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # lists of different lengths
-        return None
-    if array.size and array.dtype.kind not in "fiu":
-        return None
-    one = shape == (1,) and array.shape == ()
-    if array.shape != shape and not one and not array.size == 0 == shape[0]:
-        return None
-    with np.errstate(over="ignore"):
-        numbers = array.astype(np.float32).reshape(shape)
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def _keys(parts: Sequence[np.ndarray]) -> np.ndarray:
-    keys = np.empty((len(parts), 2), np.uint64)
-    for row, part in enumerate(parts):
-        # The shape stands in front: two words of three classes are not three of two.
-        shape = np.array((part.ndim, *part.shape), "<i8").tobytes()
-        digest = xxhash.xxh3_128(shape + part.astype("<f4").tobytes())
-        keys[row] = np.frombuffer(digest.digest(), np.uint64)
-    return keys
-
-
-# A data set's columns: there or not, texts or not, each row checked.
-
-
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a split as a kind of task reads them.
+    """The rows of a split as a task type reads them.
 
     Args:
         texts: of each row: a text, or the list of its words.
         pairs: second texts; None for single ones.
-        labels: what is to be learnt of each row, in the form of the kind of task.
+        labels: what is to be learnt of each row, in the form of the task type.
         supplied: by teacher, logits that the data has already.
         what: the job's field of the split, for messages of what encodes it.
     """
@@ -178,13 +97,10 @@ def read_routes(
     if task.teacher_column is None or not teachers:
         return None
     index = {name: number for number, name in enumerate(teachers)}
-    values = read_column(dataset, task.teacher_column, what)
-    for row, value in enumerate(values):
-        if not isinstance(value, str) or value not in index:
-            raise DataError(
-                f"{what}: row {row}: expected a teacher of the task ({', '.join(teachers)}) in "
-                f"{task.teacher_column!r}, got {value!r}"
-            )
+    expected = f"a teacher of the task ({', '.join(teachers)})"
+    values = _read_checked(
+        dataset, task.teacher_column, what, expected, lambda v: isinstance(v, str) and v in index
+    )
     return np.array([index[value] for value in values], np.int64)
 
 
@@ -195,29 +111,15 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
         DataError: it is missing, and names the nearest ones, or its texts aren't UTF-8.
     """
     if name not in dataset.column_names:
+        names = dataset.column_names
         raise DataError(
-            f"{what}: expected a column {name!r}, got {', '.join(dataset.column_names)}"
-            f"{did_you_mean(name, dataset.column_names)}"
+            f"{what}: expected a column {name!r}, got {', '.join(names)}."
+            f"{did_you_mean(name, names)}"
         )
     try:
         return dataset[name][:]
     except UnicodeDecodeError as error:
         raise DataError(f"{what}: expected text in UTF-8 in {name!r}, got: {error}") from error
-
-
-def read_lists(dataset: Dataset, name: str, what: str, noun: str) -> list[list[Any] | None]:
-    """Return a column of lists, where null stands for an unknown one.
-
-    Raises:
-        DataError: it is missing, or a row holds something else; `noun` says of what the lists are.
-    """
-    values = read_column(dataset, name, what)
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, list):
-            raise DataError(
-                f"{what}: row {row}: expected a list of {noun} in {name!r}, got {value!r}"
-            )
-    return values
 
 
 def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:
@@ -226,11 +128,7 @@ def read_texts(dataset: Dataset, name: str, what: str) -> list[str]:
     Raises:
         DataError: it is missing, or a row holds no text.
     """
-    values = read_column(dataset, name, what)
-    for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(f"{what}: row {row}: expected text in {name!r}, got {value!r}")
-    return values
+    return _read_checked(dataset, name, what, "text", lambda value: isinstance(value, str))
 
 
 def read_words(dataset: Dataset, name: str, what: str) -> list[list[str]]:
@@ -239,25 +137,114 @@ def read_words(dataset: Dataset, name: str, what: str) -> list[list[str]]:
     Raises:
         DataError: it is missing, or a row holds no list of texts.
     """
+
+    def are_words(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+    return _read_checked(dataset, name, what, "a list of words", are_words)
+
+
+def read_lists(dataset: Dataset, name: str, what: str, noun: str) -> list[list[Any] | None]:
+    """Return a column of lists, where null stands for an unknown one.
+
+    Args:
+        dataset: the split.
+        name: of the column.
+        what: the job's field of the split, for messages.
+        noun: what the lists hold, for messages.
+
+    Raises:
+        DataError: it is missing, or a row holds something else.
+    """
+    return _read_checked(
+        dataset, name, what, f"a list of {noun}", lambda v: v is None or isinstance(v, list)
+    )
+
+
+def _read_checked(
+    dataset: Dataset, name: str, what: str, expected: str, fits: Callable[[Any], bool]
+) -> list[Any]:
     values = read_column(dataset, name, what)
     for row, value in enumerate(values):
-        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-            raise DataError(
-                f"{what}: row {row}: expected a list of words in {name!r}, got {value!r}"
-            )
+        if not fits(value):
+            raise DataError(f"{what}: row {row}: expected {expected} in {name!r}, got {value!r}")
     return values
 
 
-# The answers to questions about passages, each found where the data says it is.
+def read_supplied(
+    column: Sequence[Any], width: int, words: Sequence[int] | None, *, name: str, what: str
+) -> SuppliedLogits:
+    """Check a column of logits.
+
+    Args:
+        column: of each row a list of numbers, a number where there is one class, or a list of
+            those, one a word.
+        width: classes.
+        words: of each row, for classes of words; None where a row has one list.
+        name: of the column, for messages.
+        what: the job's field of the split, for messages.
+
+    Raises:
+        DataError: a row that holds something else; names it.
+    """
+    parts = []
+    for row, value in enumerate(column):
+        shape = (width,) if words is None else (words[row], width)
+        numbers = _numbers(value, shape)
+        if numbers is None:
+            each = "" if words is None else f" for each of the {words[row]} words"
+            shown = repr(value)
+            shown = shown if len(shown) <= _SHOWN else shown[: _SHOWN - 1] + "…"
+            raise DataError(
+                f"{what}: row {row}: expected {width} finite numbers in {name!r}{each}, the logits "
+                f"of the task's classes, got {shown}"
+            )
+        parts.append(numbers)
+    keys = np.empty((len(parts), 2), np.uint64)
+    for row, part in enumerate(parts):
+        # The shape stands in front: two words of three classes are not three of two.
+        shape = np.array((part.ndim, *part.shape), "<i8").tobytes()
+        digest = xxhash.xxh3_128(shape + part.astype("<f4").tobytes())
+        keys[row] = np.frombuffer(digest.digest(), np.uint64)
+    values = np.concatenate([part.reshape(-1, width) for part in parts])
+    return SuppliedLogits(values, None if words is None else np.array(words, np.int64), keys)
+
+
+def column_fingerprint(*splits: SuppliedLogits) -> str:
+    """Return what labels of a column are filed under: a hash of all its values.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = xxhash.xxh3_128(b"supplied logits")
+    for split in splits:
+        digest.update(np.int64(len(split.keys)).tobytes() + split.keys.astype("<u8").tobytes())
+    return digest.hexdigest()
+
+
+def _numbers(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return a value as float32 of this shape; None if it is none."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        return None
+    if array.size and array.dtype.kind not in "fiu":
+        return None
+    one = shape == (1,) and array.shape == ()
+    if array.shape != shape and not one and not array.size == 0 == shape[0]:
+        return None
+    with np.errstate(over="ignore"):
+        numbers = array.astype(np.float32).reshape(shape)
+    return numbers if np.isfinite(numbers).all() else None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A piece of a passage.
+class AnswerSpan:
+    """An answer to a question as a piece of its passage.
 
     Args:
         text: as it stands there.
-        start: where, in characters; -1 where it was looked for and isn't in the passage.
+        start: where, in characters; -1 where it was searched for and isn't in the passage.
         moved: whether it was found elsewhere than the data says.
     """
 
@@ -268,7 +255,7 @@ class Answer:
 
 def read_answers(
     dataset: Dataset, column: str, passages: Sequence[str], what: str, *, search: bool = False
-) -> list[list[Answer] | None]:
+) -> list[list[AnswerSpan] | None]:
     """Read a column of answers.
 
     Args:
@@ -290,7 +277,7 @@ def read_answers(
     ]
 
 
-def _answers(value: Any, passage: str, where: str, column: str, search: bool) -> list[Answer]:
+def _answers(value: Any, passage: str, where: str, column: str, search: bool) -> list[AnswerSpan]:
     try:
         if isinstance(value, list):
             pairs = [(each["text"], each["answer_start"]) for each in value]
@@ -308,9 +295,9 @@ def _answers(value: Any, passage: str, where: str, column: str, search: bool) ->
         # A negative one would count from the end.
         got = passage[start : start + len(text)] if known and start >= 0 else None
         if got == text and text:
-            answers.append(Answer(text, start))
+            answers.append(AnswerSpan(text, start))
         elif search and known and text:
-            answers.append(Answer(text, _nearest(text, start, passage), moved=True))
+            answers.append(AnswerSpan(text, _nearest(text, start, passage), moved=True))
         else:
             raise DataError(
                 f"{where}: expected the answer {text!r} at character {start} of its passage, got "
@@ -321,9 +308,7 @@ def _answers(value: Any, passage: str, where: str, column: str, search: bool) ->
 
 def _nearest(text: str, start: int, passage: str) -> int:
     """Return the place of the text that is nearest to `start`; -1 where it isn't in the passage."""
-    before, after = (
-        passage.rfind(text, 0, max(start, 0) + len(text)),
-        passage.find(text, max(start, 0)),
-    )
+    before = passage.rfind(text, 0, max(start, 0) + len(text))
+    after = passage.find(text, max(start, 0))
     found = [place for place in (before, after) if place >= 0]
     return min(found, key=lambda place: abs(place - start), default=-1)

@@ -1,39 +1,52 @@
-"""Encoded examples.
+"""Encoded examples: ragged token ids of texts, words and passages, and a content key for each.
 
-Ragged token ids, a content key for each example, words and windows of passages.
+    texts, pairs         ──tokenizer──► EncodedView   token ids of all rows, and their keys
+    sentences of words   ──tokenizer──► EncodedView   and the first token of each word
+    questions, passages  ──tokenizer──► Windows       long passages become overlapping windows
+
+A content key is a hash of what one model reads: equal token ids have equal keys, in every data set.
+Soft labels are filed under it.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
-from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import DataError
 
-# Ragged rows in flat arrays: row i owns `[offsets[i], offsets[i + 1])`.
+if TYPE_CHECKING:
+    # Takes seconds to import, which `raybrew store` has no need to spend.
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 1024
+_MIN_PASSAGE_TOKENS = 4
+
+
+def offsets_of(lengths: np.ndarray) -> np.ndarray:
+    """Return where ragged rows of these lengths begin and end in a flat array, int64 (n + 1,)."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def spans(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where in the flat array the elements of some rows are, and the rows' new offsets.
+    """Find the elements of some ragged rows; row i owns `[offsets[i], offsets[i + 1])`.
 
     Args:
         offsets: int64 (N + 1,).
-        rows: int64 (n,), in any order, also twice.
+        rows: int64 (n,), in any order, repeats allowed.
 
     Returns:
-        int64 (elements,) and int64 (n + 1,).
+        Their places in the flat array, int64 (elements,), and the offsets of the rows that they
+        make, int64 (n + 1,).
     """
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
-    taken = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum(lengths, out=taken[1:])
+    taken = offsets_of(lengths)
     return np.repeat(starts - taken[:-1], lengths) + np.arange(taken[-1]), taken
-
-
-# Content keys of examples, uint64 (N, 2): which rows are the same example.
 
 
 def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,15 +89,6 @@ def _changes(keys: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return other_half, other_half | (second[1:] != second[:-1])
 
 
-# Encoded examples: ragged token ids, each example with a key that is a hash of its content.
-#
-#     texts, pairs ──tokenizer──► EncodedView   one tokenizer's ids of all rows, and their keys
-#
-# A key is what soft labels are filed under: equal token ids, equal key, whatever the data set.
-
-_BATCH = 1024
-
-
 @dataclass(frozen=True)
 class EncodedView:
     """N examples as one tokenizer sees them.
@@ -106,11 +110,11 @@ class EncodedView:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, int64 (N,): work that grows with the data, done at each call."""
+        """Tokens of each example, int64 (N,); computed at each call, in time O(N)."""
         return np.diff(self.offsets)
 
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
-        """Return the tokens of some examples, int64 (n,), without a look at the others."""
+        """Return the tokens of some examples, int64 (n,), in time O(n)."""
         return self.offsets[rows + 1] - self.offsets[rows]
 
     def take(self, rows: np.ndarray) -> "EncodedView":
@@ -123,18 +127,16 @@ class EncodedView:
     def concat(views: "Sequence[EncodedView]") -> "EncodedView":
         """Join examples of one tokenizer, in order."""
         types = [view.token_type_ids for view in views if view.token_type_ids is not None]
-        offsets = np.zeros(sum(map(len, views)) + 1, np.int64)
-        np.cumsum(np.concatenate([view.lengths for view in views]), out=offsets[1:])
         return EncodedView(
             np.concatenate([view.input_ids for view in views]),
             np.concatenate(types) if types else None,
-            offsets,
+            offsets_of(np.concatenate([view.lengths for view in views])),
             np.concatenate([view.keys for view in views]),
         )
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[str],
     pairs: Sequence[str] | None,
     max_length: int,
@@ -155,16 +157,14 @@ def encode(
     cut = 0
     for start in range(0, len(texts), _BATCH):
         part = slice(start, start + _BATCH)
-        second = None if pairs is None else list(pairs[part])
-        # Encoded whole first, so that what is cut can be counted.
-        whole = tokenizer(list(texts[part]), second, truncation=False, verbose=False)
-        if any(len(each) > max_length for each in whole["input_ids"]):
-            cut += sum(len(each) > max_length for each in whole["input_ids"])
-            whole = tokenizer(
-                list(texts[part]), second, truncation="longest_first", max_length=max_length
-            )
-        ids += [np.array(each, np.int32) for each in whole["input_ids"]]
-        types += [np.array(each, np.int8) for each in whole.get("token_type_ids", ())]
+        batch = list(texts[part]), None if pairs is None else list(pairs[part])
+        # Encoded whole first, so that the examples that are cut can be counted.
+        encoded = tokenizer(*batch, truncation=False, verbose=False)
+        if too_long := sum(len(each) > max_length for each in encoded["input_ids"]):
+            cut += too_long
+            encoded = tokenizer(*batch, truncation="longest_first", max_length=max_length)
+        ids += [np.array(each, np.int32) for each in encoded["input_ids"]]
+        types += [np.array(each, np.int8) for each in encoded.get("token_type_ids", ())]
     return view_from_ids(ids, types or None), cut
 
 
@@ -180,8 +180,8 @@ def view_from_ids(
     """
     ids = [np.asarray(each, np.int32) for each in input_ids]
     types = [np.asarray(each, np.int8) for each in token_type_ids or ()] or None
-    offsets = np.cumsum([0, *map(len, ids)]).astype(np.int64)
     view_types = None if types is None else np.concatenate(types)
+    offsets = offsets_of(np.array([len(each) for each in ids]))
     return EncodedView(np.concatenate(ids), view_types, offsets, content_keys(ids, types))
 
 
@@ -191,7 +191,7 @@ def content_keys(
     """Hash each example's token ids and pair ids with 128 bits of xxh3.
 
     Returns:
-        uint64 (N, 2). Pair ids that are all 0 say nothing: with and without them the key is the
+        uint64 (N, 2). Pair ids that are all 0 are left out: with and without them the key is the
         same.
     """
     keys = np.empty((len(input_ids), 2), np.uint64)
@@ -204,93 +204,73 @@ def content_keys(
     return keys
 
 
-def same_vocabulary(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+def same_vocabulary(one: "PreTrainedTokenizerBase", other: "PreTrainedTokenizerBase") -> bool:
     """Whether token ids of one tokenizer mean the same to a model of the other."""
     return one.get_vocab() == other.get_vocab()
 
 
-# Sentences of words as a tokenizer sees them, and where each word begins.
-
-
-@dataclass(frozen=True)
-class EncodedWords:
-    """Sentences of words, encoded.
-
-    Args:
-        input_ids: of each sentence.
-        token_type_ids: of each; None where the tokenizer makes none.
-        first_tokens: of each, int64 (words,): the first token of each word; -1 for words beyond
-            the longest input, and for those that no token of their own stands for.
-    """
-
-    input_ids: list[list[int]]
-    token_type_ids: list[list[int]] | None
-    first_tokens: list[np.ndarray]
-
-
 def encode_words(
-    tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sequence[str]], max_length: int
-) -> EncodedWords:
-    """Encode sentences as the texts that their words make, with a space between two of them.
+    tokenizer: "PreTrainedTokenizerBase", sentences: Sequence[Sequence[str]], max_length: int
+) -> tuple[EncodedView, list[np.ndarray]]:
+    """Encode sentences of words as texts: the words, joined by spaces.
 
-    Models read texts when they are pretrained. Words one by one are something else to many
+    Models are pretrained on texts. Words that are encoded one by one differ from them for many
     tokenizers: byte-level ones without `add_prefix_space` glue them together.
 
     Args:
         tokenizer: a fast one, which adds its special tokens.
         sentences: words of each.
         max_length: longer sentences are cut.
+
+    Returns:
+        The view, and the first token of each word, int64 (words,) for each sentence; -1 for words
+        beyond the longest input, and for those without a token of their own.
     """
-    spans = [_spans(words) for words in sentences]
+    joined = [_join_words(words) for words in sentences]
     encoded: Any = tokenizer(
-        [text for text, _ in spans],
+        [text for text, _ in joined],
         truncation=True,
         max_length=max_length,
         return_offsets_mapping=True,
     )
     firsts = []
-    for row, (_, ends) in enumerate(spans):
+    for row, (_, ends) in enumerate(joined):
         # Special tokens that the tokenizer adds are of no text.
         of_text = [number is not None for number in encoded.sequence_ids(row)]
         firsts.append(_first_tokens(encoded["offset_mapping"][row], of_text, ends))
-    return EncodedWords(encoded["input_ids"], encoded.get("token_type_ids"), firsts)
+    return view_from_ids(encoded["input_ids"], encoded.get("token_type_ids")), firsts
 
 
-def _spans(words: Sequence[str]) -> tuple[str, np.ndarray]:
+def _join_words(words: Sequence[str]) -> tuple[str, np.ndarray]:
     """Join words, and return where each ends; the space before a word belongs to it."""
     bare = [word.strip() for word in words]
-    # A word of nothing takes no room, which would be two spaces in a row.
-    rooms = [len(word) + 1 if word else 0 for word in bare]
+    # An empty word takes no characters; a space of its own would make two in a row.
+    widths = [len(word) + 1 if word else 0 for word in bare]
     # The first word has no space before it.
-    return " ".join(filter(None, bare)), np.cumsum(rooms) - 1
+    return " ".join(filter(None, bare)), np.cumsum(widths) - 1
 
 
 def _first_tokens(
-    spans: Sequence[tuple[int, int]], of_text: Sequence[bool], ends: np.ndarray
+    characters: Sequence[tuple[int, int]], of_text: Sequence[bool], ends: np.ndarray
 ) -> np.ndarray:
     """Return the first token that starts within each word; -1 where none does.
 
     Args:
-        spans: characters that each token stands for.
+        characters: that each token stands for, from and to.
         of_text: which tokens stand for any.
         ends: character after each word's last one, int64 (words,).
     """
     firsts = np.full(len(ends), -1, np.int64)
-    words = np.searchsorted(ends, [start for start, _ in spans], side="right")
+    words = np.searchsorted(ends, [start for start, _ in characters], side="right")
     for token, word in reversed(list(enumerate(words))):
         if of_text[token] and word < len(ends):
             firsts[word] = token
     return firsts
 
 
-# Pairs of a question and a passage, where long passages become windows that overlap.
-
-_MIN_PASSAGE_TOKENS = 4
-
-
 @dataclass(frozen=True)
 class Windows:
-    """N windows as one tokenizer sees them.
+    """N windows of passages, each with its question, as one tokenizer sees them.
 
     Args:
         view: their tokens.
@@ -299,7 +279,7 @@ class Windows:
             tokens that aren't the passage's.
         ends: the same for the character after its last one.
         unanswered: int64 (N,), token of each window that stands for no answer: the class token,
-            which is XLNet's last, or the first token of a text without one.
+            which is XLNet's last, or the first token where there is none.
     """
 
     view: EncodedView
@@ -310,7 +290,7 @@ class Windows:
 
 
 def encode_windows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[str],
     passages: Sequence[str],
     max_length: int,
@@ -330,7 +310,15 @@ def encode_windows(
     Raises:
         DataError: a question leaves no room for its passage; names the row.
     """
-    _check_room(tokenizer, questions, max_length, stride, what)
+    most = max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride
+    bare: Any = tokenizer(list(questions), add_special_tokens=False)
+    for row, ids in enumerate(bare["input_ids"]):
+        if len(ids) + _MIN_PASSAGE_TOKENS > most:
+            raise DataError(
+                f"{what}: row {row}: expected a question that leaves room for {stride} shared and "
+                f"{_MIN_PASSAGE_TOKENS} new tokens of the passage in a window of {max_length}, got "
+                f"one of {len(ids)} tokens; raise max_length or lower stride"
+            )
     encoded: Any = tokenizer(
         list(questions),
         list(passages),
@@ -345,22 +333,21 @@ def encode_windows(
 
 def align_windows(
     windows: Windows,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     questions: Sequence[str],
     passages: Sequence[str],
     max_length: int,
 ) -> tuple[EncodedView, np.ndarray]:
-    """Encode the pieces of the passages that windows show with another tokenizer.
+    """Encode the pieces of passages that windows show with another tokenizer.
 
     Returns:
-        What it makes of them, and for each token of the windows the token that starts, and the one
-        that ends, at the same character, int32 (tokens, 2); -1 where none does. The tokens that
-        stand for no answer answer for each other.
+        The view of the other tokenizer, and for each token of the windows its token that starts,
+        and the one that ends, at the same character, int32 (tokens, 2); -1 where none does. The
+        tokens that stand for no answer are aligned with each other.
     """
-    pieces, offsets = _pieces(windows, passages)
-    asked: Any = [questions[row] for row in windows.source]
+    pieces, shifts = _pieces(windows, passages)
     encoded: Any = tokenizer(
-        asked,
+        [questions[row] for row in windows.source],
         pieces,
         truncation="only_second",
         max_length=max_length,
@@ -368,12 +355,11 @@ def align_windows(
     )
     others = _windows(tokenizer, encoded, windows.source)
     aligned = np.full((len(windows.starts), 2), -1, np.int32)
-    for number, shift in enumerate(offsets):
+    for number, shift in enumerate(shifts):
         mine = slice(*windows.view.offsets[number : number + 2])
         theirs = slice(*others.view.offsets[number : number + 2])
-        for side, (ours, other) in enumerate(
-            ((windows.starts, others.starts), (windows.ends, others.ends))
-        ):
+        sides = ((windows.starts, others.starts), (windows.ends, others.ends))
+        for side, (ours, other) in enumerate(sides):
             known = {int(c) + shift: t for t, c in enumerate(other[theirs]) if c >= 0}
             aligned[mine, side] = [known.get(int(c), -1) if c >= 0 else -1 for c in ours[mine]]
         unanswered = windows.view.offsets[number] + windows.unanswered[number]
@@ -383,48 +369,31 @@ def align_windows(
 
 def _pieces(windows: Windows, passages: Sequence[str]) -> tuple[list[str], list[int]]:
     """Return the piece of its passage that each window shows, and where it starts."""
-    pieces, offsets = [], []
+    pieces, starts_at = [], []
     for number, row in enumerate(windows.source):
         mine = slice(*windows.view.offsets[number : number + 2])
         starts, ends = windows.starts[mine], windows.ends[mine]
         first = int(starts[starts >= 0].min()) if (starts >= 0).any() else 0
         pieces.append(passages[row][first : max(int(ends.max()), first)])
-        offsets.append(first)
-    return pieces, offsets
+        starts_at.append(first)
+    return pieces, starts_at
 
 
-def _windows(tokenizer: PreTrainedTokenizerBase, encoded: Any, source: np.ndarray) -> Windows:
+def _windows(tokenizer: "PreTrainedTokenizerBase", encoded: Any, source: np.ndarray) -> Windows:
     starts, ends, unanswered = [], [], []
-    for number in range(len(source)):
+    for number, ids in enumerate(encoded["input_ids"]):
         parts = encoded.sequence_ids(number)
-        of_passage = [part == 1 for part in parts]
-        of_class = [
-            token == tokenizer.cls_token_id and part is None
-            for token, part in zip(encoded["input_ids"][number], parts, strict=True)
+        class_tokens = [
+            token
+            for token, (token_id, part) in enumerate(zip(ids, parts, strict=True))
+            if token_id == tokenizer.cls_token_id and part is None
         ]
-        unanswered.append(of_class.index(True) if any(of_class) else 0)
-        for own, (start, end) in zip(of_passage, encoded["offset_mapping"][number], strict=True):
+        unanswered.append(class_tokens[0] if class_tokens else 0)
+        for part, (start, end) in zip(parts, encoded["offset_mapping"][number], strict=True):
             # A token of no characters shows nothing of the passage.
-            starts.append(start if own and end > start else -1)
-            ends.append(end if own and end > start else -1)
+            shown = part == 1 and end > start
+            starts.append(start if shown else -1)
+            ends.append(end if shown else -1)
     view = view_from_ids(encoded["input_ids"], encoded.get("token_type_ids"))
     starts, ends, unanswered = (np.array(each, np.int64) for each in (starts, ends, unanswered))
     return Windows(view, source, starts, ends, unanswered)
-
-
-def _check_room(
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[str],
-    max_length: int,
-    stride: int,
-    what: str,
-) -> None:
-    most = max_length - tokenizer.num_special_tokens_to_add(pair=True) - stride
-    encoded: Any = tokenizer(list(questions), add_special_tokens=False)
-    for row, ids in enumerate(encoded["input_ids"]):
-        if len(ids) + _MIN_PASSAGE_TOKENS > most:
-            raise DataError(
-                f"{what}: row {row}: expected a question that leaves room for {stride} shared and "
-                f"{_MIN_PASSAGE_TOKENS} new tokens of the passage in a window of {max_length}, got "
-                f"one of {len(ids)} tokens; raise max_length or lower stride"
-            )

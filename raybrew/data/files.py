@@ -1,6 +1,7 @@
-"""Files: what the operating system refuses and what to do about it, memory maps.
+"""Files: what the operating system refuses and what to do about it, memory maps, JSON.
 
-JSON that every reader takes.
+A file that can't be opened or mapped may be whole: such a refusal never counts as damage, nor as a
+missing file.
 """
 
 import errno
@@ -14,13 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-# What the operating system refuses, which is no fault of the file: the limit, and what to do.
-#
-# A file that can't be opened or mapped may be whole, so nobody may take it for damaged or for gone.
-
 _PERMISSION = "give this user the right to, or choose another folder"
 _SPACE = "make room, or choose a folder on another disk"
-_DEVICE = "see to the disk or the network share, then run again"
+_DEVICE = "check the disk or the network share, then run again"
 _ADVICE = {
     errno.ENOMEM: "this process has as many memory maps as it may (sysctl vm.max_map_count; each "
     "open file of labels takes one), as much address space (ulimit -v), or no memory is left: "
@@ -29,7 +26,7 @@ _ADVICE = {
     errno.ENFILE: "this machine has as many files open as it may: raise sysctl fs.file-max",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
-    errno.EROFS: "it is mounted to be read only: choose another folder",
+    errno.EROFS: "it is mounted read-only: choose another folder",
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
     errno.EFBIG: "raise the greatest size of a file (ulimit -f), or choose another file system",
@@ -46,35 +43,32 @@ def explain(error: OSError) -> str:
 
 
 def map_file(path: Path) -> pa.MemoryMappedFile:
-    """Map a file into memory; what Arrow then finds wrong with it are its bytes.
+    """Map a file into memory; whatever Arrow finds wrong with it afterwards is its bytes.
 
     Raises:
-        OSError: the system refuses, with its number in any case.
+        OSError: the system refuses; `errno` is always set.
     """
     try:
         return pa.memory_map(str(path))
     except OSError as error:
         if error.errno is not None:
             raise
-        # Where the map is refused, and not the file, Arrow gives the system's words alone.
+        # Where mmap fails rather than open, Arrow's error has the system's message and no number.
         number = next((n for n in errno.errorcode if str(error).endswith(os.strerror(n))), None)
         raise OSError(number or errno.EIO, str(error), str(path)) from error
-
-
-# JSON as every reader takes it: RFC 8259 has no word for numbers that aren't finite.
-#
-# nan  inf  -inf   ──►   "nan"  "inf"  "-inf", texts that `float()` reads
 
 
 def to_json(
     value: Any, *, indent: int | None = None, default: Callable[[Any], Any] | None = None
 ) -> str:
-    """Return values as JSON.
+    """Return values as JSON that every reader takes; RFC 8259 has no nan and no infinity.
+
+    nan, inf and -inf become the texts "nan", "inf" and "-inf", which `float()` reads.
 
     Args:
-        value: mappings, lists, texts, numbers also of NumPy, truth values, None.
+        value: mappings, lists, texts, numbers (also NumPy's), truth values, None.
         indent: spaces of a level; all in one line if left out.
-        default: makes one of those of anything else.
+        default: turns anything else into one of those.
     """
     plain = _plain(value)
     return json.dumps(plain, indent=indent, default=default, allow_nan=False, ensure_ascii=False)

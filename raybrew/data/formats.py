@@ -1,11 +1,28 @@
-"""Files of rows in CSV, TSV and SQuAD's form, read by raybrew itself."""
+"""Files of rows in CSV, TSV and SQuAD's form.
+
+CSV and TSV: one value for each column in every row, and texts as they stand.
+
+    .csv   quotes around a value as RFC 4180 has them; other quoting is an error
+    .tsv   no quoting: one row a line, a quote is a character as any other
+
+The types of the columns follow from all of their values:
+
+    numbers   1.5  nan  NA  (blank)   ──►  1.5   null   null   null
+    texts     yes  nan  NA  (blank)   ──►  yes   nan    NA     null
+
+Numbers with leading zeros, or of more digits than an int64 holds, are texts: codes, in which every
+digit counts.
+
+SQuAD's form, also CMRC's, is nested; it becomes rows of id, question, context, answers:
+
+    {"data": [{"paragraphs": [{"context": …, "qas": [{"id", "question", "answers": […]}]}]}]}
+"""
 
 import csv
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,19 +32,6 @@ import pyarrow.compute
 from datasets import Dataset, Features, List, Value
 
 from raybrew.errors import DataError
-
-# CSV and TSV files: one value for each column in every row, and texts as they stand.
-#
-#     .csv   quotes around a value as RFC 4180 has them; what is quoted by other rules is an error
-#     .tsv   no quoting: one row a line, a quote is a character as any other
-#
-# The types of the columns follow from all of their values:
-#
-#     numbers   1.5  nan  NA  (blank)   ──►  1.5   null   null   null
-#     texts     yes  nan  NA  (blank)   ──►  yes   nan    NA     null
-#
-# Numbers with leading zeros, or of more digits than an int64 holds, are texts: codes, in which
-# every digit counts.
 
 pc: Any = pyarrow.compute  # its functions are made as it is imported, which pyright can't see
 
@@ -44,31 +48,44 @@ _TYPES = (
     ("true|True|TRUE|false|False|FALSE", pa.bool_()),
 )
 _BLOCK = 1 << 14
-"""Rows that are Python's objects at one time."""
+"""Rows that are Python objects at one time."""
+
+_SQUAD_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "context": Value("string"),
+        "answers": {"text": List(Value("string")), "answer_start": List(Value("int64"))},
+    }
+)
+_SQUAD_HEAD = 4096
+_INT64_MAX = (1 << 63) - 1
 
 
 def read_csv(place: Path) -> Dataset:
     """Read a file; the values of `.tsv` are separated by tabs.
 
     Raises:
-        ValueError, OSError: it can't be read; of what it holds, names the line.
+        ValueError, OSError: it can't be read; the message names the line of a malformed row.
     """
-    with (
-        _long_fields(),
-        place.open(encoding="utf-8-sig", newline="") as stream,
-    ):
-        rows = _rows(stream, tabs=place.suffix.lower() == ".tsv")
-        names = _column_names(next(rows, []))
-        blocks: list[list[pa.Array]] = [[] for _ in names]
-        while block := list(islice(rows, _BLOCK)):
-            for chunks, values in zip(blocks, zip(*block, strict=True), strict=True):
-                chunks.append(pa.array(values, pa.string()))
+    # The csv module limits the length of a value to 131,072 characters.
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        with place.open(encoding="utf-8-sig", newline="") as stream:
+            rows = _rows(stream, tabs=place.suffix.lower() == ".tsv")
+            names = _column_names(next(rows, []))
+            blocks: list[list[pa.Array]] = [[] for _ in names]
+            while block := list(islice(rows, _BLOCK)):
+                for chunks, values in zip(blocks, zip(*block, strict=True), strict=True):
+                    chunks.append(pa.array(values, pa.string()))
+    finally:
+        csv.field_size_limit(limit)
     columns = [_typed(pa.chunked_array(chunks, pa.string())) for chunks in blocks]
     return Dataset(pa.table(columns, names=names))
 
 
 def _rows(stream: Any, *, tabs: bool) -> Iterator[list[str]]:
-    """Yield the header and the rows, all of one length; blank lines are none."""
+    """Yield the header and the rows, all of one length; blank lines are skipped."""
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
     reader = csv.reader(stream, strict=True, **dialect)
     header: list[str] = []
@@ -87,7 +104,15 @@ def _rows(stream: Any, *, tabs: bool) -> Iterator[list[str]]:
             continue
         header = header or row
         if len(row) != len(header):
-            raise ValueError(_wrong_length(begin, header, row, tabs=tabs))
+            rule = (
+                "values can't hold tabs or line ends in a .tsv file, write them as .csv or .parquet"
+                if tabs
+                else 'quote values that hold commas or line ends: "Hello, world"'
+            )
+            raise ValueError(
+                f"line {begin}: expected {len(header)} values, as the header has names "
+                f"({_short(', '.join(header))}), got {len(row)}: {_short(', '.join(row))}; {rule}"
+            )
         if tabs and (quoted := next(filter(_is_quoted, row), None)):
             raise ValueError(
                 f"line {begin}: expected values without quoting, as quotes are part of the text "
@@ -95,18 +120,6 @@ def _rows(stream: Any, *, tabs: bool) -> Iterator[list[str]]:
                 "file; write the file without quoting, or as .csv or .parquet"
             )
         yield row
-
-
-def _wrong_length(line: int, header: list[str], row: list[str], *, tabs: bool) -> str:
-    rule = (
-        "values can't hold tabs or line ends in a .tsv file, write them as .csv or .parquet"
-        if tabs
-        else 'quote values that hold commas or line ends: "Hello, world"'
-    )
-    return (
-        f"line {line}: expected {len(header)} values, as the header has names "
-        f"({_short(', '.join(header))}), got {len(row)}: {_short(', '.join(row))}; {rule}"
-    )
 
 
 def _column_names(header: list[str]) -> list[str]:
@@ -140,42 +153,15 @@ def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
 
 
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """Lift the limit that the csv module sets to the length of a value, 131,072 characters."""
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
-
-
-# Files in the nested form that SQuAD and CMRC are published in, as flat rows.
-#
-# {"data": [{"paragraphs": [{"context": …, "qas": [{"id", "question", "answers": […]}]}]}]}
-# ──► rows of id, question, context, answers
-
-_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "question": Value("string"),
-        "context": Value("string"),
-        "answers": {"text": List(Value("string")), "answer_start": List(Value("int64"))},
-    }
-)
-_HEAD = 4096
-_MOST = (1 << 63) - 1
-
-
 def is_squad(path: Path) -> bool:
-    """Whether a JSON file begins as one of this form."""
+    """Whether a JSON file begins as one of SQuAD's form."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        head = "".join(file.read(_HEAD).split())
+        head = "".join(file.read(_SQUAD_HEAD).split())
     return head.startswith("{") and '"paragraphs":[' in head and '"data":[' in head
 
 
 def read_squad(path: Path, what: str) -> Dataset:
-    """Read questions with their passages; without answers where `is_impossible` says so.
+    """Read questions with their passages; those that are `is_impossible` have no answers.
 
     Args:
         path: the file.
@@ -187,14 +173,14 @@ def read_squad(path: Path, what: str) -> Dataset:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = [
-            _row(question, paragraph["context"], f"{what}: {path}")
+            _squad_row(question, paragraph["context"], f"{what}: {path}")
             for article in content["data"]
             for paragraph in article["paragraphs"]
             for question in paragraph["qas"]
         ]
         if not rows:
             raise DataError(f"{what}: expected questions, got none in {path}")
-        return Dataset.from_list(rows, features=_FEATURES)
+        return Dataset.from_list(rows, features=_SQUAD_FEATURES)
     except DataError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -204,26 +190,23 @@ def read_squad(path: Path, what: str) -> Dataset:
         ) from error
 
 
-def _row(question: dict[str, Any], context: str, where: str) -> dict[str, Any]:
+def _squad_row(question: dict[str, Any], context: str, where: str) -> dict[str, Any]:
+    # CMRC repeats an answer, once for each annotator who gave it.
     answers = [] if question.get("is_impossible") else question["answers"]
-    # CMRC repeats an answer, once a person who gave it.
+    starts = [answer["answer_start"] for answer in answers]
+    for start in starts:
+        whole = isinstance(start, int) or (isinstance(start, float) and start.is_integer())
+        if isinstance(start, bool) or not whole or abs(start) > _INT64_MAX:
+            raise DataError(
+                f"{where}: question {question['id']!r}: expected a whole number of characters as "
+                f"answer_start, got {start!r}"
+            )
     return {
         "id": str(question["id"]),
         "question": question["question"],
         "context": context,
         "answers": {
             "text": [answer["text"] for answer in answers],
-            "answer_start": [_start(answer, question, where) for answer in answers],
+            "answer_start": [int(start) for start in starts],
         },
     }
-
-
-def _start(answer: dict[str, Any], question: dict[str, Any], where: str) -> int:
-    start = answer["answer_start"]
-    whole = isinstance(start, int) or (isinstance(start, float) and start.is_integer())
-    if isinstance(start, bool) or not whole or abs(start) > _MOST:
-        raise DataError(
-            f"{where}: question {question['id']!r}: expected a whole number of characters as "
-            f"answer_start, got {start!r}"
-        )
-    return int(start)

@@ -1,8 +1,8 @@
 """Signals (what is asked of a teacher) and payloads (its values, row by row).
 
-A signal names a teacher statistic (`logits`, or what a match loss needs), the layers it is read
-from and the precision it is kept in. A payload holds one flat run of values an example: all of
-one width (logits), or ragged (anything that grows with the number of tokens).
+A signal names a teacher statistic (`logits`, or what a match loss needs), the layers that it is
+read from and the precision that it is stored in. A payload holds one flat run of values an example:
+all of one width (logits), or ragged (anything that grows with the number of tokens).
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from raybrew.data.encoding import offsets_of
 from raybrew.errors import LabelError
 
 DTYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
@@ -33,10 +34,10 @@ class Signal:
     Args:
         statistic: `logits`, or what a match loss or a custom match takes of the teacher.
         layers: layers that it is read from, 0 = embeddings; empty for `logits` and modules.
-        dtype: precision that it is kept in, a key of `DTYPES`.
-        top_k: of logits, how many of the largest are kept; None for all.
-        temperatures: of top-k logits, those whose logsumexp is kept.
-        recipe: the match that says how the teacher makes it; none for logits. Two matches that
+        dtype: precision that it is stored in, a key of `DTYPES`.
+        top_k: of logits, how many of the largest are stored; None for all.
+        temperatures: of top-k logits, those whose logsumexp is stored.
+        recipe: the match that says how the teacher computes it; none for logits. Two matches that
             take the same statistic have equal signals, so this is not compared.
     """
 
@@ -51,12 +52,12 @@ class Signal:
     def name(self) -> str:
         """Name of the signal's folder in the store."""
         layers = "".join(f"-L{layer}" for layer in self.layers)
-        kept = "" if self.top_k is None else f"-top{self.top_k}"
-        kept += "".join(f"-T{temperature:g}" for temperature in self.temperatures)
-        name = f"{self.statistic}{layers}{kept}-{self.dtype}"
+        top_k = "" if self.top_k is None else f"-top{self.top_k}"
+        top_k += "".join(f"-T{temperature:g}" for temperature in self.temperatures)
+        name = f"{self.statistic}{layers}{top_k}-{self.dtype}"
         if len(name.encode()) <= _NAME_BYTES:
             return name
-        # Longer than a folder's name may be: its beginning, for people, and a hash of it all.
+        # Longer than a folder's name may be: a readable beginning, and a hash of it all.
         start = name.encode()[: _NAME_BYTES // 2].decode(errors="ignore")
         return f"{start}-{xxhash.xxh3_128_hexdigest(name.encode())}-{self.dtype}"
 
@@ -78,13 +79,11 @@ class Payload:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the values and their offsets take."""
+        """Bytes of the values and their offsets."""
         return self.values.nbytes + (0 if self.offsets is None else self.offsets.nbytes)
 
     def take(self, rows: np.ndarray) -> "Payload":
         """Return these rows, in this order, as a copy."""
-        if self.offsets is None:
-            return Payload(self.values[rows])
         return Payload.gather([self], np.zeros(len(rows), np.int64), rows)
 
     @staticmethod
@@ -100,7 +99,7 @@ class Payload:
         if first.offsets is not None:
             return _gather_ragged(parts, part, rows, first.values.dtype)
         used = np.unique(part)
-        if len(used) == 1:
+        if len(used) <= 1:
             return Payload(first.values[rows])
         values = np.empty((len(rows), *first.values.shape[1:]), first.values.dtype)
         for number in used:
@@ -124,26 +123,19 @@ class Payload:
         if len(lengths) not in (0, len(parts)):
             raise LabelError("payloads of one signal: expected all ragged or none, got both")
         values = np.concatenate([part.values for part in parts])
-        if not lengths:
-            return Payload(values)
-        offsets = np.zeros(sum(map(len, parts)) + 1, np.int64)
-        np.cumsum(np.concatenate(lengths), out=offsets[1:])
-        return Payload(values, offsets)
+        return Payload(values, offsets_of(np.concatenate(lengths)) if lengths else None)
 
 
 def _gather_ragged(
     parts: Sequence[Payload], part: np.ndarray, rows: np.ndarray, dtype: np.dtype
 ) -> Payload:
-    offsets = np.zeros(len(rows) + 1, np.int64)
     pieces = []
-    for i, (number, row) in enumerate(zip(part.tolist(), rows.tolist(), strict=True), start=1):
+    for number, row in zip(part.tolist(), rows.tolist(), strict=True):
         bounds = parts[number].offsets
         assert bounds is not None, "payloads of one signal: all ragged or none"
-        start, end = bounds[row], bounds[row + 1]
-        pieces.append(parts[number].values[start:end])
-        offsets[i] = end - start
+        pieces.append(parts[number].values[bounds[row] : bounds[row + 1]])
     values = np.concatenate(pieces) if pieces else np.empty(0, dtype)
-    return Payload(values, np.cumsum(offsets))
+    return Payload(values, offsets_of(np.array([len(piece) for piece in pieces], np.int64)))
 
 
 def to_storage(values: Tensor, dtype: str) -> np.ndarray:

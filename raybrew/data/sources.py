@@ -1,6 +1,7 @@
-"""Data sets: a file, a saved data set, the hub, or one in memory.
+"""Data sets: a file, a saved data set, the hub, or one in memory; transfer rows are appended.
 
-Transfer rows are appended to a training split.
+train     text  label ──┐
+transfer  text  (null) ─┴──► one data set; labels of transfer rows are not read
 """
 
 import re
@@ -25,11 +26,13 @@ from raybrew.data.columns import read_column
 from raybrew.data.formats import is_squad, read_csv, read_squad
 from raybrew.errors import DataError, did_you_mean
 
-# Whether the model hub can be had at all.
+_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+PARQUET_BRANCH = "refs/convert/parquet"
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
 def hub_in_reach() -> bool:
-    """Look the hub's name up, which spares the 23 s for which its client retries."""
+    """Look the hub's name up, which saves the 23 s for which its client retries."""
     if hub.is_offline_mode():
         return False
     if getproxies():
@@ -39,13 +42,6 @@ def hub_in_reach() -> bool:
     except OSError:
         return False
     return True
-
-
-# Data sets from wherever they are: a file, a saved data set, the hub, or one at hand.
-
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-PARQUET_BRANCH = "refs/convert/parquet"
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
 def load_source(source: str | Dataset, what: str) -> Dataset:
@@ -123,7 +119,7 @@ def _file(place: Path, what: str) -> Dataset:
 
 
 def _check_cache(what: str) -> None:
-    """Refuse a cache that can't be written: `datasets` keeps there what it reads of files."""
+    """Refuse a cache that can't be written: `datasets` converts files into it."""
     cache = Path(datasets_config.HF_DATASETS_CACHE)
     try:
         try_to_write(cache)
@@ -138,7 +134,7 @@ def _built(builder: str, place: Path) -> Dataset:
     """Read one file by a builder of `datasets`."""
     status = place.stat()
     # A list of files is taken as it is, while a path would be read as a pattern, in which a [ or *
-    # stands for other files; by the metadata the cache knows whether the file was written again.
+    # stands for other files; the cache knows by the metadata whether the file has changed.
     written = (str(status.st_mtime_ns), str(status.st_size))
     files = DataFilesDict({"train": DataFilesList([str(place.absolute())], [written])})
     read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet}[builder]
@@ -150,13 +146,12 @@ def _built(builder: str, place: Path) -> Dataset:
 def _saved(place: Path, split: str, what: str) -> Dataset:
     try:
         loaded = datasets.load_from_disk(str(place))
-    # KeyError, TypeError: of JSON files that say something else.
+    # KeyError, TypeError, AttributeError: of JSON files with other content, which need a word more.
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
-        told = isinstance(error, ValueError | OSError)
-        reason = "" if told else f"; it can't be read ({type(error).__name__}: {error})"
+        reason = f"; it can't be read ({type(error).__name__}: {error})"
         raise DataError(
             f"{what}: expected a folder that `save_to_disk` wrote, got {place}, which holds "
-            f"{held_by(place)}{reason}"
+            f"{held_by(place)}{'' if isinstance(error, ValueError | OSError) else reason}"
         ) from error
     if isinstance(loaded, DatasetDict):
         if split not in loaded:
@@ -172,14 +167,18 @@ def _saved(place: Path, split: str, what: str) -> Dataset:
 
 def _hub(name: str, config: str | None, split: str, what: str) -> Dataset:
     _check_cache(what)
+    offline = datasets_config.HF_HUB_OFFLINE
+    # Where the hub is out of reach, the cache is read at once, without retries that are logged.
+    datasets_config.HF_HUB_OFFLINE = offline or not hub_in_reach()
     try:
-        with _offline_without_hub():
-            loaded = _from_hub(name, config, split)
+        loaded = _from_hub(name, config, split)
     except (DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(
             f"{what}: {name!r} is no file or folder here, and as a hub id it can't be had: "
             f"{_reason(error)}"
         ) from error
+    finally:
+        datasets_config.HF_HUB_OFFLINE = offline
     assert isinstance(loaded, Dataset)
     return loaded
 
@@ -201,7 +200,7 @@ def _from_hub(name: str, config: str | None, split: str) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what an error says; of one that the builder wraps, its cause's."""
+    """Return the first line of an error's message; of one that the builder wraps, its cause's."""
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     return (str(cause or error).strip().splitlines() or [type(cause or error).__name__])[0]
 
@@ -212,17 +211,6 @@ def _missing(place: Path, what: str) -> DataError:
         return DataError(f"{what}: expected a data set at {place}, but there is no folder {parent}")
     hint = did_you_mean(place.name, names_in(parent)) or f"; {parent} has {held_by(parent)}"
     return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
-
-
-@contextmanager
-def _offline_without_hub() -> Iterator[None]:
-    """Where there is no hub, look into the cache at once, and don't retry loudly first."""
-    offline = datasets_config.HF_HUB_OFFLINE
-    datasets_config.HF_HUB_OFFLINE = offline or not hub_in_reach()
-    try:
-        yield
-    finally:
-        datasets_config.HF_HUB_OFFLINE = offline
 
 
 @contextmanager
@@ -237,12 +225,6 @@ def quiet_datasets() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
-
-
-# Transfer rows: other data sets that a task's teachers label, appended to its training rows.
-#
-# train     text  label ──┐
-# transfer  text  (null) ─┴──► one data set; what the others' labels say is not looked at
 
 
 def with_transfer(train: Dataset, task: Task, supplied: Sequence[str], what: str) -> Dataset:
@@ -265,16 +247,18 @@ def with_transfer(train: Dataset, task: Task, supplied: Sequence[str], what: str
     named = (task.text, task.text_pair, task.teacher_column, *supplied)
     read = list(dict.fromkeys(name for name in named if name is not None))
     _check_columns(train, read, f"{what}.train")
-    kept = [name for name in (*read, task.label) if name in train.column_names]
-    features = Features({name: train.features[name] for name in kept})
+    columns = [name for name in (*read, task.label) if name in train.column_names]
+    features = Features({name: train.features[name] for name in columns})
     parts = [
-        _part(source, read, features, f"{what}.transfer[{number}]")
+        _transfer_rows(source, read, features, f"{what}.transfer[{number}]")
         for number, source in enumerate(task.transfer)
     ]
-    return concatenate_datasets([train.select_columns(kept), *parts])
+    return concatenate_datasets([train.select_columns(columns), *parts])
 
 
-def _part(source: str | Dataset, read: Sequence[str], features: Features, what: str) -> Dataset:
+def _transfer_rows(
+    source: str | Dataset, read: Sequence[str], features: Features, what: str
+) -> Dataset:
     rows = load_source(source, what)
     _check_columns(rows, read, what)
     rows = rows.select_columns(list(read))

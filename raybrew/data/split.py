@@ -1,9 +1,16 @@
-"""An encoded split that processes map into memory, and padded batches of its examples."""
+"""An encoded split that processes map into memory, and padded batches of its examples.
+
+    views + labels ──save──► <folder>/split.arrow        labels, alignments, counts
+                             <folder>/view-<name>.arrow  ids, type ids, offsets, keys
+                             <folder>/reference.arrow    rows of the data, for metrics
+
+An example is what a model reads at once: a row of the data, or a window of a long one.
+"""
 
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +25,16 @@ from raybrew.data.encoding import EncodedView, spans
 from raybrew.data.files import explain, map_file
 from raybrew.errors import DataError
 
-# How examples of different lengths are filled up to one batch.
+STUDENT_VIEW = "(student)"
+"""Name of the encoded view that the student reads; no teacher can have it."""
+
+IGNORED = -100
+"""Label of a token that is no position of the task: padding, a special token, part of a word."""
+
+UNLABELLED = -1
+"""Class label of an example, or of a position, whose true class isn't known."""
+
+_FORMAT = "raybrew-encoded-2"
 
 
 @dataclass(frozen=True)
@@ -28,33 +44,13 @@ class Padding:
     Args:
         token_id: of the token that fills.
         side: where it stands.
-        is_read: whether the model's answer depends on padding, masked or not: answers that have to
-            be those of the example alone come from batches of one length.
+        is_read: whether the model's answer depends on padding, masked or not: answers that must be
+            those of the example alone come from batches of one length.
     """
 
     token_id: int
     side: Literal["right", "left"] = "right"
     is_read: bool = False
-
-
-# A split as processes map it into memory: views of its examples, their labels, what judges need.
-#
-#     views + labels ──save──► <folder>/split.arrow        labels, alignments, counts
-#                              <folder>/view-<name>.arrow  ids, type ids, offsets, keys
-#                              <folder>/reference.arrow    rows of the data, for metrics
-#
-# An example is what a model reads at once: a row of the data, or a window of a long one.
-
-STUDENT_VIEW = "(student)"
-"""Name of the encoded view that the student reads; no teacher can have it."""
-
-IGNORED = -100
-"""Label of a token that is no position of the task: padding, a special token, half a word."""
-
-UNLABELLED = -1
-"""Class label of an example, or of a position, whose true class isn't known."""
-
-_FORMAT = "raybrew-encoded-2"
 
 
 @dataclass(frozen=True)
@@ -63,17 +59,17 @@ class EncodedSplit:
 
     Args:
         views: by name; the student's is among them.
-        labels: (N, …), whatever the kind of task has for each example; with `per_token` flat, one
-            for each token of the student's view.
+        labels: (N, …), whatever the task type has for each example; with `per_token` flat, one for
+            each token of the student's view.
         routes: int64 (N,), index of the teacher that each example is routed to; None where the
             data doesn't name it.
         per_token: whether there is a label for each token.
         source: int64 (N,), row of the data that each example comes from; None if they are the same.
         alignments: by view, int32, flat over the student's tokens: the token of the other view that
-            says the same, -1 where none does; (tokens, outputs) where outputs differ in it.
+            corresponds, -1 where none does; (tokens, outputs) where outputs differ in it.
         tokens: further arrays, flat over the student's tokens.
-        reference: rows of the data for metrics that look at more than labels.
-        counts: what was cut, lost or masked on the way here.
+        reference: rows of the data for metrics that compare more than labels.
+        counts: what was cut, lost or masked during encoding.
     """
 
     views: Mapping[str, EncodedView]
@@ -101,30 +97,27 @@ class EncodedSplit:
         return self.labels[spans(self.student.offsets, rows)[0]]
 
     def save(self, folder: Path) -> None:
-        """Write the split; each file is there whole or not at all."""
+        """Write the split; each file is there whole or not at all.
+
+        Raises:
+            DataError: it can't be written.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for name, view in self.views.items():
-            arrays = {"input_ids": view.input_ids, "offsets": view.offsets, "keys": view.keys}
-            if view.token_type_ids is not None:
-                arrays["token_type_ids"] = view.token_type_ids
-            _write(folder / f"view-{name}.arrow", arrays)
+            _write(folder / f"view-{name}.arrow", vars(view))
         if self.reference is not None:
             _replace(folder / "reference.arrow", self.reference)
-        # Written last: a folder with it is complete.
-        columns = {"labels": self.labels}
-        columns |= {f"align-{name}": array for name, array in self.alignments.items()}
-        columns |= {f"token-{name}": array for name, array in self.tokens.items()}
-        if self.routes is not None:
-            columns["routes"] = self.routes
-        if self.source is not None:
-            columns["source"] = self.source
-        facts = {
+        arrays = {"labels": self.labels, "routes": self.routes, "source": self.source}
+        arrays |= {f"align-{name}": array for name, array in self.alignments.items()}
+        arrays |= {f"token-{name}": array for name, array in self.tokens.items()}
+        properties = {
             "views": list(self.views),
             "per_token": self.per_token,
             "reference": self.reference is not None,
             "counts": dict(self.counts),
         }
-        _write(folder / "split.arrow", columns, facts)
+        # Written last: a folder with it is complete.
+        _write(folder / "split.arrow", arrays, properties)
 
     @staticmethod
     def load(folder: Path) -> "EncodedSplit":
@@ -133,26 +126,21 @@ class EncodedSplit:
         Raises:
             DataError: a file is missing, damaged, or of another version.
         """
-        arrays, facts = _read(folder / "split.arrow")
+        arrays, properties = _read(folder / "split.arrow")
         views = {}
-        for name in facts["views"]:
+        for name in properties["views"]:
             columns, _ = _read(folder / f"view-{name}.arrow")
-            views[name] = EncodedView(
-                input_ids=columns["input_ids"],
-                token_type_ids=columns.get("token_type_ids"),
-                offsets=columns["offsets"],
-                keys=columns["keys"],
-            )
+            views[name] = EncodedView(**{"token_type_ids": None, **columns})
         return EncodedSplit(
             views=views,
             labels=arrays["labels"],
             routes=arrays.get("routes"),
-            per_token=facts["per_token"],
+            per_token=properties["per_token"],
             source=arrays.get("source"),
             alignments=_prefixed(arrays, "align-"),
             tokens=_prefixed(arrays, "token-"),
-            reference=_open(folder / "reference.arrow") if facts["reference"] else None,
-            counts=facts["counts"],
+            reference=_open(folder / "reference.arrow") if properties["reference"] else None,
+            counts=properties["counts"],
         )
 
 
@@ -161,22 +149,25 @@ def _prefixed(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.nda
 
 
 def _write(
-    path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any] | None = None
+    path: Path,
+    arrays: Mapping[str, np.ndarray | None],
+    properties: Mapping[str, Any] | None = None,
 ) -> None:
     # Columns differ in length: each is one row that holds a list.
+    present = {name: array for name, array in arrays.items() if array is not None}
     columns = [
         pa.LargeListArray.from_arrays(
             [0, array.size], pa.array(np.ascontiguousarray(array).ravel())
         )
-        for array in arrays.values()
+        for array in present.values()
     ]
     metadata = {
         "format": _FORMAT,
-        "shapes": json.dumps({name: array.shape for name, array in arrays.items()}),
-        "facts": json.dumps(facts or {}),
+        "shapes": json.dumps({name: array.shape for name, array in present.items()}),
+        "facts": json.dumps(properties or {}),
     }
     schema = pa.schema(
-        [(name, column.type) for name, column in zip(arrays, columns, strict=True)],
+        [(name, column.type) for name, column in zip(present, columns, strict=True)],
         metadata=dict(metadata),
     )
     _replace(path, pa.Table.from_arrays(columns, schema=schema))
@@ -198,7 +189,7 @@ def _open(path: Path) -> pa.Table:
         with map_file(path) as source:
             return ipc.open_file(source).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        # What Arrow itself finds wrong has no number of the operating system's.
+        # Arrow's own errors about a file's bytes have no errno.
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise DataError(f"{path}: encoded examples can't be read: {explain(error)}") from error
         raise DataError(
@@ -222,7 +213,38 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, json.loads(metadata["facts"])
 
 
-# Batches of tensors out of ragged examples.
+def batches_by_length(
+    lengths: np.ndarray,
+    *,
+    max_tokens: int | None = None,
+    max_examples: int | None = None,
+    one_length: bool = False,
+) -> Iterator[np.ndarray]:
+    """Split examples into batches of similar length.
+
+    Args:
+        lengths: tokens of each example, (n,).
+        max_tokens: most tokens of a batch, padding included; a longer example makes a batch of its
+            own.
+        max_examples: most examples of a batch.
+        one_length: whether all examples of a batch must have the same length.
+
+    Yields:
+        Positions of each batch's examples, shortest first; a function of the arguments alone.
+    """
+    order = np.argsort(lengths, kind="stable")
+    ascending = lengths[order].tolist()
+    start = 0
+    for end in range(1, len(order) + 1):
+        size = end + 1 - start  # if one more example joins the batch
+        if (
+            end == len(order)
+            or (max_tokens is not None and size * ascending[end] > max_tokens)
+            or (max_examples is not None and size > max_examples)
+            or (one_length and ascending[end] != ascending[start])
+        ):
+            yield order[start:end]
+            start = end
 
 
 def collate(
@@ -246,16 +268,12 @@ def collate(
     mask = np.arange(length) < lengths[:, None]
     if padding.side == "left":
         mask = np.ascontiguousarray(mask[:, ::-1])
-    ids = np.full(mask.shape, padding.token_id, np.int64)
-    ids[mask] = taken.input_ids
     batch = {
-        "input_ids": torch.from_numpy(ids),
+        "input_ids": _filled(mask, taken.input_ids, padding.token_id),
         "attention_mask": torch.from_numpy(mask.astype(np.int64)),
     }
     if taken.token_type_ids is not None:
-        types = np.zeros(mask.shape, np.int64)
-        types[mask] = taken.token_type_ids
-        batch["token_type_ids"] = torch.from_numpy(types)
+        batch["token_type_ids"] = _filled(mask, taken.token_type_ids, 0)
     return batch
 
 
@@ -278,9 +296,13 @@ def collate_labels(split: EncodedSplit, rows: np.ndarray, length: int) -> Tensor
 def collate_tokens(
     split: EncodedSplit, values: np.ndarray, rows: np.ndarray, length: int, fill: int
 ) -> Tensor:
-    """Pad what there is for each of the student's tokens on the right, int64 (b, length, …)."""
+    """Pad values of each of the student's tokens on the right, int64 (b, length, …)."""
     source, offsets = spans(split.student.offsets, rows)
-    mask = np.arange(length) < np.diff(offsets)[:, None]
+    return _filled(np.arange(length) < np.diff(offsets)[:, None], values[source], fill)
+
+
+def _filled(mask: np.ndarray, values: np.ndarray, fill: int) -> Tensor:
+    """Put flat values where the mask is true, and `fill` elsewhere, int64."""
     padded = np.full((*mask.shape, *values.shape[1:]), fill, np.int64)
-    padded[mask] = values[source]
+    padded[mask] = values
     return torch.from_numpy(padded)

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.data.payload import Payload, Signal
-from raybrew.data.split import EncodedSplit, Padding, collate, collate_labels, collate_tokens
+from raybrew.data.split import (
+    EncodedSplit,
+    Padding,
+    batches_by_length,
+    collate,
+    collate_labels,
+    collate_tokens,
+)
 from raybrew.labels.logits import tensors_of
 from raybrew.losses.numerics import TopK
 from raybrew.objective.rows import RowIndex, TeacherRows
@@ -63,19 +70,17 @@ def predict(
     training = asked.model.training
     asked.model.eval()
     lengths = split.student.lengths_of(rows)
-    order = np.argsort(lengths, kind="stable")
-    # One run of examples, or one for each length where none may be padded.
-    cuts = np.flatnonzero(np.diff(lengths[order])) + 1 if asked.padding.is_read else ()
+    batches = list(
+        batches_by_length(lengths, max_examples=batch_size, one_length=asked.padding.is_read)
+    )
     parts, done = [], 0
-    for run in np.split(order, cuts):
-        for start in range(0, len(run), batch_size):
-            batch = rows[run[start : start + batch_size]]
-            parts.append(_predict_batch(asked, kind, split, batch))
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(done, len(rows))
+    for batch in batches:
+        parts.append(_predict_batch(asked, kind, split, rows[batch]))
+        done += len(batch)
+        if on_progress is not None:
+            on_progress(done, len(rows))
     asked.model.train(training)
-    return Payload.concat(parts).take(np.argsort(order))
+    return Payload.concat(parts).take(np.argsort(np.concatenate(batches)))
 
 
 def _predict_batch(

@@ -1,14 +1,14 @@
 """Leases: which process computes which label, among all that share a store.
 
-keys ──► take, under the folder's lock ──► mine, written down ──► computed, on disk ──► release
-                                       └──► another's ──► wait for its release, or its death
+keys ──► acquire, under the folder's lock ──► mine, written down ──► computed, on disk ──► release
+                                          └──► another's ──► wait for its release, or its death
 
     <store>/<teacher>/.claims/lock        held for a moment; counts the releases
                               *.claim     keys of one process, locked as long as it lives
-                              *.wanted    somebody waits for one of them
+                              *.wanted    another process waits for one of them
 
-For a store behind a file system of pyarrow's, which has no locks, the folder is in the cache: it
-holds among the processes of one machine.
+For a store behind a file system of pyarrow's, which has no locks, the folder is in the cache:
+leases hold among the processes of one machine.
 """
 
 import errno
@@ -19,9 +19,9 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,26 +36,26 @@ _KEY_BYTES = 16
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
-@dataclass(frozen=True)
-class LeaseResult:
-    """What came of wanting to compute labels.
+class LeaseResult(NamedTuple):
+    """Which labels a process may compute.
 
     Args:
         mine: which of the keys are this process's to compute, bool (n,).
-        moved: whether others have let go of some since the last time, which are on disk perhaps.
+        released: whether other processes have released some since the last time, which may be on
+            disk now.
     """
 
     mine: np.ndarray
-    moved: bool
+    released: bool
 
 
-@dataclass
-class _Claim:
-    """A file of claims, read or written up to `nbytes`."""
+class _LeaseFile:
+    """The leases of another process, read up to `nbytes`."""
 
-    path: Path
-    keys: set[bytes] = field(default_factory=set)
-    nbytes: int = 0
+    def __init__(self, path: Path):
+        self.path = path
+        self.keys: set[bytes] = set()
+        self.nbytes = 0
 
     @property
     def wanted(self) -> Path:
@@ -70,7 +70,7 @@ class _Claim:
                 file.seek(self.nbytes)
                 new = file.read()
                 self.nbytes += len(new)
-                self.keys |= _split(new)
+                self.keys |= {new[i : i + _KEY_BYTES] for i in range(0, len(new), _KEY_BYTES)}
                 return True
         return False
 
@@ -79,11 +79,11 @@ class _Claim:
         self.wanted.unlink(missing_ok=True)
 
 
-class _OwnClaim(_Claim):
-    """That of this process: locked until it is closed, or nobody has it any longer."""
+class _OwnLeaseFile(_LeaseFile):
+    """The leases of this process: locked until it is closed, or garbage-collected."""
 
     def __init__(self, folder: Path):
-        # A new file each time: whoever reads it only ever finds more in it.
+        # A new file each time: readers only ever find more in it.
         super().__init__(folder / f"{uuid.uuid4().hex}.claim")
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.close = weakref.finalize(self, os.close, self._file)
@@ -104,98 +104,98 @@ class _OwnClaim(_Claim):
 
 
 class Leases:
-    """The claims of one process on the labels of one teacher. For one thread, but `wanted`.
+    """The leases of one process on the labels of one teacher. For one thread, except `wanted`.
 
     Args:
-        folder: of all claims on them.
+        folder: of the leases of all processes on them.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._mine: _OwnClaim | None = None
-        self._others: dict[str, _Claim] = {}
+        self._mine: _OwnLeaseFile | None = None
+        self._others: dict[str, _LeaseFile] = {}
         self._releases = -1
         self._warned = False
 
-    def take(self, keys: np.ndarray, *, waiting: bool = False) -> LeaseResult:
-        """Claim the keys that nobody else has claimed.
+    def acquire(self, keys: np.ndarray, *, waiting: bool = False) -> LeaseResult:
+        """Lease the keys that no other process has leased.
 
         Args:
             keys: uint64 (n, 2).
-            waiting: ask those who have the others to write them soon.
+            waiting: ask the holders of the other keys to write their labels soon.
 
         Raises:
             LabelError: the store can't be written to.
         """
         names = [key.tobytes() for key in np.ascontiguousarray(keys)]
         try:
-            with self._alone() as lock:
-                moved = self._look(lock)
+            with self._locked() as lock:
+                released = self._read_others(lock)
                 holders = [self._holder(name) for name in names]
                 free = [name for name, h in zip(names, holders, strict=True) if h is None]
                 if free:
-                    self._mine = self._mine or _OwnClaim(self._folder)
+                    self._mine = self._mine or _OwnLeaseFile(self._folder)
                     self._mine.write(free)
                 if waiting:
                     for holder in {id(h): h for h in holders if h is not None}.values():
                         holder.wanted.touch()
         except OSError as error:
-            self._excuse(error)
-            return LeaseResult(np.ones(len(keys), bool), moved=True)
-        return LeaseResult(np.array([holder is None for holder in holders], bool), moved)
+            self._continue_without(error)
+            return LeaseResult(np.ones(len(keys), bool), released=True)
+        return LeaseResult(np.array([holder is None for holder in holders], bool), released)
 
     def wanted(self) -> bool:
-        """Return whether somebody waits for labels of this process; any thread may ask."""
+        """Return whether another process waits for labels of this one; any thread may ask."""
         mine = self._mine
         return mine is not None and mine.wanted.exists()
 
     def release(self) -> None:
-        """Let go of all claims: the labels are on disk now, or never will be."""
+        """Release all leases: the labels are on disk now, or never will be."""
         mine, self._mine = self._mine, None
         if mine is None:
             return
         try:
-            with self._alone() as lock:
+            with self._locked() as lock:
                 releases = _count(lock)
-                if releases == self._releases:  # no news but this process's own
+                if releases == self._releases:  # none but this process's own
                     self._releases += 1
                 os.pwrite(lock.fileno(), (releases + 1).to_bytes(8, "little"), 0)
                 mine.remove()
         except OSError as error:
-            self._excuse(error)
+            self._continue_without(error)
         finally:
-            mine.close()  # what is locked no longer is nobody's
+            mine.close()  # a file without a lock has no owner
 
     @contextmanager
-    def _alone(self) -> Iterator[FileIO]:
+    def _locked(self) -> Iterator[FileIO]:
         self._folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         with FileIO(descriptor, "r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
 
-    def _look(self, lock: FileIO) -> bool:
-        """See what others have claimed; tell whether they let go of something."""
+    def _read_others(self, lock: FileIO) -> bool:
+        """Read the leases of other processes; return whether some were released."""
         releases, before = _count(lock), self._releases
         self._releases = releases
-        moved = releases != before
+        released = releases != before
         mine = None if self._mine is None else self._mine.path.name
         files = [path for path in self._folder.iterdir() if path.suffix == ".claim"]
-        here = {path.name: path for path in files if path.name != mine}
-        self._others = {name: each for name, each in self._others.items() if name in here}
-        for name, path in here.items():
-            other = self._others.setdefault(name, _Claim(path))
+        present = {path.name: path for path in files if path.name != mine}
+        self._others = {name: each for name, each in self._others.items() if name in present}
+        for name, path in present.items():
+            other = self._others.setdefault(name, _LeaseFile(path))
             if not other.read():
-                # What it has written before it died is on disk; the rest is anybody's.
+                # Labels that it wrote before it died are on disk; the others are free.
                 del self._others[name]
                 other.remove()
-                moved = True
-        return moved
+                released = True
+        return released
 
-    def _holder(self, name: bytes) -> _Claim | None:
+    def _holder(self, name: bytes) -> _LeaseFile | None:
         return next((other for other in self._others.values() if name in other.keys), None)
 
-    def _excuse(self, error: OSError) -> None:
+    def _continue_without(self, error: OSError) -> None:
         if error.errno not in (*FULL, *_NO_LOCKS):
             raise LabelError(
                 f"label store: {self._folder} can't be written to, and labels are missing: "
@@ -204,8 +204,8 @@ class Leases:
         if not self._warned:
             self._warned = True
             logger.warning(
-                "label store: %s can't hold claims (%s); what several runs want at the same time "
-                "may be computed more than once",
+                "label store: %s can't hold leases (%s); labels that several runs need at the same "
+                "time may be computed more than once",
                 self._folder,
                 error,
             )
@@ -213,7 +213,3 @@ class Leases:
 
 def _count(lock: FileIO) -> int:
     return int.from_bytes(os.pread(lock.fileno(), 8, 0), "little")
-
-
-def _split(content: bytes) -> set[bytes]:
-    return {content[i : i + _KEY_BYTES] for i in range(0, len(content), _KEY_BYTES)}

@@ -1,9 +1,17 @@
 """Where the files of a store lie: a folder of this machine, or any file system of pyarrow's.
 
     Location ──┬── LocalLocation    mapped where they lie
-               └── RemoteLocation   (remote.py) read through a folder of this machine
+               └── RemoteLocation   (remote.py) read through a cache on this machine
 
-Paths are relative to the store, with `/` between their parts.
+Paths are relative to the store, with `/` between their parts:
+
+    <teacher>/manifest.json                          manifest
+    <teacher>/<signal>/shard-<random>.arrow          shard
+                       shard-<random>.arrow.damaged  damaged
+                       merge.lock                    lock
+              …/<shard or manifest>.<random>.tmp     temporary
+
+Files of other names or depths belong to other programs, and are never touched.
 """
 
 import errno
@@ -17,21 +25,36 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from raybrew.data.files import explain
 from raybrew.errors import LabelError
 
+FileType = Literal["manifest", "shard", "damaged", "lock", "temporary"]
+
 DAMAGED = ".damaged"
 TEMPORARY = ".tmp"
 LOCK = ".lock"
+_RANDOM = "[0-9a-f]{32}"
+_PATTERNS: dict[FileType, str] = {
+    "manifest": r"[^/]+/manifest\.json",
+    "shard": rf"[^/]+/[^/]+/shard-{_RANDOM}\.arrow",
+    "damaged": rf"[^/]+/[^/]+/shard-{_RANDOM}\.arrow\.damaged",
+    "lock": r"[^/]+/[^/]+/merge\.lock",
+    "temporary": rf"[^/]+/(manifest\.json|[^/]+/shard-{_RANDOM}\.arrow)\.{_RANDOM}\.tmp",
+}
 MAX_LISTINGS = 20
 TOUCH_S = 30.0
-"""Used so lately that it need not be noted again: whoever reads the file looks at it anew then."""
+"""A use that follows another one so soon isn't recorded."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What an operating system calls having no room."""
-_SHARD = re.compile(r"shard-[0-9a-f]{32}\.arrow")
+"""Errors of the operating system when there is no space left."""
+
+
+def file_type(path: str) -> FileType | None:
+    """Return what a file is by its path in the store; None for what isn't the store's."""
+    return next((t for t, pattern in _PATTERNS.items() if re.fullmatch(pattern, path)), None)
 
 
 @dataclass(frozen=True)
@@ -43,11 +66,13 @@ class StoredFile:
         nbytes: its size.
         used_s: when it was last written or, in a folder of this machine, first read by a
             process; seconds since 1970.
+        type: None for a file that isn't the store's.
     """
 
     path: str
     nbytes: int
     used_s: float
+    type: FileType | None
 
     @property
     def name(self) -> str:
@@ -56,18 +81,13 @@ class StoredFile:
 
     @property
     def folder(self) -> str:
-        """What it lies in."""
+        """The folder that it lies in."""
         return self.path.rpartition("/")[0]
 
-
-def is_shard(name: str) -> bool:
-    """Return whether a file of this name is a shard: no other name of a store is ever opened."""
-    return _SHARD.fullmatch(name) is not None
-
-
-def is_set_aside(name: str) -> bool:
-    """Return whether a file of this name was a shard, and set aside as damaged."""
-    return name.endswith(DAMAGED) and is_shard(name.removesuffix(DAMAGED))
+    @property
+    def teacher(self) -> str:
+        """Fingerprint of the teacher whose folder it lies in."""
+        return self.path.partition("/")[0]
 
 
 def checked_name(name: str) -> str:
@@ -106,6 +126,9 @@ def label_errors(store: str) -> Iterator[None]:
 class Location(ABC):
     """The files of a store.
 
+    Every method raises OSError where the system refuses, and FileNotFoundError where a file to be
+    read isn't there.
+
     Args:
         root: the store's folder or URI, for messages.
 
@@ -119,13 +142,10 @@ class Location(ABC):
         self.root = root
 
     def files(self, folder: str = "") -> list[StoredFile]:
-        """Return all files below a folder; none if it isn't there.
+        """Return all files below a folder, sorted by path; none if it isn't there.
 
-        A listing isn't taken at one moment: it may miss a file that came and those that went for
-        it, so it is taken until two in a row agree.
-
-        Raises:
-            OSError: the system refuses to list them; there may be some.
+        A listing isn't taken at one moment: it may miss a file that appears and the files that it
+        replaces. So listings are repeated until two in a row agree.
         """
         seen = self._list(folder)
         for _ in range(MAX_LISTINGS):
@@ -133,34 +153,28 @@ class Location(ABC):
             if {file.path for file in again} == {file.path for file in seen}:
                 break
             seen = again
-        return seen
+        return sorted(seen, key=lambda file: file.path)
 
     def shards(self, folder: str = "") -> list[StoredFile]:
-        """Return the shards below a folder."""
-        return [file for file in self.files(folder) if is_shard(file.name)]
+        """Return the shards below a folder; no other file of a store is ever opened as one."""
+        return [file for file in self.files(folder) if file.type == "shard"]
 
     @abstractmethod
     def _list(self, folder: str) -> list[StoredFile]: ...
 
     @abstractmethod
     def fetch(self, path: str) -> Path:
-        """Return where this machine can map a file.
-
-        Raises:
-            FileNotFoundError: it is gone.
-            OSError: it can't be read.
-        """
+        """Return where this machine can map a file."""
 
     @abstractmethod
     def forget(self, path: str) -> bool:
-        """Drop a copy of this machine's that may be damaged; False if there is only the file."""
+        """Drop this machine's copy, which may be damaged; False if there is only the file."""
 
     @abstractmethod
     def publish(self, path: str, write: Callable[[Path], None]) -> None:
-        """Have a file written elsewhere, and let it be seen once it is whole.
+        """Have a file written elsewhere, and make it visible once it is whole.
 
-        Raises:
-            OSError: it can't be written; nothing stays behind.
+        On an error nothing is left behind.
         """
 
     @abstractmethod
@@ -173,45 +187,52 @@ class Location(ABC):
 
     @abstractmethod
     def touch(self, path: str, used_s: float | None = None) -> None:
-        """Note when a file was used, now if left out, where that can be noted."""
+        """Record when a file was used, now if left out, where that can be recorded."""
 
     @abstractmethod
-    def beside(self, path: str) -> Path:
-        """Return a hidden folder for what processes tell each other; no file of the store."""
+    def lease_folder(self, path: str) -> Path:
+        """Return a hidden folder for the leases of processes; its files aren't the store's."""
 
     @abstractmethod
     def exclusive(self, path: str) -> AbstractContextManager[bool]:
-        """Enter as the only one on this path, or with False where another one is in."""
+        """Lock this path; enter with False where another process holds the lock."""
 
     @abstractmethod
     def open(self, path: str) -> pa.NativeFile:
-        """Open a file to look at parts of it.
-
-        Raises:
-            FileNotFoundError: it is gone.
-            OSError: it can't be read.
-        """
+        """Open a file to read parts of it."""
 
 
 class LocalLocation(Location):
-    """A folder of this machine, or one that it has mounted."""
+    """A folder of this machine, or one that it has mounted.
 
-    def __init__(self, base: Path):
+    Args:
+        base: the folder.
+        is_cache: whether it holds copies of remote stores, each in a folder of its own.
+    """
+
+    def __init__(self, base: Path, *, is_cache: bool = False):
         super().__init__(str(base))
-        self.base = base
+        self.base, self._is_cache = base, is_cache
 
     def _list(self, folder: str) -> list[StoredFile]:
         found = []
-        for parent, inside, names in os.walk(self.base / folder, onerror=_raise_unless_gone):
+        for parent, inside, names in os.walk(self.base / folder, onerror=_raise_unless_missing):
             # The root of a disk has a lost+found, which is the administrator's alone.
             inside[:] = [n for n in inside if not n.startswith(".") and n != "lost+found"]
             for name in names:
-                path = Path(parent, name)
-                with suppress(FileNotFoundError):  # gone since
-                    status = path.lstat()
-                    relative = path.relative_to(self.base).as_posix()
-                    found.append(StoredFile(relative, status.st_size, status.st_mtime))
-        return sorted(found, key=lambda file: file.path)
+                place = Path(parent, name)
+                with suppress(FileNotFoundError):  # deleted since
+                    status = place.lstat()
+                    path = place.relative_to(self.base).as_posix()
+                    type_ = self._type_of(path)
+                    found.append(StoredFile(path, status.st_size, status.st_mtime, type_))
+        return found
+
+    def _type_of(self, path: str) -> FileType | None:
+        if not self._is_cache:
+            return file_type(path)
+        store, _, rest = path.partition("/")
+        return file_type(rest) if re.fullmatch(_RANDOM, store) else None
 
     def fetch(self, path: str) -> Path:
         """See `Location`."""
@@ -230,8 +251,7 @@ class LocalLocation(Location):
             write(temporary)
             temporary.rename(target)
         finally:
-            # It is gone where all went well.
-            with suppress(OSError):
+            with suppress(OSError):  # after a success there is none
                 temporary.unlink(missing_ok=True)
 
     def set_aside(self, path: str) -> None:
@@ -253,11 +273,11 @@ class LocalLocation(Location):
             elif target.stat().st_mtime < time.time() - TOUCH_S:
                 os.utime(target)
         except OSError as error:
-            # Gone since; or a store that may only be read, which serves as well.
+            # Deleted since; or a read-only store, which serves as well.
             if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
 
-    def beside(self, path: str) -> Path:
+    def lease_folder(self, path: str) -> Path:
         """See `Location`."""
         return self.base / path
 
@@ -269,7 +289,7 @@ class LocalLocation(Location):
         with target.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # held by another one, or a file system without locks
+            except OSError:  # held by another process, or a file system without locks
                 yield False
                 return
             yield True
@@ -279,7 +299,7 @@ class LocalLocation(Location):
         return pa.OSFile(str(self.base / path), "rb")
 
 
-def _raise_unless_gone(error: OSError) -> None:
-    # What can't be listed is not empty.
+def _raise_unless_missing(error: OSError) -> None:
+    # A folder that can't be listed isn't empty.
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
         raise error

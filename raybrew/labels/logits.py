@@ -1,6 +1,13 @@
-"""Logits as payloads, all or the k largest.
+"""Logits as payloads, all or the k largest, and payloads as the tensors of the objective.
 
-And payloads as the tensors that the objective takes.
+    logits ──► block of rows ──► label's precision ──► all finite? ──► k largest, logsumexp ──► host
+
+Only a block of rows exists in float32, and only what is stored leaves the device. A payload has one
+row an example, or one for each of its real tokens. A row of top-k logits is
+
+    [k values, label dtype | k classes, int32 | one logsumexp for each temperature, float32]
+
+all in one array of the label dtype, the last two bit by bit.
 """
 
 from collections.abc import Callable
@@ -10,17 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raybrew.data.encoding import offsets_of
 from raybrew.data.payload import DTYPES, Payload, Signal, from_storage, to_storage
 from raybrew.errors import LabelError
 from raybrew.losses.match_loss import Ragged
 from raybrew.losses.numerics import TopK
 from raybrew.tasks.task_type import Layout
 
-# Top-k logits as one row of numbers: the k largest, their classes, the logsumexp of all.
-#
-#     [k values, label dtype | k classes, int32 | one logsumexp for each temperature, float32]
-#
-# All three lie in one array of the label dtype, the last two bit by bit.
+_BLOCK_LOGITS = 1 << 22
+"""Logits of a block, 16 MiB in float32."""
+
+_DIMS = {"example": 2, "token": 3, "position": 2}
+_SHAPES = {
+    "example": "(examples, classes)",
+    "token": "(examples, tokens, classes)",
+    "position": "(examples, tokens)",
+}
 
 
 class LargestLogits:
@@ -36,7 +48,7 @@ class LargestLogits:
         assert signal.top_k is not None
         self._signal = signal
         dtype, shape = DTYPES[signal.dtype][0], (num_rows, signal.top_k)
-        # Made at once: small results between large temporary ones would break the heap up.
+        # Allocated at once: small results between large temporary ones would fragment the heap.
         self._values = torch.empty(shape, dtype=dtype, device=device)
         self._classes = torch.empty(shape, dtype=torch.int32, device=device)
         self._sums = torch.empty(num_rows, len(signal.temperatures), device=device)
@@ -56,7 +68,7 @@ class LargestLogits:
             self._sums[rows, number] = torch.logsumexp(logits / temperature, dim=-1)
 
     def to_storage(self) -> np.ndarray:
-        """Bring the rows to the host as they are kept, (N, top_k_width)."""
+        """Copy the rows to the host in their storage form, (N, top_k_width)."""
         storage = DTYPES[self._signal.dtype][1]
         words = [each.cpu().numpy().view(storage) for each in (self._classes, self._sums)]
         return np.concatenate([to_storage(self._values, self._signal.dtype), *words], axis=1)
@@ -85,9 +97,6 @@ def unpack_top_k(values: np.ndarray, signal: Signal) -> TopK:
     )
 
 
-# Payloads as the objective takes them: tensors, in host memory until the student's step.
-
-
 @dataclass(frozen=True, eq=False)
 class TokenTopK:
     """Top-k logits of the tokens of n examples, one example after another.
@@ -106,24 +115,10 @@ SoftLabel = Tensor | Ragged | TopK | TokenTopK
 
 
 def tensors_of(payload: Payload, signal: Signal) -> SoftLabel:
-    """See a payload as tensors that share its memory, in the precision that it is kept in."""
-    if signal.top_k is not None:
-        return _top_k_of(payload, signal)
-    values = from_storage(payload.values, signal.dtype)
-    return values if payload.offsets is None else Ragged(values, torch.from_numpy(payload.offsets))
-
-
-def as_ragged(label: SoftLabel) -> Ragged:
-    """See rows of one width as ragged ones."""
-    if isinstance(label, Ragged):
-        return label
-    assert isinstance(label, Tensor), "top-k logits are no statistic of a match"
-    rows, width = label.shape
-    offsets = torch.arange(rows + 1, device=label.device) * width
-    return Ragged(label.reshape(-1), offsets)
-
-
-def _top_k_of(payload: Payload, signal: Signal) -> TopK | TokenTopK:
+    """View a payload as tensors that share its memory, in the precision that it is stored in."""
+    if signal.top_k is None:
+        values, offsets = from_storage(payload.values, signal.dtype), payload.offsets
+        return values if offsets is None else Ragged(values, torch.from_numpy(offsets))
     if payload.offsets is None:
         return unpack_top_k(payload.values, signal)
     width = top_k_width(signal)
@@ -131,22 +126,14 @@ def _top_k_of(payload: Payload, signal: Signal) -> TopK | TokenTopK:
     return TokenTopK(top_k, torch.from_numpy(payload.offsets // width))
 
 
-# A teacher's logits as a payload: one row an example, or one for each of its real tokens.
-#
-#     logits ──► block of rows ──► label's precision ──► all finite? ──► k largest, logsumexp ──►
-# host
-#
-# Only a block of rows exists in float32, and only what is kept leaves the device.
-
-_BLOCK_LOGITS = 1 << 22
-"""Logits of a block, 16 MiB in float32."""
-
-_DIMS = {"example": 2, "token": 3, "position": 2}
-_SHAPES = {
-    "example": "(examples, classes)",
-    "token": "(examples, tokens, classes)",
-    "position": "(examples, tokens)",
-}
+def as_ragged(label: SoftLabel) -> Ragged:
+    """View rows of one width as ragged ones."""
+    if isinstance(label, Ragged):
+        return label
+    assert isinstance(label, Tensor), "top-k logits are no statistic of a match"
+    rows, width = label.shape
+    offsets = torch.arange(rows + 1, device=label.device) * width
+    return Ragged(label.reshape(-1), offsets)
 
 
 def pack_logits(
@@ -158,14 +145,14 @@ def pack_logits(
         logits: of each output, (b, C), (b, L, C) or (b, L) by layout.
         mask: (b, L), real tokens.
         layout: of the logits.
-        signal: the precision, and how many of the largest are kept.
+        signal: the precision, and how many of the largest are stored.
 
     Returns:
-        What is kept, and the first example with a logit that is NaN or infinite in the precision
-        of the label, whether it is kept or not; None where there is none.
+        What is stored, and the first example with a logit that is NaN or infinite in the precision
+        of the label, whether it is stored or not; None where there is none.
 
     Raises:
-        LabelError: logits of another form.
+        LabelError: logits of another shape.
     """
     wrong = any(each.dim() != _DIMS[layout] for each in logits)
     if not logits or wrong or (signal.top_k is not None and len(logits) > 1):
@@ -188,12 +175,12 @@ def pack_logits(
 def pack_rows(
     rows: Tensor, lengths: np.ndarray | None, signal: Signal
 ) -> tuple[Payload, int | None]:
-    """Keep rows of logits; see `pack_logits`.
+    """Pack rows of logits; see `pack_logits`.
 
     Args:
         rows: (R, C), one example after another.
         lengths: int64 (n,), rows of each example; None for one each.
-        signal: the precision, and how many of the largest are kept.
+        signal: the precision, and how many of the largest are stored.
     """
     values, finite = _packed(lambda block: rows[block], len(rows), rows.shape[-1], signal)
     return _as_payload(values, finite, lengths)
@@ -207,10 +194,10 @@ def _side_by_side(logits: tuple[Tensor, ...]) -> Tensor:
 def _packed(
     take: Callable[[slice], Tensor], num_rows: int, num_classes: int, signal: Signal
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keep rows block by block.
+    """Pack rows block by block.
 
     Returns:
-        What is kept, (num_rows, width), and whether all logits of a row are finite, (num_rows,).
+        What is stored, (num_rows, width), and whether all logits of a row are finite, (num_rows,).
     """
     dtype = DTYPES[signal.dtype][0]
     device = take(slice(0)).device
@@ -237,8 +224,6 @@ def _as_payload(
     unusable = None if finite.all() else int(finite.argmin())
     if lengths is None:
         return Payload(values), unusable
-    ends = np.cumsum(lengths)
     if unusable is not None:
-        unusable = int(np.searchsorted(ends, unusable, side="right"))
-    offsets = np.concatenate([[0], ends * values.shape[1]]).astype(np.int64)
-    return Payload(values.reshape(-1), offsets), unusable
+        unusable = int(np.searchsorted(np.cumsum(lengths), unusable, side="right"))
+    return Payload(values.reshape(-1), offsets_of(lengths * values.shape[1])), unusable

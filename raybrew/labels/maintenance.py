@@ -1,43 +1,59 @@
-"""Keeps a store small: eviction, pruning and compaction."""
+"""Keeps a store small: eviction, pruning and compaction.
+
+Eviction makes space for new labels when a store has reached its greatest size: files that were set
+aside as damaged go first, then the shards that were not read for longest. Whatever was read or
+written since the present run began stays.
+
+Pruning deletes by hand: old labels, those of a teacher, damaged files, remains of a crash. Deleting
+never harms readers: a mapped shard can be read until it is closed, and missing labels are computed
+again.
+
+Compaction merges small shards into larger ones, while other processes read and write:
+
+    small shards ──► one shard, visible ──► small shards deleted
+
+At any moment each label is in one visible shard at least; a process that has a deleted one mapped
+reads it until its next `refresh`.
+"""
 
 import logging
 import time
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
 
 import numpy as np
 
 from raybrew.data.encoding import distinct_keys
 from raybrew.data.payload import Payload
 from raybrew.errors import ConfigError, StoreFullError
-from raybrew.labels.contents import Kind, kind_of, read_manifest, teachers_of
-from raybrew.labels.location import Location, StoredFile, is_set_aside, is_shard, label_errors
+from raybrew.labels.contents import fingerprints_in, read_manifest
+from raybrew.labels.location import Location, StoredFile, label_errors
 from raybrew.labels.shards import Shard, UnusableShardError, open_shard, write_shard
-
-# The greatest size of a store, and what has to go when it is reached.
-#
-# First what was set aside as damaged, then the shards that nobody has read for longest. What was
-# read or written since the present run began stays: it is needed, or may be.
 
 logger = logging.getLogger(__name__)
 
 CLOCKS_S = 60.0
-"""What the clocks of the machines that share a store may differ by."""
+"""How far the clocks of the machines that share a store may differ."""
+ABANDONED_S = 3600.0
+"""A temporary file that was not written to for so long was left by a process that died."""
+SMALL_BYTES = 8 << 20
+TOO_MANY = 16
+"""So many small shards are merged into one."""
+_COMPACTED_BYTES = 128 << 20
 
 
 def evictable(files: Sequence[StoredFile], excess: int, since: float) -> list[StoredFile] | None:
     """Return which files have to go.
 
     Args:
-        files: all that are the store's own.
-        excess: bytes to get rid of.
-        since: what was used since is kept, seconds since 1970.
+        files: of the store.
+        excess: bytes to free.
+        since: files used since then stay, seconds since 1970.
 
     Returns:
-        As few as it takes, in this order; None if all that may go is not enough.
+        As few as possible, in this order; None if all that may go is not enough.
     """
-    damaged = [file for file in files if is_set_aside(file.name)]
-    idle = [file for file in files if is_shard(file.name) and file.used_s < since - CLOCKS_S]
+    damaged = [file for file in files if file.type == "damaged"]
+    idle = [file for file in files if file.type == "shard" and file.used_s < since - CLOCKS_S]
     going: list[StoredFile] = []
     for file in damaged + sorted(idle, key=lambda file: (file.used_s, file.path)):
         if excess <= 0:
@@ -47,28 +63,22 @@ def evictable(files: Sequence[StoredFile], excess: int, since: float) -> list[St
     return None if excess > 0 else going
 
 
-def evict(
-    location: Location,
-    nbytes: int,
-    max_bytes: int | None,
-    since: float,
-    kind_of: Callable[[str], Kind | None] = kind_of,
-) -> None:
-    """Delete what has to go so that so many more bytes fit.
+def evict(location: Location, nbytes: int, max_bytes: int | None, since: float) -> None:
+    """Delete the files that have to go so that so many more bytes fit.
 
     Args:
         location: the store, or the cache of remote ones.
         nbytes: of what will be written.
-        max_bytes: what the store's own files may take; None for any size.
-        since: what was used since is kept, seconds since 1970.
-        kind_of: what a file is by its path; what isn't the store's is neither counted nor deleted.
+        max_bytes: greatest size of the store's own files; None for any. Other programs' files are
+            neither counted nor deleted.
+        since: files used since then stay, seconds since 1970.
 
     Raises:
         StoreFullError: they don't fit; nothing was deleted.
     """
     if max_bytes is None:
         return
-    files = [file for file in location.files() if kind_of(file.path) is not None]
+    files = [file for file in location.files() if file.type is not None]
     total = sum(file.nbytes for file in files)
     going = evictable(files, total + nbytes - max_bytes, since)
     if going is None:
@@ -81,42 +91,19 @@ def evict(
         location.remove(file.path)
     if going:
         logger.info(
-            "label store %s: %d files that were not read for longest made room for new labels",
+            "label store %s: evicted the %d least recently used files to make space for new labels",
             location.root,
             len(going),
         )
 
 
-# What can go from a store by hand: old labels, a teacher's, damaged files, what a crash left.
-#
-# Deleting never harms who reads: a shard that is mapped serves until it is let go, and a label that
-# is missing is computed again.
-
-ABANDONED_S = 3600.0
-"""A temporary file that nobody has written to for so long was left by a process that died."""
-_OF_A_TEACHER = ("shard", "damaged", "manifest")
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """A file that goes.
-
-    Args:
-        file: it.
-        why: `temporary`, `damaged`, `teacher` or `size`.
-    """
-
-    file: StoredFile
-    why: str
-
-
 def find_teachers(location: Location, given: Sequence[str]) -> set[str]:
-    """Return the fingerprints that these beginnings of fingerprints mean.
+    """Return the fingerprints that begin as given.
 
     Raises:
-        ConfigError: one means no teacher of the store, or several.
+        ConfigError: one is the beginning of no teacher's fingerprint, or of several.
     """
-    known = sorted(teachers_of(location))
+    known = sorted(fingerprints_in(location))
     found = set()
     for start in given:
         meant = [teacher for teacher in known if start and teacher.startswith(start)]
@@ -136,52 +123,36 @@ def plan_pruning(
     max_bytes: int | None = None,
     teachers: Set[str] = frozenset(),
     damaged: bool = False,
-) -> list[Pruned]:
-    """Return what would go.
+) -> dict[StoredFile, str]:
+    """Return the files to delete, each with the reason: temporary, damaged, teacher or size.
 
     Args:
-        location: the store; what isn't its own by name and content stays.
-        max_bytes: what it may have left, least recently used labels going first.
+        location: the store; files that aren't its own by name and content stay.
+        max_bytes: how large it may be afterwards; the least recently used labels go first.
         teachers: fingerprints of teachers whose labels go.
-        damaged: whether what was set aside goes.
+        damaged: whether files that were set aside go.
     """
     now = time.time()
-    going: dict[str, Pruned] = {}
-    own = {file: kind for file in location.files() if (kind := kind_of(file.path))}
-    for file, kind in own.items():
-        if kind == "temporary" and now - file.used_s > ABANDONED_S:
-            going[file.path] = Pruned(file, "temporary")
-        elif kind in _OF_A_TEACHER and _is_of(location, file, kind, teachers):
-            going[file.path] = Pruned(file, "teacher")
-        elif damaged and kind == "damaged":
-            going[file.path] = Pruned(file, "damaged")
+    going: dict[StoredFile, str] = {}
+    own = [file for file in location.files() if file.type is not None]
+    for file in own:
+        if file.type == "temporary" and now - file.used_s > ABANDONED_S:
+            going[file] = "temporary"
+        elif file.teacher in teachers and (
+            file.type in ("shard", "damaged")
+            # Other programs write files of the manifest's name as well.
+            or (file.type == "manifest" and read_manifest(location, file.teacher))
+        ):
+            going[file] = "teacher"
+        elif damaged and file.type == "damaged":
+            going[file] = "damaged"
     if max_bytes is not None:
-        left = [file for file in own if file.path not in going]
-        excess = sum(file.nbytes for file in left) - max_bytes
-        shards = [file for file in left if own[file] == "shard"]
-        # Where even all of them are not enough, what remains is no label.
-        oldest = evictable(shards, min(excess, sum(f.nbytes for f in shards)), float("inf")) or []
-        going |= {file.path: Pruned(file, "size") for file in oldest}
-    return list(going.values())
-
-
-def _is_of(location: Location, file: StoredFile, kind: Kind, teachers: Set[str]) -> bool:
-    teacher = file.path.partition("/")[0]
-    # The name of a manifest is one that other programs give as well.
-    return teacher in teachers and (kind != "manifest" or bool(read_manifest(location, teacher)))
-
-
-# Many small shards become a few larger ones, while others read and write.
-#
-#     small shards ──► one shard, visible ──► small shards deleted
-#
-# At any moment each label is in one visible shard at least; whoever has a deleted one mapped goes
-# on reading it until the next `refresh`.
-
-SMALL_BYTES = 8 << 20
-TOO_MANY = 16
-"""So many small shards are merged into one."""
-_MERGED_BYTES = 128 << 20
+        left = [file for file in own if file not in going]
+        shards = [file for file in left if file.type == "shard"]
+        # Where even all of them are not enough, the remaining files hold no labels.
+        excess = min(sum(f.nbytes for f in left) - max_bytes, sum(f.nbytes for f in shards))
+        going |= dict.fromkeys(evictable(shards, excess, float("inf")) or [], "size")
+    return going
 
 
 def count_compactable(location: Location, folder: str) -> int:
@@ -192,7 +163,7 @@ def count_compactable(location: Location, folder: str) -> int:
 def compact(
     location: Location, folder: str, *, teacher: str, signal: str, at_least: int = TOO_MANY
 ) -> int:
-    """Merge the small shards of a teacher and a signal, if nobody else does right now.
+    """Merge the small shards of a teacher and a signal, unless another process is doing it.
 
     Args:
         location: the store.
@@ -205,13 +176,13 @@ def compact(
         How many shards were merged.
 
     Raises:
-        StoreFullError: there is no room for the merged shard; nothing was deleted.
-        LabelError: the system refuses; each label is in a shard still.
+        StoreFullError: there is no space for the merged shard; nothing was deleted.
+        LabelError: the system refuses; each label is still in a shard.
     """
     merged = 0
-    with label_errors(location.root), location.exclusive(f"{folder}/merge") as mine:
+    with label_errors(location.root), location.exclusive(f"{folder}/merge") as is_mine:
         small = _small(location, folder)
-        if not mine or len(small) < at_least:
+        if not is_mine or len(small) < at_least:
             return 0
         for group in _groups(small):
             read = [(file, _read(location, file, teacher, signal)) for file in group]
@@ -236,7 +207,7 @@ def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:
     groups: list[list[StoredFile]] = [[]]
     size = 0
     for file in files:
-        if size + file.nbytes > _MERGED_BYTES:
+        if size + file.nbytes > _COMPACTED_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(file)
@@ -245,7 +216,7 @@ def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:
 
 
 def _read(location: Location, file: StoredFile, teacher: str, signal: str) -> Shard | None:
-    # What is damaged is left to the store that reads it next, which warns of it.
+    # Damage is left to the store that reads the shard next, which warns of it.
     try:
         shard = open_shard(location.fetch(file.path), teacher=teacher, signal=signal)
         shard.verify()

@@ -1,6 +1,14 @@
-"""Where a store is.
+"""Where a store is: a folder, or a file system of pyarrow's that is read through a local cache.
 
-StoreSpec, a folder, or a file system of pyarrow's that is read through a local cache.
+    fetch ──► in the cache? ──► map it
+                 │ no
+                 ▼
+              whole file ──► cache, under a temporary name, then renamed
+
+    publish ──► written in the cache ──► uploaded ──► renamed in the cache
+
+An object store shows an object when it is whole, so it is put under its final name. Any other file
+system gets it under a temporary name, then moves it.
 """
 
 import errno
@@ -10,8 +18,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -24,27 +32,36 @@ import xxhash
 from raybrew.config.paths import is_uri, user_path
 from raybrew.data.files import map_file
 from raybrew.errors import ConfigError, StoreFullError
-from raybrew.labels.contents import kind_of_copy
-from raybrew.labels.location import DAMAGED, TEMPORARY, LocalLocation, Location, StoredFile
+from raybrew.labels.location import (
+    DAMAGED,
+    TEMPORARY,
+    LocalLocation,
+    Location,
+    StoredFile,
+    file_type,
+)
 from raybrew.labels.maintenance import evict
-
-# Where labels are kept and how many of them: what every process of a run has to know.
 
 if TYPE_CHECKING:
     from raybrew.config import LabelConfig
 
+logger = logging.getLogger(__name__)
+
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_CHUNK_BYTES = 1 << 22
+
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """A label store; survives pickling.
+    """A label store, as every process of a run knows it; survives pickling.
 
     Args:
         root: a folder, or a URI that `pyarrow.fs.FileSystem.from_uri` reads.
-        cache: folder that keeps what was read of a remote store.
+        cache: folder of the copies of a remote store's files.
         max_bytes: how large a local store may grow; None for any size.
         cache_max_bytes: how large the folder of the cache may grow; None for any size.
-        on_full: what to do with labels that there is no room for.
-        since: when the run began, seconds since 1970; what was used since is never evicted.
+        on_full: whether a full store ends the run, or labels that don't fit are dropped.
+        since: when the run began, seconds since 1970; files used since then are never evicted.
     """
 
     root: str
@@ -56,7 +73,7 @@ class StoreSpec:
 
     @staticmethod
     def of(labels: "LabelConfig") -> "StoreSpec":
-        """Return what a job says of its store, for a run that begins now."""
+        """Return the store of a job, for a run that begins now."""
         root = labels.store
         if not is_uri(root):
             root = os.path.abspath(user_path(root, "labels.store"))
@@ -69,29 +86,11 @@ class StoreSpec:
         )
 
 
-# A store behind a `pyarrow.fs` file system, read through a folder of this machine.
-#
-#     fetch ──► in the cache? ──► map it
-#                  │ no
-#                  ▼
-#               whole file ──► cache, under a temporary name, then renamed
-#
-#     publish ──► written in the cache ──► uploaded ──► renamed in the cache
-#
-# An object store shows an object when it is whole, so it is put under its final name. Any other
-# file system gets it under a temporary name, then moves it.
-
-logger = logging.getLogger(__name__)
-
-_OBJECT_STORES = ("s3", "gcs", "abfs")
-_CHUNK_BYTES = 1 << 22
-
-
 def location_of(spec: StoreSpec) -> Location:
     """Return where a store's files lie.
 
     Raises:
-        ConfigError: its name is a URI that no file system goes by.
+        ConfigError: it is a URI that no file system can be opened by.
     """
     if not is_uri(spec.root):
         return LocalLocation(Path(spec.root).expanduser())
@@ -118,7 +117,7 @@ class RemoteLocation(Location):
     """Files of a `pyarrow.fs` file system.
 
     Args:
-        filesystem: it.
+        filesystem: any but that of this machine.
         base: path of the store in it.
         root: the store's name, for messages and for its part of the cache.
         spec: where the cache is and how large it may be.
@@ -131,23 +130,20 @@ class RemoteLocation(Location):
         self._filesystem, self._base, self._spec = filesystem, base.strip("/"), spec
         if base.startswith("/"):
             self._base = "/" + self._base
-        self.cache = LocalLocation(Path(spec.cache).expanduser())
+        self.cache = LocalLocation(Path(spec.cache).expanduser(), is_cache=True)
         self._part = xxhash.xxh3_128_hexdigest(root.encode())
 
     def _list(self, folder: str) -> list[StoredFile]:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
         # Some file systems begin their paths with a slash, whatever they were asked with.
         start = self._base.strip("/") + "/"
-        found = [
-            StoredFile(
-                info.path.lstrip("/").removeprefix(start),
-                info.size,
-                (info.mtime_ns or 0) / 1e9,  # of any age, where no times are kept
-            )
-            for info in self._filesystem.get_file_info(selector)
-            if info.type == pafs.FileType.File
-        ]
-        return sorted(found, key=lambda file: file.path)
+        found = []
+        for info in self._filesystem.get_file_info(selector):
+            if info.type == pafs.FileType.File:
+                path = info.path.lstrip("/").removeprefix(start)
+                used_s = (info.mtime_ns or 0) / 1e9  # 0 where the file system has no times
+                found.append(StoredFile(path, info.size, used_s, file_type(path)))
+        return found
 
     def fetch(self, path: str) -> Path:
         """See `Location`."""
@@ -190,18 +186,16 @@ class RemoteLocation(Location):
             self._filesystem.delete_file(self._path(path))
 
     def touch(self, path: str, used_s: float | None = None) -> None:
-        """See `Location`; noted in the cache alone."""
+        """See `Location`; recorded in the cache alone."""
         self.cache.touch(self._copy(path), used_s)
 
-    def beside(self, path: str) -> Path:
+    def lease_folder(self, path: str) -> Path:
         """See `Location`; for the processes of this machine."""
-        return self.cache.beside(self._copy(path))
+        return self.cache.lease_folder(self._copy(path))
 
-    @contextmanager
-    def exclusive(self, path: str) -> Iterator[bool]:
+    def exclusive(self, path: str) -> AbstractContextManager[bool]:
         """See `Location`; among the processes of this machine."""
-        with self.cache.exclusive(self._copy(path)) as mine:
-            yield mine
+        return self.cache.exclusive(self._copy(path))
 
     def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
@@ -215,7 +209,7 @@ class RemoteLocation(Location):
 
     def _trim(self) -> None:
         try:
-            evict(self.cache, 0, self._spec.cache_max_bytes, self._spec.since, kind_of_copy)
+            evict(self.cache, 0, self._spec.cache_max_bytes, self._spec.since)
         except StoreFullError:
             logger.warning(
                 "cache of labels %s: this run alone reads more than cache_max_bytes, %d bytes; it "
@@ -230,27 +224,25 @@ class RemoteLocation(Location):
             target.open("wb") as to,
         ):
             shutil.copyfileobj(source, to, _CHUNK_BYTES)
-            # A transfer that ends early is no damage of the file.
+            # A transfer that ends early doesn't mean that the file is damaged.
             if to.tell() != source.size():
                 got = f"got {to.tell()} of {source.size()} bytes"
                 raise OSError(errno.EIO, f"the transfer broke off: {got}", path)
 
     def _upload(self, source: Path, path: str) -> None:
         target = self._path(path)
-        if any(kind in self._filesystem.type_name for kind in _OBJECT_STORES):
+        if any(name in self._filesystem.type_name for name in _OBJECT_STORES):
             self._put(source, target)
             return
         temporary = f"{target}.{uuid.uuid4().hex}{TEMPORARY}"
         self._filesystem.create_dir(target.rpartition("/")[0], recursive=True)
-        with ExitStack() as failed:
-            failed.callback(self._discard, temporary)
+        try:
             self._put(source, temporary)
             self._filesystem.move(temporary, target)
-            failed.pop_all()
-
-    def _discard(self, temporary: str) -> None:
-        with suppress(OSError):
-            self._filesystem.delete_file(temporary)
+        except BaseException:
+            with suppress(OSError):
+                self._filesystem.delete_file(temporary)
+            raise
 
     def _put(self, source: Path, target: str) -> None:
         # In one call: a stream that is closed halfway shows half a file.
@@ -263,18 +255,14 @@ def _without_secrets(uri: str) -> str:
     parts = urlsplit(uri)
     # What stands before the @ is a password, but a container with abfs.
     host = parts.netloc if parts.scheme == "abfs" else parts.netloc.rpartition("@")[2]
-    told = [(k, v) for k, v in parse_qsl(parts.query) if k == "endpoint_override"]
-    return urlunsplit((parts.scheme, host, parts.path, urlencode(told), ""))
-
-
-# Whether a job's label store can be used at all, before anything is computed for it.
-
-if TYPE_CHECKING:
-    from raybrew.config import LabelConfig
+    shown = [(k, v) for k, v in parse_qsl(parts.query) if k == "endpoint_override"]
+    return urlunsplit((parts.scheme, host, parts.path, urlencode(shown), ""))
 
 
 def check_store(labels: "LabelConfig") -> None:
-    """Refuse a store that is no folder, and can't become one; likewise the cache of a remote one.
+    """Refuse a store that can't be used, before anything is computed for it.
+
+    A local store, and the cache of a remote one, has to be a folder, or a place for one.
 
     Raises:
         ConfigError: names the field.
@@ -288,7 +276,7 @@ def check_store(labels: "LabelConfig") -> None:
 
 def _check_folder(what: str, folder: Path) -> None:
     try:
-        # What is there may be one to read only: it may have every label that is needed.
+        # A read-only folder is accepted: it may have every label that is needed.
         if folder.is_dir():
             return
         if folder.exists() or "\0" in str(folder):

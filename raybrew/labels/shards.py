@@ -6,8 +6,8 @@
     schema metadata: format version, teacher, signal, number of labels, xxh3 of the content
 
 A shard is written under a temporary name and renamed when it is whole and on disk, so that no
-reader ever sees half of one. It is read by memory map; the checksum is verified the first time
-that a process looks for a label in it, and again where somebody has written to the file since.
+reader ever sees half of one. It is read by memory map; the checksum is verified the first time that
+a process looks for a label in it, and again if the file has changed since.
 """
 
 import errno
@@ -37,26 +37,11 @@ _FOOTER_BYTES = 1 << 16
 
 
 class UnusableShardError(LabelError):
-    """A file isn't the shard that its name and place say; it may be whole for others."""
+    """A file isn't the shard that its path promises; another version may be able to read it."""
 
 
 class DamagedShardError(UnusableShardError):
-    """The bytes of a file are wrong, so that it serves no process."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a shard says of itself.
-
-    Args:
-        teacher: fingerprint of the teacher.
-        signal: name of the signal.
-        labels: how many it holds.
-    """
-
-    teacher: str
-    signal: str
-    labels: int
+    """The bytes of a file are wrong, so that no process can use it."""
 
 
 @dataclass
@@ -69,7 +54,7 @@ class Shard:
         payload: the values, read-only views of the memory map.
         checksum: what the content should hash to.
         nbytes: size of the file.
-        verified: whether it was seen to.
+        verified: whether it did.
     """
 
     path: Path
@@ -81,15 +66,14 @@ class Shard:
     _changed_ns: int | None = None
 
     def verify(self) -> None:
-        """Check the content against the checksum: once, and when the file was changed since.
+        """Check the content against the checksum: once, and again if the file has changed since.
 
-        A file that was deleted is still mapped, and serves on.
+        A deleted file is still mapped, and can still be read.
 
         Raises:
             DamagedShardError: they differ, or another process has found that they do.
-
         """
-        changed_ns = self._look()
+        changed_ns = self._modified_ns()
         if self.verified and changed_ns == self._changed_ns:
             return
         found = _checksum(self.keys, self.payload)
@@ -99,8 +83,8 @@ class Shard:
             )
         self.verified, self._changed_ns = True, changed_ns
 
-    def _look(self) -> int | None:
-        """Return when the file was changed, None if it is gone."""
+    def _modified_ns(self) -> int | None:
+        """Return when the file was last modified, None if it was deleted."""
         try:
             status = self.path.stat()
         except FileNotFoundError:
@@ -108,7 +92,7 @@ class Shard:
                 raise DamagedShardError(f"shard {self.path}: was set aside as damaged") from None
             return None
         if status.st_size != self.nbytes:
-            # Before it is read: a map of more than there is ends the process.
+            # Checked before it is read: reading a map beyond the file's end kills the process.
             raise DamagedShardError(
                 f"shard {self.path}: expected {self.nbytes} bytes, got {status.st_size}"
             )
@@ -128,7 +112,7 @@ def write_shard(
 
     Args:
         location: the store.
-        folder: folder of the (teacher, signal), made if it isn't there.
+        folder: folder of the (teacher, signal), created if it isn't there.
         keys: uint64 (n, 2).
         payload: n rows.
         teacher: fingerprint of the teacher.
@@ -138,9 +122,8 @@ def write_shard(
         The shard's path in the store.
 
     Raises:
-        StoreFullError: there is no room for it; nothing stays behind.
-        LabelError: it can't be written; nothing stays behind.
-
+        StoreFullError: there is no space for it; nothing is left behind.
+        LabelError: it can't be written; nothing is left behind.
     """
     checksum = _checksum(keys, payload)
     metadata = {"format": FORMAT, "teacher": teacher, "signal": signal, "checksum": checksum}
@@ -158,8 +141,8 @@ def write_shard(
     try:
         location.publish(path, write)
     except OSError as error:
-        kind = StoreFullError if error.errno in FULL else LabelError
-        raise kind(
+        error_type = StoreFullError if error.errno in FULL else LabelError
+        raise error_type(
             f"label store {location.root}: {len(keys)} labels could not be written to {folder}: "
             f"{explain(error)}"
         ) from error
@@ -172,9 +155,8 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     Raises:
         DamagedShardError: its bytes are wrong.
         UnusableShardError: it is of another version, teacher or signal.
-        FileNotFoundError: it is gone.
+        FileNotFoundError: it was deleted.
         OSError: the system refuses to have it read; it may be whole.
-
     """
     nbytes = path.stat().st_size
     keys, payload, metadata = _read(path)
@@ -185,8 +167,8 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     return Shard(path, keys, payload, metadata.get("checksum", "none"), nbytes)
 
 
-def read_header(name: str, source: pa.NativeFile) -> Header:
-    """Return what a shard says of itself; its labels are not read.
+def read_label_count(name: str, source: pa.NativeFile) -> int:
+    """Return how many labels a shard holds by its metadata; the labels are not read.
 
     Args:
         name: the shard, for messages.
@@ -197,7 +179,7 @@ def read_header(name: str, source: pa.NativeFile) -> Header:
         UnusableShardError: it is of another version.
         OSError: the system refuses to have it read.
     """
-    # Read first, then understood: Arrow's errors don't say which of the two failed.
+    # Read first, then parsed: Arrow's errors don't tell the two apart.
     nbytes = source.size()
     footer = source.read_at(min(nbytes, _FOOTER_BYTES), max(0, nbytes - _FOOTER_BYTES))
     with _wrong_bytes(name):
@@ -207,12 +189,11 @@ def read_header(name: str, source: pa.NativeFile) -> Header:
             f"shard {name}: expected format {FORMAT}, got {metadata.get('format')}"
         )
     with _wrong_bytes(name):
-        labels = int(metadata.get("labels", "none"))
-    return Header(metadata.get("teacher", ""), metadata.get("signal", ""), labels)
+        return int(metadata.get("labels", "none"))
 
 
 def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
-    # From the memory map on nothing is asked of the system but memory.
+    # Once the file is mapped, the system can refuse nothing but memory.
     with map_file(path) as source, _wrong_bytes(path):
         reader = ipc.open_file(source)
         metadata = _metadata(reader.schema)
@@ -228,7 +209,7 @@ def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:
 
 @contextmanager
 def _wrong_bytes(name: str | Path) -> Iterator[None]:
-    """Call bytes damaged that are in memory and that Arrow can't understand."""
+    """Report bytes that are in memory and that Arrow can't parse as damage."""
     try:
         yield
     except MemoryError as error:
@@ -277,7 +258,7 @@ def _from_batch(batch: pa.RecordBatch) -> tuple[np.ndarray, Payload]:
 
 
 def _checksum(keys: np.ndarray, payload: Payload) -> str:
-    # How the bytes are to be read is part of the content.
+    # The layout of the bytes is part of the content.
     ragged = payload.offsets is not None
     form = f"{payload.values.dtype.str} {payload.values.shape} {ragged} {len(keys)}"
     digest = xxhash.xxh3_128(form.encode())

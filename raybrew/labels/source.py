@@ -1,11 +1,11 @@
-"""Soft labels for a rank, in the order of its steps, asked for before they are needed.
+"""Soft labels for a rank, in the order of its steps, requested before they are needed.
 
     steps of the next windows ──► keys ──► store ──► found
                                              │ missing
                                              ▼
-                                     asker (a teacher's replica) ──► awaited when its step comes
+                                     TeacherClient (a teacher's replica) ──► awaited at its step
 
-The sequence of batches is known beforehand, so the labels of whole windows of steps are asked for
+The sequence of batches is known in advance, so the labels of whole windows of steps are requested
 while the student computes the steps before them.
 """
 
@@ -20,19 +20,20 @@ from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelError, LabelsLost, TeacherDropped
 from raybrew.labels.store import SignalStore
 
-Answer = dict[str, Payload]
+Labels = dict[str, Payload]
+"""Labels of the same examples, by signal name."""
 
 
 class Pending(Protocol):
-    """An answer on its way."""
+    """Labels that are being computed."""
 
-    def result(self) -> Answer:
-        """Wait for it: by signal name, rows in the order of the question."""
+    def result(self) -> Labels:
+        """Wait for them; the rows are in the order of the request."""
         ...
 
 
 class TeacherClient(Protocol):
-    """Whoever can have a teacher compute labels."""
+    """Has teachers compute labels."""
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Pending:
         """Start computing; return at once."""
@@ -52,7 +53,7 @@ class TeacherLabels:
         task: index of its task in the batch sequence.
         view: the task's training examples as the teacher reads them.
         stores: by signal.
-        supplied: whether they came with the data, so that nobody computes them.
+        supplied: whether they came with the data, so that they can't be computed.
     """
 
     name: str
@@ -61,15 +62,44 @@ class TeacherLabels:
     stores: Mapping[Signal, SignalStore]
     supplied: bool = False
 
+    def refresh(self, *, now: bool = False) -> None:
+        """See labels that other processes have written; see `SignalStore.refresh`."""
+        for store in self.stores.values():
+            store.refresh(now=now)
+
+    def read(self, keys: np.ndarray) -> tuple[np.ndarray, Labels]:
+        """Read labels, also those that other processes have written.
+
+        Args:
+            keys: uint64 (n, 2).
+
+        Returns:
+            Which keys have the labels of all signals, bool (n,), and their labels.
+        """
+        found, labels = self._read(keys)
+        if not found.all():
+            self.refresh()
+            found, labels = self._read(keys)
+        return found, labels
+
+    def _read(self, keys: np.ndarray) -> tuple[np.ndarray, Labels]:
+        read = {signal.name: store.read(keys) for signal, store in self.stores.items()}
+        found = np.logical_and.reduce([each for each, _ in read.values()])
+        return found, {
+            name: payload.take(np.flatnonzero(found[each]))
+            for name, (each, payload) in read.items()
+            if payload is not None and found.any()
+        }
+
 
 @dataclass
 class LabelCounts:
-    """What became of a rank's questions, counted in (teacher, example).
+    """What became of a rank's requests, counted in (teacher, example).
 
     Args:
         hits: found in the store.
-        misses: asked of a replica.
-        dropped: of those, not to be had of a teacher that was dropped.
+        misses: requested from a teacher.
+        dropped: of those, never computed, as the teacher was dropped.
     """
 
     hits: int = 0
@@ -78,20 +108,36 @@ class LabelCounts:
 
 
 @dataclass
-class _Window:
-    # By teacher: the steps in order with the rows of each, and what is known of them.
-    parts: dict[str, "_Part"]
-    ready: dict[int, dict[str, Answer]] | None = None
+class _Request:
+    """The labels of one teacher for a window of steps."""
 
-
-@dataclass
-class _Part:
-    steps: list[int]
-    counts: list[int]
+    teacher: TeacherLabels
+    rows: dict[int, int]  # how many each step has
     found: np.ndarray
-    known: Answer
+    known: Labels
+    keys: np.ndarray | None = None  # those that were requested
     pending: Pending | None = None
-    asked: np.ndarray | None = None
+
+    def result(self) -> Labels:
+        """Return the labels of all rows, in order."""
+        if self.pending is None or self.keys is None:
+            return self.known
+        try:
+            computed = self.pending.result()
+        except LabelsLost:
+            # The teacher has left because all of its labels are in the store. These, too?
+            self.teacher.refresh(now=True)
+            found, computed = self.teacher.read(self.keys)
+            if not found.all():
+                raise
+        if not self.known:
+            return computed
+        places = np.concatenate([np.flatnonzero(self.found), np.flatnonzero(~self.found)])
+        order = np.argsort(places)
+        return {
+            name: Payload.concat([self.known[name], payload]).take(order)
+            for name, payload in computed.items()
+        }
 
 
 @dataclass
@@ -100,24 +146,27 @@ class LabelSource:
 
     Args:
         teachers: all teachers of the job.
-        asker: who computes what the store lacks; None if it has everything.
+        client: has labels computed that the store lacks; None if it has every label.
         rows_of: step -> (task, this rank's rows).
-        num_steps: length of the run; nothing is asked beyond it.
+        num_steps: length of the run; nothing is requested beyond it.
         window: steps of one request.
         max_windows: requests in flight.
     """
 
     teachers: Sequence[TeacherLabels]
-    asker: TeacherClient | None
+    client: TeacherClient | None
     rows_of: Callable[[int], tuple[int, np.ndarray]]
     num_steps: int
     window: int = 8
     max_windows: int = 2
-    figures: LabelCounts = field(default_factory=LabelCounts)
-    _windows: dict[int, _Window] = field(default_factory=dict)
+    counts: LabelCounts = field(default_factory=LabelCounts)
+    _requests: dict[int, list[_Request]] = field(default_factory=dict)
+    # The window that is being read, and its labels by step and teacher.
+    _current: int = -1
+    _ready: dict[int, dict[str, Labels]] = field(default_factory=dict)
     _settled: int = 0
 
-    def get(self, step: int) -> dict[str, Answer]:
+    def get(self, step: int) -> dict[str, Labels]:
         """Return the labels of a step.
 
         Args:
@@ -125,121 +174,77 @@ class LabelSource:
 
         Returns:
             By teacher of the step's task, by signal name: a row for each of the rank's rows. A
-            teacher is left out where labels of its window can't be had any longer, and its loss
-            is to be gone on after (`on_loss: drop`).
+            dropped teacher (`on_loss: drop`) is left out where labels of its window are missing.
 
         Raises:
-            LabelsLost: labels are missing and no teacher was started who could compute them.
+            LabelsLost: labels are missing and no teacher was started that could compute them.
             LabelError: they came with the data, and are missing.
         """
         number = step // self.window
-        for earlier in [n for n in self._windows if n < number]:
-            del self._windows[earlier]
-        for ahead in range(number, number + self.max_windows):
-            if ahead not in self._windows and ahead * self.window < self.num_steps:
-                self._windows[ahead] = self._request(ahead, step)
-        current = self._windows[number]
-        if current.ready is None:
-            current.ready = self._await(current)
-        return current.ready.pop(step, {})
+        for earlier in [n for n in self._requests if n < number]:
+            del self._requests[earlier]
+        for window in range(number, number + self.max_windows):
+            if window not in self._requests and window * self.window < self.num_steps:
+                self._requests[window] = self._request(window, step)
+        if self._current != number:
+            self._ready = self._await(self._requests[number])
+            self._current = number
+        return self._ready.pop(step, {})
 
     def settle(self) -> None:
-        """Have the labels that were asked for written, so that from now on they are found."""
-        if self.asker is not None and self.figures.misses > self._settled:
-            self._settled = self.figures.misses
-            self.asker.flush()
+        """Have requested labels written, so that from now on they are found in the store."""
+        if self.client is not None and self.counts.misses > self._settled:
+            self._settled = self.counts.misses
+            self.client.flush()
 
-    def _request(self, number: int, first: int) -> _Window:
-        first = max(first, number * self.window)
-        steps = range(first, min((number + 1) * self.window, self.num_steps))
-        rows = {step: self.rows_of(step) for step in steps}
-        parts = {}
+    def _request(self, window: int, first: int) -> list[_Request]:
+        first = max(first, window * self.window)
+        steps = range(first, min((window + 1) * self.window, self.num_steps))
+        batches = {step: self.rows_of(step) for step in steps}
+        requests = []
         for teacher in self.teachers:
-            mine = [(step, r) for step, (task, r) in rows.items() if task == teacher.task]
-            if mine:
-                parts[teacher.name] = self._look_up(teacher, mine)
-        return _Window(parts)
+            rows = {step: r for step, (task, r) in batches.items() if task == teacher.task}
+            if rows:
+                requests.append(self._request_of(teacher, rows))
+        return requests
 
-    def _look_up(self, teacher: TeacherLabels, mine: list[tuple[int, np.ndarray]]) -> _Part:
-        rows = np.concatenate([r for _, r in mine])
+    def _request_of(self, teacher: TeacherLabels, rows_by_step: dict[int, np.ndarray]) -> _Request:
+        rows = np.concatenate(list(rows_by_step.values()))
         num_rows = len(rows)
         if not num_rows:
             # A rank without rows still needs labels of the right shape: none of one example's.
             rows = np.zeros(1, np.int64)
-        keys = teacher.view.keys[rows]
-        found, known = _read(teacher.stores, keys)
-        if not found.all():
-            for store in teacher.stores.values():
-                store.refresh()
-            found, known = _read(teacher.stores, keys)
-        part = _Part([step for step, _ in mine], [len(r) for _, r in mine], found, known)
-        self.figures.hits += int(found[:num_rows].sum())
-        self.figures.misses += int((~found[:num_rows]).sum())
-        if not found.all():
-            if self.asker is None or teacher.supplied:
-                kind = LabelError if teacher.supplied else LabelsLost
-                raise kind(
-                    f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
-                    "store and no teacher was started; were files of the store deleted?"
-                )
-            asked = teacher.view.take(rows[~found])
-            part.asked = asked.keys
-            part.pending = self.asker.ask(teacher.name, asked, tuple(teacher.stores))
-        return part
+        found, known = teacher.read(teacher.view.keys[rows])
+        counts = {step: len(each) for step, each in rows_by_step.items()}
+        request = _Request(teacher, counts, found, known)
+        self.counts.hits += int(found[:num_rows].sum())
+        self.counts.misses += int((~found[:num_rows]).sum())
+        if found.all():
+            return request
+        if self.client is None or teacher.supplied:
+            error_type = LabelError if teacher.supplied else LabelsLost
+            raise error_type(
+                f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
+                "store and no teacher was started; were files of the store deleted?"
+            )
+        missing = teacher.view.take(rows[~found])
+        request.keys = missing.keys
+        request.pending = self.client.ask(teacher.name, missing, tuple(teacher.stores))
+        return request
 
-    def _answer(self, name: str, part: _Part) -> Answer:
-        """Return what the store had of a part, and what was computed."""
-        if part.pending is None or part.asked is None:
-            return part.known
-        try:
-            computed = part.pending.result()
-        except LabelsLost:
-            # The teacher has left, as all of its labels are there: also those that were on their
-            # way when this rank looked?
-            (stores,) = (teacher.stores for teacher in self.teachers if teacher.name == name)
-            for store in stores.values():
-                store.refresh(now=True)
-            found, computed = _read(stores, part.asked)
-            if not found.all():
-                raise
-        part.pending = None
-        return _merged(part, computed)
-
-    def _await(self, window: _Window) -> dict[int, dict[str, Answer]]:
-        ready: dict[int, dict[str, Answer]] = {}
-        for name, part in window.parts.items():
+    def _await(self, requests: Sequence[_Request]) -> dict[int, dict[str, Labels]]:
+        ready: dict[int, dict[str, Labels]] = {}
+        for request in requests:
             try:
-                answer = self._answer(name, part)
+                labels = request.result()
             except TeacherDropped:
-                self.figures.dropped += int((~part.found[: sum(part.counts)]).sum())
+                self.counts.dropped += int((~request.found[: sum(request.rows.values())]).sum())
                 continue
             start = 0
-            for step, count in zip(part.steps, part.counts, strict=True):
-                rows = slice(start, start + count)
-                ready.setdefault(step, {})[name] = {
-                    signal: payload.slice(rows.start, rows.stop)
-                    for signal, payload in answer.items()
+            for step, count in request.rows.items():
+                ready.setdefault(step, {})[request.teacher.name] = {
+                    signal: payload.slice(start, start + count)
+                    for signal, payload in labels.items()
                 }
                 start += count
         return ready
-
-
-def _read(stores: Mapping[Signal, SignalStore], keys: np.ndarray) -> tuple[np.ndarray, Answer]:
-    # A row counts as found when all of its signals are.
-    read = {signal.name: store.read(keys) for signal, store in stores.items()}
-    found = np.logical_and.reduce([each for each, _ in read.values()])
-    return found, {
-        name: payload.take(np.flatnonzero(found[each]))
-        for name, (each, payload) in read.items()
-        if payload is not None and found.any()
-    }
-
-
-def _merged(part: _Part, computed: Answer) -> Answer:
-    if not part.known:
-        return computed
-    order = np.argsort(np.concatenate([np.flatnonzero(part.found), np.flatnonzero(~part.found)]))
-    return {
-        name: Payload.concat([part.known[name], payload]).take(order)
-        for name, payload in computed.items()
-    }

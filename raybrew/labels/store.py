@@ -1,4 +1,23 @@
-"""The label store: labels of teachers, shared by every epoch, worker, trial and run."""
+"""The label store: what teachers have answered, for every epoch, worker, trial and run.
+
+    <store>/<teacher fingerprint>/manifest.json
+                                  <signal>/shard-*.arrow
+                                           *.damaged     set aside, recomputed
+                                  .claims/ which process computes what, see `leases`
+
+    append ──► WriteBuffer ──flush──► shard        read ──► KeyIndex ──► shards, mapped
+                   └── eviction before it, compaction after it
+
+`SignalStore` is one folder of shards. Any number of processes may read and write it at once: shards
+are immutable and have random names, so that nothing needs a lock. Appended labels can be read by
+the same process at once, by others after `flush` and their `refresh`. Threads may share one.
+
+Only a file whose bytes are wrong is set aside, since that affects every process. What the system
+refuses (a memory map, a handle, a permission) is a `LabelError`, and a shard of another version is
+skipped: the files stay as they are. Each open shard is one memory map, of which Linux grants 65,530
+a process; as small shards are compacted, that is a shard for each 8 MB of labels and 16 for each
+writer.
+"""
 
 import logging
 import threading
@@ -22,15 +41,23 @@ from raybrew.labels.shards import (
     write_shard,
 )
 
-# Where the label of a key is: a sorted table of all the shards' keys, searched by the batch.
+logger = logging.getLogger(__name__)
+
+FLUSH_BYTES = 32 << 20
+"""Appended labels are written as a shard when they reach this size."""
+SHARD_OVERHEAD_BYTES = 2048
+"""Bytes of a file besides its labels, at most."""
+_MAX_LISTINGS = 20
 
 
 class KeyIndex:
     """Finds keys among the keys of several shards: 20 bytes of memory a key.
 
+    A sorted table of all keys, searched by the batch.
+
     Args:
         shards: uint64 (n, 2) each: the keys of each shard. Where two shards hold a key, either
-            serves: a label is a function of its key.
+            will do: a label is a function of its key.
     """
 
     def __init__(self, shards: Sequence[np.ndarray]):
@@ -54,7 +81,6 @@ class KeyIndex:
 
         Returns:
             Whether each is there, bool (n,); its shard, int64 (n,); its row in it, int64 (n,).
-
         """
         if not len(self):
             none = np.zeros((3, len(keys)), np.int64)
@@ -77,11 +103,8 @@ class KeyIndex:
         return found, shard, row - self._starts[shard]
 
 
-# Labels that were appended and are not on disk yet.
-
-
 class WriteBuffer:
-    """Appended labels, in parts as they came.
+    """Appended labels that are not on disk yet, in parts as they came.
 
     Attributes:
         payloads: values of each part.
@@ -98,7 +121,7 @@ class WriteBuffer:
         return len(self._rows)
 
     def add(self, keys: np.ndarray, payload: Payload) -> None:
-        """Keep labels.
+        """Append a part.
 
         Args:
             keys: uint64 (n, 2).
@@ -125,40 +148,13 @@ class WriteBuffer:
         return np.concatenate(self._keys), Payload.concat(self.payloads)
 
     def last(self, nbytes: int) -> "WriteBuffer":
-        """Return the newest parts: as many as are no larger than this, and one at least."""
-        sizes = [k.nbytes + p.nbytes for k, p in zip(self._keys, self.payloads, strict=True)]
-        sums = np.cumsum(sizes[::-1])
-        count = max(1, int(np.searchsorted(sums, nbytes, side="right")))
+        """Return the newest parts that fit into so many bytes; one at least."""
+        parts = list(zip(self._keys, self.payloads, strict=True))
+        sums = np.cumsum([keys.nbytes + payload.nbytes for keys, payload in reversed(parts)])
         newest = WriteBuffer()
-        for keys, payload in zip(self._keys[-count:], self.payloads[-count:], strict=True):
+        for keys, payload in parts[-max(1, int(np.searchsorted(sums, nbytes, side="right"))) :]:
             newest.add(keys, payload)
         return newest
-
-
-# The label store: what teachers have answered, for every epoch, worker, trial and run.
-#
-#     <store>/<teacher fingerprint>/manifest.json
-#                                   <signal>/shard-*.arrow
-#                                            *.damaged     set aside, recomputed
-#                                   .claims/ who computes what right now, see `claims`
-#
-# `SignalStore` is one such folder. Any number of processes may read and write it at once: shards
-# are immutable and have random names, so that nothing needs a lock. What is appended can be read
-# by the same process at once, by others after `flush` and their `refresh`. Threads may share one.
-#
-# Only a file whose bytes are wrong is set aside, since that is for everybody. What the system
-# refuses (a memory map, a handle, a permission) is a `LabelError`, and a shard of another version
-# is passed over: the files stay as they are. Each open shard is one memory map, of which Linux
-# grants 65,530 a process; as smaller ones are merged, that is a shard for each 8 MB of labels and
-# 16 for each writer.
-
-logger = logging.getLogger(__name__)
-
-FLUSH_BYTES = 32 << 20
-"""Appended labels are written as a shard when they reach this size."""
-SHARD_OVERHEAD_BYTES = 2048
-"""What a file has besides its labels, at most."""
-_MAX_LISTINGS = 20
 
 
 class LabelStore:
@@ -185,7 +181,7 @@ class SignalStore:
     """The labels of one teacher and one signal.
 
     Attributes:
-        folder: where they lie in the store.
+        folder: its path in the store.
 
     Raises:
         LabelError: from every method that reads or writes, where the system refuses.
@@ -194,32 +190,32 @@ class SignalStore:
     def __init__(self, location: Location, spec: StoreSpec, *, teacher: str, signal: str):
         self.folder = f"{checked_name(teacher)}/{checked_name(signal)}"
         self._location, self._spec = location, spec
-        self._teacher, self._signal = teacher, signal
+        self._names = {"teacher": teacher, "signal": signal}
         self._lock = threading.RLock()
-        self._shards: dict[str, Shard] = {}
-        self._refused: set[str] = set()
+        self._skipped: set[str] = set()
         self._index_shards({})
-        self._fresh = WriteBuffer()
-        self._kept_bytes = self._dropped = 0
+        self._buffer = WriteBuffer()
+        # After a store was found full: bytes that stay in memory, and labels that were dropped.
+        self._unstored_bytes = self._dropped = 0
         self._listed_s = -float("inf")
         self.refresh()
 
     def __len__(self) -> int:
         """Labels that this process can see; one in two shards counts twice."""
-        return len(self._index) + len(self._fresh)
+        return len(self._index) + len(self._buffer)
 
     @property
     def unstored(self) -> int:
-        """Labels that there was no room for; of these the newest are still in memory."""
-        return self._dropped + (len(self._fresh) if self._kept_bytes else 0)
+        """Labels that didn't fit into the store; the newest of them are still in memory."""
+        return self._dropped + (len(self._buffer) if self._unstored_bytes else 0)
 
     def refresh(self, *, now: bool = False) -> None:
-        """See what other processes have written since, at most once in `Location.listing_s`.
+        """See labels that other processes have written, at most once in `Location.listing_s`.
 
         Args:
             now: look in any case.
         """
-        with self._alone():
+        with self._exclusively():
             if now or time.monotonic() - self._listed_s >= self._location.listing_s:
                 self._list()
 
@@ -232,127 +228,121 @@ class SignalStore:
         Returns:
             Whether each key has a label, bool (n,), and the labels of those that have, in
             their order; None if none has.
-
         """
-        with self._alone():
+        with self._exclusively():
             found, part, row = self._find(keys)
-            parts = self._payloads
-            if len(self._fresh):
-                fresh, fresh_part, fresh_row = self._fresh.find(keys)
-                fresh &= ~found
-                part[fresh], row[fresh] = fresh_part[fresh] + len(parts), fresh_row[fresh]
-                found, parts = found | fresh, parts + self._fresh.payloads
-            if found.all() and len(found):
-                return found, Payload.gather(parts, part, row)
+            payloads = self._payloads
+            if len(self._buffer):
+                buffered, buffer_part, buffer_row = self._buffer.find(keys)
+                buffered &= ~found
+                part[buffered] = buffer_part[buffered] + len(payloads)
+                row[buffered] = buffer_row[buffered]
+                found, payloads = found | buffered, payloads + self._buffer.payloads
             if not found.any():
                 return found, None
-            return found, Payload.gather(parts, part[found], row[found])
+            return found, Payload.gather(payloads, part[found], row[found])
 
     def contains(self, keys: np.ndarray) -> np.ndarray:
         """Return whether each key, uint64 (n, 2), has a whole label, bool (n,)."""
-        with self._alone():
+        with self._exclusively():
             found = self._find(keys)[0]
-            return found | self._fresh.find(keys)[0] if len(self._fresh) else found
+            return found | self._buffer.find(keys)[0] if len(self._buffer) else found
 
     def append(self, keys: np.ndarray, payload: Payload) -> None:
-        """Keep labels; they are on disk after `flush`, or once `FLUSH_BYTES` are waiting."""
+        """Add labels; they are on disk after `flush`, or once `FLUSH_BYTES` are waiting."""
         with self._lock:
             if len(keys):
-                self._fresh.add(keys, payload)
-            if self._fresh.nbytes >= FLUSH_BYTES + self._kept_bytes:
+                self._buffer.add(keys, payload)
+            if self._buffer.nbytes >= FLUSH_BYTES + self._unstored_bytes:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what was appended as a shard.
+        """Write appended labels as a shard.
 
         Raises:
-            StoreFullError: there is no room and the store says `stop`.
-            LabelError: it can't be written; the labels stay readable in this process.
-
+            StoreFullError: they don't fit and the store's `on_full` is `stop`.
+            LabelError: they can't be written; they can still be read in this process.
         """
-        with self._alone():
-            if not len(self._fresh):
+        with self._exclusively():
+            if not len(self._buffer):
                 return
             try:
                 self._write()
             except StoreFullError as error:
                 if self._spec.on_full == "stop":
                     raise
-                self._go_on(error)
+                self._continue_without_storing(error)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         with self._lock, label_errors(self._location.root):
             yield
 
     def _write(self) -> None:
-        keys, payload = self._fresh.all()
-        place, teacher, signal = (self._location, self.folder), self._teacher, self._signal
-        nbytes = self._fresh.nbytes + SHARD_OVERHEAD_BYTES
+        keys, payload = self._buffer.all()
+        nbytes = self._buffer.nbytes + SHARD_OVERHEAD_BYTES
         evict(self._location, nbytes, self._spec.max_bytes, self._spec.since)
-        write_shard(*place, keys, payload, teacher=teacher, signal=signal)
-        self._fresh, self._kept_bytes = WriteBuffer(), 0
+        write_shard(self._location, self.folder, keys, payload, **self._names)
+        self._buffer, self._unstored_bytes = WriteBuffer(), 0
         try:
-            compact(*place, teacher=teacher, signal=signal)
+            compact(self._location, self.folder, **self._names)
         except LabelError as error:
             # The labels themselves are written.
             logger.warning("small shards were not merged: %s", error)
         self._list()
 
-    def _go_on(self, error: StoreFullError) -> None:
-        before = len(self._fresh)
-        self._fresh = self._fresh.last(FLUSH_BYTES)
-        self._kept_bytes = self._fresh.nbytes
-        self._dropped += before - len(self._fresh)
+    def _continue_without_storing(self, error: StoreFullError) -> None:
+        before = len(self._buffer)
+        self._buffer = self._buffer.last(FLUSH_BYTES)
+        self._unstored_bytes = self._buffer.nbytes
+        self._dropped += before - len(self._buffer)
         logger.error(
-            "%s; going on without storing, as labels.on_full says: %d labels of teacher %s are not "
-            "kept so far and will be computed again when they are needed again",
+            "%s; the run continues without storing, as labels.on_full is go_on: %d labels of "
+            "teacher %s are not stored so far and will be computed again when they are needed",
             error,
             self.unstored,
-            self._teacher,
+            self._names["teacher"],
         )
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # Among the shards, those that are hit having been verified.
+        """Look keys up among the shards; every shard with a hit is verified."""
         while True:
             found, shard, row = self._index.find(keys)
             hit = np.flatnonzero(np.bincount(shard[found]))
-            if not self._use(hit.tolist()):
+            # A shard that is replaced changes the numbers of all.
+            if all(self._verify(self._shard_names[number]) for number in hit):
                 return found, shard, row
 
-    def _use(self, numbers: list[int]) -> bool:
-        """Verify shards; return whether one had to be replaced, so that all have new numbers."""
-        for number in numbers:
-            name = self._names[number]
-            shard = self._shards[name]
-            if not shard.verified:
-                self._location.touch(self._path(name))
-            try:
-                shard.verify()
-            except DamagedShardError as error:
-                replaced = self._replace(name, error)
-                others = {n: shard for n, shard in self._shards.items() if n != name}
-                self._index_shards(others | ({name: replaced} if replaced else {}))
-                return True
-        return False
+    def _verify(self, name: str) -> bool:
+        """Verify a shard; if it is damaged, replace it and return False."""
+        shard = self._shards[name]
+        if not shard.verified:
+            self._location.touch(self._path(name))
+        try:
+            shard.verify()
+        except DamagedShardError as error:
+            replaced = self._replace(name, error)
+            others = {n: shard for n, shard in self._shards.items() if n != name}
+            self._index_shards(others | ({name: replaced} if replaced else {}))
+            return False
+        return True
 
     def _list(self) -> None:
         for _ in range(_MAX_LISTINGS):
-            files = self._location.shards(self.folder)
-            names = {f.name for f in files if f.folder == self.folder} - self._refused
+            names = {file.name for file in self._location.shards(self.folder)} - self._skipped
             if names == self._shards.keys():
                 break
             shards: dict[str, Shard] = {}
-            gone = False
+            complete = True
             for name in sorted(names):
                 try:
                     shard = self._shards.get(name) or self._open(name)
                 except FileNotFoundError:
-                    gone = True
+                    complete = False
                     continue
                 shards |= {name: shard} if shard else {}
             self._index_shards(shards)
-            if not gone:
+            if complete:
                 break
         self._listed_s = time.monotonic()
 
@@ -363,38 +353,33 @@ class SignalStore:
             return self._replace(name, error)
 
     def _fetch(self, name: str) -> Shard:
-        path = self._location.fetch(self._path(name))
-        return open_shard(path, teacher=self._teacher, signal=self._signal)
+        return open_shard(self._location.fetch(self._path(name)), **self._names)
 
     def _replace(self, name: str, error: UnusableShardError) -> Shard | None:
-        """Fetch a shard again, as its copy may be at fault; else do without it."""
+        """Fetch a shard again, as its copy may be at fault; else skip it."""
         if self._location.forget(self._path(name)):
             try:
                 shard = self._fetch(name)
                 shard.verify()
+                return shard
             except FileNotFoundError:
                 return None
             except UnusableShardError as again:
                 error = again
-            else:
-                return shard
-        self._pass_over(name, error)
-        return None
-
-    def _pass_over(self, name: str, error: UnusableShardError) -> None:
-        self._refused.add(name)
+        self._skipped.add(name)
         if not isinstance(error, DamagedShardError):
-            logger.warning("%s; passed over, its labels are recomputed", error)
-            return
+            logger.warning("%s; skipped, its labels are recomputed", error)
+            return None
         logger.warning("%s; set aside as %s.damaged, its labels are recomputed", error, name)
         try:
             self._location.set_aside(self._path(name))
         except OSError as reason:
-            logger.warning("shard %s: can't be renamed (%s); passed over", name, reason)
+            logger.warning("shard %s: can't be renamed (%s); skipped", name, reason)
+        return None
 
     def _index_shards(self, shards: dict[str, Shard]) -> None:
         self._shards = shards
-        self._names = list(shards)
+        self._shard_names = list(shards)
         self._payloads = [shard.payload for shard in shards.values()]
         self._index = KeyIndex([shard.keys for shard in shards.values()])
 

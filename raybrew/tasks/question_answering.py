@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from raybrew.config import Task
-from raybrew.data.columns import Answer, Rows, read_answers, read_rows
+from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
@@ -303,7 +303,9 @@ def _best_span(
     return _Candidate(float(score[i, j]), int(starts[top[0][i]]), int(ends[top[1][j]]))
 
 
-def _position(windows: Windows, number: int, answers: Sequence[Answer] | None) -> tuple[int, int]:
+def _position(
+    windows: Windows, number: int, answers: Sequence[AnswerSpan] | None
+) -> tuple[int, int]:
     """Return the tokens of the first answer; of none where the window doesn't hold it whole."""
     if answers is None:
         return UNLABELLED, UNLABELLED

@@ -26,7 +26,7 @@ import numpy as np
 
 from raybrew.data.encoding import EncodedView, distinct_keys
 from raybrew.data.payload import Payload, Signal
-from raybrew.data.split import EncodedSplit
+from raybrew.data.split import EncodedSplit, batches_by_length
 from raybrew.errors import LabelError, RaybrewError
 from raybrew.labels.leases import LEASES, Leases
 from raybrew.labels.remote import StoreSpec

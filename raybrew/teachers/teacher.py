@@ -122,30 +122,6 @@ class ResolvedTeacher:
         return replace(self, resources=resources)
 
 
-def batches_by_length(
-    lengths: np.ndarray, batch_tokens: int, *, one_length: bool = False
-) -> Iterator[np.ndarray]:
-    """Split examples into batches of similar length.
-
-    Args:
-        lengths: tokens of each example, (n,).
-        batch_tokens: most tokens of a batch, padding included; an example that is longer than
-            that alone makes a batch of its own.
-        one_length: whether all examples of a batch have to be of one length.
-
-    Yields:
-        Positions of each batch's examples, shortest first. The same lengths give the same
-        batches.
-    """
-    order = np.argsort(lengths, kind="stable")
-    start = 0
-    for end in range(1, len(order) + 1):
-        full = end == len(order) or (end + 1 - start) * lengths[order[end]] > batch_tokens
-        if full or (one_length and lengths[order[end]] != lengths[order[start]]):
-            yield order[start:end]
-            start = end
-
-
 class ModelTeacher:
     """A transformers model as a teacher."""
 
@@ -175,7 +151,9 @@ class ModelTeacher:
         """
         chunks = list(
             batches_by_length(
-                view.lengths, self.spec.forward_tokens, one_length=self.spec.padding.is_read
+                view.lengths,
+                max_tokens=self.spec.forward_tokens,
+                one_length=self.spec.padding.is_read,
             )
         )
         answers = [self._forward(view, rows, signals) for rows in chunks]

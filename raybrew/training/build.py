@@ -150,7 +150,7 @@ def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
     per_step = len(sizes) if mixing.sampling == "every" else mixing.batches_per_step
     steps_per_epoch = -(-per_epoch // per_step)
     num_steps = training.num_steps or steps_per_epoch * (training.num_epochs or 0)
-    draws = task_schedule(
+    schedule = task_schedule(
         mixing,
         [task.name for task in tasks],
         sizes,
@@ -158,17 +158,7 @@ def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
         batches_per_epoch=steps_per_epoch * per_step,
         num_epochs=num_steps / steps_per_epoch,
     )
-    grouped = training.group_by_length
-    sequence = BatchSequence(
-        sizes,
-        batch_sizes,
-        training.seed,
-        draws,
-        per_step,
-        rounds=rounds,
-        lengths=[task.train.views[STUDENT_VIEW].lengths for task in tasks] if grouped else None,
-    )
-    return sequence, num_steps
+    return BatchSequence(examples, training.seed, schedule, per_step), num_steps
 
 
 def _objective(task: ResolvedTask, world: World) -> Objective:
@@ -211,7 +201,7 @@ def _label_source(
             for number, task in enumerate(job.tasks)
             for teacher in task.teachers
         ],
-        asker=asker,
+        client=asker,
         # Labels are asked for batch by batch, however many of them a step takes.
         rows_of=rows_of,
         num_steps=num_steps * sequence.batches_per_step,

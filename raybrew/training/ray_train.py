@@ -233,7 +233,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     with kept(local), CheckpointWriter(config["checkpoints"]) as writer:
         values = training.run(_RayHooks(channel, world, writer))
     if training.labels is not None:
-        figures = training.labels.figures
+        figures = training.labels.counts
         here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]
         names = ("hits", "misses", "dropped", "forwards_in_workers")
         counts = torch.tensor(here, dtype=torch.float64, device=world.device)

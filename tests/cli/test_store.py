@@ -13,7 +13,7 @@ from raybrew.labels.contents import read_manifest, write_manifest
 from raybrew.labels.store import LabelStore
 from tests.commands import raybrew
 from tests.labels.stores import open_store, shard_files, values, write
-from tests.refusing import become_nobody, in_child
+from tests.refusing import drop_privileges, in_child
 
 A_DAY_AGO = time.time() - 86400.0
 
@@ -192,7 +192,7 @@ def test_what_may_not_be_read_is_one_message_and_exit_code_2(
     store.chmod(0o755)
 
     def run_as_nobody() -> int:
-        become_nobody(store)
+        drop_privileges(store)
         return raybrew("store", command[0], ".", *command[1:])
 
     # Once before, so that nothing has to be imported by a user who may not.

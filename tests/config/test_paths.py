@@ -128,9 +128,9 @@ def test_a_runs_name_may_be_too_long(tmp_path):
 @pytest.mark.parametrize("path", ["~nosuch/x", LONG])
 def test_commands_end_with_2(arguments, path, capsys):
     assert raybrew(*arguments, path) == 2
-    told = capsys.readouterr().err
-    assert "expected a path" in told
-    assert "Traceback" not in told
+    shown = capsys.readouterr().err
+    assert "expected a path" in shown
+    assert "Traceback" not in shown
 
 
 def test_a_path_as_it_is_written_wins_over_a_split(tmp_path):
@@ -151,7 +151,7 @@ Refuse = Callable[[Path], None]
 
 @pytest.fixture
 def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
-    """Let nobody list this folder or open this file."""
+    """Make this folder or file unreadable."""
 
     def refuse(place: Path) -> None:
         def refusing(real):
@@ -169,7 +169,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
     return refuse
 
 
-def test_what_a_folder_holds_is_said_or_that_it_cant_be_read(tmp_path, refuse):
+def test_what_a_folder_holds_is_shown_or_that_it_cant_be_read(tmp_path, refuse):
     assert held_by(tmp_path) == "nothing"
     for name in "cab":
         (tmp_path / name).touch()
@@ -212,8 +212,8 @@ def test_models_in_an_unreadable_folder(name, tmp_path, refuse):
     refuse(tmp_path / "model")
     with pytest.raises(rb.ConfigError, match=r"student\.model: expected a folder with") as caught:
         read_config(str(tmp_path / name), "student.model")
-    said = "doesn't exist" if "/" in name else "holds what can't be read (Permission denied)"
-    assert said in str(caught.value)
+    message = "doesn't exist" if "/" in name else "holds what can't be read (Permission denied)"
+    assert message in str(caught.value)
 
 
 def test_evaluate_of_an_unreadable_job(tmp_path, refuse, capsys):
@@ -221,23 +221,23 @@ def test_evaluate_of_an_unreadable_job(tmp_path, refuse, capsys):
     job.write_text("tasks: []")
     refuse(job)
     assert raybrew("evaluate", str(job), "model") == 2
-    told = " ".join(capsys.readouterr().err.split())
-    assert "expected a YAML file in UTF-8, got: [Errno 13] Permission denied" in told
-    assert "Traceback" not in told
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "expected a YAML file in UTF-8, got: [Errno 13] Permission denied" in shown
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (DatasetGenerationError("An error occurred"), "the disk is full"),
         (OSError(), "OSError"),
     ],
 )
-def test_a_set_of_the_hub_that_cant_be_made(error, said, monkeypatch):
+def test_a_set_of_the_hub_that_cant_be_made(error, message, monkeypatch):
     if isinstance(error, DatasetGenerationError):
         error.__cause__ = OSError("the disk is full")
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: _fail(error))
-    with pytest.raises(rb.DataError, match=f"as a hub id it can't be had: {said}"):
+    with pytest.raises(rb.DataError, match=f"as a hub id it can't be had: {message}"):
         load_source("org/set", "t.train")
 
 

@@ -88,7 +88,7 @@ def test_the_message_shows_the_order_as_label_names():
     true = np.arange(90) % 3
     both = flags(true, 3), flags((true + 1) % 3, 3)
     message = order_problem(both, "teachers[a].model", ("x", "y", "z"), task="t", side="eval")
-    # The model's class 0 is said for z, 1 for x, 2 for y.
+    # The model's class 0 stands for z, 1 for x, 2 for y.
     assert message is not None
     assert "teachers[a].model: no names say" in message
     assert "0.0% are right for 90 labels of tasks[t].eval, and 100.0% in another" in message
@@ -157,7 +157,7 @@ def difference(teacher, student, texts=DATA, pairs=None, *, segments: bool = Tru
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "said"),
+    ("teacher", "student", "message"),
     [
         (letters(lowercase=True), letters(), r"'h ##e ##l.* at the teacher and 'H ##e"),
         (letters(strip_accents=True), letters(), r"##i ##v.* at the teacher and '##ï ##v"),
@@ -170,10 +170,10 @@ def difference(teacher, student, texts=DATA, pairs=None, *, segments: bool = Tru
         (with_option(truncation_side="left"), make_tokenizer(), "of 'w0 w1"),
     ],
 )
-def test_what_texts_become_is_compared_not_vocabularies_alone(teacher, student, said):
+def test_what_texts_become_is_compared_not_vocabularies_alone(teacher, student, message):
     found = difference(teacher, student)
     assert found is not None
-    assert re.search(said, found), found
+    assert re.search(message, found), found
 
 
 def test_rows_of_the_data_are_tried_as_well():

@@ -19,7 +19,7 @@ from raybrew.data.augmentation import (
     n_gram_sampling,
     short_disorder,
 )
-from raybrew.data.batch_sequence import BatchSequence
+from raybrew.data.batch_sequence import BatchSequence, TaskExamples
 from raybrew.data.split import IGNORED, UNLABELLED
 from raybrew.runs.resolve import resolve_job
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
@@ -271,12 +271,12 @@ def test_a_column_that_holds_no_text():
 
 def test_a_missing_column_is_named_by_whoever_reads_it(models, tmp_path):
     given = task(operations=[SHUFFLED]).model_copy(update={"text": "txt"})
-    with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*did you mean 'text'"):
-        resolve_job(job(models, tmp_path, given), tmp_path / "data")
+    with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*Did you mean 'text'"):
+        prepare(job(models, tmp_path, given), tmp_path / "data")
 
 
 def test_each_epoch_reads_its_round():
-    sequence = BatchSequence([5], 2, 0, rounds=[3])
+    sequence = BatchSequence([TaskExamples(5, 2, rounds=3)], 0)
     assert sequence.steps_per_epoch == 3
     for epoch in range(5):
         rows = np.concatenate([sequence.batch(3 * epoch + step)[1] for step in range(3)])
@@ -360,9 +360,9 @@ def test_supervised_training_reads_copies_too(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("operation", "said"),
+    ("operation", "message"),
     [
-        ({"name": "maskin"}, r"operations\[0\]\.name.*did you mean 'masking'"),
+        ({"name": "maskin"}, r"operations\[0\]\.name.*Did you mean 'masking'"),
         ({"name": "masking", "p": 1.5}, r"masking: expected p in \[0, 1\], got 1.5"),
         ({"name": "deleting", "length": 3}, r"deleting takes p, got length"),
         ({"name": "short_disorder", "p": 0.5}, r"expected 5 numbers.*short_disorder: p, got 0.5"),
@@ -380,14 +380,14 @@ def test_supervised_training_reads_copies_too(models, tmp_path):
         ),
     ],
 )
-def test_mistakes(operation, said):
+def test_mistakes(operation, message):
     given = {
         "tasks": [{"name": "t", "train": "rows.csv", "augmentation": {"operations": [operation]}}],
         "teachers": [{"name": "a", "task": "t", "model": "m"}],
         "student": {"model": "m"},
         "training": {"num_steps": 1},
     }
-    with pytest.raises(rb.ConfigError, match=said):
+    with pytest.raises(rb.ConfigError, match=message):
         validate(rb.DistillJob, given)
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from raybrew.config import MixingConfig
 from raybrew.data.batch_sequence import (
     BatchSequence,
     RandomSchedule,
+    TaskExamples,
     epoch_order,
     micro_batches,
     proportional,
@@ -23,14 +26,29 @@ SIZES = [900, 100]
 NAMES = ["large", "small"]
 
 
-def draws_of(mixing: MixingConfig, num_epochs: float = 1.0, per_epoch: int = 1000, seed: int = 0):
+def sequence_of(
+    sizes: list[int], batch_sizes: int | list[int], seed: int, *rest: Any, lengths: Any = None
+) -> BatchSequence:
+    if isinstance(batch_sizes, int):
+        batch_sizes = [batch_sizes] * len(sizes)
+    lengths = lengths or [None] * len(sizes)
+    tasks = [
+        TaskExamples(size, batch, lengths=each)
+        for size, batch, each in zip(sizes, batch_sizes, lengths, strict=True)
+    ]
+    return BatchSequence(tasks, seed, *rest)
+
+
+def schedule_of(
+    mixing: MixingConfig, num_epochs: float = 1.0, per_epoch: int = 1000, seed: int = 0
+):
     return task_schedule(
         mixing, NAMES, SIZES, seed, batches_per_epoch=per_epoch, num_epochs=num_epochs
     )
 
 
-def frequency(draws, numbers: range) -> float:
-    return float(np.mean([draws.place(number)[0] for number in numbers]))
+def frequency(schedule, numbers: range) -> float:
+    return float(np.mean([schedule.place(number)[0] for number in numbers]))
 
 
 def test_shares_by_hand():
@@ -51,23 +69,23 @@ def test_shares_by_hand():
     ],
 )
 def test_tasks_come_up_by_their_shares(mixing, share_of_small):
-    found = frequency(draws_of(mixing), range(6000))
+    found = frequency(schedule_of(mixing), range(6000))
     # Five standard errors of a share drawn 6,000 times.
     assert abs(found - share_of_small) < 5 * np.sqrt(0.25 / 6000)
 
 
 def test_annealing_goes_from_tau_to_tau_end_over_the_epochs():
     mixing = MixingConfig(sampling="annealed", tau=1.0, tau_end=0.0)
-    draws = draws_of(mixing, num_epochs=3, per_epoch=4000)
+    schedule = schedule_of(mixing, num_epochs=3, per_epoch=4000)
     # τ = 1, ½ and 0: shares of the small task 0.1, 0.25 and 0.5.
     for epoch, share in enumerate((0.1, 0.25, 0.5)):
-        found = frequency(draws, range(4000 * epoch, 4000 * (epoch + 1)))
+        found = frequency(schedule, range(4000 * epoch, 4000 * (epoch + 1)))
         assert abs(found - share) < 5 * np.sqrt(0.25 / 4000), epoch
 
 
 def test_every_takes_each_task_once_a_step():
     mixing = MixingConfig(sampling="every")
-    sequence = BatchSequence(SIZES, [30, 10], 0, draws_of(mixing), batches_per_step=2)
+    sequence = sequence_of(SIZES, [30, 10], 0, schedule_of(mixing), 2)
     # 30 batches of the large task and 10 of the small one: 40 batches, two a step.
     assert sequence.steps_per_epoch == 20
     for step in range(40):
@@ -86,8 +104,8 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(sampling, seed, numbers)
     mixing = MixingConfig(sampling=sampling, tau=0.7)
 
     def sequence() -> BatchSequence:
-        draws = draws_of(mixing, num_epochs=30, per_epoch=100, seed=seed)
-        return BatchSequence(SIZES, 7, seed, draws, 2)
+        schedule = schedule_of(mixing, num_epochs=30, per_epoch=100, seed=seed)
+        return sequence_of(SIZES, 7, seed, schedule, 2)
 
     through, jumping = sequence(), sequence()
     run = [through.batch(number) for number in range(2501)]
@@ -98,8 +116,8 @@ def test_a_batch_is_a_function_of_seed_and_number_alone(sampling, seed, numbers)
 
 
 def test_each_task_goes_through_its_own_epochs_whatever_the_draws():
-    draws = RandomSchedule(2, 1, lambda epoch: np.array([0.2, 0.8]), 10)
-    sequence = BatchSequence([20, 12], [5, 4], 1, draws, 3)
+    schedule = RandomSchedule(2, 1, lambda epoch: np.array([0.2, 0.8]), 10)
+    sequence = sequence_of([20, 12], [5, 4], 1, schedule, 3)
     seen: list[list[int]] = [[], []]
     for step in range(60):
         for number in sequence.numbers(step):
@@ -130,16 +148,16 @@ def test_settings_that_cant_be_are_refused(values, message):
 def test_probabilities_of_other_tasks_are_refused(probabilities):
     mixing = MixingConfig(sampling="fixed", probabilities=probabilities)
     with pytest.raises(ConfigError, match=r"one for each task \(large, small\)"):
-        draws_of(mixing)
+        schedule_of(mixing)
     with pytest.raises(ConfigError, match="sum above 0"):
-        draws_of(MixingConfig(sampling="fixed", probabilities={"large": 0, "small": 0}))
+        schedule_of(MixingConfig(sampling="fixed", probabilities={"large": 0, "small": 0}))
 
 
 def test_a_task_that_never_comes_up_leaves_the_others_their_rows():
-    # Its draws are counted in blocks of 1,024; in none of them does the second task come up.
+    # Batches are counted in blocks of 1,024; in none of them does the second task come up.
     mixing = MixingConfig(sampling="fixed", probabilities={"large": 1, "small": 0})
-    draws = draws_of(mixing)
-    assert [draws.place(number) for number in (0, 1023, 1024, 5000)] == [
+    schedule = schedule_of(mixing)
+    assert [schedule.place(number) for number in (0, 1023, 1024, 5000)] == [
         (0, 0),
         (0, 1023),
         (0, 1024),
@@ -152,7 +170,7 @@ SHARES = np.array([0.75, 0.25])
 
 @given(st.integers(1, 50), st.integers(1, 12), st.integers(0, 9), st.integers(0, 3))
 def test_an_epoch_has_each_row_once(size, batch_size, seed, epoch):
-    sequence = BatchSequence([size], batch_size, seed)
+    sequence = sequence_of([size], batch_size, seed)
     steps = sequence.steps_per_epoch
     rows = [sequence.batch(epoch * steps + step)[1] for step in range(steps)]
     assert sorted(np.concatenate(rows)) == list(range(size))
@@ -162,10 +180,10 @@ def test_an_epoch_has_each_row_once(size, batch_size, seed, epoch):
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=3), st.integers(0, 9), st.data())
 def test_a_step_is_a_function_of_seed_and_step_alone(sizes, seed, data):
-    through = BatchSequence(sizes, 4, seed)
+    through = sequence_of(sizes, 4, seed)
     run = [through.batch(step) for step in range(60)]
     jumps = data.draw(st.lists(st.integers(0, 59), min_size=1, max_size=6))
-    jumping = BatchSequence(sizes, 4, seed)
+    jumping = sequence_of(sizes, 4, seed)
     for step in jumps:
         task, rows = jumping.batch(step)
         assert task == run[step][0]
@@ -173,13 +191,13 @@ def test_a_step_is_a_function_of_seed_and_step_alone(sizes, seed, data):
 
 
 def test_other_seeds_and_epochs_give_other_orders():
-    one, two = BatchSequence([40], 40, 1), BatchSequence([40], 40, 2)
+    one, two = sequence_of([40], 40, 1), sequence_of([40], 40, 2)
     orders = [one.batch(0)[1], one.batch(1)[1], two.batch(0)[1]]
     assert len({tuple(order) for order in orders}) == 3
 
 
 def test_tasks_come_up_as_often_as_their_probabilities_say_and_in_their_own_epochs():
-    sequence = BatchSequence([30, 10], 5, 0, RandomSchedule(2, 0, lambda epoch: SHARES, 8))
+    sequence = sequence_of([30, 10], 5, 0, RandomSchedule(2, 0, lambda epoch: SHARES, 8))
     seen: dict[int, list[int]] = {0: [], 1: []}
     for step in range(3000):
         task, rows = sequence.batch(step)
@@ -207,10 +225,10 @@ def test_proportional_by_hand():
     np.testing.assert_allclose(proportional([100, 25], tau=0.0), [0.5, 0.5])
 
 
-@pytest.mark.parametrize(("sizes", "batch"), [([0], 4), ([5], 0), ([5, 5], [4])])
+@pytest.mark.parametrize(("sizes", "batch"), [([0], 4), ([5], 0), ([5, 0], 4), ([], 4)])
 def test_what_cant_be_is_refused(sizes, batch):
     with pytest.raises(ConfigError, match="expected"):
-        BatchSequence(sizes, batch, 0)
+        sequence_of(sizes, batch, 0)
 
 
 def drawn_lengths(size: int) -> np.ndarray:
@@ -220,7 +238,7 @@ def drawn_lengths(size: int) -> np.ndarray:
 @given(st.integers(1, 300), st.integers(1, 16), st.integers(0, 3))
 def test_grouping_by_length_leaves_no_row_out_and_none_twice(size, batch_size, epoch):
     lengths = drawn_lengths(size)
-    sequence = BatchSequence([size], batch_size, 7, lengths=[lengths])
+    sequence = sequence_of([size], batch_size, 7, lengths=[lengths])
     first = epoch * sequence.steps_per_epoch
     batches = [sequence.batch(first + n)[1] for n in range(sequence.steps_per_epoch)]
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
@@ -235,8 +253,8 @@ def test_grouped_batches_are_padded_less_and_come_in_an_order_that_is_drawn():
         batches = [sequence.batch(n)[1] for n in range(sequence.steps_per_epoch)]
         return sum(len(b) * int(lengths[b].max()) for b in batches) / lengths.sum() - 1
 
-    grouped = BatchSequence([size], batch_size, 7, lengths=[lengths])
-    assert padding(BatchSequence([size], batch_size, 7)) > 0.7
+    grouped = sequence_of([size], batch_size, 7, lengths=[lengths])
+    assert padding(sequence_of([size], batch_size, 7)) > 0.7
     assert padding(grouped) < 0.05
     longest = [lengths[grouped.batch(n)[1]].max() for n in range(grouped.steps_per_epoch)]
     rises = np.mean(np.diff(longest) > 0)
@@ -245,9 +263,9 @@ def test_grouped_batches_are_padded_less_and_come_in_an_order_that_is_drawn():
 
 def test_grouped_batches_are_a_function_of_seed_and_step_alone():
     lengths = [drawn_lengths(50), drawn_lengths(33)]
-    one = BatchSequence([50, 33], 8, 3, lengths=lengths)
-    other = BatchSequence([50, 33], 8, 3, lengths=lengths)
-    later = BatchSequence([50, 33], 8, 4, lengths=lengths)
+    one = sequence_of([50, 33], 8, 3, lengths=lengths)
+    other = sequence_of([50, 33], 8, 3, lengths=lengths)
+    later = sequence_of([50, 33], 8, 4, lengths=lengths)
     in_order = [one.batch(step) for step in range(40)]
     backwards = [other.batch(step) for step in reversed(range(40))][::-1]
     for (task, rows), (same_task, same) in zip(in_order, backwards, strict=True):
@@ -274,10 +292,10 @@ GROUPED = [[8, 6], [4, 2], [1, 3], [5, 7], [0, 9], [5, 7]]
 
 def test_the_order_of_a_seed_stays_what_it_was():
     # A run that is resumed, and a sweep that goes on, count on it from one version to the next.
-    plain = BatchSequence([7, 5], [3, 2], 11)
+    plain = sequence_of([7, 5], [3, 2], 11)
     assert [(task, rows.tolist()) for task, rows in map(plain.batch, range(8))] == PLAIN
     lengths = [np.array([9, 1, 8, 2, 7, 3, 6, 4, 5, 10])]
-    grouped = BatchSequence([10], 2, 11, lengths=lengths)
+    grouped = sequence_of([10], 2, 11, lengths=lengths)
     assert [rows.tolist() for _, rows in map(grouped.batch, range(6))] == GROUPED
 
 

@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset
 
 from raybrew.config import Task
-from raybrew.data.columns import Answer, read_answers, read_routes
+from raybrew.data.columns import AnswerSpan, read_answers, read_routes
 from raybrew.data.sources import load_source
 from raybrew.errors import DataError
 
@@ -34,7 +34,7 @@ def test_a_place_is_not_counted_from_the_end():
         found("two", -9)
     # CMRC 2018 writes -1 for an answer that is to be looked for.
     for start in (-1, -9):
-        assert found("two", start, search=True) == [[Answer("two", 4, moved=True)]]
+        assert found("two", start, search=True) == [[AnswerSpan("two", 4, moved=True)]]
 
 
 @pytest.mark.parametrize("search", [False, True])
@@ -53,9 +53,11 @@ def squad(start: object) -> str:
 def test_a_file_in_squads_form_with_a_place_that_is_no_whole_number(start, tmp_path):
     file = tmp_path / "dev.json"
     file.write_text(squad(start))
-    with pytest.raises(DataError, match=r"t\.train: .*'q7': expected a whole number .*got") as said:
+    with pytest.raises(
+        DataError, match=r"t\.train: .*'q7': expected a whole number .*got"
+    ) as caught:
         load_source(str(file), "t.train")
-    assert repr(start) in str(said.value)
+    assert repr(start) in str(caught.value)
 
 
 @pytest.mark.parametrize("start", [4, 4.0])

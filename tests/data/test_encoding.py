@@ -235,10 +235,10 @@ words_of = st.lists(st.text("abcdjohn'.,é漢", min_size=1, max_size=7), min_siz
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_words_are_the_tokens_of_their_sentence(name):
     words = ["john", "smith", "lives", "in", "london"]
-    found = encode_words(TOKENIZERS[name], [words], 64)
-    assert found.input_ids[0] == TOKENIZERS[name](" ".join(words))["input_ids"]
-    tokens = TOKENIZERS[name].convert_ids_to_tokens(found.input_ids[0])
-    firsts = [tokens[token] for token in found.first_tokens[0]]
+    view, (first_tokens,) = encode_words(TOKENIZERS[name], [words], 64)
+    assert ids_of(view, 0) == TOKENIZERS[name](" ".join(words))["input_ids"]
+    tokens = TOKENIZERS[name].convert_ids_to_tokens(ids_of(view, 0))
+    firsts = [tokens[token] for token in first_tokens]
     assert [first.lstrip("Ġ▁")[:1] for first in firsts[1:]] == ["s", "l", "i", "l"]
     assert all(first[0] in "Ġ▁" for first in firsts[1:]), firsts
 
@@ -247,8 +247,7 @@ def test_words_are_the_tokens_of_their_sentence(name):
 @given(words=words_of)
 def test_each_word_begins_at_its_own_token(name, words):
     tokenizer = TOKENIZERS[name]
-    found = encode_words(tokenizer, [words], 512)
-    firsts = found.first_tokens[0]
+    _, (firsts,) = encode_words(tokenizer, [words], 512)
     assert (np.diff(firsts) > 0).all()
     assert firsts[0] >= 1  # past the token that begins the text
     text = " ".join(words)
@@ -261,27 +260,27 @@ def test_each_word_begins_at_its_own_token(name, words):
 @pytest.mark.parametrize("name", SPLIT_ALIKE)
 @given(words=words_of)
 def test_tokenizers_that_take_words_give_what_transformers_gives(name, words):
-    found = encode_words(TOKENIZERS[name], [words], 12)
+    view, (found,) = encode_words(TOKENIZERS[name], [words], 12)
     expected = TOKENIZERS[name](words, is_split_into_words=True, truncation=True, max_length=12)
-    assert found.input_ids[0] == expected["input_ids"]
+    assert ids_of(view, 0) == expected["input_ids"]
     word_ids = expected.word_ids()
     firsts = [word_ids.index(n) if n in word_ids else -1 for n in range(len(words))]
-    assert found.first_tokens[0].tolist() == firsts
+    assert found.tolist() == firsts
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_words_of_nothing_have_no_token_and_shift_no_other(name):
     tokenizer = TOKENIZERS[name]
-    found = encode_words(tokenizer, [["", "john", " ", "smith ", ""], [], [""]], 64)
-    alone = encode_words(tokenizer, [["john", "smith"]], 64)
-    assert found.input_ids[0] == alone.input_ids[0]
-    john, smith = alone.first_tokens[0]
-    assert found.first_tokens[0].tolist() == [-1, john, -1, smith, -1]
-    assert [firsts.tolist() for firsts in found.first_tokens[1:]] == [[], [-1]]
+    view, firsts = encode_words(tokenizer, [["", "john", " ", "smith ", ""], [], [""]], 64)
+    alone, ((john, smith),) = encode_words(tokenizer, [["john", "smith"]], 64)
+    assert ids_of(view, 0) == ids_of(alone, 0)
+    assert [each.tolist() for each in firsts] == [[-1, john, -1, smith, -1], [], [-1]]
 
 
 def test_a_word_that_is_a_special_token_keeps_its_place():
-    found = encode_words(TOKENIZERS["bytes"], [["john", "</s>", "smith"]], 64)
-    tokens = TOKENIZERS["bytes"].convert_ids_to_tokens(found.input_ids[0])
-    assert tokens[found.first_tokens[0][2]] == "Ġsmith"
-    assert 0 < found.first_tokens[0][0] < found.first_tokens[0][1] < found.first_tokens[0][2]
+    view, ((john, special, smith),) = encode_words(
+        TOKENIZERS["bytes"], [["john", "</s>", "smith"]], 64
+    )
+    tokens = TOKENIZERS["bytes"].convert_ids_to_tokens(ids_of(view, 0))
+    assert tokens[smith] == "Ġsmith"
+    assert 0 < john < special < smith

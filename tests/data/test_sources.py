@@ -155,12 +155,12 @@ def test_folders_and_ids_that_cant_be_used(data, tmp_path):
     with pytest.raises(DataError, match="expected a folder that `save_to_disk` wrote"):
         load(str(tmp_path))
     with pytest.raises(DataError, match="no file or folder here, and as a hub id it can't be had"):
-        load("nobody/nothing")
+        load("no-such-user/nothing")
     with pytest.raises(DataError, match="there is no folder"):
         load(str(tmp_path / "x" / "y.csv"))
 
 
-def test_a_hub_out_of_reach_is_said_at_once(monkeypatch, capfd):
+def test_a_hub_out_of_reach_is_reported_at_once(monkeypatch, capfd):
     def no_such_name(*_):
         raise OSError("Name or service not known")
 
@@ -274,7 +274,7 @@ def test_texts_and_pairs():
         DataError, match=r"tasks\[t\].train: row 1: expected text in 'other', got None"
     ):
         read_rows(task(text_pair="other"), made([0, 1], other=["b", None]), "tasks[t].train")
-    with pytest.raises(DataError, match=r"expected a column 'txet'.*did you mean 'text'"):
+    with pytest.raises(DataError, match=r"expected a column 'txet'.*Did you mean 'text'"):
         read_rows(task(text="txet"), made([0]), "tasks[t].train")
 
 

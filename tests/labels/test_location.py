@@ -10,14 +10,14 @@ import pytest
 from raybrew.data.files import explain
 from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelError
-from raybrew.labels.contents import read_manifest, survey, verify, write_manifest
+from raybrew.labels.contents import read_manifest, store_stats, verify_store, write_manifest
 from raybrew.labels.location import LocalLocation
 from raybrew.labels.maintenance import compact
 from raybrew.labels.shards import write_shard
 from tests.labels.stores import logits, make_keys, open_store, shard_files, values, write
 from tests.refusing import (
     FewMaps,
-    become_nobody,
+    drop_privileges,
     in_child,
     limit_address_space,
     limit_files,
@@ -134,8 +134,8 @@ def test_no_permission_is_neither_damage_nor_absence(store, what):
     }[what]
     place.chmod(0)
 
-    def open_as_nobody() -> list[str]:
-        become_nobody(store)
+    def open_without_privileges() -> list[str]:
+        drop_privileges(store)
         location = LocalLocation(Path())
         messages = []
         for work in (
@@ -145,12 +145,12 @@ def test_no_permission_is_neither_damage_nor_absence(store, what):
             with pytest.raises(LabelError) as caught:
                 work()
             messages.append(str(caught.value))
-        for look in (lambda: survey(location), lambda: verify(location, lambda _: None)):
+        for look in (lambda: store_stats(location), lambda: verify_store(location, lambda _: None)):
             with pytest.raises(OSError, match="Permission denied"):
                 look()
         return messages
 
-    messages = in_child(open_as_nobody)
+    messages = in_child(open_without_privileges)
     place.chmod(0o755)
     assert all("Permission denied" in message for message in messages)
     assert "give this user the right to" in messages[0]
@@ -161,11 +161,11 @@ def test_no_permission_is_neither_damage_nor_absence(store, what):
 def test_a_disk_s_lost_and_found_is_no_part_of_a_store(store):
     (store / "lost+found").mkdir(mode=0o700)
 
-    def list_as_nobody() -> int:
-        become_nobody(store)
+    def list_without_privileges() -> int:
+        drop_privileges(store)
         return len(LocalLocation(Path()).files())
 
-    assert in_child(list_as_nobody) == 100
+    assert in_child(list_without_privileges) == 100
 
 
 def test_a_manifest_that_may_not_be_read_is_not_taken_for_none(tmp_path):
@@ -174,15 +174,15 @@ def test_a_manifest_that_may_not_be_read_is_not_taken_for_none(tmp_path):
     tmp_path.chmod(0o755)
     (tmp_path / "t" / "manifest.json").chmod(0)
 
-    def read_as_nobody() -> str:
-        become_nobody(tmp_path)
+    def read_without_privileges() -> str:
+        drop_privileges(tmp_path)
         with pytest.raises(OSError, match="Permission denied"):
             read_manifest(LocalLocation(Path()), "t")
         with pytest.raises(LabelError, match="can't be written to") as caught:
             write_manifest(LocalLocation(Path()), "t", teacher="a", model="m")
         return str(caught.value)
 
-    assert "Permission denied" in in_child(read_as_nobody)
+    assert "Permission denied" in in_child(read_without_privileges)
 
 
 def test_labels_that_were_written_are_not_lost_where_shards_cant_be_merged(
@@ -224,17 +224,17 @@ def test_a_damaged_shard_whose_state_cant_be_seen_stays_in_the_store(store, monk
         (errno.EMFILE, "ulimit -n"),
         (errno.ENFILE, "fs.file-max"),
         (errno.EACCES, "right to"),
-        (errno.EROFS, "read only"),
+        (errno.EROFS, "read-only"),
         (errno.ENOSPC, "make room"),
         (errno.EFBIG, "ulimit -f"),
-        (errno.EIO, "see to the disk"),
+        (errno.EIO, "check the disk"),
     ],
 )
-def test_a_refusal_is_told_with_what_to_do(number, advice):
+def test_a_refusal_comes_with_advice(number, advice):
     message = explain(OSError(number, os.strerror(number), "/store/file"))
     assert message.startswith(f"[Errno {number}] {os.strerror(number)}: '/store/file'; ")
     assert advice in message
 
 
-def test_a_refusal_that_has_no_advice_is_told_as_it_is():
+def test_a_refusal_that_has_no_advice_is_left_as_it_is():
     assert explain(OSError("something else")) == "something else"

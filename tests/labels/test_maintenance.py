@@ -12,7 +12,7 @@ import pytest
 
 from raybrew.data.payload import Payload, Signal
 from raybrew.errors import LabelError, StoreFullError
-from raybrew.labels import maintenance as merging
+from raybrew.labels import maintenance
 from raybrew.labels.location import LocalLocation, StoredFile
 from raybrew.labels.maintenance import TOO_MANY, compact, evictable
 from raybrew.labels.store import LabelStore
@@ -80,7 +80,7 @@ def test_large_shards_few_shards_and_damaged_ones_are_left_alone(tmp_path, monke
     broken.write_bytes(broken.read_bytes()[:-9])
     assert merge(tmp_path) == 3
     assert broken.exists()
-    monkeypatch.setattr(merging, "SMALL_BYTES", 1)
+    monkeypatch.setattr(maintenance, "SMALL_BYTES", 1)
     assert merge(tmp_path, at_least=1) == 0
     assert len(open_store(tmp_path)) == 3
     assert broken.name in caplog.text
@@ -125,7 +125,9 @@ def test_a_merged_shard_was_used_when_the_last_used_of_its_parts_was(tmp_path):
 def test_merged_shards_stay_below_a_size(tmp_path, monkeypatch):
     for number in range(6):
         write(open_store(tmp_path), number)
-    monkeypatch.setattr(merging, "_MERGED_BYTES", 2 * shard_files(tmp_path)[0].stat().st_size)
+    monkeypatch.setattr(
+        maintenance, "_COMPACTED_BYTES", 2 * shard_files(tmp_path)[0].stat().st_size
+    )
     assert merge(tmp_path) == 6
     assert len(shard_files(tmp_path)) == 3
     assert values(open_store(tmp_path), *range(6)) == list(range(6))
@@ -170,7 +172,7 @@ NAMES = [f"t/s/shard-{n:032x}.arrow" for n in range(4)]
 
 
 def file(number: int, nbytes: int, used_s: float) -> StoredFile:
-    return StoredFile(NAMES[number], nbytes, used_s)
+    return StoredFile(NAMES[number], nbytes, used_s, "shard")
 
 
 def test_what_was_not_read_for_longest_goes_first_and_no_more_than_it_takes():
@@ -188,8 +190,8 @@ def test_what_was_used_since_the_run_began_stays():
 
 
 def test_damaged_files_go_before_any_label_and_strangers_never():
-    damaged = StoredFile(NAMES[0] + ".damaged", 10, 9000.0)
-    stranger = StoredFile("t/manifest.json", 10, 0.0)
+    damaged = StoredFile(NAMES[0] + ".damaged", 10, 9000.0, "damaged")
+    stranger = StoredFile("t/manifest.json", 10, 0.0, "manifest")
     files = [stranger, file(1, 10, 1.0), damaged]
     assert evictable(files, 10, since=1e9) == [damaged]
     assert evictable(files, 21, since=1e9) is None
@@ -284,7 +286,7 @@ def test_going_on_without_storing_is_counted_logged_and_bounded_in_memory(
     assert len(store) <= 2 * 500 / 24 + 10
     assert not shard_files(tmp_path)
     errors = [r for r in caplog.records if r.levelno == logging.ERROR]
-    assert "200 labels of teacher t are not kept" in errors[-1].getMessage()
+    assert "200 labels of teacher t are not stored" in errors[-1].getMessage()
     assert not store.contains(make_keys(0)).any()
 
 
@@ -305,7 +307,7 @@ import sys
 import numpy as np
 from pathlib import Path
 from raybrew.errors import StoreFullError
-from raybrew.labels.payload import Payload
+from raybrew.data.payload import Payload
 from tests.labels.stores import make_keys, open_store
 
 folder, on_full = Path(sys.argv[1]), sys.argv[2]
@@ -360,7 +362,7 @@ def test_a_full_disk_stops_with_an_error_and_no_half_shard(tmp_path):
 def test_a_full_disk_is_passed_over_where_the_store_says_so(tmp_path):
     output = run_in_small_disk(tmp_path, "go_on")
     assert "written=2 unstored=6 files=2 found=2 True" in output
-    assert "going on without storing" in output
+    assert "continues without storing" in output
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path):

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from raybrew.data.payload import Payload, Signal
 from raybrew.errors import ConfigError, LabelError
-from raybrew.labels.contents import survey, verify
+from raybrew.labels.contents import store_stats, verify_store
 from raybrew.labels.location import LocalLocation
 from raybrew.labels.maintenance import TOO_MANY
 from raybrew.labels.remote import RemoteLocation, StoreSpec, location_of
@@ -255,14 +255,14 @@ def test_a_remote_store_is_looked_through_and_checked(filesystem, tmp_path):
     store = remote_store(filesystem, tmp_path / "here")
     write(store.signal("t", Signal()), 1, 2)
     location = remote_store(filesystem, tmp_path / "there").location
-    (holding,) = survey(location)
-    assert (holding.labels, holding.shards, holding.damaged) == (2, 1, 0)
+    (stats,) = store_stats(location)
+    assert (stats.labels, stats.shards, stats.damaged) == (2, 1, 0)
     assert not cached(tmp_path / "there"), "heads alone are read"
-    assert verify(location, lambda file: None) == []
+    assert verify_store(location, lambda file: None) == []
     (path,) = remote_files(filesystem)
     with filesystem.open_output_stream(path) as stream:
         stream.write(b"cut short")
-    (wrong,) = verify(location, lambda file: None)
+    (wrong,) = verify_store(location, lambda file: None)
     assert path.removeprefix("bucket/labels/") in wrong
 
 
@@ -295,7 +295,7 @@ def test_a_uri_of_pyarrows_is_a_remote(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["nosuch://bucket/labels", "s3:// /", "://"])
-def test_a_uri_of_nobodys_is_refused(uri):
+def test_a_uri_that_no_file_system_takes_is_refused(uri):
     with pytest.raises(ConfigError, match=r"labels\.store: expected a folder, or the URI"):
         location_of(StoreSpec(uri))
 

@@ -16,7 +16,7 @@ from raybrew.labels.shards import (
     Shard,
     UnusableShardError,
     open_shard,
-    read_header,
+    read_label_count,
     write_shard,
 )
 from tests.labels.stores import logits, make_keys
@@ -130,20 +130,20 @@ class Failing(io.BytesIO):
 
 def test_a_header_that_cant_be_read_is_not_called_damaged(tmp_path):
     path = written(tmp_path, logits(*range(1, 4)))
-    assert read_header("s", pa.OSFile(str(path), "rb")).labels == 3
+    assert read_label_count("s", pa.OSFile(str(path), "rb")) == 3
     with pytest.raises(OSError, match="Input/output error"):
-        read_header("s", pa.PythonFile(Failing(path.read_bytes()), "r"))
+        read_label_count("s", pa.PythonFile(Failing(path.read_bytes()), "r"))
 
 
 def test_the_header_of_a_large_file_is_read_from_its_end(tmp_path):
     path = written(tmp_path, Payload(np.zeros((3, 100_000), np.float32)))
     source = pa.OSFile(str(path), "rb")
-    assert read_header("s", source).labels == 3
+    assert read_label_count("s", source) == 3
     assert source.tell() == 0
     cut = tmp_path / "cut.arrow"
     cut.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DamagedShardError, match="not a whole Arrow file"):
-        read_header("s", pa.OSFile(str(cut), "rb"))
+        read_label_count("s", pa.OSFile(str(cut), "rb"))
 
 
 def test_a_file_of_two_batches_is_no_shard(tmp_path):
@@ -162,7 +162,7 @@ def test_a_header_of_another_version_is_refused_whatever_it_counts(tmp_path):
     path = written(tmp_path, logits(1, 2, 3))
     path.write_bytes(path.read_bytes().replace(b"raybrew-labels-2", b"raybrew-labels-3"))
     with pytest.raises(UnusableShardError, match=r"got raybrew-labels-3") as caught:
-        read_header("s", pa.OSFile(str(path), "rb"))
+        read_label_count("s", pa.OSFile(str(path), "rb"))
     assert not isinstance(caught.value, DamagedShardError)
 
 

@@ -19,7 +19,7 @@ VIEW = encode(make_tokenizer(), make_data(20)["text"][:], None, 32)[0]
 
 
 def answer(view: EncodedView) -> Payload:
-    # What is answered can be told from the key, so that a mix-up shows.
+    # What is answered follows from the key, so that a mix-up shows.
     return Payload((view.keys % np.uint64(1009)).astype(np.float32))
 
 
@@ -55,7 +55,7 @@ def rows_of(step: int) -> tuple[int, np.ndarray]:
     return step % 2, generator.integers(0, 20, generator.integers(0, 5))
 
 
-def source_of(folder, asker, *, window=3, max_windows=2, num_steps=14, stored=()) -> LabelSource:
+def source_of(folder, client, *, window=3, max_windows=2, num_steps=14, stored=()) -> LabelSource:
     store = LabelStore(folder)
     if len(stored):
         part = VIEW.take(np.array(stored))
@@ -66,7 +66,7 @@ def source_of(folder, asker, *, window=3, max_windows=2, num_steps=14, stored=()
         TeacherLabels(name, task, VIEW, {SIGNAL: store.signal("t", SIGNAL)})
         for name, task in (("a", 0), ("b", 1), ("c", 1))
     ]
-    return LabelSource(teachers, asker, rows_of, num_steps, window, max_windows)
+    return LabelSource(teachers, client, rows_of, num_steps, window, max_windows)
 
 
 @settings(deadline=None, max_examples=30)
@@ -82,7 +82,7 @@ def test_each_step_gets_the_labels_of_its_rows(tmp_path_factory, window, ahead, 
         for by_signal in got.values():
             np.testing.assert_array_equal(by_signal[SIGNAL.name].values, expected)
     counted = sum(len(rows_of(s)[1]) * (1 if s % 2 == 0 else 2) for s in range(first, 14))
-    assert source.figures.hits + source.figures.misses == counted
+    assert source.counts.hits + source.counts.misses == counted
 
 
 def test_windows_are_asked_for_before_they_are_needed_and_not_beyond_the_end(tmp_path):
@@ -103,7 +103,7 @@ def test_nothing_is_asked_when_the_store_has_everything(tmp_path):
     for step in range(14):
         source.get(step)
     assert not teacher.asked
-    assert source.figures.misses == 0
+    assert source.counts.misses == 0
     source.settle()
     assert teacher.flushed == 0
 
@@ -117,7 +117,7 @@ def test_settling_flushes_once_for_what_was_asked_since(tmp_path):
     assert teacher.flushed == 1
 
 
-def test_a_label_that_nobody_can_give_is_an_error(tmp_path):
+def test_a_label_that_no_teacher_can_give_is_an_error(tmp_path):
     source = source_of(tmp_path, None, stored=range(3))
 
     def serve_all() -> None:
@@ -129,7 +129,7 @@ def test_a_label_that_nobody_can_give_is_an_error(tmp_path):
 
 
 class Mortal(Teacher):
-    """Answers for `b` a number of times, and is gone."""
+    """Answers for `b` a number of times, and is dropped then."""
 
     def __init__(self, answers: int):
         super().__init__()
@@ -139,20 +139,20 @@ class Mortal(Teacher):
         if teacher != "b":
             return super().ask(teacher, view, signals)
         self.left -= 1
-        return Answer(self, view) if self.left >= 0 else Gone(self, view)
+        return Answer(self, view) if self.left >= 0 else Dropped(self, view)
 
 
-class Gone(Answer):
+class Dropped(Answer):
     def result(self) -> dict[str, Payload]:
-        raise TeacherDropped("teacher 'b' is gone")
+        raise TeacherDropped("teacher 'b' was dropped")
 
 
-def test_a_teacher_that_is_gone_is_left_out_of_the_steps_that_need_it(tmp_path):
+def test_a_dropped_teacher_is_left_out_of_the_steps_that_need_it(tmp_path):
     source = source_of(tmp_path, Mortal(2), window=2)
     answered = [set(source.get(step)) for step in range(14)]
     # Task 1 is every other step; `b` answers for two windows of two steps.
     assert answered == [{"a"}, {"b", "c"}] * 2 + [{"a"}, {"c"}] * 5
-    assert source.figures.dropped == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
+    assert source.counts.dropped == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
 
 
 class Leaving(Teacher):

@@ -160,14 +160,14 @@ def test_mutated_jobs_are_an_error_of_ours_or_a_success(files, tmp_path, monkeyp
     refused = 0
     for seed in range(JOBS):
         try:
-            said = whole_way(files, mutated(seed), tmp_path / "data")
+            message = whole_way(files, mutated(seed), tmp_path / "data")
         except BaseException as error:
             error.add_note(f"seed {seed}: {mutated(seed)}")
             raise
-        if said is not None:
+        if message is not None:
             refused += 1
-            assert said
-            assert "Traceback" not in said
+            assert message
+            assert "Traceback" not in message
     print(f"{JOBS} mutations: {refused} refused, {JOBS - refused} successes")
     # A test of nothing but refusals, or of none, would show little.
     assert JOBS // 3 < refused < JOBS - JOBS // 20
@@ -298,8 +298,8 @@ def test_a_damaged_checkpoint_is_never_used(data, name, checkpoint, tmp_path_fac
     assert whole == (path.exists() and path.read_bytes() == before)
     # Without its checksums, reading it still ends in our error or in what was written.
     aside = folder / ("step-00000002" if whole else "step-00000002.damaged")
-    said = refusal(lambda: training.resume(aside))
-    assert said is None or str(aside) in said
+    message = refusal(lambda: training.resume(aside))
+    assert message is None or str(aside) in message
 
 
 def _copied(source: Path, target: Path) -> None:

@@ -231,7 +231,7 @@ def test_mistakes(models, tmp_path):
         task={**task, "kind": "causal-lm"},
     )
     wrong = rb.Teacher(name="c", task="sum", logits="sayd")
-    refused(r"expected a column 'sayd'.*did you mean 'said'", teachers=(wrong,))
+    refused(r"expected a column 'sayd'.*Did you mean 'said'", teachers=(wrong,))
     refused(
         "row 0: expected logits that float16 can hold in 'said', got larger ones",
         task={**task, "train": make_data(6).add_column(SAID, [[1e6, 0.0, 0.0]] * 6)},

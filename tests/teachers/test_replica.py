@@ -124,17 +124,6 @@ def test_filling_computes_what_is_missing_of_a_split(tmp_path):
     assert len(teacher.keys) == 12
 
 
-@pytest.mark.parametrize("budget", [1, 16, 40, 10_000])
-def test_chunks_hold_each_example_once_and_keep_to_the_budget(budget):
-    lengths = np.random.default_rng(0).integers(1, 30, 50)
-    chunks = list(batches_by_length(lengths, budget))
-    assert sorted(np.concatenate(chunks)) == list(range(50))
-    for chunk in chunks:
-        assert len(chunk) == 1 or len(chunk) * lengths[chunk].max() <= budget
-    assert [c.tolist() for c in chunks] == [c.tolist() for c in batches_by_length(lengths, budget)]
-    assert list(batches_by_length(np.empty(0, np.int64), budget)) == []
-
-
 class Picky(Counting):
     """Refuses questions with one example."""
 

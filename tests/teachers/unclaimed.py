@@ -11,7 +11,7 @@ from tests.teachers.faulty import faulty as faulty
 
 
 def _all_mine(_: Leases, keys: np.ndarray, *, waiting: bool = False) -> LeaseResult:
-    return LeaseResult(np.ones(len(keys), bool), moved=False)
+    return LeaseResult(np.ones(len(keys), bool), released=False)
 
 
-Leases.take = _all_mine  # type: ignore[method-assign]
+Leases.acquire = _all_mine  # type: ignore[method-assign]

@@ -92,7 +92,7 @@ def elements_read(num_rows: int) -> int:
     store: Any = Store()
     source = LabelSource(
         teachers=[TeacherLabels("a", 0, task.train.views["other"], {Signal(): store})],
-        asker=None,
+        client=None,
         rows_of=lambda step: (0, rows),
         num_steps=1,
     )

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 import raybrew as rb
 from raybrew.training.checkpoints import Checkpoints, CheckpointSchedule
 from raybrew.training.world import World
-from tests.refusing import become_nobody, in_child
+from tests.refusing import drop_privileges, in_child
 
 
 def fill(score: float | None = None, text: str = "weights"):
@@ -94,7 +94,7 @@ def test_one_that_may_not_be_read_is_an_error_and_no_older_one_is_taken(tmp_path
     place.chmod(0)
 
     def look_as_nobody() -> str:
-        become_nobody(tmp_path)
+        drop_privileges(tmp_path)
         with pytest.raises(rb.CheckpointError) as caught:
             Checkpoints(Path()).newest()
         return str(caught.value)
@@ -114,7 +114,7 @@ def test_a_folder_of_checkpoints_that_may_not_be_listed_is_not_taken_for_none(tm
     (tmp_path / "c").chmod(0)
 
     def look_as_nobody() -> None:
-        become_nobody(tmp_path)
+        drop_privileges(tmp_path)
         with pytest.raises(rb.CheckpointError, match=r"can't be listed.*Permission denied"):
             Checkpoints(Path("c")).newest()
 

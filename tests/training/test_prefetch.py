@@ -178,7 +178,7 @@ def test_a_run_with_batches_made_ahead_is_bit_for_bit_the_run_without(models, tm
         assert all(torch.equal(v, state[k]) for k, v in plain.model.state_dict().items())
         assert ahead.labels is not None
         assert plain.labels is not None
-        assert ahead.labels.figures == plain.labels.figures
+        assert ahead.labels.counts == plain.labels.counts
 
 
 def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_path):
