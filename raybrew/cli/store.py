@@ -126,7 +126,7 @@ def _opened(store: str | None) -> Iterator["Location"]:
         raise ConfigError(f"label store: expected a folder or URI, got {store!r}")
     labels = LabelConfig() if store is None else LabelConfig(store=store)
     location = location_of(StoreSpec.of(labels))
-    if isinstance(location, LocalLocation) and not location.base.is_dir():
+    if isinstance(location, LocalLocation) and not location.local.is_dir():
         raise ConfigError(f"label store: expected a folder or URI, got {location.root}, no folder")
     with label_errors(location.root):
         check_is_store(location)

@@ -22,7 +22,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,6 +131,7 @@ class Location(ABC):
 
     Args:
         root: the store's folder or URI, for messages.
+        local: folder of this machine for locks and times of use; for a local store itself.
 
     Attributes:
         listing_s: a listing is good for so long, seconds.
@@ -138,8 +139,8 @@ class Location(ABC):
 
     listing_s = 0.0
 
-    def __init__(self, root: str):
-        self.root = root
+    def __init__(self, root: str, local: Path):
+        self.root, self.local = root, local
 
     def files(self, folder: str = "") -> list[StoredFile]:
         """Return all files below a folder, sorted by path; none if it isn't there.
@@ -186,20 +187,38 @@ class Location(ABC):
         """Delete a file, if it is still there."""
 
     @abstractmethod
-    def touch(self, path: str, used_s: float | None = None) -> None:
-        """Record when a file was used, now if left out, where that can be recorded."""
-
-    @abstractmethod
-    def lease_folder(self, path: str) -> Path:
-        """Return a hidden folder for the leases of processes; its files aren't the store's."""
-
-    @abstractmethod
-    def exclusive(self, path: str) -> AbstractContextManager[bool]:
-        """Lock this path; enter with False where another process holds the lock."""
-
-    @abstractmethod
     def open(self, path: str) -> pa.NativeFile:
         """Open a file to read parts of it."""
+
+    def lease_folder(self, path: str) -> Path:
+        """Return a hidden folder for the leases of processes; its files aren't the store's."""
+        return self.local / path
+
+    def touch(self, path: str, used_s: float | None = None) -> None:
+        """Record when a file was used, now if left out, where that can be recorded."""
+        target = self.local / path
+        try:
+            if used_s is not None:
+                os.utime(target, (used_s, used_s))
+            elif target.stat().st_mtime < time.time() - TOUCH_S:
+                os.utime(target)
+        except OSError as error:
+            # Deleted since; or a read-only store, which serves as well.
+            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+
+    @contextmanager
+    def exclusive(self, path: str) -> Iterator[bool]:
+        """Lock this path among the processes that share `local`; False where another holds it."""
+        target = self.local / (path + LOCK)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # held by another process, or a file system without locks
+                yield False
+                return
+            yield True
 
 
 class LocalLocation(Location):
@@ -211,19 +230,19 @@ class LocalLocation(Location):
     """
 
     def __init__(self, base: Path, *, is_cache: bool = False):
-        super().__init__(str(base))
-        self.base, self._is_cache = base, is_cache
+        super().__init__(str(base), base)
+        self._is_cache = is_cache
 
     def _list(self, folder: str) -> list[StoredFile]:
         found = []
-        for parent, inside, names in os.walk(self.base / folder, onerror=_raise_unless_missing):
+        for parent, inside, names in os.walk(self.local / folder, onerror=_raise_unless_missing):
             # The root of a disk has a lost+found, which is the administrator's alone.
             inside[:] = [n for n in inside if not n.startswith(".") and n != "lost+found"]
             for name in names:
                 place = Path(parent, name)
                 with suppress(FileNotFoundError):  # deleted since
                     status = place.lstat()
-                    path = place.relative_to(self.base).as_posix()
+                    path = place.relative_to(self.local).as_posix()
                     type_ = self._type_of(path)
                     found.append(StoredFile(path, status.st_size, status.st_mtime, type_))
         return found
@@ -236,7 +255,7 @@ class LocalLocation(Location):
 
     def fetch(self, path: str) -> Path:
         """See `Location`."""
-        return self.base / path
+        return self.local / path
 
     def forget(self, path: str) -> bool:
         """See `Location`."""
@@ -244,7 +263,7 @@ class LocalLocation(Location):
 
     def publish(self, path: str, write: Callable[[Path], None]) -> None:
         """See `Location`."""
-        target = self.base / path
+        target = self.local / path
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}{TEMPORARY}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -256,47 +275,17 @@ class LocalLocation(Location):
 
     def set_aside(self, path: str) -> None:
         """See `Location`."""
-        target = self.base / path
+        target = self.local / path
         with suppress(FileNotFoundError):  # another process was faster
             target.rename(target.with_name(target.name + DAMAGED))
 
     def remove(self, path: str) -> None:
         """See `Location`."""
-        (self.base / path).unlink(missing_ok=True)
-
-    def touch(self, path: str, used_s: float | None = None) -> None:
-        """See `Location`."""
-        target = self.base / path
-        try:
-            if used_s is not None:
-                os.utime(target, (used_s, used_s))
-            elif target.stat().st_mtime < time.time() - TOUCH_S:
-                os.utime(target)
-        except OSError as error:
-            # Deleted since; or a read-only store, which serves as well.
-            if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-
-    def lease_folder(self, path: str) -> Path:
-        """See `Location`."""
-        return self.base / path
-
-    @contextmanager
-    def exclusive(self, path: str) -> Iterator[bool]:
-        """See `Location`."""
-        target = self.base / (path + LOCK)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # held by another process, or a file system without locks
-                yield False
-                return
-            yield True
+        (self.local / path).unlink(missing_ok=True)
 
     def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
-        return pa.OSFile(str(self.base / path), "rb")
+        return pa.OSFile(str(self.local / path), "rb")
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -35,54 +35,15 @@ _SHAPES = {
 }
 
 
-class LargestLogits:
-    """The largest logits of N rows, where the logits are; filled block by block.
-
-    Args:
-        num_rows: N.
-        signal: k, the temperatures and the label dtype.
-        device: of the logits.
-    """
-
-    def __init__(self, num_rows: int, signal: Signal, device: torch.device):
-        assert signal.top_k is not None
-        self._signal = signal
-        dtype, shape = DTYPES[signal.dtype][0], (num_rows, signal.top_k)
-        # Allocated at once: small results between large temporary ones would fragment the heap.
-        self._values = torch.empty(shape, dtype=dtype, device=device)
-        self._classes = torch.empty(shape, dtype=torch.int32, device=device)
-        self._sums = torch.empty(num_rows, len(signal.temperatures), device=device)
-
-    def put(self, rows: slice, stored: Tensor) -> None:
-        """Reduce rows to their largest logits.
-
-        Args:
-            rows: which.
-            stored: (b, C), in the label's precision: the tail's mass is a difference, which
-                rounding afterwards would move.
-        """
-        logits = stored.float()
-        values, classes = logits.topk(self._values.shape[1], dim=-1)
-        self._values[rows], self._classes[rows] = values, classes
-        for number, temperature in enumerate(self._signal.temperatures):
-            self._sums[rows, number] = torch.logsumexp(logits / temperature, dim=-1)
-
-    def to_storage(self) -> np.ndarray:
-        """Copy the rows to the host in their storage form, (N, top_k_width)."""
-        storage = DTYPES[self._signal.dtype][1]
-        words = [each.cpu().numpy().view(storage) for each in (self._classes, self._sums)]
-        return np.concatenate([to_storage(self._values, self._signal.dtype), *words], axis=1)
-
-
 def top_k_width(signal: Signal) -> int:
-    """Return the entries of a row of `LargestLogits.to_storage`."""
+    """Return the entries of a row of top-k logits."""
     assert signal.top_k is not None
     per_word = 4 // DTYPES[signal.dtype][1].itemsize
     return signal.top_k + per_word * (signal.top_k + len(signal.temperatures))
 
 
 def unpack_top_k(values: np.ndarray, signal: Signal) -> TopK:
-    """Read rows of `LargestLogits.to_storage`, (b, width)."""
+    """Read rows of top-k logits, (b, width)."""
     assert signal.top_k is not None
     k, per_word = signal.top_k, 4 // values.dtype.itemsize
     classes = np.ascontiguousarray(values[:, k : k + k * per_word]).view(np.int32)
@@ -199,23 +160,51 @@ def _packed(
     Returns:
         What is stored, (num_rows, width), and whether all logits of a row are finite, (num_rows,).
     """
-    dtype = DTYPES[signal.dtype][0]
+    dtype, storage = DTYPES[signal.dtype]
     device = take(slice(0)).device
     finite = torch.empty(num_rows, dtype=torch.bool, device=device)
-    largest = LargestLogits(num_rows, signal, device) if signal.top_k else None
-    dense = torch.empty(0 if largest else num_rows, num_classes, dtype=dtype)
+    # Allocated at once: small results between large temporary ones would fragment the heap.
+    if signal.top_k is None:
+        parts = [torch.empty(num_rows, num_classes, dtype=dtype)]
+    else:
+        parts = [
+            torch.empty(num_rows, signal.top_k, dtype=dtype, device=device),
+            torch.empty(num_rows, signal.top_k, dtype=torch.int32, device=device),
+            torch.empty(num_rows, len(signal.temperatures), device=device),
+        ]
     size = max(1, _BLOCK_LOGITS // max(num_classes, 1))
     for start in range(0, num_rows, size):
         block = slice(start, start + size)
         stored = take(block).to(dtype)
         low, high = stored.aminmax(dim=-1)  # both are NaN where one logit is
         finite[block] = low.isfinite() & high.isfinite()
-        if largest is None:
-            dense[block] = stored
-        else:
-            largest.put(block, stored)
-    values = to_storage(dense, signal.dtype) if largest is None else largest.to_storage()
+        for part, reduced in zip(parts, _reduced(stored, signal), strict=True):
+            part[block] = reduced
+    values = to_storage(parts[0], signal.dtype)
+    if len(parts) > 1:
+        words = [part.cpu().numpy().view(storage) for part in parts[1:]]
+        values = np.concatenate([values, *words], axis=1)
     return values, finite.cpu().numpy()
+
+
+def _reduced(stored: Tensor, signal: Signal) -> tuple[Tensor, ...]:
+    """Return what is stored of rows of logits.
+
+    Args:
+        stored: (b, C), in the label's precision: the tail's mass is a difference, which rounding
+            afterwards would move.
+        signal: k and the temperatures.
+
+    Returns:
+        All logits; or the k largest, (b, k), their classes, int32 (b, k), and the logsumexp at each
+        temperature, float32 (b, temperatures).
+    """
+    if signal.top_k is None:
+        return (stored,)
+    logits = stored.float()
+    values, classes = logits.topk(signal.top_k, dim=-1)
+    sums = [torch.logsumexp(logits / each, dim=-1) for each in signal.temperatures]
+    return values, classes, torch.stack(sums, -1) if sums else logits.new_empty(len(logits), 0)
 
 
 def _as_payload(

@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -126,12 +126,11 @@ class RemoteLocation(Location):
     listing_s = 5.0
 
     def __init__(self, filesystem: pafs.FileSystem, base: str, root: str, spec: StoreSpec):
-        super().__init__(root)
-        self._filesystem, self._base, self._spec = filesystem, base.strip("/"), spec
-        if base.startswith("/"):
-            self._base = "/" + self._base
         self.cache = LocalLocation(Path(spec.cache).expanduser(), is_cache=True)
-        self._part = xxhash.xxh3_128_hexdigest(root.encode())
+        super().__init__(root, self.cache.local / xxhash.xxh3_128_hexdigest(root.encode()))
+        self._copies = LocalLocation(self.local)
+        self._filesystem, self._spec = filesystem, spec
+        self._base = ("/" if base.startswith("/") else "") + base.strip("/")
 
     def _list(self, folder: str) -> list[StoredFile]:
         selector = pafs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
@@ -147,15 +146,14 @@ class RemoteLocation(Location):
 
     def fetch(self, path: str) -> Path:
         """See `Location`."""
-        target = self.cache.fetch(self._copy(path))
-        if not target.exists():
-            self.cache.publish(self._copy(path), lambda file: self._download(path, file))
+        if not self._copies.fetch(path).exists():
+            self._copies.publish(path, lambda file: self._download(path, file))
             self._trim()
-        return target
+        return self._copies.fetch(path)
 
     def forget(self, path: str) -> bool:
         """See `Location`."""
-        self.cache.remove(self._copy(path))
+        self._copies.remove(path)
         return True
 
     def publish(self, path: str, write: Callable[[Path], None]) -> None:
@@ -165,12 +163,12 @@ class RemoteLocation(Location):
             write(temporary)
             self._upload(temporary, path)
 
-        self.cache.publish(self._copy(path), write_and_upload)
+        self._copies.publish(path, write_and_upload)
         self._trim()
 
     def set_aside(self, path: str) -> None:
         """See `Location`."""
-        self.cache.remove(self._copy(path))
+        self._copies.remove(path)
         target = self._path(path)
         try:
             self._filesystem.move(target, target + DAMAGED)
@@ -181,21 +179,9 @@ class RemoteLocation(Location):
 
     def remove(self, path: str) -> None:
         """See `Location`."""
-        self.cache.remove(self._copy(path))
+        self._copies.remove(path)
         with suppress(FileNotFoundError):
             self._filesystem.delete_file(self._path(path))
-
-    def touch(self, path: str, used_s: float | None = None) -> None:
-        """See `Location`; recorded in the cache alone."""
-        self.cache.touch(self._copy(path), used_s)
-
-    def lease_folder(self, path: str) -> Path:
-        """See `Location`; for the processes of this machine."""
-        return self.cache.lease_folder(self._copy(path))
-
-    def exclusive(self, path: str) -> AbstractContextManager[bool]:
-        """See `Location`; among the processes of this machine."""
-        return self.cache.exclusive(self._copy(path))
 
     def open(self, path: str) -> pa.NativeFile:
         """See `Location`."""
@@ -203,9 +189,6 @@ class RemoteLocation(Location):
 
     def _path(self, path: str) -> str:
         return f"{self._base}/{path}" if path else self._base
-
-    def _copy(self, path: str) -> str:
-        return f"{self._part}/{path}"
 
     def _trim(self) -> None:
         try:
@@ -269,9 +252,9 @@ def check_store(labels: "LabelConfig") -> None:
     """
     location = location_of(StoreSpec.of(labels))
     if isinstance(location, LocalLocation):
-        _check_folder("labels.store", location.base)
+        _check_folder("labels.store", location.local)
     elif isinstance(location, RemoteLocation):
-        _check_folder("labels.cache", location.cache.base)
+        _check_folder("labels.cache", location.cache.local)
 
 
 def _check_folder(what: str, folder: Path) -> None:

@@ -281,7 +281,7 @@ def test_what_another_one_deleted_first_is_no_trouble(filesystem, tmp_path):
 def test_a_file_uri_is_a_folder(tmp_path, uri):
     location = location_of(StoreSpec(uri.format(tmp_path)))
     assert isinstance(location, LocalLocation)
-    assert location.base == tmp_path
+    assert location.local == tmp_path
     write(LabelStore(uri.format(tmp_path)).signal("t", Signal()), 1)
     assert len(shard_files(tmp_path)) == 1
 
