@@ -96,7 +96,7 @@ def _rows(stream: Any, *, tabs: bool) -> Iterator[list[str]]:
         except csv.Error as error:
             raise ValueError(
                 f"line {begin}: {error}; a value that holds quotes, commas or line ends is "
-                'quoted, and a quote inside of it doubled: "He said ""yes"", twice"'
+                'quoted, and a quote inside of it doubled: "He wrote ""yes"", twice"'
             ) from error
         if row is None:
             return

@@ -24,8 +24,8 @@ def read(tmp_path):
 
 def test_quotes_in_a_tsv_file_are_characters_as_any_other(read):
     rows = [
-        ('He said "hello', 1),
-        ('"Yes , " she said', 0),
+        ('He wrote "hello', 1),
+        ('"Yes , " she wrote', 0),
         ('" No way .', 1),
         ('fine "', 0),
         ('""', 1),
@@ -39,9 +39,9 @@ def test_quotes_in_a_tsv_file_are_characters_as_any_other(read):
 
 
 def test_a_tsv_file_written_with_quoting_is_refused(read):
-    message = r"line 3: expected values without quoting.*'\"He said \"\"hello\"\"\"', whose quotes"
+    message = r"line 3: expected values without quoting.*'\"He wrote \"\"hello\"\"\"', whose quotes"
     with pytest.raises(DataError, match=message):
-        read('text\tlabel\nfine\t1\n"He said ""hello"""\t0\n', "tsv")
+        read('text\tlabel\nfine\t1\n"He wrote ""hello"""\t0\n', "tsv")
     with pytest.raises(DataError, match=r"line 2: expected 2 values.*got 1: '\"two'; values can't"):
         read('text\tlabel\n"two\nlines"\t1\n', "tsv")
 
@@ -55,11 +55,11 @@ def test_a_tsv_file_written_with_quoting_is_refused(read):
         ("text,label\nbye,0\nso long\n", r"line 3: expected 2 values, .* got 1: 'so long'; quote"),
         ('text,label\n"two\nlines",1\nso long\n', r"line 4: expected 2 values"),
         (
-            'text,label\nfine,0\n"He said \\"hi, you\\" ok",1\n',
+            'text,label\nfine,0\n"He wrote \\"hi, you\\" ok",1\n',
             r"line 3: .* quote inside of it dou",
         ),
         ('text,label\nfine,0\n"open,1\nb,0\n', r"line 3: unexpected end of data; a value that"),
-        ('text,label\n"He left, she said,1\nfoo "bar",0\n', r"line 2: ',' expected after '\"'"),
+        ('text,label\n"He left, she wrote,1\nfoo "bar",0\n', r"line 2: ',' expected after '\"'"),
         ("text,text\na,b\n", r"line 1: expected columns of different names, got 'text' twice"),
         ("text,label\nä,1\n".encode("latin-1"), r"'utf-8' codec can't decode"),
         ("text,label\nä,1\n".encode("utf-16"), r"'utf-8' codec can't decode"),
