@@ -297,8 +297,8 @@ class SignalStore:
         self._unstored_bytes = self._buffer.nbytes
         self._dropped += before - len(self._buffer)
         logger.error(
-            "%s; the run continues without storing, as labels.on_full is go_on: %d labels of "
-            "teacher %s are not stored so far and will be computed again when they are needed",
+            "%s; going on without storing, as labels.on_full is go_on: %d labels of teacher %s "
+            "are not stored so far and will be computed again when they are needed",
             error,
             self.unstored,
             self._names["teacher"],

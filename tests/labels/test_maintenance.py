@@ -362,7 +362,7 @@ def test_a_full_disk_stops_with_an_error_and_no_half_shard(tmp_path):
 def test_a_full_disk_is_passed_over_where_the_store_says_so(tmp_path):
     output = run_in_small_disk(tmp_path, "go_on")
     assert "written=2 unstored=6 files=2 found=2 True" in output
-    assert "continues without storing" in output
+    assert "going on without storing" in output
 
 
 def test_a_file_size_limit_is_a_full_disk(tmp_path):
