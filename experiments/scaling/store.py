@@ -71,8 +71,7 @@ def _build(folder: str, num_keys: int) -> float:
     shard = FLUSH_BYTES // (16 + 4 * CLASSES)
     for first in range(appended, num_keys, shard):
         keys = _keys(first, min(shard, num_keys - first))
-        place = LabelStore(folder).location, store.folder
-        write_shard(*place, keys, _payload(len(keys)), teacher=TEACHER, signal=SIGNAL.name)
+        write_shard(LabelStore(folder).location, store.folder, keys, _payload(len(keys)))
     return seconds
 
 

@@ -146,13 +146,9 @@ def _merge(location: "Location", dry_run: bool) -> int:
     from raybrew.labels.maintenance import compact, count_compactable
 
     folders = sorted({file.folder for file in location.shards()})
-    count = 0
     if dry_run:
         return sum(count_compactable(location, folder) for folder in folders)
-    for folder in folders:
-        teacher, _, signal = folder.partition("/")
-        count += compact(location, folder, teacher=teacher, signal=signal, at_least=2)
-    return count
+    return sum(compact(location, folder, at_least=2) for folder in folders)
 
 
 def _show(location: "Location", stats: Sequence["StoreStats"]) -> None:

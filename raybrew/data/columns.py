@@ -113,8 +113,7 @@ def read_column(dataset: Dataset, name: str, what: str) -> list[Any]:
     if name not in dataset.column_names:
         names = dataset.column_names
         raise DataError(
-            f"{what}: expected a column {name!r}, got {', '.join(names)}."
-            f"{did_you_mean(name, names)}"
+            f"{what}: expected a column {name!r}, got {', '.join(names)}{did_you_mean(name, names)}"
         )
     try:
         return dataset[name][:]

@@ -346,8 +346,9 @@ def align_windows(
         tokens that stand for no answer are aligned with each other.
     """
     pieces, shifts = _pieces(windows, passages)
+    asked: Any = [questions[row] for row in windows.source]
     encoded: Any = tokenizer(
-        [questions[row] for row in windows.source],
+        asked,
         pieces,
         truncation="only_second",
         max_length=max_length,

@@ -233,10 +233,9 @@ def verify_store(location: Location, on_checked: Callable[[StoredFile], None]) -
 
 
 def _check(location: Location, file: StoredFile) -> list[str]:
-    teacher, signal = file.folder.split("/")
     location.forget(file.path)  # the store is checked, not this machine's copy
     try:
-        open_shard(location.fetch(file.path), teacher=teacher, signal=signal).verify()
+        open_shard(location.fetch(file.path), file.folder).verify()
     except FileNotFoundError:
         return []  # deleted or compacted since it was listed
     except UnusableShardError as error:

@@ -160,16 +160,12 @@ def count_compactable(location: Location, folder: str) -> int:
     return sum(len(group) for group in _groups(_small(location, folder)) if len(group) > 1)
 
 
-def compact(
-    location: Location, folder: str, *, teacher: str, signal: str, at_least: int = TOO_MANY
-) -> int:
+def compact(location: Location, folder: str, *, at_least: int = TOO_MANY) -> int:
     """Merge the small shards of a teacher and a signal, unless another process is doing it.
 
     Args:
         location: the store.
-        folder: folder of the teacher and the signal.
-        teacher: fingerprint of the teacher.
-        signal: name of the signal.
+        folder: `<teacher fingerprint>/<signal>`.
         at_least: fewer are left as they are.
 
     Returns:
@@ -185,12 +181,12 @@ def compact(
         if not is_mine or len(small) < at_least:
             return 0
         for group in _groups(small):
-            read = [(file, _read(location, file, teacher, signal)) for file in group]
+            read = [(file, _read(location, file)) for file in group]
             whole = [(file, shard) for file, shard in read if shard is not None]
             if len(whole) < 2:
                 continue
             keys, payload = _joined([shard for _, shard in whole])
-            path = write_shard(location, folder, keys, payload, teacher=teacher, signal=signal)
+            path = write_shard(location, folder, keys, payload)
             location.touch(path, max(file.used_s for file, _ in whole))
             for file, _ in whole:
                 location.remove(file.path)
@@ -215,10 +211,10 @@ def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:
     return groups
 
 
-def _read(location: Location, file: StoredFile, teacher: str, signal: str) -> Shard | None:
+def _read(location: Location, file: StoredFile) -> Shard | None:
     # Damage is left to the store that reads the shard next, which warns of it.
     try:
-        shard = open_shard(location.fetch(file.path), teacher=teacher, signal=signal)
+        shard = open_shard(location.fetch(file.path), file.folder)
         shard.verify()
     except (UnusableShardError, FileNotFoundError):
         return None

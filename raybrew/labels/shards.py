@@ -99,24 +99,14 @@ class Shard:
         return status.st_mtime_ns
 
 
-def write_shard(
-    location: Location,
-    folder: str,
-    keys: np.ndarray,
-    payload: Payload,
-    *,
-    teacher: str,
-    signal: str,
-) -> str:
+def write_shard(location: Location, folder: str, keys: np.ndarray, payload: Payload) -> str:
     """Write labels as a new shard of a folder.
 
     Args:
         location: the store.
-        folder: folder of the (teacher, signal), created if it isn't there.
+        folder: `<teacher fingerprint>/<signal>`, created if it isn't there.
         keys: uint64 (n, 2).
         payload: n rows.
-        teacher: fingerprint of the teacher.
-        signal: name of the signal.
 
     Returns:
         The shard's path in the store.
@@ -125,10 +115,8 @@ def write_shard(
         StoreFullError: there is no space for it; nothing is left behind.
         LabelError: it can't be written; nothing is left behind.
     """
-    checksum = _checksum(keys, payload)
-    metadata = {"format": FORMAT, "teacher": teacher, "signal": signal, "checksum": checksum}
-    metadata["labels"] = str(len(keys))
-    table = _to_batch(keys, payload, metadata)
+    content = {"checksum": _checksum(keys, payload), "labels": str(len(keys))}
+    table = _to_batch(keys, payload, _identity(folder) | content)
     path = f"{folder}/shard-{uuid.uuid4().hex}.arrow"
 
     def write(temporary: Path) -> None:
@@ -149,8 +137,12 @@ def write_shard(
     return path
 
 
-def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
+def open_shard(path: Path, folder: str) -> Shard:
     """Map a shard into memory.
+
+    Args:
+        path: its file on this machine.
+        folder: `<teacher fingerprint>/<signal>`, whose labels it has to hold.
 
     Raises:
         DamagedShardError: its bytes are wrong.
@@ -160,7 +152,7 @@ def open_shard(path: Path, *, teacher: str, signal: str) -> Shard:
     """
     nbytes = path.stat().st_size
     keys, payload, metadata = _read(path)
-    expected = {"format": FORMAT, "teacher": teacher, "signal": signal}
+    expected = _identity(folder)
     found = {name: metadata.get(name) for name in expected}
     if found != expected:
         raise UnusableShardError(f"shard {path}: expected {expected}, got {found}")
@@ -190,6 +182,11 @@ def read_label_count(name: str, source: pa.NativeFile) -> int:
         )
     with _wrong_bytes(name):
         return int(metadata.get("labels", "none"))
+
+
+def _identity(folder: str) -> dict[str, str]:
+    teacher, signal = folder.split("/")
+    return {"format": FORMAT, "teacher": teacher, "signal": signal}
 
 
 def _read(path: Path) -> tuple[np.ndarray, Payload, dict[str, str]]:

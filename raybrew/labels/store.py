@@ -190,7 +190,6 @@ class SignalStore:
     def __init__(self, location: Location, spec: StoreSpec, *, teacher: str, signal: str):
         self.folder = f"{checked_name(teacher)}/{checked_name(signal)}"
         self._location, self._spec = location, spec
-        self._names = {"teacher": teacher, "signal": signal}
         self._lock = threading.RLock()
         self._skipped: set[str] = set()
         self._index_shards({})
@@ -282,10 +281,10 @@ class SignalStore:
         keys, payload = self._buffer.all()
         nbytes = self._buffer.nbytes + SHARD_OVERHEAD_BYTES
         evict(self._location, nbytes, self._spec.max_bytes, self._spec.since)
-        write_shard(self._location, self.folder, keys, payload, **self._names)
+        write_shard(self._location, self.folder, keys, payload)
         self._buffer, self._unstored_bytes = WriteBuffer(), 0
         try:
-            compact(self._location, self.folder, **self._names)
+            compact(self._location, self.folder)
         except LabelError as error:
             # The labels themselves are written.
             logger.warning("small shards were not merged: %s", error)
@@ -301,7 +300,7 @@ class SignalStore:
             "are not stored so far and will be computed again when they are needed",
             error,
             self.unstored,
-            self._names["teacher"],
+            self.folder.partition("/")[0],
         )
 
     def _find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -353,7 +352,7 @@ class SignalStore:
             return self._replace(name, error)
 
     def _fetch(self, name: str) -> Shard:
-        return open_shard(self._location.fetch(self._path(name)), **self._names)
+        return open_shard(self._location.fetch(self._path(name)), self.folder)
 
     def _replace(self, name: str, error: UnusableShardError) -> Shard | None:
         """Fetch a shard again, as its copy may be at fault; else skip it."""

@@ -127,7 +127,7 @@ def shard_is_flipped() -> None:
 
 def _last_value() -> tuple[Path, int]:
     path = _shards.pop()
-    shard = open_shard(path, teacher=path.parts[-3], signal=path.parts[-2])
+    shard = open_shard(path, "/".join(path.parts[-3:-1]))
     return path, path.read_bytes().rindex(shard.payload.values[-1].tobytes())
 
 

@@ -51,7 +51,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> Shard:
-    return open_shard(path, teacher=path.parts[-3], signal=path.parts[-2])
+    return open_shard(path, "/".join(path.parts[-3:-1]))
 
 
 def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:

@@ -185,12 +185,12 @@ def split_up(store: Path, copy: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
     location = LocalLocation(copy)
     for path in store.rglob("shard-*.arrow"):
-        names = {"teacher": path.parts[-3], "signal": path.parts[-2]}
-        shard = open_shard(path, **names)
+        folder = "/".join(path.parts[-3:-1])
+        shard = open_shard(path, folder)
         for start in range(0, len(shard.keys), PART):
             stop = min(start + PART, len(shard.keys))
             part = shard.keys[start:stop], shard.payload.slice(start, stop)
-            written = write_shard(location, "/".join(names.values()), *part, **names)
+            written = write_shard(location, folder, *part)
             counts[Path(written).name] = stop - start
     return counts
 

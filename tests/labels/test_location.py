@@ -24,8 +24,7 @@ from tests.refusing import (
     limited_maps,
 )
 
-SIGNAL = Signal().name
-FOLDER = f"t/{SIGNAL}"
+FOLDER = f"t/{Signal().name}"
 
 
 @pytest.fixture
@@ -33,9 +32,7 @@ def store(tmp_path: Path) -> Path:
     """A store of 100 shards, with a label each, that every user may read."""
     for number in range(100):
         payload = logits(number)
-        write_shard(
-            LocalLocation(tmp_path), FOLDER, make_keys(number), payload, teacher="t", signal=SIGNAL
-        )
+        write_shard(LocalLocation(tmp_path), FOLDER, make_keys(number), payload)
     tmp_path.chmod(0o755)
     return tmp_path
 
@@ -69,14 +66,13 @@ def test_a_store_that_runs_out_of_maps_while_it_is_open_serves_on(store):
         opened = open_store(store)
         for number in range(100, 200):
             payload = logits(number)
-            write_shard(LocalLocation(store), FOLDER, make_keys(number), payload, **names)
+            write_shard(LocalLocation(store), FOLDER, make_keys(number), payload)
         with FewMaps(left=60), pytest.raises(LabelError) as caught:
             opened.refresh()
         found = values(opened, *range(100))
         opened.refresh()
         return str(caught.value), found + values(opened, *range(100, 200))
 
-    names = {"teacher": "t", "signal": SIGNAL}
     message, found = in_child(list_with_few_maps)
     assert "vm.max_map_count" in message
     assert set(before) <= set(everything(store))
@@ -86,9 +82,7 @@ def test_a_store_that_runs_out_of_maps_while_it_is_open_serves_on(store):
 def test_no_address_space_left_is_no_damage(tmp_path):
     for number in range(8):
         payload = Payload(np.full((1, 1 << 21), number, np.float32))
-        write_shard(
-            LocalLocation(tmp_path), FOLDER, make_keys(number), payload, teacher="t", signal=SIGNAL
-        )
+        write_shard(LocalLocation(tmp_path), FOLDER, make_keys(number), payload)
     before = everything(tmp_path)
 
     def open_in_little_space() -> str:
@@ -140,7 +134,7 @@ def test_no_permission_is_neither_damage_nor_absence(store, what):
         messages = []
         for work in (
             lambda: open_store(Path()),
-            lambda: compact(location, FOLDER, teacher="t", signal=SIGNAL),
+            lambda: compact(location, FOLDER),
         ):
             with pytest.raises(LabelError) as caught:
                 work()

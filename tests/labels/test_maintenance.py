@@ -25,7 +25,7 @@ FOLDER = f"t/{Signal().name}"
 
 def merge(folder: Path, at_least: int = 2) -> int:
     location = LocalLocation(folder)
-    return compact(location, FOLDER, teacher="t", signal=Signal().name, at_least=at_least)
+    return compact(location, FOLDER, at_least=at_least)
 
 
 def test_a_store_that_was_flushed_often_has_few_shards(tmp_path):

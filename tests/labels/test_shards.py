@@ -25,14 +25,12 @@ RAGGED = Payload(np.arange(5, dtype=np.int16), np.array([0, 2, 2, 5], np.int64))
 
 
 def written(folder: Path, payload: Payload) -> Path:
-    path = write_shard(
-        LocalLocation(folder), "t/s", make_keys(1, 2, 3), payload, teacher="t", signal="s"
-    )
+    path = write_shard(LocalLocation(folder), "t/s", make_keys(1, 2, 3), payload)
     return folder / path
 
 
 def opened(path: Path) -> Shard:
-    shard = open_shard(path, teacher="t", signal="s")
+    shard = open_shard(path, "t/s")
     shard.verify()
     return shard
 

@@ -77,11 +77,11 @@ class Processes(RuleBasedStateMachine):
     @rule()
     def merge(self) -> None:
         location, name = LocalLocation(Path(self.folder.name)), self.signal.name
-        compact(location, f"t/{name}", teacher="t", signal=name, at_least=2)
+        compact(location, f"t/{name}", at_least=2)
 
     def numbers_in(self, path: Path) -> set[int]:
         try:
-            return set(open_shard(path, teacher="t", signal=self.signal.name).keys[:, 1].tolist())
+            return set(open_shard(path, f"t/{self.signal.name}").keys[:, 1].tolist())
         except UnusableShardError:  # harmed before, in a way that leaves it where it is
             return set()
 
