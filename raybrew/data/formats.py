@@ -1,4 +1,4 @@
-"""Files of rows in CSV, TSV and SQuAD's form.
+"""Files of rows in CSV, TSV, CoNLL's and SQuAD's form.
 
 CSV and TSV: one value for each column in every row, and texts as they stand.
 
@@ -12,6 +12,13 @@ The types of the columns follow from all of their values:
 
 Numbers with leading zeros, or of more digits than an int64 holds, are texts: codes, in which every
 digit counts.
+
+CoNLL's form has one word a line with its tag last, and a blank line between sentences:
+
+    -DOCSTART- -X- -X- O
+
+    EU NNP B-NP B-ORG        ──►  tokens ["EU", "rejects"]   tags ["B-ORG", "O"]
+    rejects VBZ B-VP O
 
 SQuAD's form, also CMRC's, is nested; it becomes rows of id, question, context, answers:
 
@@ -49,6 +56,8 @@ _TYPES = (
 )
 _BLOCK = 1 << 14
 """Rows that are Python objects at one time."""
+
+_DOCUMENT = "-DOCSTART-"
 
 _SQUAD_FEATURES = Features(
     {
@@ -151,6 +160,38 @@ def _typed(texts: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def read_conll(place: Path) -> Dataset:
+    """Read sentences: `tokens`, the first value of each line, and `tags`, the last.
+
+    Values are separated by spaces or tabs. Lines that begin a document are left out; where lines
+    hold words alone, there are no tags.
+
+    Raises:
+        ValueError, OSError: it can't be read; the message names the line of a malformed row.
+    """
+    sentences: list[list[list[str]]] = [[]]
+    width = 0
+    with place.open(encoding="utf-8-sig") as stream:
+        for number, line in enumerate(stream, start=1):
+            values = line.split()
+            if not values or values[0] == _DOCUMENT:
+                sentences += [[]] if sentences[-1] else []
+                continue
+            width = width or len(values)
+            if len(values) != width:
+                raise ValueError(
+                    f"line {number}: expected a word, its tag last, in {width} values as the lines "
+                    f"before, got {len(values)}: {_short(line.strip())}; a .txt file is read in "
+                    "CoNLL's form, texts are written as .jsonl, .csv or .parquet"
+                )
+            sentences[-1].append(values)
+    filled = [sentence for sentence in sentences if sentence]
+    columns = {"tokens": [[values[0] for values in sentence] for sentence in filled]}
+    if width > 1:
+        columns["tags"] = [[values[-1] for values in sentence] for sentence in filled]
+    return Dataset.from_dict(columns)
 
 
 def is_squad(path: Path) -> bool:

@@ -18,6 +18,7 @@ from raybrew.data.encoding import offsets_of
 from raybrew.errors import LabelError
 
 DTYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
+    "float64": (torch.float64, np.dtype(np.float64)),
     "float32": (torch.float32, np.dtype(np.float32)),
     "float16": (torch.float16, np.dtype(np.float16)),
     # NumPy has no bfloat16: its bits travel as int16.

@@ -23,10 +23,18 @@ from datasets.exceptions import DatasetGenerationError
 from raybrew.config import Task
 from raybrew.config.paths import data_path, held_by, names_in, try_to_write, user_path
 from raybrew.data.columns import read_column
-from raybrew.data.formats import is_squad, read_csv, read_squad
+from raybrew.data.formats import is_squad, read_conll, read_csv, read_squad
 from raybrew.errors import DataError, did_you_mean
 
-_BUILDERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv"}
+_BUILDERS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "conll",
+}
+_READERS = {"csv": read_csv, "conll": read_conll}
 PARQUET_BRANCH = "refs/convert/parquet"
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
@@ -48,9 +56,10 @@ def load_source(source: str | Dataset, what: str) -> Dataset:
     """Load a data set.
 
     Args:
-        source: a live data set; a path of a parquet, jsonl, json (also SQuAD's form), csv or tsv
-            file, never a pattern; a folder that `save_to_disk` wrote, with `@split` where it holds
-            several; or a hub id `name[:config][@split]`, split `train` if left out.
+        source: a live data set; a path of a parquet, jsonl, json (also SQuAD's form), csv, tsv or
+            txt (CoNLL's form) file, never a pattern; a folder that `save_to_disk` wrote, with
+            `@split` where it holds several; or a hub id `name[:config][@split]`, split `train` if
+            left out.
         what: the job's field that names it, for messages.
 
     Returns:
@@ -105,8 +114,8 @@ def _file(place: Path, what: str) -> Dataset:
     try:
         if place.suffix.lower() == ".json" and is_squad(place):
             return read_squad(place, what)
-        if builder == "csv":
-            return read_csv(place)
+        if builder in _READERS:
+            return _READERS[builder](place)
         _check_cache(what)
         return _built(builder, place)
     except DataError:

@@ -121,3 +121,33 @@ def test_what_the_csv_module_writes_is_read_back(rows, tmp_path_factory):
     path.write_bytes(stream.getvalue().encode())
     read = read_csv(path)
     assert list(zip(read["a"][:], read["b"][:], strict=True)) == rows
+
+
+# CoNLL's form: a word a line, its tag last.
+
+CONLL = """-DOCSTART- -X- -X- O
+
+EU NNP B-NP B-ORG
+rejects VBZ B-VP O
+
+-DOCSTART- -X- -X- O
+
+Peter\tNNP\tB-NP\tB-PER
+"""
+
+
+def test_tagged_words(read):
+    assert read(CONLL, "txt") == {
+        "tokens": [["EU", "rejects"], ["Peter"]],
+        "tags": [["B-ORG", "O"], ["B-PER"]],
+    }
+    assert read(CONLL.replace("\n", "\r\n").rstrip(), "txt") == read(CONLL, "txt")
+    # What is to be tagged holds words alone.
+    assert read("EU\nrejects\n\n\nPeter\n", "txt") == {"tokens": [["EU", "rejects"], ["Peter"]]}
+
+
+def test_a_text_is_not_taken_for_tagged_words(read):
+    with pytest.raises(DataError, match=r"line 2: expected a word, .* in 3 values .*CoNLL's form"):
+        read("once upon a\ntime there was a\n", "txt")
+    with pytest.raises(DataError, match="empty data set"):
+        read("-DOCSTART- O\n\n", "txt")

@@ -54,7 +54,7 @@ def test_every_form_gives_the_same_rows(kind, data, tmp_path):
             "expected questions in SQuAD's form.*utf-8",
         ),
         ("noqas.json", b'{"data":[{"paragraphs":[]}]}', r"expected questions, got none in .*noqas"),
-        ("rows.txt", b"a", r"or a file of the type \.parquet, .*\.tsv, got .*rows\.txt"),
+        ("rows.xlsx", b"a", r"or a file of the type \.parquet, .*\.txt, got .*rows\.xlsx"),
     ],
 )
 def test_a_file_that_cant_be_used(name, content, message, data, tmp_path, capfd):
