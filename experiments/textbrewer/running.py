@@ -15,8 +15,8 @@ from experiments.textbrewer.rows import Row
 from experiments.textbrewer.smoke import StandIns, smoked
 from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.data.sources import load_source
-from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.folder import check_resumable, read_saved_job
+from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.report import render_table
 
 Runner = Callable[[Step, JobFile], Any]

@@ -170,8 +170,8 @@ def _show(location: "Location", stats: Sequence["StoreStats"]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _print_pruned(files: Sequence["Pruned"], dry_run: bool) -> None:
-    for pruned in files:
-        print(f"{pruned.why:9s}  {pruned.file.nbytes:>15,}  {pruned.file.path}")
-    total = sum(pruned.file.nbytes for pruned in files)
+def _print_pruned(files: Mapping["StoredFile", str], dry_run: bool) -> None:
+    for file, reason in files.items():
+        print(f"{reason:9s}  {file.nbytes:>15,}  {file.path}")
+    total = sum(file.nbytes for file in files)
     print(f"{'would delete' if dry_run else 'deleted'} {len(files)} files, {total:,} bytes")

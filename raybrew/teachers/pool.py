@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, Ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from raybrew.data.split import batches_by_length
 from raybrew.errors import Event, TeacherDropped, TeacherError
 from raybrew.labels.remote import StoreSpec
 from raybrew.teachers.client import PoolClient, PrecomputeRequest, as_raised
@@ -32,7 +33,7 @@ from raybrew.teachers.router_actor import (
     remote_router,
     start_router,
 )
-from raybrew.teachers.teacher import ResolvedTeacher, batches_by_length
+from raybrew.teachers.teacher import ResolvedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +140,8 @@ class TeacherPool:
             if request.teacher == teacher:
                 lengths = request.view.lengths_of(request.rows)
                 # Each is one forward: neighbours by length, as many as the budget holds.
-                for rows in batches_by_length(lengths, self.address.teachers[teacher].batch_tokens):
+                most = self.address.teachers[teacher].batch_tokens
+                for rows in batches_by_length(lengths, max_tokens=most):
                     yield replace(request, rows=request.rows[rows])
 
     def flush(self) -> None:

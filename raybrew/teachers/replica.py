@@ -34,7 +34,7 @@ from raybrew.labels.store import LabelStore
 from raybrew.models.devices import device_fault, free_cached_memory
 from raybrew.models.pretrained import first_line
 from raybrew.teachers.failure import ReplicaFailure
-from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher, batches_by_length
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
 
 logger = logging.getLogger(__name__)
 
@@ -335,7 +335,7 @@ class Replica:
     def _compute(self, view: EncodedView, signals: tuple[Signal, ...]) -> None:
         if len(view):
             self._loaded()
-        for rows in batches_by_length(view.lengths, self._batch_tokens):
+        for rows in batches_by_length(view.lengths, max_tokens=self._batch_tokens):
             self._forward(view.take(rows), signals)
 
     def _forward(self, view: EncodedView, signals: tuple[Signal, ...]) -> None:

@@ -7,7 +7,7 @@ A plain class: no Ray, no store. The answer to an example doesn't depend on who 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raybrew.config import Teacher
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import DTYPES, Payload, Signal
-from raybrew.data.split import STUDENT_VIEW, Padding, collate
+from raybrew.data.split import STUDENT_VIEW, Padding, batches_by_length, collate
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.labels.logits import pack_logits
 from raybrew.matches.capture import FeatureReader, pack_features, use_eager_attention

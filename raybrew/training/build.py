@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import TrainJob
 from raybrew.data.agreement import MIN_ROWS, order_problem
-from raybrew.data.batch_sequence import BatchSequence, batches_per_epoch, rank_rows, task_schedule
-from raybrew.data.split import STUDENT_VIEW, EncodedSplit, collate, collate_labels
+from raybrew.data.batch_sequence import BatchSequence, TaskExamples, rank_rows, task_schedule
+from raybrew.data.split import EncodedSplit, collate, collate_labels
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
@@ -142,18 +142,24 @@ def _gradients_apart(job: ResolvedJob, module: nn.Module) -> TaskGradients | Non
 
 def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
     """Return the batches of the run, and how many steps it has."""
-    training, mixing, tasks = job.config.training, job.config.mixing, job.tasks
-    rounds = [task.config.rounds for task in tasks]
-    sizes = [len(task.train) // each for task, each in zip(tasks, rounds, strict=True)]
-    batch_sizes = [task.config.batch_size or training.batch_size for task in tasks]
-    per_epoch = batches_per_epoch(sizes, batch_sizes)
-    per_step = len(sizes) if mixing.sampling == "every" else mixing.batches_per_step
+    training, mixing = job.config.training, job.config.mixing
+    examples = [
+        TaskExamples(
+            size=len(task.train) // task.config.rounds,
+            batch_size=task.config.batch_size or training.batch_size,
+            rounds=task.config.rounds,
+            lengths=task.train.student.lengths if training.group_by_length else None,
+        )
+        for task in job.tasks
+    ]
+    per_epoch = sum(task.num_batches for task in examples)
+    per_step = len(examples) if mixing.sampling == "every" else mixing.batches_per_step
     steps_per_epoch = -(-per_epoch // per_step)
     num_steps = training.num_steps or steps_per_epoch * (training.num_epochs or 0)
     schedule = task_schedule(
         mixing,
-        [task.name for task in tasks],
-        sizes,
+        [task.name for task in job.tasks],
+        [task.size for task in examples],
         training.seed,
         batches_per_epoch=steps_per_epoch * per_step,
         num_epochs=num_steps / steps_per_epoch,

@@ -9,7 +9,7 @@ from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.job import set_path
 from raybrew.config.job_file import absolute_plain, dump_yaml, explain, load_job, validate
 from raybrew.errors import ConfigError
-from raybrew.runs.folder import same_run
+from raybrew.runs.folder import check_resumable
 
 JOB = """
 tasks:
@@ -131,8 +131,8 @@ def test_the_job_of_a_run_can_be_read_in_any_folder(file, tmp_path, monkeypatch)
     assert (read.student.model, read.student.tokenizer_from) == (f"{tmp_path}/student", "a")
     assert read.labels.store == f"{tmp_path}/labels"
     monkeypatch.chdir(tmp_path)
-    same_run(saved, job)
-    same_run(job.to_plain(), job)  # as runs were saved before
+    check_resumable(saved, job)
+    check_resumable(job.to_plain(), job)  # as runs were saved before
     assert saved["labels"]["store"] == f"{tmp_path}/labels"
 
 

@@ -272,7 +272,7 @@ def test_a_column_that_holds_no_text():
 def test_a_missing_column_is_named_by_whoever_reads_it(models, tmp_path):
     given = task(operations=[SHUFFLED]).model_copy(update={"text": "txt"})
     with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*Did you mean 'text'"):
-        prepare(job(models, tmp_path, given), tmp_path / "data")
+        resolve_job(job(models, tmp_path, given), tmp_path / "data")
 
 
 def test_each_epoch_reads_its_round():

@@ -21,8 +21,8 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.runs.resolve import resolve_job
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import make_job, make_model
+from raybrew.teachers.teacher import ModelTeacher
+from tests.made import made_teacher, make_job, make_model
 
 LENGTH = 600
 SIZES: dict[str, Any] = {

@@ -17,7 +17,6 @@ from raybrew.labels.remote import StoreSpec
 from raybrew.labels.store import LabelStore
 from raybrew.teachers.failure import ReplicaFailure
 from raybrew.teachers.replica import Answer, Replica
-from raybrew.teachers.teacher import batches_by_length
 from tests.made import made_teacher, make_data, make_tokenizer
 
 SIGNALS = (Signal(), Signal(dtype="float16"))

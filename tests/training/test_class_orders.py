@@ -249,7 +249,7 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
 
     monkeypatch.setattr(sweep, "Precompute", Labelled)
     with pytest.raises(rb.ConfigError, match="no names say which"):
-        sweep._compute_labels([(job, preparation)], Run(job, "tune", None, None))
+        sweep._compute_labels([preparation], Run(job, "tune", None, None))
 
 
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):
