@@ -256,8 +256,8 @@ def trial_metrics(training: StudentTraining, values: Mapping[str, float]) -> dic
     """Return what Tune sees: the last evaluation, and how many labels were found and missed."""
     labels = {}
     if training.labels is not None:
-        labels["labels/hits"] = float(training.labels.figures.hits)
-        labels["labels/misses"] = float(training.labels.figures.misses)
+        labels["labels/hits"] = float(training.labels.counts.hits)
+        labels["labels/misses"] = float(training.labels.counts.misses)
     done = training.step >= training.num_steps
     return {**values, **labels, "step": training.step, "done": done}
 

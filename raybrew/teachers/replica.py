@@ -98,7 +98,7 @@ class Replica:
         self._forward_size = (0, 0)  # examples and tokens of the last forward
         labels = LabelStore(store)
         self._stores = {s.name: labels.signal(spec.fingerprint, s) for s in signals}
-        self._leases = Leases(labels.location.beside(f"{spec.fingerprint}/{LEASES}"))
+        self._leases = Leases(labels.location.lease_folder(f"{spec.fingerprint}/{LEASES}"))
         self._metrics: dict[str, float] = dict.fromkeys(METRICS, 0.0)
         self._splits: dict[str, EncodedSplit] = {}
         self._forward_since: float | None = None
@@ -310,11 +310,11 @@ class Replica:
         waiting = False
         try:
             while len(rows):
-                taken = self._leases.take(view.keys[rows], waiting=waiting)
+                taken = self._leases.acquire(view.keys[rows], waiting=waiting)
                 if taken.mine.any():
                     self._unwritten_since = self._unwritten_since or time.monotonic()
                 # A lease is given up after its label was written.
-                self._refresh(signals, now=taken.moved)
+                self._refresh(signals, now=taken.released)
                 known = self._known(view.keys[rows], signals)
                 mine = rows[taken.mine & ~known]
                 self._compute(view.take(mine), signals)

@@ -271,7 +271,7 @@ def test_a_column_that_holds_no_text():
 
 def test_a_missing_column_is_named_by_whoever_reads_it(models, tmp_path):
     given = task(operations=[SHUFFLED]).model_copy(update={"text": "txt"})
-    with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*Did you mean 'text'"):
+    with pytest.raises(rb.DataError, match=r"expected a column 'txt'.*did you mean 'text'"):
         resolve_job(job(models, tmp_path, given), tmp_path / "data")
 
 
@@ -362,7 +362,7 @@ def test_supervised_training_reads_copies_too(models, tmp_path):
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        ({"name": "maskin"}, r"operations\[0\]\.name.*Did you mean 'masking'"),
+        ({"name": "maskin"}, r"operations\[0\]\.name.*did you mean 'masking'"),
         ({"name": "masking", "p": 1.5}, r"masking: expected p in \[0, 1\], got 1.5"),
         ({"name": "deleting", "length": 3}, r"deleting takes p, got length"),
         ({"name": "short_disorder", "p": 0.5}, r"expected 5 numbers.*short_disorder: p, got 0.5"),

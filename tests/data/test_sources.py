@@ -274,7 +274,7 @@ def test_texts_and_pairs():
         DataError, match=r"tasks\[t\].train: row 1: expected text in 'other', got None"
     ):
         read_rows(task(text_pair="other"), made([0, 1], other=["b", None]), "tasks[t].train")
-    with pytest.raises(DataError, match=r"expected a column 'txet'.*Did you mean 'text'"):
+    with pytest.raises(DataError, match=r"expected a column 'txet'.*did you mean 'text'"):
         read_rows(task(text="txet"), made([0]), "tasks[t].train")
 
 

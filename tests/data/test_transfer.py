@@ -67,7 +67,7 @@ def test_columns_are_kept_by_name(capfd):
     [
         (
             {"txt": ["a"]},
-            r"tasks\[t\]\.transfer\[0\]: expected a column 'text'.*Did you mean 'txt'",
+            r"tasks\[t\]\.transfer\[0\]: expected a column 'text'.*did you mean 'txt'",
         ),
         ({"text": [["a", "b"]]}, r"tasks\[t\]\.transfer\[0\]: expected columns as those of the"),
         ({"text": []}, r"tasks\[t\]\.transfer\[0\]: expected rows, got an empty"),
