@@ -11,7 +11,6 @@ import torch
 
 from experiments.benchmarks.record import Record
 from experiments.benchmarks.student_setting import SMALLEST, Setting, label, mr_setting
-from raybrew.training.callbacks import Saver
 from tests.training.in_process import Recorder
 
 NUM_ROWS, NUM_EPOCHS = 3200, 10
@@ -29,7 +28,7 @@ class _Memory(Recorder):
         self.kept_bytes: list[int] = []
         self.held_bytes: list[int] = []
 
-    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
         gc.collect()
         self.kept_bytes.append(private_bytes())
         ctypes.CDLL(None).malloc_trim(0)

@@ -24,7 +24,6 @@ from raybrew.labels.remote import StoreSpec
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
-from raybrew.training.callbacks import Saver
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
 from raybrew.training.world import World
@@ -166,7 +165,7 @@ class _Ended(Recorder):
         super().__init__()
         self.at = 0.0
 
-    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
         self.at = time.perf_counter()
 
 

@@ -46,7 +46,6 @@ from raybrew.training.callbacks import Saver
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
 from raybrew.training.ray_train import fit
-from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
 CHECKPOINTS = "checkpoints"
@@ -230,7 +229,7 @@ class StudentTrial(tune.Trainable):
             training.advance(hooks)
         else:  # a copy of a trial that was done, under PBT
             values = training.evaluate(hooks) | {"train/progress": 1.0}
-            hooks.evaluated(training.step, values, training.save)
+            hooks.evaluated(training.step, values)
         return trial_metrics(training, hooks.values)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -262,7 +261,7 @@ def trial_metrics(training: StudentTraining, values: Mapping[str, float]) -> dic
     return {**values, **labels, "step": training.step, "done": done}
 
 
-class _TrialHooks:
+class _TrialHooks(Hooks):
     """Sends the curves to the driver, and keeps the last evaluation for Tune."""
 
     def __init__(self, channel: ActorHandle, trial: str):
@@ -270,25 +269,16 @@ class _TrialHooks:
         self._losses: dict[str, float] = {}
         self.values: dict[str, float] = {}
 
-    def begin(self, step: int, num_steps: int) -> None: ...
-
     def losses(self, step: int, values: dict[str, float]) -> None:
         self._losses = values
         self._put({"kind": "values", "step": step, "values": values})
 
-    def progress(self, step: int) -> None: ...
-
-    def evaluating(self, done: int, total: int) -> None: ...
-
-    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
         self.values = {**self._losses, **values}
         # Waited for, so that nothing of a trial that is stopped here is lost.
         ray.get(self._put({"kind": "values", "step": step, "values": values}))
 
-    def checkpoint(self, snapshot: Snapshot) -> None: ...  # Tune asks for its own
-
-    def save_requested(self) -> bool:
-        return False
+    # Tune asks for checkpoints itself: none is due here.
 
     def survived(self, event: Event) -> None:
         self._put(event.message())

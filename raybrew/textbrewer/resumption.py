@@ -60,7 +60,7 @@ class Resumption:
         Raises:
             CheckpointError: it can't be written.
         """
-        ranks = self.world.gather({"generators": generators(), "feed": loop.feed.position()})
+        ranks = self.world.all_gather({"generators": generators(), "feed": loop.feed.position()})
         if self.world.rank != 0:
             return
         if not self._is_ours:

@@ -1,7 +1,13 @@
-"""Batches of a step: which examples, their labels, and what the objective counts in them."""
+"""Batches of a step: their rows, collated, their labels, and what the objective counts in them.
+
+    step ──► rows of the sequence ──► labels ──► collate ──► page-locked memory ──► device
+                    └──► counts of the global batch ──► denominators
+
+All of it is a function of the step and of the labels, so it may be made at any time before.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,7 +18,7 @@ from raybrew.data.encoding import spans
 from raybrew.data.payload import Payload
 from raybrew.data.split import (
     IGNORED,
-    STUDENT_VIEW,
+    EncodedSplit,
     Padding,
     collate,
     collate_labels,
@@ -20,18 +26,62 @@ from raybrew.data.split import (
 )
 from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
-from raybrew.objective import BatchCounts, Objective, SoftLabels, TrainProgress
-from raybrew.training.job import ResolvedTask
+from raybrew.matches.plan import TaskMatch
+from raybrew.objective import BatchCounts, Objective, SoftLabels
+from raybrew.tasks.adaptors import ADAPTORS, Adaptor
 from raybrew.training.prefetch import PinnedBuffers, Prefetcher, wait_for
 from raybrew.training.step import MicroBatch, StepBatch
 from raybrew.training.world import World
 
-# What a rank's forward passes read: its rows, collated, with what the teachers said of them.
+Payloads = Mapping[str, Mapping[str, Payload]]
+"""By teacher, by name of the signal."""
 
-Answers = Mapping[str, Mapping[str, Payload]]
+
+@dataclass(frozen=True)
+class StudentTask:
+    """A task as the student meets it.
+
+    Args:
+        name: the job's name of it.
+        kind: what a prediction is.
+        train: what to learn from.
+        eval: what to evaluate on.
+        signals: by teacher, what is asked of it.
+        adaptor: what the student's outputs mean; that of the kind if None.
+        label_names: classes, in the order of the logits.
+        views: by teacher, the encoded view that it reads; the student's for those left out.
+        matches: what is compared of its models' insides.
+    """
+
+    name: str
+    kind: str
+    train: EncodedSplit
+    eval: EncodedSplit | None
+    signals: Mapping[str, Sequence[Signal]]
+    adaptor: Adaptor | None = None
+    label_names: tuple[str, ...] = ()
+    views: Mapping[str, str] = field(default_factory=dict)
+    matches: Sequence[TaskMatch] = ()
+
+    @property
+    def padding_counts(self) -> bool:
+        """Whether a match's value depends on how far a batch is padded."""
+        # Not of the signals: matches of one statistic share one, with the first one's loss.
+        return any(match.padding_counts for match in self.matches)
+
+    @property
+    def alignments(self) -> dict[str, np.ndarray]:
+        """By teacher that reads tokens of its own, which of them answers for each of ours."""
+        known = self.train.alignments
+        return {name: known[view] for name, view in self.views.items() if view in known}
+
+    @property
+    def reads(self) -> Adaptor:
+        """The adaptor in use."""
+        return self.adaptor or ADAPTORS[self.kind]
 
 
-def batch_facts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
+def batch_counts(task: StudentTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
     """Return what every rank knows of a global batch.
 
     Args:
@@ -57,7 +107,7 @@ def batch_facts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: i
 def micro_batches_of(
     task: ResolvedTask,
     rows: np.ndarray,
-    answers: Answers,
+    payloads: Payloads,
     *,
     world: World,
     passes: int,
@@ -68,37 +118,35 @@ def micro_batches_of(
     Args:
         task: whose batch it is.
         rows: of the global batch, int64 (B,).
-        answers: by teacher, by name of the signal: a row for each of this rank's rows.
+        payloads: of the teachers, a row for each of this rank's rows.
         world: this rank.
         passes: forward passes that the rank's rows are split into.
         padding: fills shorter examples up.
     """
     mine = rank_rows(rows, world.rank, world.size)
-    view = task.train.views[STUDENT_VIEW]
+    train, view = task.train, task.train.student
     # Where a loss depends on the padding, every pass of every rank is padded alike.
     pad_to = int(view.lengths_of(rows).max(initial=0)) if task.padding_counts else None
     start = 0
     for part in micro_batches(mine, passes):
         inputs = collate(view, part, padding, pad_to)
-        stop = start + len(part)
-        length = inputs["input_ids"].shape[1]
-        routes = task.train.routes
+        stop, length = start + len(part), inputs["input_ids"].shape[1]
         yield MicroBatch(
             inputs=inputs,
-            labels=collate_labels(task.train, part, length),
-            soft=_soft_labels(task, answers, start, stop) if len(part) else {},
+            labels=collate_labels(train, part, length),
+            soft=_soft_labels(task, payloads, start, stop) if len(part) else {},
             row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)),
-            route=None if routes is None else torch.from_numpy(routes[part]),
+            route=None if train.routes is None else torch.from_numpy(train.routes[part]),
             alignment={
-                teacher: collate_tokens(task.train, aligned, part, length, -1)
+                teacher: collate_tokens(train, aligned, part, length, -1)
                 for teacher, aligned in task.alignments.items()
             },
         )
         start = stop
 
 
-def _unreached(task: ResolvedTask, rows: np.ndarray) -> int:
-    """Count the tokens of the task in a batch for which no teacher has an answer."""
+def _unreached(task: StudentTask, rows: np.ndarray) -> int:
+    """Count the labelled tokens in a batch for which no teacher has logits."""
     alignments = task.alignments
     if not task.train.per_token or len(alignments) < len(task.signals):
         return 0
@@ -107,116 +155,90 @@ def _unreached(task: ResolvedTask, rows: np.ndarray) -> int:
     return int(((task.train.labels[source] != IGNORED) & ~reached).sum())
 
 
-def _soft_labels(task: ResolvedTask, answers: Answers, start: int, stop: int) -> SoftLabels:
-    signals = {
-        teacher: {signal.name: signal for signal in asked}
-        for teacher, asked in task.signals.items()
-    }
+def _soft_labels(task: StudentTask, payloads: Payloads, start: int, stop: int) -> SoftLabels:
     return {
         teacher: {
-            name: tensors_of(payload.slice(start, stop), signals[teacher][name])
-            for name, payload in by_signal.items()
+            signal.name: tensors_of(by_signal[signal.name].slice(start, stop), signal)
+            for signal in task.signals[teacher]
         }
-        for teacher, by_signal in answers.items()
+        for teacher, by_signal in payloads.items()
     }
-
-
-# What a step of a rank needs, made ready before the step comes.
-#
-#     step ──► rows of the sequence ──► labels ──► collate ──► a block of memory ──► device
-#                     └──► counts of the global batch ──► denominators
-#
-# All of it is a function of the step and of the labels, so it may be made at any time before.
 
 
 @dataclass(frozen=True)
 class ReadyStep:
-    """What a step needs.
+    """The batches of a step, on their way to the device.
 
     Args:
-        batches: this rank's parts of the step's global batches, on the device.
-        position: where in the run the step is.
+        batches: this rank's parts of the step's global batches.
         copied: on a GPU, the event after which the tensors are there.
     """
 
     batches: list[StepBatch]
-    position: TrainProgress
     copied: "torch.cuda.Event | None" = None
 
-    def arrive(self) -> list[StepBatch]:
+    def wait(self) -> list[StepBatch]:
         """Return the batches; the current stream waits for them."""
-        wait_for(self.copied, [micro for each in self.batches for micro in each.micro_batches])
+        wait_for(self.copied, self.batches)
         return self.batches
 
 
 @dataclass
 class BatchBuilder:
-    """Makes the steps of a rank ready, in order.
+    """Builds the batches of a rank's steps, in order.
 
     Args:
         tasks: in the order of the sequence.
         objectives: one a task.
+        paddings: one a task, what fills shorter examples up.
+        weights: of the tasks' losses.
         sequence: the global batches.
         labels: soft labels; None without teachers.
-        config: batch size, passes, how far ahead.
+        config: batch size, passes, how many steps to prefetch.
         world: this rank.
-        num_steps: length of the run.
-        paddings: of each task, what fills shorter examples up.
-        weights: of the tasks' losses; 1 if empty.
     """
 
     tasks: Sequence[ResolvedTask]
     objectives: Sequence[Objective]
+    paddings: Sequence[Padding]
+    weights: Sequence[float]
     sequence: BatchSequence
     labels: LabelSource | None
     config: TrainingConfig
     world: World
-    num_steps: int
-    paddings: Sequence[Padding]
-    weights: Sequence[float] = ()
-    _blocks: PinnedBuffers = field(init=False)
+    _buffers: PinnedBuffers = field(init=False, repr=False)
 
     def __post_init__(self):
-        # On their way at once: one that trains, those that lie ready, one that is being made.
-        self._blocks = PinnedBuffers(self.config.prefetch + 2, self.world.device)
+        # Under way at once: the step that runs, those that lie ready, the one that is being built.
+        self._buffers = PinnedBuffers(self.config.prefetch + 2, self.world.device)
 
-    def ahead(self, steps: range) -> Prefetcher[ReadyStep]:
-        """Make these steps ready beside the thread that takes them."""
-        return Prefetcher(self.make, steps, self.config.prefetch)
+    def prefetch(self, steps: range) -> Prefetcher[ReadyStep]:
+        """Build these steps while the ones before them run."""
+        return Prefetcher(self.build, steps, self.config.prefetch)
 
-    def make(self, step: int) -> ReadyStep:
-        """Make a step ready; steps must come in rising order."""
+    def build(self, step: int) -> ReadyStep:
+        """Build the batches of a step; steps must come in rising order."""
         batches = [self._batch(number) for number in self.sequence.numbers(step)]
-        flat = [micro for each in batches for micro in each.micro_batches]
-        moved, copied = self._blocks.bring(step, flat)
-        micros = iter(moved)
-        steps_per_epoch = self.sequence.steps_per_epoch
-        if self.labels is not None and (step + 1) % steps_per_epoch == 0:
+        ready = ReadyStep(*self._buffers.bring(step, batches))
+        if self.labels is not None and (step + 1) % self.sequence.steps_per_epoch == 0:
             self.labels.settle()
-        return ReadyStep(
-            batches=[
-                replace(each, micro_batches=[next(micros) for _ in each.micro_batches])
-                for each in batches
-            ],
-            position=TrainProgress(step / self.num_steps, step // steps_per_epoch, step),
-            copied=copied,
-        )
+        return ready
 
     def _batch(self, number: int) -> StepBatch:
-        task, rows = self.sequence.batch(number)
-        passes = self.config.gradient_accumulation_steps
+        index, rows = self.sequence.batch(number)
+        task, passes = self.tasks[index], self.config.gradient_accumulation_steps
         micro_batches = micro_batches_of(
-            self.tasks[task],
+            task,
             rows,
             {} if self.labels is None else self.labels.get(number),
             world=self.world,
             passes=passes,
-            padding=self.paddings[task],
+            padding=self.paddings[index],
         )
-        facts = batch_facts(self.tasks[task], rows, self.world.size, passes)
+        counts = batch_counts(task, rows, self.world.size, passes)
         return StepBatch(
-            task=task,
+            task=index,
             micro_batches=list(micro_batches),
-            denominators=self.objectives[task].denominators(facts),
-            weight=self.weights[task] if self.weights else 1.0,
+            denominators=self.objectives[index].denominators(counts),
+            weight=self.weights[index],
         )

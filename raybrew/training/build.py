@@ -3,8 +3,9 @@
 And what is checked before it. No Ray.
 """
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import TrainJob
 from raybrew.data.agreement import MIN_ROWS, order_problem
-from raybrew.data.batch_sequence import BatchSequence, TaskExamples, rank_rows, task_schedule
-from raybrew.data.split import EncodedSplit, collate, collate_labels
+from raybrew.data.batch_sequence import BatchSequence, batches_per_epoch, rank_rows, task_schedule
+from raybrew.data.payload import Signal
+from raybrew.data.split import STUDENT_VIEW, EncodedSplit, collate_labels
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
-from raybrew.labels.store import LabelStore, SignalStore
-from raybrew.models.pretrained import describe_names, own_generator
+from raybrew.labels.store import LabelStore
+from raybrew.matches.plan import TaskMatch
 from raybrew.models.students import Head, build_multitask, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
@@ -29,11 +31,9 @@ from raybrew.tasks.task_type import Kind
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
-from raybrew.training.module import StudentModule, StudentModuleOutput
+from raybrew.training.module import StudentModule
 from raybrew.training.optimization import (
-    build_optimizer,
-    build_scheduler,
-    loss_scaler,
+    build_optimization,
     optimizer_class,
 )
 from raybrew.training.world import World
@@ -88,28 +88,25 @@ def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) 
         [objective.terms for objective in objectives],
     )
     module.to(world.device)
-    sequence, num_steps = _sequence(job)
-    groups = module.projection_groups(optimizer_class(config))
-    if learnt := list(balancer.parameters()):
-        groups.append({"params": learnt, "lr": job.config.mixing.uncertainty_learning_rate})
-    optimizer = build_optimizer(model, config, groups)
+    sequence, num_steps = _sequence(plan, tasks)
+    groups = module.projection_groups(optimizer_class(plan.training))
+    if learned := list(balancer.parameters()):
+        groups.append({"params": learned, "lr": plan.mixing.uncertainty_learning_rate})
     return StudentTraining(
         module=module,
         wrapped=module,
         tokenizer=tokenizer,
         tasks=tasks,
         objectives=objectives,
+        weights=[task.weight for task in plan.tasks],
         sequence=sequence,
-        labels=_label_source(job, sequence, num_steps, world, asker),
-        optimizer=optimizer,
-        scheduler=build_scheduler(optimizer, config, num_steps),
-        config=config,
-        tracking=job.config.tracking,
+        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
+        optimization=build_optimization(model, plan.training, num_steps, world.device, groups),
+        config=plan.training,
+        tracking=plan.tracking,
         world=world,
         num_steps=num_steps,
-        weights=[task.config.weight for task in tasks],
-        apart=_gradients_apart(job, module),
-        scaler=loss_scaler(config.precision, world.device),
+        per_task_gradients=_per_task_gradients(plan, module),
     )
 
 
@@ -133,11 +130,11 @@ def _build_model(job: ResolvedJob) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     )
 
 
-def _gradients_apart(job: ResolvedJob, module: nn.Module) -> TaskGradients | None:
-    if job.config.mixing.balancing != "pcgrad" or len(job.tasks) == 1:
+def _per_task_gradients(plan: RankPlan, module: nn.Module) -> TaskGradients | None:
+    if plan.mixing.balancing != "pcgrad" or len(plan.tasks) == 1:
         return None
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return TaskGradients(learning, job.config.training.seed)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return TaskGradients(trained, plan.training.seed)
 
 
 def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
@@ -169,10 +166,10 @@ def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
 
 def _objective(task: ResolvedTask, world: World) -> Objective:
     return Objective(
-        task.objective,
-        {teacher.name: teacher.config.weight for teacher in task.teachers},
-        world.total if world.size > 1 else None,
-        task.matches,
+        plan.tasks[task].distillation,
+        {teacher.name: teacher.weight for teacher in mine},
+        world.all_reduce if world.size > 1 else None,
+        matches,
         # The first signal of a teacher is its logits.
         task.teachers[0].signals[0] if task.teachers else None,
         task.kind,
@@ -216,87 +213,6 @@ def _label_source(
     )
 
 
-# Weights that a student's forward pass never reads, and what DDP has to know of them.
-#
-# BigBird's pooler, XLNet's mask embedding, an unused module of a user's class: no gradient ever
-# reaches them. DDP, which waits for one of each weight, has to look for such weights in every step.
-
-_EXAMPLES = 2
-
-_log = logging.getLogger(__name__)
-
-
-def ddp_options(training: StudentTraining) -> dict[str, bool]:
-    """Return DDP's arguments for a student; looking for unread weights takes it time each step."""
-    if training.module.may_skip_parameters or _drops_layers(training.module):
-        return {"find_unused_parameters": True}
-    unread = unread_weights(training)
-    if not unread:
-        return {}
-    _log.info("weights that the student never reads stay as they are: %s", describe_names(unread))
-    return {"find_unused_parameters": True}
-
-
-def unread_weights(training: StudentTraining) -> list[str]:
-    """Return the weights that learn in name only: no output for any task depends on them.
-
-    The first rows of each task are read without dropout; the module is left in training mode and
-    the global generator as it is.
-    """
-    module = training.module
-    read: set[Tensor] = set()
-    device = next(module.parameters()).device
-    module.eval()
-    with own_generator(0):
-        for number, task in enumerate(training.tasks):
-            rows = np.arange(min(_EXAMPLES, len(task.train)))
-            padding = training.padding(number)
-            inputs = collate(task.train.student, rows, padding)
-            labels = collate_labels(task.train, rows, inputs["input_ids"].shape[1])
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            read |= _leaves(list(_outputs(module(inputs, labels.to(device), number))))
-    module.train()
-    return [n for n, p in module.named_parameters() if p.requires_grad and p not in read]
-
-
-def _outputs(answer: StudentModuleOutput) -> Iterator[Tensor]:
-    view = answer.view
-    for tensors in (view.logits, view.losses, view.hidden, view.attention):
-        yield from tensors
-    for features in answer.features.values():
-        yield from features
-    if answer.balance is not None:
-        yield answer.balance
-
-
-def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:
-    """Return the tensors that a backward pass from these would give gradients."""
-    found = {each for each in outputs if each.is_leaf}
-    nodes = [each.grad_fn for each in outputs if each.grad_fn is not None]
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        if (leaf := getattr(node, "variable", None)) is not None:
-            found.add(leaf)
-        for following, _ in node.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                nodes.append(following)
-    return found
-
-
-def _drops_layers(module: nn.Module) -> bool:
-    """Whether whole layers are left out at random (LayerDrop), other ones in each step."""
-    configs = [getattr(each, "config", None) for each in module.modules()]
-    return any(
-        value
-        for config in configs
-        if config is not None
-        for name, value in vars(config).items()
-        if name.endswith("layerdrop")
-    )
-
-
 # Teachers whose classes have no names are tried on labelled rows before the student learns.
 #
 # rows with labels ──► what the teachers say of them (store, else asked) ──► agreement
@@ -330,7 +246,7 @@ def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | No
     if world.rank == 0:
         messages = (_problem(job, task, teacher, asker) for task, teacher in unnamed)
         message = next((each for each in messages if each is not None), None)
-    if message := world.gather(message)[0]:
+    if message := world.all_gather(message)[0]:
         raise ConfigError(message)
 
 

@@ -1,5 +1,16 @@
-"""The folder of a run's checkpoints: when one is due, writing, checking, pruning."""
+"""The folder of a run's checkpoints: when one is due, writing, checking, pruning.
 
+    <run>/checkpoints/step-00000120/     see `snapshot`
+                          checksums.json of every file in it: written last
+                      step-00000080.damaged   set aside
+                      .tmp-*                  being written
+
+A folder gets its name only when all of it is on disk. So whichever process dies, and whatever Ray
+knows of it, the newest folder whose checksums match is where the run continues. One that the system
+refuses to read is not damaged: an older one in its place would lose steps without need.
+"""
+
+import hashlib
 import json
 import logging
 import os
@@ -11,29 +22,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import xxhash
 from safetensors import SafetensorError
 
 from raybrew.data.files import explain
 from raybrew.errors import CheckpointError
-from raybrew.training.snapshot import Snapshot, read_score
 from raybrew.training.world import World
-
-# The checkpoints of a run: written whole or not at all, found by looking, checked before use.
-#
-#     <run>/checkpoints/step-00000120/     see `checkpoint`
-#                           checksums.json of every file in it: written last
-#                       step-00000080.damaged   set aside
-#                       .tmp-*                  being written
-#
-# A folder gets its name only when all of it is on disk. So whoever dies, and whatever Ray was
-# told of it, the newest folder whose checksums hold is where the run goes on. One that the system
-# refuses to have read is not damaged: an older one in its place would lose steps without need.
 
 logger = logging.getLogger(__name__)
 
+STATE = "state.json"
 CHECKSUMS = "checksums.json"
 _NAME = re.compile(r"step-(\d{8,})")
 _DAMAGE = (
@@ -51,33 +50,33 @@ class Checkpoints:
 
     Args:
         folder: made with the first of them.
-        keep: so many of the newest stay, and the best; two, so that there is one before a
-            damaged one.
+        keep: how many of the newest are kept, besides the best; two, so that there is one before
+            a damaged one.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self._keep = folder, keep
 
     def write(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, then delete those that need not stay.
+        """Write a checkpoint, then delete those that are not kept.
 
         Args:
             step: steps that were taken.
             write: fills an empty folder.
 
         Raises:
-            CheckpointError: it can't be written, e.g. the disk is full; nothing of it stays.
+            CheckpointError: it can't be written, e.g. the disk is full; nothing of it is left.
         """
         temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
         target = self.folder / f"step-{step:08d}"
-        with _refusals(f"checkpoint of step {step}: {self.folder} can't be written"):
+        with _system_errors(f"checkpoint of step {step}: {self.folder} can't be written"):
             try:
                 temporary.mkdir(parents=True)
                 write(temporary)
                 sums = {name: _checksum(temporary / name) for name in _files(temporary)}
                 (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
                 _sync(temporary)
-                # Written once already, before the run fell back to an earlier one.
+                # It was written before, and the run fell back to an earlier one since.
                 shutil.rmtree(target, ignore_errors=True)
                 temporary.rename(target)
                 _sync_folder(self.folder)
@@ -90,27 +89,27 @@ class Checkpoints:
         """Return the newest checkpoint that is whole; damaged ones are set aside.
 
         Args:
-            on_damage: told of each, in words.
+            on_damage: called with a message about each.
 
         Raises:
-            CheckpointError: there are checkpoints, but every one of them is damaged, or the system
-                refuses to have them read.
+            CheckpointError: there are checkpoints, but all of them are damaged, or the system
+                refuses to read one.
         """
         damaged = []
         for path in reversed(self.paths()):
-            mistake = _mistake(path)
-            if mistake is None:
+            damage = _damage(path)
+            if damage is None:
                 return path
-            damaged.append(mistake)
+            damaged.append(damage)
             aside = path.with_name(f"{path.name}.damaged")
-            with _refusals(f"checkpoint {mistake}, and can't be set aside"):
+            with _system_errors(f"checkpoint {damage}, and can't be set aside"):
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)
-            on_damage(f"checkpoint {mistake}; set aside as {aside.name}, the one before is taken")
+            on_damage(f"checkpoint {damage}; set aside as {aside.name}, the one before is taken")
         if damaged:
             raise CheckpointError(
                 f"{self.folder}: expected a whole checkpoint, got only damaged ones: "
-                f"{'; '.join(damaged)}. Delete the folder to begin anew"
+                f"{'; '.join(damaged)}. Delete the folder to start from the beginning"
             )
         return None
 
@@ -118,13 +117,13 @@ class Checkpoints:
         """Return the checkpoint with the highest score; None if none has a score.
 
         Raises:
-            CheckpointError: the system refuses to have one read.
+            CheckpointError: the system refuses to read one.
         """
         scored = [(_score(path), path) for path in self.paths()]
         known = [(score, path) for score, path in scored if score is not None and score == score]
         if not known:
             return None
-        # Of equals the earliest: a run's best is what nothing later beats.
+        # The earliest of equals: a run's best is what nothing later exceeds.
         return max(known, key=lambda each: (each[0], -_step(each[1])))[1]
 
     def paths(self) -> list[Path]:
@@ -133,13 +132,13 @@ class Checkpoints:
         Raises:
             CheckpointError: the system refuses to list them.
         """
-        with _refusals(f"checkpoints {self.folder}: can't be listed"):
+        with _system_errors(f"checkpoints {self.folder}: can't be listed"):
             if not self.folder.is_dir():
                 return []
             return sorted((p for p in self.folder.iterdir() if _NAME.fullmatch(p.name)), key=_step)
 
     def clean(self) -> None:
-        """Delete what killed processes left half written."""
+        """Delete what killed processes left unfinished."""
         for path in self.folder.glob(".tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -148,15 +147,20 @@ class Checkpoints:
         keep = {*paths[-self._keep :], self.best()}
         for path in paths:
             if path not in keep:
-                # Its name goes first: half a checkpoint never has one.
+                # Renamed first: half a checkpoint never has the name of one.
                 doomed = path.with_name(f".tmp-{uuid.uuid4().hex}")
                 path.rename(doomed)
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
+def read_score(folder: Path) -> float | None:
+    """Return the score of the evaluation at a checkpoint's step, if it had one."""
+    return json.loads((folder / STATE).read_text())["progress"]["score"]
+
+
 @contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Turn what the system refuses into an error."""
+def _system_errors(what: str) -> Iterator[None]:
+    """Turn an error of the operating system into a CheckpointError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -164,9 +168,9 @@ def _refusals(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {reason}; then go on with --resume") from error
 
 
-def _mistake(path: Path) -> str | None:
+def _damage(path: Path) -> str | None:
     """Return what is wrong with a checkpoint's files; None if they are as they were written."""
-    with _refusals(_unreadable(path)):
+    with _system_errors(_unreadable(path)):
         try:
             sums = dict(json.loads((path / CHECKSUMS).read_text()))
             found = {name: _checksum(path / name) for name in _files(path) if name != CHECKSUMS}
@@ -181,7 +185,7 @@ def _mistake(path: Path) -> str | None:
 
 def _score(path: Path) -> float | None:
     # A damaged one is for `newest` to find.
-    with _refusals(_unreadable(path)):
+    with _system_errors(_unreadable(path)):
         try:
             return read_score(path)
         except _DAMAGE:
@@ -212,11 +216,8 @@ def _raise(error: OSError) -> None:
 
 
 def _checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
 
 
 def _sync(folder: Path) -> None:
@@ -235,13 +236,10 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-# Writes checkpoints while training goes on: one thread, one checkpoint at a time.
-#
-# training ──Snapshot──► thread ──► Checkpoints.write
-
-
 class CheckpointWriter:
-    """A context manager; when it ends, everything is on disk.
+    """Writes checkpoints on a thread while training continues, one at a time.
+
+    A context manager: when it ends without an error, everything is on disk.
 
     Args:
         checkpoints: where to.
@@ -252,17 +250,17 @@ class CheckpointWriter:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="raybrew-checkpoint")
         self._writing: Future[Path] | None = None
 
-    def submit(self, snapshot: Snapshot) -> None:
-        """Write a snapshot in the background, once the one before is on disk.
+    def submit(self, step: int, write: Callable[[Path], None]) -> None:
+        """Start `Checkpoints.write` once the checkpoint before is on disk.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
         self.wait()
-        self._writing = self._pool.submit(self._checkpoints.write, snapshot.step, snapshot.write)
+        self._writing = self._pool.submit(self._checkpoints.write, step, write)
 
     def wait(self) -> None:
-        """Return when all that was submitted is on disk.
+        """Return when everything that was submitted is on disk.
 
         Raises:
             CheckpointError: it could not be written.
@@ -274,12 +272,7 @@ class CheckpointWriter:
     def __enter__(self) -> "CheckpointWriter":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
                 self.wait()
@@ -287,17 +280,14 @@ class CheckpointWriter:
             self._pool.shutdown()
 
 
-# When checkpoints are due: every so many steps, or minutes.
-
-
 class CheckpointSchedule:
-    """Says of each step whether a checkpoint is due after it, the same on every rank.
+    """Whether a checkpoint is due after a step: every so many steps or minutes, on all ranks alike.
 
     Args:
         every: steps between checkpoints.
         minutes: time between them, by the clock of rank 0.
         world: this rank.
-        clock: seconds that never go back.
+        clock: monotonic, seconds.
     """
 
     def __init__(
@@ -313,7 +303,7 @@ class CheckpointSchedule:
 
     @property
     def is_set(self) -> bool:
-        """Whether there is a cadence at all."""
+        """Whether the job asks for checkpoints at all."""
         return self._every is not None or self._minutes is not None
 
     def due(self, step: int) -> bool:
@@ -322,7 +312,7 @@ class CheckpointSchedule:
         if self._minutes is None:
             return by_steps
         late = self._clock() - self._last >= self._minutes * 60
-        due = bool(self._world.of_rank_0(float(by_steps or late)))
+        due = bool(self._world.broadcast(float(by_steps or late)))
         if due:
             self._last = self._clock()
         return due

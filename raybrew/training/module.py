@@ -1,4 +1,4 @@
-"""What trains: the student's model with the projections of its matches, as one module.
+"""The module that is trained: the student's model with the projections of its matches.
 
     batch ──► model ──► adaptor ──► view
                  └─ features of each match ──► projection ──► features, of the teacher's size
@@ -7,7 +7,8 @@ DDP and FSDP wrap it whole, so that they sync the projections too. The model ins
 transformers loads.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,19 +27,22 @@ from raybrew.matches.spec import (
     projection_key,
     projection_param_groups,
 )
+from raybrew.models.pretrained import describe_names, own_generator
 from raybrew.models.students import MultiTaskStudent
 from raybrew.objective.balancing import Balancer
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import Adaptor, View
 from raybrew.tasks.task_type import Kind
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class StudentModuleOutput:
-    """What the objective takes of the student.
+    """What the objective reads of the student.
 
     Args:
-        view: what the adaptor says, with the labels of the batch where it gives none.
+        view: what the adaptor returns, with the labels of the batch where it gives none.
         features: by match term, one tensor a layer, projected.
         balance: what the balancing of tasks learns for this one; None where it learns nothing.
     """
@@ -102,22 +106,22 @@ class StudentModule(nn.Module):
             task: which.
         """
         if not len(labels):
-            # Models of transformers refuse a batch of none: one example, of which nothing is kept.
+            # Models of transformers refuse an empty batch: they read one example, which is dropped.
             fill = {"attention_mask": 1, "input_ids": _token_of_any_text(self._models[task])}
             stand_in = {
                 name: each.new_full((1, *each.shape[1:]), fill.get(name, 0))
                 for name, each in inputs.items()
             }
-            answer = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
-            features = {name: tuple(f[:0] for f in fs) for name, fs in answer.features.items()}
-            return StudentModuleOutput(answer.view.without_examples(), features, answer.balance)
+            output = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
+            features = {name: tuple(f[:0] for f in fs) for name, fs in output.features.items()}
+            return StudentModuleOutput(output.view.without_examples(), features, output.balance)
         reader = self._readers[task]
         outputs: Any = self._models[task](**inputs, **reader.flags)
         reading = reader.read({**inputs, "labels": labels}, outputs)
         view = reading.view
         if not view.labels:
             view = replace(view, labels=self._kinds[task].labels_of(labels))
-        view = _only_read(view, self._terms[task])
+        view = _detach_unread(view, self._terms[task])
         features = {
             match.term: self._projected(match, each)
             for match, each in zip(self._matches[task], reading.features, strict=True)
@@ -132,13 +136,13 @@ class StudentModule(nn.Module):
     def may_skip_parameters(self) -> bool:
         """Whether a step may leave parameters without a gradient.
 
-        It does with the heads of tasks that it doesn't come to, and with what lies behind the last
-        layer that is matched, where nothing is learnt from logits.
+        It does with the heads of tasks that are not in the step, and with what lies behind the last
+        layer that is matched, where no term reads the logits.
         """
         return len(self._models) > 1 or not all(terms & {"kd", "hard"} for terms in self._terms)
 
     @property
-    def beside(self) -> nn.ModuleDict:
+    def extra_modules(self) -> nn.ModuleDict:
         """What a checkpoint keeps besides the model."""
         return nn.ModuleDict({**dict(self.projections.items()), "balancer": self.balancer})
 
@@ -171,11 +175,8 @@ class StudentModule(nn.Module):
         return tuple(projection(features))
 
 
-def _only_read(view: View, terms: Collection[str]) -> View:
-    """Return the view without a graph behind what no term reads.
-
-    DDP waits for the gradient of all that outputs follow from: only what is read is one.
-    """
+def _detach_unread(view: View, terms: Collection[str]) -> View:
+    """Detach what no term reads: DDP waits for the gradients of all that the outputs depend on."""
     view = replace(view, hidden=(), attention=())
     if "hard" not in terms:
         view = replace(view, losses=tuple(each.detach() for each in view.losses))
@@ -240,3 +241,81 @@ def _projections(
     if len({id(p) for p in projections.parameters()}) != len(list(projections.parameters())):
         raise ConfigError("projections: expected modules of their own, got one that serves twice")
     return projections, keys
+
+
+# Weights that no forward pass reads (BigBird's pooler, XLNet's mask embedding, an unused module of
+# a user's class) never get a gradient. DDP waits for one of each weight, unless it looks for such
+# weights in every step.
+
+Sample = tuple[Mapping[str, Tensor], Tensor, int]
+"""Arguments of `StudentModule.forward`: inputs, labels, task."""
+
+
+def ddp_options(module: StudentModule, samples: Iterable[Sample]) -> dict[str, bool]:
+    """Return DDP's arguments for a student; looking for unread weights costs time in each step.
+
+    Args:
+        module: the student.
+        samples: a batch of each task.
+    """
+    if not module.may_skip_parameters and not _drops_layers(module):
+        unread = unread_weights(module, samples)
+        if not unread:
+            return {}
+        logger.info(
+            "weights that the student never reads are not trained: %s", describe_names(unread)
+        )
+    return {"find_unused_parameters": True}
+
+
+def unread_weights(module: StudentModule, samples: Iterable[Sample]) -> list[str]:
+    """Return the names of trained weights that no output for any task depends on.
+
+    The samples are read without dropout; the module is left in training mode and the global
+    generator as it is.
+    """
+    read: set[Tensor] = set()
+    module.eval()
+    with own_generator(0):
+        for sample in samples:
+            read |= _leaves(list(_outputs(module(*sample))))
+    module.train()
+    return [n for n, p in module.named_parameters() if p.requires_grad and p not in read]
+
+
+def _outputs(output: StudentModuleOutput) -> Iterator[Tensor]:
+    view = output.view
+    for tensors in (view.logits, view.losses, view.hidden, view.attention):
+        yield from tensors
+    for features in output.features.values():
+        yield from features
+    if output.balance is not None:
+        yield output.balance
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:
+    """Return the tensors that a backward pass from these would give gradients."""
+    found = {each for each in outputs if each.is_leaf}
+    nodes = [each.grad_fn for each in outputs if each.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if (leaf := getattr(node, "variable", None)) is not None:
+            found.add(leaf)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return found
+
+
+def _drops_layers(module: nn.Module) -> bool:
+    """Whether whole layers are left out at random (LayerDrop), other ones in each step."""
+    configs = [getattr(each, "config", None) for each in module.modules()]
+    return any(
+        value
+        for config in configs
+        if config is not None
+        for name, value in vars(config).items()
+        if name.endswith("layerdrop")
+    )

@@ -1,51 +1,48 @@
-"""Batches made ahead of the step that reads them, in page-locked memory for a GPU."""
+"""Makes what the next steps read while the current one runs, in page-locked memory for a GPU.
+
+    thread: make(0), make(1), … ──► queue of `depth` ──► for made in prefetcher: …
+    tensors of a step ──► one buffer in host memory ──► device
+
+The order is that of the steps, and what is made doesn't depend on when: every depth gives the same.
+"""
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from types import TracebackType
+from concurrent.futures import Future
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-# Things made one after another in a thread beside the one that takes them, a few ahead of it.
-#
-#     thread: make(0), make(1), … ──► queue of `depth` ──► for made in ahead: …
-#
-# The order is that of the steps, and what is made doesn't depend on when: with any depth the same
-# things come out. Depth 0 makes each thing when it is taken, without a thread.
-
 Made = TypeVar("Made")
 
-_LEAVE_S = 5.0
-"""A thread that waits for labels that never come is left behind after so long; it is a daemon."""
-
-
-@dataclass(frozen=True)
-class _Failed:
-    error: BaseException
+_JOIN_S = 5.0
+"""A thread that waits for labels that never come is abandoned after so long; it is a daemon."""
+_ALIGNMENT = 64
+_HEADROOM = 1.25
 
 
 class Prefetcher(Generic[Made]):
-    """Makes what each step needs while the steps before it are taken.
+    """Makes what each step needs while the steps before it run; a context manager.
 
     Args:
         make: from a step to what it needs; called in order, from one thread alone.
         steps: for which.
-        depth: how many may lie ready, besides the one that is being made.
+        depth: how many may lie ready, besides the one that is being made; 0 makes each one when
+            it is taken, without a thread.
 
     Attributes:
-        waited_s: seconds that it took until the thing that was taken last was there.
+        waited_s: seconds that the step that was taken last waited for.
     """
 
     def __init__(self, make: Callable[[int], Made], steps: range, depth: int):
         self._make, self._steps, self._depth = make, steps, depth
-        self._ready: queue.Queue[Made | _Failed] = queue.Queue(max(depth, 1))
+        self._ready: queue.Queue[Future[Made]] = queue.Queue(max(depth, 1))
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="raybrew-ahead", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="raybrew-prefetch", daemon=True)
         self.waited_s = 0.0
 
     def __enter__(self) -> "Prefetcher[Made]":
@@ -53,19 +50,14 @@ class Prefetcher(Generic[Made]):
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
         if not self._depth:
             return
         # Room for what the thread is putting; it makes nothing after that.
         while not self._ready.empty():
             self._ready.get_nowait()
-        self._thread.join(_LEAVE_S)
+        self._thread.join(_JOIN_S)
 
     def __iter__(self) -> Iterator[Made]:
         """Yield what each step needs, waiting for it where it isn't ready.
@@ -75,36 +67,67 @@ class Prefetcher(Generic[Made]):
         """
         for step in self._steps:
             start = time.perf_counter()
-            made = self._ready.get() if self._depth else self._make(step)
+            made = self._ready.get().result() if self._depth else self._make(step)
             self.waited_s = time.perf_counter() - start
-            if isinstance(made, _Failed):
-                raise made.error
             yield made
 
     def _run(self) -> None:
         for step in self._steps:
             if self._stopped.is_set():
                 return
+            made: Future[Made] = Future()
             try:
-                made = self._make(step)
-            except BaseException as error:  # raised again by who takes it
-                self._ready.put(_Failed(error))
-                return
+                made.set_result(self._make(step))
+            except BaseException as error:  # raised again where it is taken
+                made.set_exception(error)
             self._ready.put(made)
+            if made.exception() is not None:
+                return
 
 
-# Memory that the batches of later steps use again, page-locked where a GPU reads it.
-#
-#     tensors of a step ──► one block of host memory ──► device
-#
-# A step's tensors lie in one block. Blocks are taken in turn; one comes up again when its step is
-# done, so a run keeps as many blocks as steps are on their way, whatever its length.
+class PinnedBuffers:
+    """Host memory that the steps of a run use in turn, page-locked where a GPU reads it.
 
-_ALIGNMENT = 64
-_HEADROOM = 1.25
+    The tensors of a step lie in one buffer, which is used again when its step is done: a run keeps
+    as many buffers as there are steps under way, whatever its length.
+
+    Args:
+        count: steps under way at once, the one that runs included.
+        device: where the tensors are needed.
+    """
+
+    def __init__(self, count: int, device: torch.device):
+        self._device = device
+        on_gpu = device.type == "cuda"
+        self._buffers = [_Buffer(on_gpu) for _ in range(count)]
+        self._stream = torch.cuda.Stream(device) if on_gpu else None
+
+    def bring(self, step: int, value: Any) -> tuple[Any, "torch.cuda.Event | None"]:
+        """Copy a step's tensors into its buffer and on to the device.
+
+        Args:
+            step: in rising order; the one `count` steps before is done.
+            value: tensors in host memory, within mappings, lists, tuples and dataclasses.
+
+        Returns:
+            The same with tensors on the device, and on a GPU the event after which they are there.
+        """
+        buffer = self._buffers[step % len(self._buffers)]
+        if self._stream is None:
+            buffer.begin()
+            return map_tensors(value, buffer.hold), None
+        # The current GPU is a setting of each thread.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            buffer.begin()
+            moved = map_tensors(
+                value, lambda each: buffer.hold(each).to(self._device, non_blocking=True)
+            )
+            buffer.copied = torch.cuda.Event()
+            buffer.copied.record(self._stream)
+        return moved, buffer.copied
 
 
-class _PinnedBuffer:
+class _Buffer:
     """Host memory of one step; grows to the largest step that it has held."""
 
     def __init__(self, pinned: bool):
@@ -114,7 +137,7 @@ class _PinnedBuffer:
         self.copied: torch.cuda.Event | None = None
 
     def begin(self) -> None:
-        """Make room; what the block held is no longer needed."""
+        """Start a step; what the buffer held is no longer needed."""
         if self.copied is not None:
             self.copied.synchronize()
         if self._used > len(self._memory):
@@ -124,7 +147,7 @@ class _PinnedBuffer:
         self._used = 0
 
     def hold(self, tensor: Tensor) -> Tensor:
-        """Return a copy in the block, or the tensor itself where the block is still too small."""
+        """Return a copy in the buffer, or the tensor itself where the buffer is still too small."""
         start = -(-self._used // _ALIGNMENT) * _ALIGNMENT
         self._used = start + tensor.nbytes
         if self._used > len(self._memory):
@@ -133,51 +156,12 @@ class _PinnedBuffer:
         return place.copy_(tensor)
 
 
-class PinnedBuffers:
-    """The blocks of a run.
-
-    Args:
-        count: steps that are on their way at once, the one that is taken included.
-        device: where the tensors are needed.
-    """
-
-    def __init__(self, count: int, device: torch.device):
-        self._device = device
-        self._on_gpu = device.type == "cuda"
-        self._blocks = [_PinnedBuffer(self._on_gpu) for _ in range(count)]
-        self._stream = torch.cuda.Stream(device) if self._on_gpu else None
-
-    def bring(self, step: int, value: Any) -> tuple[Any, "torch.cuda.Event | None"]:
-        """Copy a step's tensors into its block and on to the device.
-
-        Args:
-            step: in rising order; that of `count` steps before is done.
-            value: tensors in host memory, within mappings, lists, tuples and dataclasses.
-
-        Returns:
-            The same with tensors on the device, and on a GPU the event after which they are there.
-        """
-        block = self._blocks[step % len(self._blocks)]
-        if self._stream is None:
-            block.begin()
-            return map_tensors(value, block.hold), None
-        # Which GPU is current is a matter of each thread.
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            block.begin()
-            moved = map_tensors(
-                value, lambda each: block.hold(each).to(self._device, non_blocking=True)
-            )
-            block.copied = torch.cuda.Event()
-            block.copied.record(self._stream)
-        return moved, block.copied
-
-
 def wait_for(copied: "torch.cuda.Event | None", value: Any) -> None:
-    """Have the current stream use a value of `Blocks.bring` once it is there.
+    """Have the current stream use a value of `PinnedBuffers.bring` once it is there.
 
     Args:
         copied: the event that came with it; None where there is nothing to wait for.
-        value: its tensors are kept by the allocator until the stream is done with them.
+        value: the allocator keeps its tensors until the stream is done with them.
     """
     if copied is None:
         return

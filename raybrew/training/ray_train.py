@@ -28,13 +28,13 @@ from raybrew.labels.source import TeacherClient
 from raybrew.models.devices import check_device
 from raybrew.teachers.client import PoolAddress, PoolClient
 from raybrew.teachers.local import CombinedClient, LocalClient
-from raybrew.training.build import build_training, check_class_orders, ddp_options
-from raybrew.training.callbacks import Saver
+from raybrew.training.batches import StudentTask
+from raybrew.training.build import RankPlan, build_training, check_class_orders
 from raybrew.training.checkpoints import Checkpoints, CheckpointWriter
 from raybrew.training.faults import FaultCallback, fault_message
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
-from raybrew.training.ray_private import root_error
+from raybrew.training.module import ddp_options
 from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
@@ -91,7 +91,7 @@ def precompute_shares(job: ResolvedJob, local: LocalClient, world: World) -> Non
                 local.fill_share(teacher.name, split.views[teacher.view], world.rank, world.size)
     local.unload()
     # Nobody goes on before all shares are on disk.
-    world.total(torch.zeros(1, device=world.device))
+    world.all_reduce(torch.zeros(1, device=world.device))
 
 
 @contextlib.contextmanager
@@ -225,9 +225,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
     asker = client_of(job, local, pool)
     training = build_training(job, world, asker)
     if local is not None:
-        precompute_shares(job, local, world)
-    check_class_orders(job, world, asker)
-    ddp = ddp_options(training) if world.size > 1 else {}
+        precompute_shares(plan, training.tasks, local, world)
+    check_class_orders(plan, training.tasks, world, asker)
+    ddp = ddp_options(training.module, training.samples()) if world.size > 1 else {}
     training.wrapped = prepare_model(training.module, parallel_strategy_kwargs=ddp)
     _resume(training, config["checkpoints"], world, channel)
     with kept(local), CheckpointWriter(config["checkpoints"]) as writer:
@@ -237,7 +237,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, float]:
         here = [figures.hits, figures.misses, figures.dropped, local.forwards() if local else 0]
         names = ("hits", "misses", "dropped", "forwards_in_workers")
         counts = torch.tensor(here, dtype=torch.float64, device=world.device)
-        total = world.total(counts).tolist()
+        total = world.all_reduce(counts).tolist()
         values |= {f"labels/{name}": count for name, count in zip(names, total, strict=True)}
     return values
 
@@ -252,7 +252,7 @@ def _resume(
         newest = checkpoints.newest(
             lambda said: _put_event(channel, Event("checkpoint damaged", "the student", said))
         )
-    newest = world.gather(newest)[0]
+    newest = world.all_gather(newest)[0]
     if newest is not None:
         training.resume(newest)
 
@@ -291,7 +291,7 @@ class _RayHooks:
     def evaluating(self, done: int, total: int) -> None:
         self._put({"kind": "evaluating", "done": done, "total": total})
 
-    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None:
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
         # `report` is a barrier: every rank calls it.
         ray.train.report({"step": step, **values})
         if self._world.rank == 0:
@@ -300,7 +300,7 @@ class _RayHooks:
             ray.get(self._put({"kind": "values", "step": step, "values": values}))
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        self._writer.submit(snapshot)
+        self._writer.submit(snapshot.step, snapshot.write)
 
     def save_requested(self) -> bool:
         # A barrier too. A node is about to be taken away: what was not saved by then is lost.
@@ -311,11 +311,11 @@ class _RayHooks:
         if self._world.rank == 0:
             nodes, ranks = len(info.preempted_node_ids), info.preempted_ranks
             what = f"{nodes} nodes, with ranks {ranks}, are being taken away; saved at once"
-            self.survived(Event("preemption", "the student", what))
+            self.recovered(Event("preemption", "the student", what))
         return True
 
-    def survived(self, event: Event) -> None:
-        self._put(event.message())
+    def recovered(self, event: Event) -> None:
+        self._put(event_message(event))
 
     def _put(self, message: dict[str, Any]) -> ray.ObjectRef:
         return self._channel.put.remote(message)

@@ -2,9 +2,10 @@
 
     student/               what transformers loads, see models/student_files.py
     adapters.safetensors   adapters and heads, of a student with adapters; student/ has them merged
-    projections.safetensors  what brings its features to the teachers' sizes, where matches do
+    projections.safetensors  modules that are trained besides the student: projections of matches,
+                           the balancer of tasks
     optimizer.safetensors  the optimizer's tensors
-    state.json             step, optimizer settings, schedule, loss scale, figures, best score
+    state.json             step, optimizer settings, schedule, loss scale, metrics, best score
 
     training ──► Snapshot (copies, in memory) ──► write ──► folder ──► load_checkpoint ──► training
 
@@ -13,7 +14,7 @@ Dropout needs no generator state: each step seeds it with (seed, step, rank).
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -21,40 +22,38 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
 from raybrew.models.student_files import load_student, save_student
 from raybrew.models.trainable import load_trainable_state, merged_state, trainable_state
-from raybrew.training.optimization import joined_state, plain, split_state
+from raybrew.training.checkpoints import STATE
+from raybrew.training.optimization import Optimization
 
 STUDENT = "student"
-_OPTIMIZER, _STATE = "optimizer.safetensors", "state.json"
-_PROJECTIONS = "projections.safetensors"
+_OPTIMIZER = "optimizer.safetensors"
+_EXTRA_MODULES = "projections.safetensors"
 _ADAPTERS = "adapters.safetensors"
 _FORMAT = "raybrew-checkpoint-1"
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainerState:
     """How far a run is, besides its tensors.
 
     Args:
         step: steps that were taken.
-        figures: last losses and evaluation.
+        metrics: last losses and evaluation.
         score: of an evaluation at this very step; None if there was none.
         best_score: highest score so far; None before the first evaluation.
         best_step: when it was reached.
-        skipped: steps that were left out, as their gradient was not finite.
+        skipped: steps that were skipped, as their gradient was not finite.
         skipped_in_a_row: how many of them came one after another, the last time.
         last_skipped: the last of them.
     """
 
-    step: int
-    figures: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
     score: float | None = None
     best_score: float | None = None
     best_step: int = 0
@@ -62,21 +61,14 @@ class TrainerState:
     skipped_in_a_row: int = 0
     last_skipped: int = 0
 
-    @property
-    def best(self) -> dict[str, float]:
-        """The best evaluation so far, as figures; none before the first."""
-        if self.best_score is None:
-            return {}
-        return {"best/score": self.best_score, "best/step": float(self.best_step)}
-
-    def scored(self, step: int, score: float | None) -> "TrainerState":
-        """Return the progress after a step whose evaluation, if any, had this score."""
-        now = replace(self, score=score)
-        if score is None or not isfinite(score):
-            return now
-        if self.best_score is not None and score <= self.best_score:
-            return now
-        return replace(now, best_score=score, best_step=step)
+    def record_score(self, score: float | None) -> None:
+        """Record the score of an evaluation at this step; None if there was none."""
+        self.score = score
+        is_best = self.best_score is None or (score is not None and score > self.best_score)
+        if score is not None and isfinite(score) and is_best:
+            self.best_score, self.best_step = score, self.step
+        if self.best_score is not None:
+            self.metrics |= {"best/score": self.best_score, "best/step": float(self.best_step)}
 
 
 @dataclass(frozen=True)
@@ -87,9 +79,41 @@ class Snapshot:
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Tensor]
     adapters: dict[str, Tensor]
-    projections: dict[str, Tensor]
+    extra_modules: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     record: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        optimization: Optimization,
+        state: TrainerState,
+        extra_modules: nn.Module,
+    ) -> "Snapshot":
+        """Copy what a checkpoint holds.
+
+        Args:
+            model: the bare model, not its DDP wrapper.
+            tokenizer: saved with it.
+            optimization: optimizer, schedule and loss scale.
+            state: how far the run is.
+            extra_modules: what is trained besides the model.
+        """
+        tensors, settings = optimization.state()
+        progress = asdict(state)
+        # The name in the file is that of the format.
+        progress["figures"] = progress.pop("metrics")
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            weights=_copied(merged_state(model)),
+            adapters=_copied(trainable_state(model)),
+            extra_modules=_copied(extra_modules.state_dict()),
+            optimizer=_copied(tensors),
+            record={"format": _FORMAT, "progress": progress, **settings},
+        )
 
     @property
     def step(self) -> int:
@@ -101,61 +125,28 @@ class Snapshot:
         save_student(self.model, self.tokenizer, folder / STUDENT, self.weights)
         if self.adapters:
             save_file(self.adapters, folder / _ADAPTERS)
-        if self.projections:
-            save_file(self.projections, folder / _PROJECTIONS)
+        if self.extra_modules:
+            save_file(self.extra_modules, folder / _EXTRA_MODULES)
         save_file(self.optimizer, folder / _OPTIMIZER)
-        (folder / _STATE).write_text(json.dumps(self.record, indent=1))
-
-
-def snapshot(
-    *,
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    progress: TrainerState,
-    projections: nn.Module | None = None,
-    scaler: GradScaler | None = None,
-) -> Snapshot:
-    """Copy what a checkpoint holds.
-
-    Args:
-        model: the bare model, not its DDP wrapper.
-        tokenizer: saved beside it.
-        optimizer: its tensors and settings.
-        scheduler: its position.
-        progress: how far the run is.
-        projections: of the student's matches.
-        scaler: of fp16's losses; its state is empty with other precisions.
-    """
-    tensors, settings = split_state(optimizer)
-    return Snapshot(
-        model=model,
-        tokenizer=tokenizer,
-        weights=_copied(merged_state(model)),
-        adapters=_copied(trainable_state(model)),
-        projections={} if projections is None else _copied(projections.state_dict()),
-        optimizer=_copied(tensors),
-        record={
-            "format": _FORMAT,
-            "progress": asdict(progress),
-            "optimizer": settings,
-            "scheduler": plain(scheduler.state_dict()),
-            "scaler": {} if scaler is None else scaler.state_dict(),
-        },
-    )
+        (folder / STATE).write_text(json.dumps(self.record, indent=1))
 
 
 def load_checkpoint(
     folder: Path,
-    *,
     model: nn.Module,
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    projections: nn.Module | None = None,
-    scaler: GradScaler | None = None,
+    optimization: Optimization,
+    extra_modules: nn.Module,
+    *,
+    own_settings: bool = False,
 ) -> TrainerState:
-    """Bring model, projections, optimizer, schedule and scaler to where the checkpoint left them.
+    """Restore a checkpoint into the objects that `Snapshot.take` copied it from.
+
+    Args:
+        folder: of the checkpoint.
+        model: the bare model.
+        optimization: optimizer, schedule and loss scale.
+        extra_modules: what is trained besides the model.
+        own_settings: keep this optimizer's options and peak learning rates.
 
     Returns:
         How far the run was.
@@ -164,7 +155,7 @@ def load_checkpoint(
         CheckpointError: a file is missing, damaged, or of another version or model.
     """
     try:
-        record = json.loads((folder / _STATE).read_text())
+        record = json.loads((folder / STATE).read_text())
         if record["format"] != _FORMAT:
             raise CheckpointError(
                 f"checkpoint {folder}: expected format {_FORMAT}, got {record['format']}"
@@ -174,12 +165,10 @@ def load_checkpoint(
             load_trainable_state(model, load_file(folder / _ADAPTERS))
         else:
             load_student(model, folder / STUDENT)
-        _load_projections(folder, projections)
-        optimizer.load_state_dict(joined_state(record["optimizer"], tensors))
-        scheduler.load_state_dict(record["scheduler"])
-        if scaler is not None:
-            scaler.load_state_dict(record["scaler"])
-        return TrainerState(**record["progress"])
+        _load_extra_modules(folder, extra_modules)
+        optimization.load_state(tensors, record, own_settings=own_settings)
+        progress = dict(record["progress"])
+        return TrainerState(metrics=progress.pop("figures"), **progress)
     except (
         OSError,
         ValueError,
@@ -193,14 +182,9 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint {folder}: can't be read back: {error!r}") from error
 
 
-def read_score(folder: Path) -> float | None:
-    """Return the score of the evaluation at a checkpoint's step, if it had one."""
-    return json.loads((folder / _STATE).read_text())["progress"]["score"]
-
-
-def _load_projections(folder: Path, projections: nn.Module | None) -> None:
-    expected = {} if projections is None else projections.state_dict()
-    path = folder / _PROJECTIONS
+def _load_extra_modules(folder: Path, extra_modules: nn.Module) -> None:
+    expected = extra_modules.state_dict()
+    path = folder / _EXTRA_MODULES
     found = load_file(path) if path.exists() else {}
     shapes = {name: tuple(value.shape) for name, value in expected.items()}
     if shapes != {name: tuple(value.shape) for name, value in found.items()}:
@@ -209,8 +193,7 @@ def _load_projections(folder: Path, projections: nn.Module | None) -> None:
             f"balancing keeps ({', '.join(expected) or 'none'}), got {', '.join(found) or 'none'}; "
             "resume with the matches and the mixing that the run began with"
         )
-    if projections is not None:
-        projections.load_state_dict(found)
+    extra_modules.load_state_dict(found)
 
 
 def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

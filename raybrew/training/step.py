@@ -1,21 +1,21 @@
-"""One optimizer step of the student on this rank's part of its global batches.
+"""One optimizer step of the student on this rank's part of its global batches, and steps that fail.
 
-And steps that fail.
+    micro-batch ──► forward ──► adaptor ──► objective (numerators) ──► ÷ global denominators ──►
+    balancing of tasks ──► backward (gradients are summed over micro-batches, averaged over batches
+    and ranks) ──► clip ──► update
+
+The denominators are known before the forward pass: they are counts over the whole global batch.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from raybrew.config import TrainingConfig
 from raybrew.errors import Event, TrainingError
@@ -24,17 +24,9 @@ from raybrew.models.pretrained import first_line
 from raybrew.objective import Objective, SoftLabels, TrainProgress
 from raybrew.objective.balancing import Balancer, TaskGradients
 from raybrew.training.module import StudentModuleOutput
-from raybrew.training.optimization import AUTOCAST
+from raybrew.training.optimization import Optimization
 from raybrew.training.snapshot import TrainerState
 from raybrew.training.world import World
-
-# One optimizer step of the student on this rank's part of its global batches.
-#
-#     micro-batch ──► forward ──► adaptor ──► objective (numerators) ──► ÷ global denominators ──►
-# balancing of tasks ──► backward (gradients are summed over micro-batches, averaged over batches
-# and ranks) ──► clip ──► step
-#
-# The denominators are known before the forward pass: they are counts over the whole global batch.
 
 
 @dataclass(frozen=True)
@@ -82,38 +74,30 @@ class StudentStep:
     Args:
         model: a `StudentModule`, or DDP around it.
         objectives: one a task.
-        optimizer: over the module's parameters.
-        scheduler: of the learning rate.
+        optimization: over the module's parameters.
         world: this rank.
-        max_grad_norm: clips the gradient of the whole module.
-        precision: autocast of the forward.
-        balancer: of the module; weighs its tasks' losses.
-        apart: takes the gradients of each batch apart and mixes them; they are added up if None.
-        scaler: of fp16's losses.
+        per_task_gradients: keeps the gradients of each batch apart and combines them; None for
+            their sum.
+
+    Attributes:
+        skipped: whether the last step was skipped, as its gradient was not finite.
     """
 
     def __init__(
         self,
         model: nn.Module,
         objectives: Sequence[Objective],
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
+        optimization: Optimization,
         world: World,
-        *,
-        max_grad_norm: float | None,
-        precision: str,
-        balancer: Balancer | None = None,
-        apart: TaskGradients | None = None,
-        scaler: GradScaler | None = None,
+        per_task_gradients: TaskGradients | None = None,
     ):
         self._model, self._objectives = model, objectives
-        self._optimizer, self._scheduler, self._world = optimizer, scheduler, world
-        self._max_grad_norm, self._precision = max_grad_norm, precision
+        self._optimization, self._world = optimization, world
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._balancer, self._apart = balancer or Balancer(), apart
-        self._scaler = scaler or GradScaler(enabled=False)
+        bare: Any = model.module if isinstance(model, DistributedDataParallel) else model
+        self._balancer: Balancer = bare.balancer
+        self._per_task_gradients = per_task_gradients
         self.skipped = False
-        """Whether the last step was left out, because its gradient was not finite."""
 
     def __call__(
         self, batches: Sequence[StepBatch], position: TrainProgress
@@ -125,7 +109,7 @@ class StudentStep:
             position: where in the run this is.
 
         Returns:
-            Of each batch, this rank's numerators of each term, detached; their sum over ranks
+            For each batch, this rank's numerators of each term, detached; their sum over ranks
             divided by the denominators is the loss.
         """
         self._balancer.enter(position.epoch)
@@ -133,8 +117,8 @@ class StudentStep:
             self._backward(batch, len(batches), position, last=number == len(batches) - 1)
             for number, batch in enumerate(batches)
         ]
-        if self._apart is not None:
-            self._apart.put_back(position.step)
+        if self._per_task_gradients is not None:
+            self._per_task_gradients.put_back(position.step)
         if self._balancer.observes:
             self._observe(batches, sums, position)
         self._update(sums)
@@ -145,22 +129,43 @@ class StudentStep:
     ) -> dict[str, Tensor]:
         """Add a batch's gradients; ranks sync with the step's last pass, or with each batch's."""
         sums: dict[str, Tensor] = {}
-        passes = len(batch.micro_batches)
-        sync = last or self._apart is not None
+        objective, passes = self._objectives[batch.task], len(batch.micro_batches)
+        # DDP averages over ranks; the denominators already count all of them.
+        scale = batch.weight * self._world.size / num_batches
+        sync = last or self._per_task_gradients is not None
         for number, micro in enumerate(batch.micro_batches):
             with self._sync(sync and number == passes - 1):
                 numerators, balance = self._forward(batch.task, micro, position)
-                loss = self._objectives[batch.task].total(numerators, batch.denominators, position)
+                loss = objective.total(numerators, batch.denominators, position)
                 share = 1 / (passes * self._world.size)
                 loss = self._balancer.weigh(loss, batch.task, balance, share)
-                # DDP averages over ranks; the denominators already count all of them.
-                loss = loss * (batch.weight * self._world.size / num_batches)
-                self._scaler.scale(loss).backward()
+                self._optimization.amp.scaler.scale(loss * scale).backward()
             for name, numerator in numerators.items():
                 sums[name] = sums.get(name, 0) + numerator.detach()
-        if self._apart is not None:
-            self._apart.take()
+        if self._per_task_gradients is not None:
+            self._per_task_gradients.take()
         return sums
+
+    def _forward(
+        self, task: int, batch: MicroBatch, position: TrainProgress
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        with self._optimization.amp.autocast():
+            output: StudentModuleOutput = self._model(dict(batch.inputs), batch.labels, task)
+        numerators = self._objectives[task].numerators(
+            output.view,
+            batch.soft,
+            position,
+            batch.row_keys,
+            batch.route,
+            output.features,
+            batch.alignment,
+        )
+        return numerators, output.balance
+
+    def _sync(self, sync: bool) -> AbstractContextManager[Any]:
+        if isinstance(self._model, DistributedDataParallel) and not sync:
+            return self._model.no_sync()
+        return nullcontext()
 
     def _observe(
         self,
@@ -172,68 +177,30 @@ class StudentStep:
             self._objectives[batch.task].total(each, batch.denominators, position)
             for batch, each in zip(batches, sums, strict=True)
         ]
-        for batch, loss in zip(batches, self._world.total(torch.stack(local)), strict=True):
+        for batch, loss in zip(batches, self._world.all_reduce(torch.stack(local)), strict=True):
             self._balancer.observe(batch.task, loss)
 
-    def _forward(
-        self, task: int, batch: MicroBatch, position: TrainProgress
-    ) -> tuple[dict[str, Tensor], Tensor | None]:
-        device = self._world.device.type
-        dtype = AUTOCAST.get(self._precision)
-        with torch.autocast(device, dtype, enabled=dtype is not None):
-            answer: StudentModuleOutput = self._model(dict(batch.inputs), batch.labels, task)
-        return self._objectives[task].numerators(
-            answer.view,
-            batch.soft,
-            position,
-            batch.row_keys,
-            batch.route,
-            answer.features,
-            batch.alignment,
-        ), answer.balance
-
-    def _sync(self, last: bool) -> AbstractContextManager[Any]:
-        if isinstance(self._model, DistributedDataParallel) and not last:
-            return self._model.no_sync()
-        return nullcontext()
-
     def _update(self, sums: Sequence[Mapping[str, Tensor]]) -> None:
-        self._scaler.unscale_(self._optimizer)
         # The gradient is the same on every rank, and so is what is done about it.
-        finite = bool(self._gradient_norm().isfinite())
+        finite = bool(self._optimization.clip(self._parameters).isfinite())
         self.skipped = not finite and not self._overflowed(sums)
-        if not finite:
-            with warnings.catch_warnings():
-                # PyTorch takes a first step that was left out for the calls in the wrong order.
-                warnings.filterwarnings(
-                    "ignore", "Detected call of `lr_scheduler.step", UserWarning
-                )
-                self._scheduler.step()
+        if finite:
+            self._optimization.step()
         else:
-            self._scaler.step(self._optimizer)
-            self._scheduler.step()
-        self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+            self._optimization.skip()
 
     def _overflowed(self, sums: Sequence[Mapping[str, Tensor]]) -> bool:
-        """Whether the scale alone was too much for the gradient: finding it costs such steps."""
-        if not self._scaler.is_enabled() or self._scaler.get_scale() <= 1:
+        """Whether only the loss scale was too large: finding the right one costs such steps."""
+        scaler = self._optimization.amp.scaler
+        if not scaler.is_enabled() or scaler.get_scale() <= 1:
             return False
         # A collective: every rank gets here in the same step.
         local = torch.stack([value.sum() for each in sums for value in each.values()])
-        return bool(self._world.total(local).isfinite().all())
-
-    def _gradient_norm(self) -> Tensor:
-        if self._max_grad_norm is not None:
-            return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return bool(self._world.all_reduce(local).isfinite().all())
 
 
-# What a gradient that is not finite does to a run; a pure decision, the same on every rank.
-
-MAX_IN_A_ROW = 25
-"""After so many the weights themselves are taken to be broken."""
+MAX_SKIPPED_IN_A_ROW = 25
+"""After so many skipped steps the weights themselves are taken to be broken."""
 
 
 def check_finite_losses(step: int, losses: Mapping[str, float]) -> None:
@@ -259,48 +226,38 @@ def check_finite_losses(step: int, losses: Mapping[str, float]) -> None:
         )
 
 
-def skip_step(
-    progress: TrainerState, step: int, on_nan: str, losses: Mapping[str, float]
-) -> tuple[TrainerState, Event]:
-    """Return the run's progress and an event, for a step that is left out.
+def record_skipped_step(state: TrainerState, on_nan: str, losses: Mapping[str, float]) -> Event:
+    """Count a step that was skipped, as its gradient was not finite; the same on every rank.
 
     Args:
-        progress: before it.
-        step: its number, from 1.
+        state: after the step.
         on_nan: the job's `training.on_nan`.
         losses: of the global batch, for the message.
 
+    Returns:
+        What happened.
+
     Raises:
-        TrainingError: such steps are not to be left out, or too many came one after another.
+        TrainingError: such steps are not to be skipped, or too many came one after another.
     """
-    in_a_row = progress.skipped_in_a_row + 1 if progress.last_skipped == step - 1 else 1
-    said = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-    if on_nan == "stop" or in_a_row > MAX_IN_A_ROW:
+    step = state.step
+    in_a_row = state.skipped_in_a_row + 1 if state.last_skipped == step - 1 else 1
+    values = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    if on_nan == "stop" or in_a_row > MAX_SKIPPED_IN_A_ROW:
         raise TrainingError(
-            f"training, step {step}: expected a finite gradient, got NaN or infinity ({said}). "
+            f"training, step {step}: expected a finite gradient, got NaN or infinity ({values}). "
             "Lower training.learning_rate, set training.max_grad_norm, or leave such steps out "
-            f"with training.on_nan: skip (at most {MAX_IN_A_ROW} in a row)"
+            f"with training.on_nan: skip (at most {MAX_SKIPPED_IN_A_ROW} in a row)"
         )
-    event = Event(
-        "gradient not finite", f"step {step}", f"the step was left out on every worker ({said})"
-    )
-    return (
-        replace(
-            progress,
-            skipped=progress.skipped + 1,
-            skipped_in_a_row=in_a_row,
-            last_skipped=step,
-        ),
-        event,
-    )
-
-
-# Out of memory in the student's own work: an error that says what to change. No Ray.
+    state.skipped += 1
+    state.skipped_in_a_row, state.last_skipped = in_a_row, step
+    what = f"the step was left out on every worker ({values})"
+    return Event("gradient not finite", f"step {step}", what)
 
 
 @contextmanager
 def step_memory(config: TrainingConfig, world_size: int) -> Iterator[None]:
-    """Make an error of memory in a step one that says what to change.
+    """Turn an error of memory in a step into one that says what to change.
 
     Raises:
         TrainingError: in its place. The same step would need as much again, so that no restart
@@ -323,7 +280,7 @@ def step_memory(config: TrainingConfig, world_size: int) -> Iterator[None]:
 
 @contextmanager
 def evaluation_memory(config: TrainingConfig) -> Iterator[None]:
-    """Make an error of memory in an evaluation one that says what to change; see `step_memory`."""
+    """Turn an error of memory in an evaluation into one that says what to change."""
     size = config.eval_batch_size
     with _explained("an evaluation", [f"training.eval_batch_size below {size}, with --resume"]):
         yield

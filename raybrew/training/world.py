@@ -1,7 +1,4 @@
-"""This rank among the ranks that train together.
-
-And its random numbers. Plain torch.distributed.
-"""
+"""This rank among the ranks that train together, and its random numbers. No Ray."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# The ranks that train one student together, seen from one of them. Plain torch.distributed.
-
 
 @dataclass(frozen=True)
 class World:
-    """This rank and its sisters.
+    """This rank and the others. Its methods are collectives: every rank calls them alike.
 
     Args:
         rank: from 0.
@@ -28,23 +23,23 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def total(self, values: Tensor) -> Tensor:
-        """Return the sum over ranks; a collective where there are several."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Return the sum over ranks."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
         return values
 
-    def of_rank_0(self, value: float) -> float:
-        """Return rank 0's value on every rank; a collective."""
+    def broadcast(self, value: float) -> float:
+        """Return rank 0's value on every rank."""
         if self.size == 1:
             return value
         shared = torch.tensor(value, dtype=torch.float32, device=self.device)
         dist.broadcast(shared, src=0)
         return float(shared)
 
-    def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in the order of the ranks; a collective."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of the ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -52,11 +47,10 @@ class World:
         return values
 
 
-# What a step draws, such as dropout: a function of (seed, step, rank) alone.
-
-
 def seed_step_rng(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Seed PyTorch for a step: a resumed run draws what it would have drawn.
+
+    What a step draws, such as dropout, is thus a function of (seed, step, rank) alone.
 
     Args:
         seed: of the run.

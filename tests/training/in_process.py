@@ -12,10 +12,9 @@ from raybrew.labels.remote import StoreSpec
 from raybrew.runs.resolve import resolve_job
 from raybrew.teachers.replica import Replica
 from raybrew.training.build import build_training
-from raybrew.training.callbacks import Saver
+from raybrew.training.callbacks import Hooks
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
-from raybrew.training.snapshot import Snapshot
 from raybrew.training.world import World
 
 
@@ -46,29 +45,16 @@ class LocalPool:
 
 
 @dataclass
-class Recorder:
+class Recorder(Hooks):
     """Hooks that keep the losses of every step."""
 
     values: list[dict[str, float]] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
 
-    def begin(self, step: int, num_steps: int) -> None: ...
-
     def losses(self, step: int, values: dict[str, float]) -> None:
         self.values.append(values)
 
-    def progress(self, step: int) -> None: ...
-
-    def evaluating(self, done: int, total: int) -> None: ...
-
-    def evaluated(self, step: int, values: dict[str, float], save: Saver) -> None: ...
-
-    def checkpoint(self, snapshot: Snapshot) -> None: ...
-
-    def save_requested(self) -> bool:
-        return False
-
-    def survived(self, event: Event) -> None:
+    def recovered(self, event: Event) -> None:
         self.events.append(event)
 
     def term(self, task: str, term: str = "loss") -> list[float]:

@@ -11,9 +11,7 @@ from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.labels.source import LabelSource, TeacherLabels
-from raybrew.teachers.teacher import ResolvedTeacher
-from raybrew.training.batches import batch_facts, micro_batches_of
-from raybrew.training.job import ResolvedTask
+from raybrew.training.batches import StudentTask, batch_counts, micro_batches_of
 from raybrew.training.world import World
 
 TOKENS, BATCH = 6, 8
@@ -100,10 +98,10 @@ def elements_read(num_rows: int) -> int:
     answers = source.get(0)
     micros = micro_batches_of(task, rows, answers, world=World(), passes=2, padding=Padding(0))
     assert sum(len(micro.labels) for micro in micros) == BATCH
-    facts = batch_facts(task, rows, 1, 2)
-    assert facts.unreached == 0
-    assert facts.lengths is not None
-    assert facts.lengths.tolist() == [TOKENS] * BATCH
+    counts = batch_counts(task, rows, 1, 2)
+    assert counts.unreached == 0
+    assert counts.lengths is not None
+    assert counts.lengths.tolist() == [TOKENS] * BATCH
     return Counted.read
 
 

@@ -145,7 +145,7 @@ def test_only_damaged_ones_are_an_error(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
         flip(checkpoints.write(step, fill()) / "student" / "model.safetensors")
-    with pytest.raises(rb.CheckpointError, match=r"step-00000002.*step-00000001.*begin anew"):
+    with pytest.raises(rb.CheckpointError, match=r"step-00000002.*step-00000001.*the beginning"):
         checkpoints.newest(lambda _: None)
 
 

@@ -95,8 +95,7 @@ def test_fp16_finds_its_scale_and_a_resumed_run_has_it(models, store, tmp_path, 
     monkeypatch.setattr("raybrew.training.optimization.FIRST_SCALE", 2.0**30)
     training, _ = fresh(models, store, tmp_path / "1", precision="fp16")
     whole, losses = trained(training)
-    assert training.scaler is not None
-    scale = training.scaler.get_scale()
+    scale = training.optimization.amp.scaler.get_scale()
     assert 1 < scale < 2.0**30
     first, _ = fresh(models, store, tmp_path / "2", precision="fp16")
     stop = _Stop(first, 4, tmp_path / "checkpoint")
@@ -286,7 +285,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_or_ends_the_run(models, store
     assert len(recorder.events) == figures["train/skipped_steps"]
     assert 0 < figures["train/skipped_steps"] < STEPS
     assert all(torch.isfinite(value).all() for value in training.model.state_dict().values())
-    assert training.scheduler.state_dict()["last_epoch"] == STEPS
+    assert training.optimization.scheduler.state_dict()["last_epoch"] == STEPS
     training, _ = build(nan_job(models, store), tmp_path / "2")
     with pytest.raises(rb.TrainingError, match=r"step \d+: expected a finite gradient.*loss nan"):
         training.run(Recorder())

@@ -8,7 +8,9 @@ from transformers.trainer_utils import SchedulerType
 
 import raybrew as rb
 from raybrew.training.optimization import (
-    OptimizerSettings,
+    Amp,
+    Optimization,
+    build_optimization,
     build_optimizer,
     build_scheduler,
     check_optimization,
@@ -122,7 +124,7 @@ def test_the_learning_rate_of_each_step(name):
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
-        ({"momentun": 0.9}, r"'momentun'; did you mean 'momentum'\?"),
+        ({"momentun": 0.9}, r"'momentun'\. Did you mean 'momentum'\?"),
         ({"betas": (0.9, 0.98)}, "'betas'"),
         # The job has a field of its own for it.
         ({"lr": 0.1}, "'lr'"),
@@ -162,53 +164,83 @@ def test_frozen_parameters_are_not_among_those_that_learn():
 STEPS = 20
 
 
-def made(learning_rate: float, **options: float):
+def made(learning_rate: float, **options: float) -> tuple[nn.Module, Optimization]:
     config = rb.TrainingConfig(
         num_steps=STEPS, learning_rate=learning_rate, optimizer_options=options
     )
     torch.manual_seed(0)
     model = nn.Linear(4, 2)
-    optimizer = build_optimizer(model, config)
-    return model, optimizer, build_scheduler(optimizer, config, STEPS)
+    return model, build_optimization(model, config, STEPS, torch.device("cpu"))
 
 
-def train(model, optimizer, scheduler, steps: int) -> list[float]:
+def train(model: nn.Module, optimization: Optimization, steps: int) -> list[float]:
     rates = []
     for _ in range(steps):
-        optimizer.zero_grad()
         model(torch.ones(3, 4)).square().sum().backward()
-        optimizer.step()
-        scheduler.step()
-        rates.append(scheduler.get_last_lr()[0])
+        optimization.step()
+        rates.append(optimization.learning_rate)
     return rates
 
 
+def moments(optimization: Optimization) -> list[torch.Tensor]:
+    return [state["exp_avg"] for state in optimization.optimizer.state.values()]
+
+
 def test_state_is_taken_over_and_settings_stay():
-    donor = made(1e-3, weight_decay=0.1)
-    train(*donor, 7)
+    donor, donated = made(1e-3, weight_decay=0.1)
+    train(donor, donated, 7)
     expected = train(*made(4e-3, weight_decay=0.3), STEPS)
-    model, optimizer, scheduler = made(4e-3, weight_decay=0.3)
-    settings = OptimizerSettings.of(optimizer)
-    model.load_state_dict(donor[0].state_dict())
-    optimizer.load_state_dict(donor[1].state_dict())
-    scheduler.load_state_dict(donor[2].state_dict())
-    settings.restore(optimizer, scheduler)
-    assert optimizer.param_groups[0]["weight_decay"] == 0.3
-    moments = [state["exp_avg"] for state in optimizer.state.values()]
-    taken = [state["exp_avg"] for state in donor[1].state.values()]
-    assert all(torch.equal(a, b) for a, b in zip(moments, taken, strict=True))
-    # The learning rate is where its own schedule is after seven steps, and goes on from there.
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(expected[6])
-    assert train(model, optimizer, scheduler, STEPS - 7) == pytest.approx(expected[7:])
+    model, optimization = made(4e-3, weight_decay=0.3)
+    model.load_state_dict(donor.state_dict())
+    optimization.load_state(*donated.state(), own_settings=True)
+    group = optimization.optimizer.param_groups[0]
+    assert group["weight_decay"] == 0.3
+    pairs = zip(moments(optimization), moments(donated), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    # The learning rate is where its own schedule is after seven steps, and continues from there.
+    assert group["lr"] == pytest.approx(expected[6])
+    assert train(model, optimization, STEPS - 7) == pytest.approx(expected[7:])
 
 
 def test_the_same_settings_change_no_bit():
     one, other = made(1e-3), made(1e-3)
     train(*one, 5)
-    settings = OptimizerSettings.of(other[1])
-    other[1].load_state_dict(one[1].state_dict())
-    other[2].load_state_dict(one[2].state_dict())
-    settings.restore(other[1], other[2])
-    assert [g["lr"] for g in other[1].param_groups] == [g["lr"] for g in one[1].param_groups]
-    assert other[2].get_last_lr() == one[2].get_last_lr()
+    other[1].load_state(*one[1].state(), own_settings=True)
+    rates = [[g["lr"] for g in each.optimizer.param_groups] for _, each in (one, other)]
+    assert rates[0] == rates[1]
+    schedulers = [each.scheduler for _, each in (one, other)]
+    assert schedulers[0] is not None
+    assert schedulers[1] is not None
+    assert schedulers[0].get_last_lr() == schedulers[1].get_last_lr()
     assert train(*other, 3) == train(*one, 3)
+
+
+def test_without_own_settings_those_of_the_state_are_taken():
+    donor, donated = made(1e-3, weight_decay=0.1)
+    rates = train(donor, donated, 7)
+    model, optimization = made(4e-3, weight_decay=0.3)
+    optimization.load_state(*donated.state())
+    assert optimization.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert optimization.learning_rate == rates[-1]
+    assert train(model, optimization, 3) == train(donor, donated, 3)
+
+
+def test_a_skipped_step_leaves_parameters_and_moves_the_schedule():
+    (model, optimization), (_, other) = made(1e-3), made(1e-3)
+    before = [p.detach().clone() for p in model.parameters()]
+    model(torch.ones(3, 4)).square().sum().backward()
+    optimization.skip()
+    assert all(torch.equal(b, p) for b, p in zip(before, model.parameters(), strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    other.step()
+    assert optimization.learning_rate == other.learning_rate > 0
+
+
+def test_without_a_schedule_the_learning_rate_is_constant():
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimization = Optimization(optimizer, None, Amp(None, torch.device("cpu")))
+    assert train(model, optimization, 3) == [0.5] * 3
+    tensors, record = optimization.state()
+    assert record["scheduler"] is None
+    optimization.load_state(tensors, record)

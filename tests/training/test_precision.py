@@ -81,8 +81,7 @@ def test_layers_compute_in_the_precision_and_weights_stay_in_float32(
     assert watched.evaluated_in == {torch.float32}
     assert {grad.dtype for grad in watched.gradients} == {torch.float32}
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
-    assert training.scaler is not None
-    assert training.scaler.is_enabled() is (precision == "fp16")
+    assert training.optimization.amp.scaler.is_enabled() is (precision == "fp16")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -163,12 +162,11 @@ def test_a_step_that_overflows_is_left_out_halves_the_scale_and_shows_in_the_fig
     assert scales == [2.0 ** (32 - n) for n in range(1, overflows + 1)] + [
         2.0 ** (32 - overflows)
     ] * (14 - overflows)
-    assert training.scaler is not None
-    assert figures["train/loss_scale"] == scales[-1] == training.scaler.get_scale()
+    assert figures["train/loss_scale"] == scales[-1] == training.optimization.amp.scaler.get_scale()
     # No fault of the run: nothing is reported, and the schedule goes on.
     assert recorder.events == []
     assert "train/skipped_steps" not in figures
-    assert training.scheduler.state_dict()["last_epoch"] == 14
+    assert training.optimization.scheduler.state_dict()["last_epoch"] == 14
 
 
 def test_a_scale_is_a_figure_of_fp16_alone(models, store, tmp_path):

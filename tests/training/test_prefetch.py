@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "raybrew-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name == "raybrew-prefetch"]
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
@@ -31,8 +31,8 @@ def test_everything_comes_in_order_and_not_too_far_ahead(depth):
         made.append(step)
         return step * step
 
-    with Prefetcher(make, range(4, 12), depth) as ahead:
-        for taken, value in enumerate(ahead, start=1):
+    with Prefetcher(make, range(4, 12), depth) as prefetcher:
+        for taken, value in enumerate(prefetcher, start=1):
             assert value == (taken + 3) ** 2
             # Those that lie ready and the one that is being put, besides those that were taken.
             assert len(made) <= taken + depth + (depth > 0)
@@ -48,12 +48,12 @@ def test_making_goes_on_while_the_step_is_taken_and_waiting_is_counted():
             slow.wait(5)
         return step
 
-    with Prefetcher(make, range(3), 2) as ahead:
-        steps = iter(ahead)
+    with Prefetcher(make, range(3), 2) as prefetcher:
+        steps = iter(prefetcher)
         assert [next(steps), next(steps)] == [0, 1]
         threading.Timer(0.2, slow.set).start()
         assert next(steps) == 2
-        assert ahead.waited_s > 0.15
+        assert prefetcher.waited_s > 0.15
 
 
 @pytest.mark.parametrize("depth", [0, 2])
@@ -63,8 +63,8 @@ def test_an_error_comes_up_at_its_own_step(depth):
             raise rb.LabelError("no label for step 2")
         return step
 
-    with Prefetcher(make, range(5), depth) as ahead:
-        steps = iter(ahead)
+    with Prefetcher(make, range(5), depth) as prefetcher:
+        steps = iter(prefetcher)
         assert [next(steps), next(steps)] == [0, 1]
         with pytest.raises(rb.LabelError, match="no label for step 2"):
             next(steps)
@@ -75,8 +75,8 @@ def test_leaving_early_ends_the_thread():
     made: list[int] = []
 
     def interrupted() -> None:
-        with Prefetcher(made.append, range(1000), 2) as ahead:
-            next(iter(ahead))
+        with Prefetcher(made.append, range(1000), 2) as prefetcher:
+            next(iter(prefetcher))
             time.sleep(0.05)
             raise KeyboardInterrupt
 
@@ -117,10 +117,10 @@ def tensors(value) -> list[torch.Tensor]:
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(2, 4))
 def test_a_block_keeps_every_value_until_its_turn_comes_again(sizes, count):
-    blocks = PinnedBuffers(count, CPU)
+    buffers = PinnedBuffers(count, CPU)
     alive: list[tuple[int, Batch]] = []
     for step, size in enumerate(sizes):
-        moved, copied = blocks.bring(step, batch(step, size))
+        moved, copied = buffers.bring(step, batch(step, size))
         assert copied is None
         alive = [*alive, (step, moved)][-count:]
         for earlier, got in alive:
@@ -133,12 +133,12 @@ def test_a_block_keeps_every_value_until_its_turn_comes_again(sizes, count):
 
 
 def test_memory_is_used_again_and_again():
-    blocks = PinnedBuffers(2, CPU)
+    buffers = PinnedBuffers(2, CPU)
     places = []
     for step in range(12):
-        moved, _ = blocks.bring(step, batch(step, 8))
+        moved, _ = buffers.bring(step, batch(step, 8))
         places.append([each.data_ptr() for each in tensors(moved)])
-    # The first round says how much is needed; from then on two blocks serve all steps.
+    # The first round says how much is needed; from then on two buffers serve all steps.
     assert places[2:] == places[2:4] * 5
     assert not {p for each in places[2:3] for p in each} & {p for each in places[3:4] for p in each}
 
@@ -170,15 +170,15 @@ def test_a_run_with_batches_made_ahead_is_bit_for_bit_the_run_without(models, tm
     trained(models, tmp_path / "0", tmp_path / "store", prefetch=0)
     plain, losses, _ = trained(models, tmp_path / "1", tmp_path / "store", prefetch=0)
     for prefetch in (1, 5):
-        ahead, same, _ = trained(
+        prefetched, same, _ = trained(
             models, tmp_path / f"{prefetch}", tmp_path / "store", prefetch=prefetch
         )
         assert same.term("sum") == losses.term("sum")
-        state = ahead.model.state_dict()
+        state = prefetched.model.state_dict()
         assert all(torch.equal(v, state[k]) for k, v in plain.model.state_dict().items())
-        assert ahead.labels is not None
+        assert prefetched.labels is not None
         assert plain.labels is not None
-        assert ahead.labels.counts == plain.labels.counts
+        assert prefetched.labels.figures == plain.labels.figures
 
 
 def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_path):
@@ -215,15 +215,15 @@ class SlowSteps(Recorder):
 
 def total_waits(models, folder, store, monkeypatch, prefetch: int) -> list[tuple[float, float]]:
     """Return the seconds that the student waited, and that it ran, up to each step."""
-    make, made = BatchBuilder.make, []
+    build_step, made = BatchBuilder.build, []
 
-    def slow_make(self: BatchBuilder, step: int) -> ReadyStep:
+    def slow_build(self: BatchBuilder, step: int) -> ReadyStep:
         time.sleep(MAKING_S)
-        ready = make(self, step)
+        ready = build_step(self, step)
         made.append(step)
         return ready
 
-    monkeypatch.setattr(BatchBuilder, "make", slow_make)
+    monkeypatch.setattr(BatchBuilder, "build", slow_build)
     config = rb.TrainingConfig(num_steps=NUM_STEPS, batch_size=16, prefetch=prefetch)
     recorder = SlowSteps(made) if prefetch else Recorder()
     build(make_job(models, store, training=config), folder)[0].run(recorder)

@@ -32,7 +32,7 @@ STEP = multiprocessing.get_context("fork").Value("i", 0)
 pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 
-class Hooks(Recorder):
+class Writing(Recorder):
     """Writes checkpoints as a rank does, and takes its time, so that faults find it at work."""
 
     def __init__(self, writer: CheckpointWriter):
@@ -44,7 +44,7 @@ class Hooks(Recorder):
         time.sleep(STEP_S)
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        self._writer.submit(snapshot)
+        self._writer.submit(snapshot.step, snapshot.write)
 
 
 def train(training, folder: Path, said: Path) -> None:
@@ -62,7 +62,7 @@ def train(training, folder: Path, said: Path) -> None:
     if newest is not None:
         training.resume(newest)
     with CheckpointWriter(checkpoints) as writer:
-        training.run(Hooks(writer))
+        training.run(Writing(writer))
     save_file(training.model.state_dict(), folder.parent / "final.safetensors")
     os._exit(0)
 

@@ -112,7 +112,7 @@ def test_bfloat16_labels_are_near_those_of_float32(models, store, tmp_path):
 
 def test_a_projection_has_a_group_of_its_own(models, store, tmp_path):
     training, _ = made(models, store, tmp_path, [*MATCHES, CUSTOM])
-    groups = training.optimizer.param_groups
+    groups = training.optimization.optimizer.param_groups
     assert [group["initial_lr"] for group in groups] == [1e-3, 5e-3, 1e-3]
     assert [len(group["params"]) for group in groups[1:]] == [2, 2]
     in_groups = {id(p) for group in groups for p in group["params"]}

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 import raybrew as rb
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.tasks.adaptors import View
-from raybrew.training.build import ddp_options
 from raybrew.training.loop import StudentTraining
+from raybrew.training.module import ddp_options
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model
 from tests.training import user_adaptors
 from tests.training.in_process import Recorder, build
@@ -95,7 +95,8 @@ def test_ddp_does_not_wait_for_an_adaptors_losses_or_logits_that_no_term_reads(t
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
         training.wrapped = DistributedDataParallel(
-            training.module, find_unused_parameters=bool(ddp_options(training))
+            training.module,
+            find_unused_parameters=bool(ddp_options(training.module, training.samples())),
         )
         recorder = trained(training)
     finally:

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BigBirdForSequenceClassification
 
 import raybrew as rb
-from raybrew.training.build import ddp_options, unread_weights
 from raybrew.training.loop import StudentTraining
+from raybrew.training.module import ddp_options, unread_weights
 from tests.made import make_data, make_job, make_model, make_tokenizer
 from tests.models.families import family_config
 from tests.own_models import Bag, BagConfig
@@ -74,10 +74,10 @@ def test_ddp_trains_a_student_with_weights_that_it_never_reads(student, unread, 
     alone.run(Recorder())
 
     training = training_of(chosen, tmp_path / "ddp")
-    names = unread_weights(training)
+    names = unread_weights(training.module, training.samples())
     assert sorted({name.rpartition(".")[0] for name in names}) == [unread]
     before = {name: training.module.get_parameter(name).clone() for name in names}
-    options: Any = ddp_options(training)
+    options: Any = ddp_options(training.module, training.samples())
     training.wrapped = DistributedDataParallel(training.module, **options)
     training.run(Recorder())
     for name, value in training.module.named_parameters():
@@ -89,20 +89,20 @@ def test_ddp_trains_a_student_with_weights_that_it_never_reads(student, unread, 
 def test_a_student_that_reads_all_its_weights_spares_ddp_the_search(tmp_path):
     training = training_of(rb.Student(config={"num_hidden_layers": 1}), tmp_path)
     draws = torch.get_rng_state()
-    assert ddp_options(training) == {}
+    assert ddp_options(training.module, training.samples()) == {}
     assert training.module.training
     assert torch.equal(torch.get_rng_state(), draws)
     assert all(parameter.grad is None for parameter in training.module.parameters())
     for parameter in training.module.parameters():  # what is frozen is not missed
         parameter.requires_grad_(False)
-    assert unread_weights(training) == []
+    assert unread_weights(training.module, training.samples()) == []
 
 
 def test_layers_that_are_dropped_at_random_are_looked_for_in_each_step(tmp_path):
     training = training_of(rb.Student(config={"num_hidden_layers": 1}), tmp_path)
     model: Any = training.module.model
     model.config.encoder_layerdrop = 0.1
-    assert ddp_options(training) == {"find_unused_parameters": True}
+    assert ddp_options(training.module, training.samples()) == {"find_unused_parameters": True}
 
 
 def test_several_tasks_are_looked_through_in_each_step(tmp_path):
@@ -115,4 +115,4 @@ def test_several_tasks_are_looked_through_in_each_step(tmp_path):
         training=TRAINING,
     )
     training, _ = build(job, tmp_path / "data")
-    assert ddp_options(training) == {"find_unused_parameters": True}
+    assert ddp_options(training.module, training.samples()) == {"find_unused_parameters": True}
