@@ -102,7 +102,7 @@ class StudentModule(nn.Module):
 
         Args:
             inputs: arguments of the model.
-            labels: (b, …) or (b, L), as the kind of task has them.
+            labels: (b, …) or (b, L), as the task type has them.
             task: which.
         """
         if not len(labels):

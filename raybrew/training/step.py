@@ -35,8 +35,8 @@ class MicroBatch:
 
     Args:
         inputs: arguments of the model, each (b, L).
-        labels: (b, …) or (b, L), as the kind of task has them.
-        soft: what the teachers said.
+        labels: (b, …) or (b, L), as the task type has them.
+        soft: soft labels, by teacher and signal.
         row_keys: int64 (b,), half of each example's content key.
         route: int64 (b,), index of each row's teacher; None where the data doesn't name it.
         alignment: by teacher that reads tokens of its own, int64 (b, L): which of them answers

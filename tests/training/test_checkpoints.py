@@ -68,18 +68,18 @@ def test_a_damaged_newest_one_is_set_aside_for_the_one_before(tmp_path, case):
     checkpoints.write(1, fill())
     newest = checkpoints.write(2, fill())
     DAMAGE[case](newest)
-    said: list[str] = []
-    assert checkpoints.newest(said.append) == tmp_path / "step-00000001"
-    assert len(said) == 1
-    assert "step-00000002" in said[0]
+    messages: list[str] = []
+    assert checkpoints.newest(messages.append) == tmp_path / "step-00000001"
+    assert len(messages) == 1
+    assert "step-00000002" in messages[0]
     assert (tmp_path / "step-00000002.damaged").is_dir()
     # The run gets there again, and this time it is whole.
     checkpoints.write(2, fill())
-    assert checkpoints.newest(said.append) == tmp_path / "step-00000002"
-    assert len(said) == 1
+    assert checkpoints.newest(messages.append) == tmp_path / "step-00000002"
+    assert len(messages) == 1
     # It may be damaged once more.
     DAMAGE[case](newest)
-    assert checkpoints.newest(said.append) == tmp_path / "step-00000001"
+    assert checkpoints.newest(messages.append) == tmp_path / "step-00000001"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_what_differs_is_named(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(1, fill())
     flip(checkpoints.write(2, fill()) / "student" / "model.safetensors")
-    said: list[str] = []
-    checkpoints.newest(said.append)
-    assert "is damaged: student/model.safetensors differ from what was written" in said[0]
+    messages: list[str] = []
+    checkpoints.newest(messages.append)
+    assert "is damaged: student/model.safetensors differ from what was written" in messages[0]
 
 
 def test_a_step_that_is_written_once_more_replaces_what_there_was(tmp_path):

@@ -93,15 +93,15 @@ def run_padded(
     }
     assert training.labels is not None
     pool.flush()
-    kept = []
+    payloads_of_runs = []
     for source in training.labels.teachers:
         for store in source.stores.values():
             store.refresh(now=True)
             found, payload = store.read(source.view.keys)
             assert payload is not None
-            kept.append((found, payload))
+            payloads_of_runs.append((found, payload))
     weights = [parameter.detach().flatten() for parameter in training.module.parameters()]
-    return terms, torch.cat(weights), kept
+    return terms, torch.cat(weights), payloads_of_runs
 
 
 def same_at_two_paddings(

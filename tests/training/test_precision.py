@@ -51,7 +51,7 @@ def training_of(models, store, folder, precision: Any, *, distillation=None, **c
     return build(job, folder)[0]
 
 
-class Watched(Recorder):
+class Probe(Recorder):
     """Keeps the dtypes of a layer's activations and of all gradients, while training."""
 
     def __init__(self, training):
@@ -74,12 +74,12 @@ def test_layers_compute_in_the_precision_and_weights_stay_in_float32(
     models, store, tmp_path, precision
 ):
     training = training_of(models, store, tmp_path, precision)
-    watched = Watched(training)
-    training.run(watched)
-    assert watched.activations == {DTYPES[precision]}
+    probe = Probe(training)
+    training.run(probe)
+    assert probe.activations == {DTYPES[precision]}
     # What is evaluated is the student as it is saved.
-    assert watched.evaluated_in == {torch.float32}
-    assert {grad.dtype for grad in watched.gradients} == {torch.float32}
+    assert probe.evaluated_in == {torch.float32}
+    assert {grad.dtype for grad in probe.gradients} == {torch.float32}
     assert {p.dtype for p in training.model.parameters()} == {torch.float32}
     assert training.optimization.amp.scaler.is_enabled() is (precision == "fp16")
 
@@ -100,9 +100,9 @@ def test_losses_are_those_of_fp32_but_for_roundings(models, store, tmp_path, pre
 def first_gradient(models, store, folder, precision: str, monkeypatch, scale: float, **more: Any):
     monkeypatch.setattr("raybrew.training.optimization.FIRST_SCALE", scale)
     training = training_of(models, store, folder, precision, num_steps=1, **more)
-    watched = Watched(training)
-    training.run(watched)
-    (gradient,) = watched.gradients
+    probe = Probe(training)
+    training.run(probe)
+    (gradient,) = probe.gradients
     return gradient
 
 
@@ -153,7 +153,7 @@ def test_a_step_that_overflows_is_left_out_halves_the_scale_and_shows_in_the_fig
     monkeypatch.setattr("raybrew.training.optimization.FIRST_SCALE", 2.0**32)
     training = training_of(models, store, tmp_path, "fp16", num_steps=14)
     recorder = Weights(training)
-    figures = training.run(recorder)
+    metrics = training.run(recorder)
     moved = recorder.moved()
     overflows = moved.index(True)
     assert 0 < overflows < 14
@@ -162,17 +162,17 @@ def test_a_step_that_overflows_is_left_out_halves_the_scale_and_shows_in_the_fig
     assert scales == [2.0 ** (32 - n) for n in range(1, overflows + 1)] + [
         2.0 ** (32 - overflows)
     ] * (14 - overflows)
-    assert figures["train/loss_scale"] == scales[-1] == training.optimization.amp.scaler.get_scale()
+    assert metrics["train/loss_scale"] == scales[-1] == training.optimization.amp.scaler.get_scale()
     # No fault of the run: nothing is reported, and the schedule goes on.
     assert recorder.events == []
-    assert "train/skipped_steps" not in figures
+    assert "train/skipped_steps" not in metrics
     assert training.optimization.scheduler.state_dict()["last_epoch"] == 14
 
 
 def test_a_scale_is_a_figure_of_fp16_alone(models, store, tmp_path):
     for precision in ("fp32", "bf16"):
-        figures = training_of(models, store, tmp_path / precision, precision).run(Recorder())
-        assert "train/loss_scale" not in figures
+        metrics = training_of(models, store, tmp_path / precision, precision).run(Recorder())
+        assert "train/loss_scale" not in metrics
 
 
 def test_clipping_is_of_the_gradient_without_its_scale(models, store, tmp_path):
@@ -212,10 +212,10 @@ def test_an_infinite_gradient_of_finite_losses_is_a_fault_where_no_scale_explain
     training = training_of(models, store, tmp_path, precision, on_nan="skip")
     training.model.get_parameter(f"{VALUE}.weight").register_hook(lambda grad: grad * torch.inf)
     recorder = Weights(training)
-    figures = training.run(recorder)
+    metrics = training.run(recorder)
     assert recorder.moved() == [False] * 4
     assert [event.who for event in recorder.events] == [
         f"step {step}" for step in range(first_fault, 5)
     ]
-    assert figures["train/skipped_steps"] == len(recorder.events)
+    assert metrics["train/skipped_steps"] == len(recorder.events)
     assert np.isfinite(recorder.term("sum")).all()

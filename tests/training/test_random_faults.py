@@ -47,7 +47,7 @@ class Writing(Recorder):
         self._writer.submit(snapshot.step, snapshot.write)
 
 
-def train(training, folder: Path, said: Path) -> None:
+def train(training, folder: Path, notes: Path) -> None:
     """Go on from the newest checkpoint that is whole; the child's whole life."""
     # The watchdog: a child that hangs names, in every thread, what it waits for.
     faulthandler.dump_traceback_later(HANG_S * 0.9, file=sys.stderr)
@@ -55,7 +55,7 @@ def train(training, folder: Path, said: Path) -> None:
     checkpoints.clean()
 
     def note(text: str) -> None:
-        with said.open("a") as file:
+        with notes.open("a") as file:
             file.write(text + "\n")
 
     newest = checkpoints.newest(note)
@@ -67,9 +67,9 @@ def train(training, folder: Path, said: Path) -> None:
     os._exit(0)
 
 
-def start(training, folder: Path, said: Path) -> BaseProcess:
+def start(training, folder: Path, notes: Path) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(
-        target=train, args=(training, folder, said)
+        target=train, args=(training, folder, notes)
     )
     process.start()
     return process
@@ -110,7 +110,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory):
 
 def one_run(training, seed: int, place: Path) -> dict[str, int]:
     """Do a run under faults; return how many of each there were."""
-    draw, folder, said = random.Random(seed), place / "checkpoints", place / "said.txt"
+    draw, folder, notes = random.Random(seed), place / "checkpoints", place / "notes.txt"
     place.mkdir()
     counts = {"killed": 0, "damaged": 0, "set aside": 0}
     for attempt in range(MAX_STARTS):
@@ -118,7 +118,7 @@ def one_run(training, seed: int, place: Path) -> dict[str, int]:
         strikes_at = training.num_steps + 1
         if attempt < draw.randrange(1, 5):
             strikes_at = draw.randrange(training.num_steps)
-        process = start(training, folder, said)
+        process = start(training, folder, notes)
         deadline = time.monotonic() + HANG_S
         while process.exitcode is None and STEP.value < strikes_at:
             assert time.monotonic() < deadline, f"seed {seed}: hangs after {counts}"
@@ -132,7 +132,7 @@ def one_run(training, seed: int, place: Path) -> dict[str, int]:
                 counts["damaged"] += damage(draw, folder)
             continue
         assert process.exitcode == 0, f"seed {seed}: exit code {process.exitcode}"
-        counts["set aside"] = len(said.read_text().splitlines()) if said.exists() else 0
+        counts["set aside"] = len(notes.read_text().splitlines()) if notes.exists() else 0
         return counts
     raise AssertionError(f"seed {seed}: not done after {MAX_STARTS} starts")
 
@@ -150,5 +150,5 @@ def test_faults_at_random_neither_hang_a_run_nor_change_its_student(ready, tmp_p
         assert not list((place / "checkpoints").glob(".tmp-*"))
     print(f"{RUNS} runs: {totals}")
     assert totals["killed"] >= RUNS
-    # Every damage that was not overwritten before it was read was seen, and said.
+    # Every damage that was not overwritten before it was read was seen, and notes.
     assert 0 < totals["set aside"] <= totals["damaged"]

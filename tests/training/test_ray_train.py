@@ -1,4 +1,4 @@
-"""What the driver is told of ranks that fail."""
+"""Which messages the driver gets about ranks that fail."""
 
 from typing import Any
 
@@ -14,39 +14,39 @@ from raybrew.training.faults import FaultCallback
 
 
 class _Put:
-    def __init__(self, kept: list[dict[str, Any]]):
-        self._kept = kept
+    def __init__(self, messages: list[dict[str, Any]]):
+        self._messages = messages
 
     def remote(self, message: dict[str, Any]) -> None:
-        self._kept.append(message)
+        self._messages.append(message)
 
 
 class _EventChannel:
     def __init__(self):
-        self.kept: list[dict[str, Any]] = []
-        self.put = _Put(self.kept)
+        self.messages: list[dict[str, Any]] = []
+        self.put = _Put(self.messages)
 
 
-def watch() -> tuple[FaultCallback, list[dict[str, Any]]]:
+def make_callback() -> tuple[FaultCallback, list[dict[str, Any]]]:
     channel: Any = _EventChannel()
-    return FaultCallback(channel), channel.kept
+    return FaultCallback(channel), channel.messages
 
 
 def test_who_died_comes_before_who_failed_because_of_it():
-    watcher, kept = watch()
+    callback, messages = make_callback()
     died = WorkerHealthCheckFailedError("A worker health check failed.", RayActorError())
     lost = UserExceptionWithTraceback(RuntimeError("Connection reset by peer"), "…")
-    watcher.after_exception(None, {0: lost, 1: died})
-    assert [(each["fault"], each["who"]) for each in kept] == [
+    callback.after_exception(None, {0: lost, 1: died})
+    assert [(each["fault"], each["who"]) for each in messages] == [
         ("rank died", "rank 1"),
         ("rank failed", "rank 0"),
     ]
-    assert kept[1]["what"] == "Connection reset by peer"
+    assert messages[1]["what"] == "Connection reset by peer"
 
 
 def test_an_error_of_ours_is_not_tried_again():
-    watcher, kept = watch()
+    callback, messages = make_callback()
     ours = UserExceptionWithTraceback(rb.TrainingError("no number"), "…")
     with pytest.raises(rb.TrainingError, match="no number"):
-        watcher.after_exception(None, {0: ours})
-    assert kept == []
+        callback.after_exception(None, {0: ours})
+    assert messages == []
