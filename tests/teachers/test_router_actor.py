@@ -269,6 +269,8 @@ def test_a_router_that_was_restarted_knows_what_its_replicas_did_and_not_who_ask
 def test_what_ray_loads_beside_the_replicas_and_ranks_is_light():
     # The router with its handles of replicas, the channel, and the callback in Train's controller.
     modules = "raybrew.teachers.router_actor, raybrew.teachers.host, raybrew.runs.events"
-    code = f"import sys, {modules}, raybrew.training.faults; print('transformers' in sys.modules)"
+    code = (
+        f"import sys, {modules}, raybrew.training.ray_train; print('transformers' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

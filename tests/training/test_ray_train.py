@@ -10,7 +10,7 @@ from ray.train.v2._internal.exceptions import (
 )
 
 import raybrew as rb
-from raybrew.training.faults import FaultCallback
+from raybrew.training.ray_train import FaultCallback
 
 
 class _Put:

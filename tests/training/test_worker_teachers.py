@@ -13,7 +13,12 @@ from raybrew.labels.store import LabelStore
 from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.loop import StudentTraining
-from raybrew.training.ray_train import client_of, host_teachers, kept, precompute_shares
+from raybrew.training.ray_worker import (
+    client_of,
+    flush_at_end,
+    host_teachers,
+    precompute_shares,
+)
 from raybrew.training.world import World
 from tests.made import make_job, make_model
 from tests.training.in_process import Answered, LocalPool, Recorder, build
@@ -71,7 +76,7 @@ def test_what_was_computed_is_in_the_store_wherever_training_ends(models, tmp_pa
     local = host_teachers(resolved, num_threads=1, world=World())
     assert local is not None
     training = build_training(resolved, World(), client_of(resolved, local, None))
-    with kept(local):
+    with flush_at_end(local):
         training.run(Recorder())
     (teacher,) = resolved.teachers
     signal = teacher.signals[0]
