@@ -1,6 +1,6 @@
-"""From a resolved job to the student's training on one rank.
+"""From a resolved job to the student's training on one rank, and what is checked before. No Ray.
 
-And what is checked before it. No Ray.
+ResolvedJob ──► student, projections, optimizer, labels ──► StudentTraining
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,11 @@ from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
 from raybrew.labels.store import LabelStore
-from raybrew.matches.plan import TaskMatch
 from raybrew.models.students import Head, build_multitask, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
 from raybrew.objective.rows import RowIndex
 from raybrew.tasks import kind_of
-from raybrew.tasks.task_type import Kind
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
@@ -38,39 +36,9 @@ from raybrew.training.optimization import (
 )
 from raybrew.training.world import World
 
-# Activations that are computed again in the backward pass, instead of being kept.
-
-
-def enable_activation_checkpointing(student: nn.Module) -> None:
-    """Turn gradient checkpointing on.
-
-    Args:
-        student: a model of transformers, or one of several tasks, each of whose models is meant.
-
-    Raises:
-        ConfigError: the model can't.
-    """
-    for model in student.modules():
-        if not isinstance(model, PreTrainedModel) or model is model.base_model:
-            continue
-        if not model.supports_gradient_checkpointing:
-            raise ConfigError(
-                f"training.gradient_checkpointing: expected a student that can compute its layers "
-                f"again, got {type(model).__name__}, which can't; leave it out"
-            )
-        # Earlier releases of transformers 5 know it by another name.
-        name = "activation_checkpointing_enable"
-        enable = getattr(model, name, model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
-
-
-# What a rank puts together from a resolved job. No Ray.
-#
-# ResolvedJob ──► student, projections, optimizer, labels ──► StudentTraining
-
 
 def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) -> StudentTraining:
-    """Put together what a rank runs."""
+    """Build what a rank runs."""
     job.extensions.install()
     config, tasks = job.config.training, job.tasks
     model, tokenizer = _build_model(job)
@@ -213,112 +181,113 @@ def _label_source(
     )
 
 
-# Teachers whose classes have no names are tried on labelled rows before the student learns.
-#
-# rows with labels ──► what the teachers say of them (store, else asked) ──► agreement
-#                                                                               └──► or an error
+def enable_activation_checkpointing(student: nn.Module) -> None:
+    """Have activations computed again in the backward pass, instead of being kept.
 
-_SAMPLE = 512
-"""Examples that are compared at most."""
-_DRAWN = 8 * _SAMPLE
+    Args:
+        student: a model of transformers, or one of several tasks with a model for each.
+
+    Raises:
+        ConfigError: the model can't.
+    """
+    for model in student.modules():
+        if not isinstance(model, PreTrainedModel) or model is model.base_model:
+            continue
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"training.gradient_checkpointing: expected a student that can compute its layers "
+                f"again, got {type(model).__name__}, which can't; leave it out"
+            )
+        # Earlier releases of transformers 5 know it by another name.
+        name = "activation_checkpointing_enable"
+        enable = getattr(model, name, model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+
+
+MAX_COMPARED = 512
+"""Examples that are compared with a teacher at most."""
+_MAX_DRAWN = 8 * MAX_COMPARED
 """Examples among which those with labels are looked for."""
-_BATCH = 64
 
 
 def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | None) -> None:
-    """Refuse a teacher whose answers fit the labels far better in another order of the classes.
+    """Compare the teachers whose classes have no names with labelled rows, before training.
 
-    Every rank calls it; rank 0 looks.
+    Every rank calls it; rank 0 compares.
 
     Args:
         job: what the rank trains.
         world: the rank.
-        asker: who computes what the store lacks; None if it has everything.
+        asker: computes what the store lacks; None if it has everything.
 
     Raises:
-        ConfigError: shows the order that fits.
+        ConfigError: a teacher's logits fit the labels far better in another order of the classes;
+            shows the order that fits.
         LabelError: labels can't be had.
     """
     unnamed = [(task, t) for task in job.tasks for t in task.teachers if t.unnamed]
     if not unnamed:
         return
-    message = None
+    problem = None
     if world.rank == 0:
-        messages = (_problem(job, task, teacher, asker) for task, teacher in unnamed)
-        message = next((each for each in messages if each is not None), None)
-    if message := world.all_gather(message)[0]:
-        raise ConfigError(message)
+        problems = (_order_problem(job, task, teacher, asker) for task, teacher in unnamed)
+        problem = next((each for each in problems if each is not None), None)
+    if problem := world.all_gather(problem)[0]:
+        raise ConfigError(problem)
 
 
-def _problem(
+def _order_problem(
     job: ResolvedJob, task: ResolvedTask, teacher: ResolvedTeacher, asker: TeacherClient | None
 ) -> str | None:
-    """Return the message about a teacher whose order is wrong."""
+    """Return the message about a teacher whose order of classes is wrong."""
     route = [each.name for each in task.teachers].index(teacher.name)
-    # Evaluation rows are asked for in any case; where they are few, training rows are, too.
-    rows = {side: _labelled(task, side, route) for side in ("eval", "train")}
+    # Labels of evaluation rows are needed anyway; where they are few, those of training rows are.
+    rows = {side: _labelled_rows(task, side, route) for side in ("eval", "train")}
     side = "eval" if len(rows["eval"]) >= MIN_ROWS else "train"
     if not len(rows[side]):
         return None
-    store = LabelStore(job.store).signal(teacher.fingerprint, teacher.signals[0])
-    flags = _compared(task, task.split(side), teacher, store, asker, rows[side])
+    flags = _class_flags(job, task, task.split(side), teacher, asker, rows[side])
     what = f"teachers[{teacher.name}].model"
     return order_problem(flags, what, task.label_names, task=task.name, side=side)
 
 
-def _labelled(task: ResolvedTask, side: str, route: int) -> np.ndarray:
-    """Return examples with labels that the teacher is to answer, drawn at random."""
+def _labelled_rows(task: ResolvedTask, side: str, route: int) -> np.ndarray:
+    """Return rows with labels that the teacher answers, drawn at random."""
     split = task.train if side == "train" else task.eval
     if split is None:
         return np.empty(0, np.int64)
-    drawn = np.random.default_rng(0).permutation(len(split))[:_DRAWN]
+    drawn = np.random.default_rng(0).permutation(len(split))[:_MAX_DRAWN]
     if split.routes is not None:
         drawn = drawn[split.routes[drawn] == route]
     known = [bool((split.labels_of(row) >= 0).any()) for row in drawn[:, None]]
-    return drawn[np.array(known, bool)][:_SAMPLE]
+    return drawn[np.array(known, bool)][:MAX_COMPARED]
 
 
-def _compared(
+def _class_flags(
+    job: ResolvedJob,
     task: ResolvedTask,
     split: EncodedSplit,
     teacher: ResolvedTeacher,
-    store: SignalStore,
     asker: TeacherClient | None,
     rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each labelled row of logits which classes it has, and which the teacher says."""
-    size, signal = len(task.label_names), teacher.signals[0]
-    view = split.views[teacher.view]
-    if asker is None:  # labels that found no room in the store are nowhere
-        rows = rows[store.contains(view.keys[rows])]
-    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-    labels = LabelSource(
-        [TeacherLabels(teacher.name, 0, view, {signal: store})],
-        asker,
-        lambda number: (0, batches[number]),
-        len(batches),
+    """Return which classes the logits of these rows have, by label and by teacher, bool (R, C)."""
+    kind, size, signal = task.kind, len(task.label_names), teacher.signals[0]
+    view, store = split.views[teacher.view], LabelStore(job.store)
+    labels = TeacherLabels(
+        teacher.name, 0, view, {signal: store.signal(teacher.fingerprint, signal)}
     )
-    true, predicted = [], []
-    for number, taken in enumerate(batches):
-        # Nothing comes of a teacher that was dropped since.
-        for answer in labels.get(number).values():
-            stored = StoredLabels(answer[signal.name], signal, teacher.view)
-            flags = _flags(task.kind, split, taken, stored, size)
-            true.append(flags[0])
-            predicted.append(flags[1])
-    none = np.empty((0, size), bool)
-    return np.concatenate([none, *true]), np.concatenate([none, *predicted])
-
-
-def _flags(
-    kind: Kind, split: EncodedSplit, examples: np.ndarray, stored: StoredLabels, size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the classes of rows that have a label and an answer, bool (R, C) each."""
-    batch = collate_labels(split, examples, int(split.student.lengths_of(examples).max()))
+    if asker is None:  # labels that the store had no space for can't be had
+        rows = rows[labels.stores[signal].contains(view.keys[rows])]
+    found = LabelSource([labels], asker, lambda step: (0, rows), 1).get(0)
+    if not len(rows) or teacher.name not in found:  # dropped since
+        return np.empty((0, size), bool), np.empty((0, size), bool)
+    batch = collate_labels(split, rows, int(split.student.lengths_of(rows).max()))
     index = RowIndex.of(kind.layout, batch, None)
-    labels, soft = index.of_labels(batch), stored.rows(index, split, examples, (size,))
+    stored = StoredLabels(found[teacher.name][signal.name], signal, teacher.view)
+    true, soft = index.of_labels(batch), stored.rows(index, split, rows, (size,))
     logits = soft.logits
-    assert isinstance(logits, Tensor), "classes that were left out are filled up"
+    assert isinstance(logits, Tensor), "StoredLabels fills up classes that were left out"
     if soft.available is not None:
-        labels, logits = labels[soft.available], logits[soft.available]
-    return kind.class_flags(labels.numpy(), logits.numpy(), size)
+        true, logits = true[soft.available], logits[soft.available]
+    return kind.class_flags(true.numpy(), logits.numpy(), size)

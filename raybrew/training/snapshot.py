@@ -73,14 +73,20 @@ class TrainerState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory: later steps don't change it."""
+    """A checkpoint in memory: later steps don't change it.
+
+    Args:
+        model: the bare model, for its configuration.
+        tokenizer: saved with it.
+        weights: of the model, adapters merged.
+        files: tensors of the other files, by file name.
+        record: what state.json holds.
+    """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     weights: dict[str, Tensor]
-    adapters: dict[str, Tensor]
-    extra_modules: dict[str, Tensor]
-    optimizer: dict[str, Tensor]
+    files: dict[str, dict[str, Tensor]]
     record: dict[str, Any]
 
     @classmethod
@@ -105,13 +111,16 @@ class Snapshot:
         progress = asdict(state)
         # The name in the file is that of the format.
         progress["figures"] = progress.pop("metrics")
+        files = {
+            _ADAPTERS: trainable_state(model),
+            _EXTRA_MODULES: extra_modules.state_dict(),
+            _OPTIMIZER: tensors,
+        }
         return cls(
-            model=model,
-            tokenizer=tokenizer,
+            model,
+            tokenizer,
             weights=_copied(merged_state(model)),
-            adapters=_copied(trainable_state(model)),
-            extra_modules=_copied(extra_modules.state_dict()),
-            optimizer=_copied(tensors),
+            files={name: _copied(each) for name, each in files.items()},
             record={"format": _FORMAT, "progress": progress, **settings},
         )
 
@@ -123,11 +132,9 @@ class Snapshot:
     def write(self, folder: Path) -> None:
         """Write the checkpoint into an empty folder."""
         save_student(self.model, self.tokenizer, folder / STUDENT, self.weights)
-        if self.adapters:
-            save_file(self.adapters, folder / _ADAPTERS)
-        if self.extra_modules:
-            save_file(self.extra_modules, folder / _EXTRA_MODULES)
-        save_file(self.optimizer, folder / _OPTIMIZER)
+        for name, tensors in self.files.items():
+            if tensors or name == _OPTIMIZER:
+                save_file(tensors, folder / name)
         (folder / STATE).write_text(json.dumps(self.record, indent=1))
 
 
