@@ -1,4 +1,4 @@
-"""One student of three kinds of task at once: classes of texts, of words, and of pairs."""
+"""One student of three task types at once: classes of texts, of words, and of pairs."""
 
 from pathlib import Path
 from typing import Any

@@ -86,7 +86,7 @@ def test_what_was_computed_is_in_the_store_wherever_training_ends(models, tmp_pa
 
 
 class Dying(LocalPool):
-    """`a` answers a number of questions, and is dropped after that."""
+    """`a` answers a number of requests, and is dropped."""
 
     left = 0
 
@@ -100,7 +100,7 @@ class Dying(LocalPool):
 
 class Dropped(Answered):
     def result(self) -> dict[str, Payload]:
-        raise TeacherDropped("teacher 'a' has no replica")
+        raise TeacherDropped("teacher 'a' is dropped")
 
 
 def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
@@ -115,7 +115,7 @@ def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
     assert_close(weights(never), weights(trained("b", 0, tmp_path / "alone")))
     assert never.labels is not None
     assert never.labels.figures.dropped == 2 * 90
-    # Dropped half way: neither what both teach, nor what `b` teaches alone.
+    # Dropped half way: no longer what both teach, and not what `b` teaches alone.
     half = trained("ab", 2, tmp_path / "half")
     logits = weights(half)["classifier.weight"]
     assert half.labels is not None
