@@ -1,4 +1,4 @@
-"""Teachers whose classes have no names: the order is assumed, reported, and tried on labelled rows."""
+"""Teachers whose classes have no names: an assumed order is reported, and tried on rows."""
 
 import json
 import logging

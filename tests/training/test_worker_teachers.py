@@ -103,7 +103,7 @@ class Dropped(Answered):
         raise TeacherDropped("teacher 'a' is dropped")
 
 
-def test_the_others_go_on_where_a_teacher_is_gone(models, tmp_path):
+def test_the_others_go_on_where_a_teacher_is_dropped(models, tmp_path):
     def trained(names: str, answers: int, folder: Path) -> StudentTraining:
         job = make_job({name: models[name] for name in names}, folder / "store")
         preparation = resolve_job(job, folder / "data")
