@@ -279,8 +279,9 @@ def _class_flags(
     )
     if asker is None:  # labels that the store had no space for can't be had
         rows = rows[labels.stores[signal].contains(view.keys[rows])]
-    found = LabelSource([labels], asker, lambda step: (0, rows), 1).get(0)
-    if not len(rows) or teacher.name not in found:  # dropped since
+    source = LabelSource([labels], asker, lambda step: (0, rows), 1)
+    found = source.get(0) if len(rows) else {}
+    if teacher.name not in found:  # dropped since
         return np.empty((0, size), bool), np.empty((0, size), bool)
     batch = collate_labels(split, rows, int(split.student.lengths_of(rows).max()))
     index = RowIndex.of(kind.layout, batch, None)

@@ -25,11 +25,11 @@ from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from raybrew.errors import RaybrewError, TrainingError
-from raybrew.teachers.client import PoolAddress
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.ray_private import root_error
 
 if TYPE_CHECKING:
+    from raybrew.teachers.client import PoolAddress
     from raybrew.training.job import ResolvedJob
 
 DEATHS = (RayActorError, OutOfMemoryError)
@@ -40,7 +40,7 @@ MAX_CONTROLLER_DEATHS = 3
 def fit(
     job: "ResolvedJob",
     *,
-    teachers: PoolAddress | None,
+    teachers: "PoolAddress | None",
     channel: ActorHandle,
     scaling_config: ScalingConfig,
     run_config: RunConfig,

@@ -256,6 +256,6 @@ def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):
     path, rows = made
     job = job_of(path, tmp_path / "store", rows, rows)
     resolved = resolve_job(job, tmp_path / "data")
-    monkeypatch.setattr(World, "gather", lambda self, value: ["found by rank 0", value])
+    monkeypatch.setattr(World, "all_gather", lambda self, value: ["found by rank 0", value])
     with pytest.raises(rb.ConfigError, match="found by rank 0"):
         check_class_orders(resolved, replace(World(), rank=1, size=2), None)
