@@ -27,7 +27,7 @@ from raybrew.data.files import to_json
 from raybrew.data.payload import Payload, Signal, to_storage
 from raybrew.labels.logits import tensors_of
 from raybrew.matches.capture import pack_features
-from raybrew.matches.plan import TeacherFacts, geometry_of, plan_matches
+from raybrew.matches.plan import geometry_of, plan_matches
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.tasks.adaptors import ADAPTORS
 from raybrew.training.module import StudentModule
@@ -62,8 +62,8 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
             for t, s in LAYERS
         ],
     )
-    facts = {"a": TeacherFacts(geometry_of(teacher))}
-    matches = plan_matches(config.matches, "t", facts, ["a"], geometry_of(student), "float32")
+    teachers = {"a": geometry_of(teacher)}
+    matches = plan_matches(config.matches, "t", teachers, ["a"], geometry_of(student), "float32")
     adaptor = ADAPTORS["sequence-classification"]
     model: Any = BertForSequenceClassification(student)
     model.to(device)

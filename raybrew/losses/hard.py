@@ -1,20 +1,16 @@
-"""Losses on true labels: one value for each row, 0 where there is no label.
-
-HardLoss(function, valid_rows): the objective divides the sum of `function` by the count of
-`valid_rows`, over all ranks.
-"""
+"""Losses on true labels: one value per row, 0 where there is no label; no mean is taken."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64, Num
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from raybrew.errors import ConfigError
 from raybrew.losses.numerics import log_probs, promoted
-from raybrew.losses.registry import Limits, OptionValue, checked_options, unknown_name
+from raybrew.losses.registry import Limits, OptionValue, checked_options, find_method
 
 
 def cross_entropy(
@@ -87,78 +83,31 @@ def squared_error(
         ConfigError: labels of another shape.
     """
     values = logits.to(promoted(logits))
-    targets = _regression_targets(logits, labels).to(values.dtype)
-    known = ~targets.isnan()
-    error = (values - targets).masked_fill(~known, 0.0)
-    return error.square().sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
-
-
-def _regression_targets(logits: Tensor, labels: Tensor) -> Tensor:
-    """Give labels the shape of the outputs, refusing what would broadcast by accident."""
-    targets = labels
+    targets = labels.to(values.dtype)
     if labels.shape == logits.shape[:-1] and logits.shape[-1] == 1:
-        targets = labels.unsqueeze(-1)
+        targets = targets.unsqueeze(-1)
+    # What doesn't fit would broadcast by accident.
     if targets.shape != logits.shape:
         raise ConfigError(
             f"Regression labels of the shape {tuple(labels.shape)} don't fit outputs of the shape "
             f"{tuple(logits.shape)}: expected one label for each output."
         )
-    return targets
+    known = ~targets.isnan()
+    error = (values - targets).masked_fill(~known, 0.0)
+    return error.square().sum(dim=-1) / known.sum(dim=-1).clamp(min=1)
 
 
-def _class_rows(logits: Tensor, labels: Int[Tensor, "*rows"]) -> Bool[Tensor, "*rows"]:
-    return labels >= 0
-
-
-def _multi_label_rows(logits: Tensor, labels: Tensor) -> Bool[Tensor, "*rows"]:
-    return (labels >= 0).any(dim=-1)
-
-
-def _regression_rows(logits: Tensor, labels: Tensor) -> Bool[Tensor, "*rows"]:
-    return ~_regression_targets(logits, labels).isnan().all(dim=-1)
-
-
-@dataclass(frozen=True)
-class HardLoss:
-    """A loss on true labels, and which rows have one.
-
-    Attributes:
-        function: (logits, labels, *, options) -> (*rows).
-        valid_rows: (logits, labels) -> (*rows) bool, the rows that count.
-        limits: option -> interval.
-    """
-
-    function: Callable[..., Tensor]
-    valid_rows: Callable[[Tensor, Tensor], Tensor]
-    limits: Mapping[str, Limits] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BoundHardLoss:
-    """A hard loss with its options; picklable."""
-
-    loss: HardLoss
-    options: Mapping[str, OptionValue]
-
-    def __call__(self, logits: Float[Tensor, "..."], labels: Tensor) -> Float[Tensor, "*rows"]:
-        """Compute the loss of each row; 0 where there is no label."""
-        return self.loss.function(logits, labels, **self.options)
-
-    def valid_rows(self, logits: Float[Tensor, "..."], labels: Tensor) -> Bool[Tensor, "*rows"]:
-        """Mark the rows that have a label: what the sum is to be divided by."""
-        return self.loss.valid_rows(logits, labels)
-
-
-SMOOTHING = {"label_smoothing": Limits(0.0, 1.0, high_open=True)}
-
-HARD_LOSSES: dict[str, HardLoss] = {
-    "cross_entropy": HardLoss(cross_entropy, _class_rows, SMOOTHING),
-    "binary_cross_entropy": HardLoss(binary_cross_entropy, _multi_label_rows, SMOOTHING),
-    "mse": HardLoss(squared_error, _regression_rows),
+HARD_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mse": squared_error,
 }
+LIMITS = {"label_smoothing": Limits(0.0, 1.0, high_open=True)}
 
 
-def make_hard_loss(name: str, options: Mapping[str, OptionValue] | None = None) -> BoundHardLoss:
+def make_hard_loss(
+    name: str, options: Mapping[str, OptionValue] | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Build a hard loss from its name and options.
 
     Args:
@@ -166,13 +115,12 @@ def make_hard_loss(name: str, options: Mapping[str, OptionValue] | None = None) 
         options: what isn't given keeps its default.
 
     Returns:
-        (logits, labels) -> (*rows), with `.valid_rows(logits, labels)`.
+        (logits, labels) -> (*rows); picklable.
 
     Raises:
         ConfigError: an unknown name or option, a value out of range.
     """
-    if name not in HARD_LOSSES:
-        raise unknown_name("hard loss", name, HARD_LOSSES)
-    loss = HARD_LOSSES[name]
-    checked = checked_options(f"Hard loss {name!r}", loss.function, options or {}, loss.limits)
-    return BoundHardLoss(loss, checked)
+    function = find_method("hard loss", name, HARD_LOSSES)
+    return partial(
+        function, **checked_options(f"Hard loss {name!r}", function, options or {}, LIMITS)
+    )

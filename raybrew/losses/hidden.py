@@ -1,4 +1,9 @@
-"""Match losses on hidden states: of one layer, of two layers, of many layers."""
+"""Match losses on hidden states: of one layer, of two layers, of many layers.
+
+Many layers are matched by the earth mover's distance: the plan that moves the student's layer
+weights onto the teacher's at the least cost is found exactly, by linear programming, and held
+constant, so that gradients go through the costs alone.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,10 +34,15 @@ from raybrew.losses.numerics import (
     zero_padding,
 )
 
-# Losses that compare hidden states vector by vector.
-
 States = Float[Tensor, "batch length hidden"]
 Vectors = Float[Tensor, "batch hidden"]
+LayerStates = Float[Tensor, "batch layers length hidden"]
+TokenGram = Float[Tensor, "batch length length"]
+FeatureGram = Float[Tensor, "batch hidden hidden"]
+PerRow = Float[Tensor, " batch"]
+Divisor = Literal["length", "hidden"]
+FspPayload = Literal["states", "gram"]
+Weights: TypeAlias = Sequence[float | int]
 
 
 def hidden_mse() -> MatchLoss:
@@ -44,8 +54,6 @@ def hidden_mse() -> MatchLoss:
     """
     return MatchLoss(
         name="hidden_mse",
-        features=("hidden",),
-        num_layers=1,
         axes=("token", "hidden"),
         statistic=_states,
         compare=_squared_error,
@@ -64,8 +72,6 @@ def cos() -> MatchLoss:
     """
     return MatchLoss(
         name="cos",
-        features=("hidden",),
-        num_layers=1,
         axes=("token", "hidden"),
         statistic=_states,
         compare=_cosine_distance,
@@ -84,8 +90,6 @@ def pkd() -> MatchLoss:
     """
     return MatchLoss(
         name="pkd",
-        features=("hidden",),
-        num_layers=1,
         axes=("hidden",),
         statistic=_unit_first_vector,
         compare=_squared_distance_of_first,
@@ -118,14 +122,14 @@ def _states(features: Features, keep: Keep) -> States:
     return features[0]
 
 
-def _squared_error(student: Features, keep: Keep, statistic: States) -> Float[Tensor, " batch"]:
+def _squared_error(student: Features, keep: Keep, statistic: States) -> PerRow:
     error = torch.nn.functional.mse_loss(widen(student[0]), statistic, reduction="none")
     # Masked after the sum over entries: on (B, L) it costs nothing, on (B, L, H) a pass or two.
     per_token = error.sum(dim=-1)
     return (per_token if keep is None else per_token.masked_fill(~keep, 0.0)).sum(dim=1)
 
 
-def _cosine_distance(student: Features, keep: Keep, statistic: States) -> Float[Tensor, " batch"]:
+def _cosine_distance(student: Features, keep: Keep, statistic: States) -> PerRow:
     student_units, teacher_units = (
         unit(zero_padding(widen(states), keep)) for states in (student[0], statistic)
     )
@@ -138,19 +142,9 @@ def _unit_first_vector(features: Features, keep: Keep) -> Vectors:
     return unit(widen(first_vector(features[0], keep)))
 
 
-def _squared_distance_of_first(
-    student: Features, keep: Keep, statistic: Vectors
-) -> Float[Tensor, " batch"]:
+def _squared_distance_of_first(student: Features, keep: Keep, statistic: Vectors) -> PerRow:
     distance = (_unit_first_vector(student, keep) - statistic).square().sum(dim=-1)
     return distance if keep is None else distance.masked_fill(~keep.any(dim=1), 0.0)
-
-
-# Losses on Gram matrices of two layers: between features (fsp) and between tokens (mmd).
-
-Divisor = Literal["length", "hidden"]
-FspPayload = Literal["states", "gram"]
-TokenGram = Float[Tensor, "batch length length"]
-FeatureGram = Float[Tensor, "batch hidden hidden"]
 
 
 def fsp(payload: FspPayload = "states") -> MatchLoss:
@@ -168,7 +162,6 @@ def fsp(payload: FspPayload = "states") -> MatchLoss:
     ships_states = payload == "states"
     return MatchLoss(
         name="fsp",
-        features=("hidden",),
         num_layers=2,
         axes=("layer", "token", "hidden") if ships_states else ("hidden", "hidden"),
         statistic=_distinct_layers if ships_states else _feature_gram,
@@ -194,7 +187,6 @@ def mmd(divisor: Divisor = "hidden") -> MatchLoss:
     """
     return MatchLoss(
         name="mmd",
-        features=("hidden",),
         num_layers=2,
         axes=("token", "token"),
         statistic=partial(_shipped_token_gram, divisor=divisor),
@@ -218,7 +210,7 @@ def _shipped_token_gram(features: Features, keep: Keep, divisor: Divisor) -> Tok
 
 def _token_gram_error(
     student: Features, keep: Keep, statistic: TokenGram, divisor: Divisor
-) -> Float[Tensor, " batch"]:
+) -> PerRow:
     difference = _shipped_token_gram(student, keep, divisor) - statistic
     if keep is not None:
         difference = difference.masked_fill(~pair_mask(keep), 0.0)
@@ -237,14 +229,14 @@ def _feature_gram(features: Features, keep: Keep) -> FeatureGram:
         return first.transpose(1, 2) @ second
 
 
-def _distinct_layers(features: Features, keep: Keep) -> Float[Tensor, "batch layers length hidden"]:
+def _distinct_layers(features: Features, keep: Keep) -> LayerStates:
     first, second = features
     return torch.stack([first] if first is second else [first, second], dim=1)
 
 
 def _feature_gram_error_from_states(
-    student: Features, keep: Keep, statistic: Float[Tensor, "batch layers length hidden"]
-) -> Float[Tensor, " batch"]:
+    student: Features, keep: Keep, statistic: LayerStates
+) -> PerRow:
     """‖S₁ᵀS₂ − T₁ᵀT₂‖² without the H×H matrices where sentences are short.
 
     S₁ᵀS₂ − T₁ᵀT₂ = (S₁−T₁)ᵀS₂ + T₁ᵀ(S₂−T₂) = AᵀB with A = [S₁−T₁; T₁], B = [S₂; S₂−T₂], and
@@ -262,29 +254,18 @@ def _feature_gram_error_from_states(
         return ((left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))).sum(dim=(1, 2))
 
 
-def _feature_gram_error(
-    student: Features, keep: Keep, statistic: FeatureGram
-) -> Float[Tensor, " batch"]:
+def _feature_gram_error(student: Features, keep: Keep, statistic: FeatureGram) -> PerRow:
     # An example without a token has 0 on both sides.
     return (_feature_gram(student, keep) - statistic).square().sum(dim=(1, 2))
 
 
-def _scaled_states(features: Features, keep: Keep) -> list[Float[Tensor, "batch length hidden"]]:
+def _scaled_states(features: Features, keep: Keep) -> list[States]:
     """Zero padding, and divide the first layer by n, which divides the Gram matrix."""
     first, second = (zero_padding(widen(states), keep) for states in features)
     if keep is None:
         return [first / first.shape[1], second]
     num_tokens = keep.sum(dim=1).clamp_min(1).to(first.dtype)
     return [first / num_tokens[:, None, None], second]
-
-
-# Many layers to many: the earth mover's distance between the layers of teacher and student.
-#
-# The plan that moves the student's layer weights onto the teacher's at the least cost is found
-# exactly, by linear programming, and held constant: gradients go through the costs alone.
-
-Weights: TypeAlias = Sequence[float | int]
-LayerStates = Float[Tensor, "batch layers length hidden"]
 
 
 def emd(
@@ -304,7 +285,6 @@ def emd(
     """
     return MatchLoss(
         name="emd",
-        features=("hidden",),
         num_layers=None,
         axes=("layer", "token", "hidden"),
         statistic=stacked_layers,
@@ -361,7 +341,7 @@ def _moved_error(
     statistic: LayerStates,
     student_weights: Weights | None,
     teacher_weights: Weights | None,
-) -> Float[Tensor, " batch"]:
+) -> PerRow:
     errors = _layer_errors(student, keep, statistic)
     cost = errors.detach().sum(dim=0).double().cpu().numpy()
     plan = transport_plan(

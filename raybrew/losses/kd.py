@@ -1,4 +1,12 @@
-"""Knowledge distillation losses on logits, by name; each returns one value per row."""
+"""Knowledge distillation losses on logits: each returns one value per row and takes no mean.
+
+    raw logits ──► log softmax(z / T), or k + 1 buckets ──► divergence ──► (*rows) ──► × T² if asked
+
+Shapes: `*rows` is (B,) or (B, L). p is the teacher's distribution at the temperature, q the
+student's. A loss in the space of log-probabilities takes log q and log p; a loss in the space of
+logits takes raw logits, in which −inf marks a class that is masked out, and the temperature, a
+number or one per row. `KD_LOSSES` says which loss is in which space, and the ranges of options.
+"""
 
 from collections.abc import Mapping
 
@@ -7,7 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raybrew.errors import ConfigError, import_object
+from raybrew.errors import ConfigError, import_object, unknown_name
 from raybrew.losses.numerics import (
     LOG_ZERO,
     Temperature,
@@ -19,20 +27,15 @@ from raybrew.losses.numerics import (
     promoted,
     tempered,
 )
-from raybrew.losses.registry import BoundKDLoss, KDLoss, Limits, OptionValue, unknown_name
+from raybrew.losses.registry import KDLoss, Limits, OptionValue
 
-# Soft cross-entropy, TextBrewer's default.
+Logits = Float[Tensor, "*rows classes"]
+LogProbs = Float[Tensor, "*rows classes"]
+PerRow = Float[Tensor, "*rows"]
 
 
-def ce(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-) -> Float[Tensor, "*rows"]:
-    """Cross-entropy of the student under the teacher, −Σ_c p_c log q_c.
-
-    Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+def ce(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> PerRow:
+    """Cross-entropy of the student under the teacher, −Σ_c p_c log q_c; TextBrewer's default.
 
     Returns:
         (*rows), in nats.
@@ -43,21 +46,8 @@ def ce(
     return -expectation(teacher_log_probs.exp(), student_log_probs)
 
 
-CE = KDLoss("ce", ce, space="log_probs", top_k=True)
-
-
-# Forward Kullback-Leibler divergence.
-
-
-def kl(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-) -> Float[Tensor, "*rows"]:
+def kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> PerRow:
     """KL(p‖q) = Σ_c p_c (log p_c − log q_c): the student covers the teacher.
-
-    Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
 
     Returns:
         (*rows), in nats; the gradient is that of `ce`.
@@ -68,21 +58,8 @@ def kl(
     return expectation(teacher_log_probs.exp(), teacher_log_probs - student_log_probs)
 
 
-KL = KDLoss("kl", kl, space="log_probs", top_k=True)
-
-
-# Reverse Kullback-Leibler divergence.
-
-
-def reverse_kl(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-) -> Float[Tensor, "*rows"]:
+def reverse_kl(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> PerRow:
     """KL(q‖p) = Σ_c q_c (log q_c − log p_c): the student stays where the teacher is.
-
-    Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
 
     Returns:
         (*rows), in nats; infinite where only the teacher has masked a class out.
@@ -93,23 +70,14 @@ def reverse_kl(
     return kl(student_log_probs=teacher_log_probs, teacher_log_probs=student_log_probs)
 
 
-REVERSE_KL = KDLoss("reverse_kl", reverse_kl, space="log_probs", top_k=True)
-
-
-# Generalised Jensen-Shannon divergence.
-
-
 def jsd(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-    *,
-    beta: float | int = 0.5,
-) -> Float[Tensor, "*rows"]:
-    """β KL(p‖m) + (1 − β) KL(q‖m) with m = β p + (1 − β) q.
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs, *, beta: float | int = 0.5
+) -> PerRow:
+    """Generalised Jensen-Shannon divergence, β KL(p‖m) + (1 − β) KL(q‖m) with m = β p + (1 − β) q.
 
     Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+        student_log_probs: log q.
+        teacher_log_probs: log p.
         beta: β in (0, 1), the teacher's share of the mixture.
 
     Returns:
@@ -124,31 +92,14 @@ def jsd(
     return beta * teacher_term + (1 - beta) * student_term
 
 
-JSD = KDLoss(
-    "jsd",
-    jsd,
-    space="log_probs",
-    top_k=True,
-    limits={"beta": Limits(0.0, 1.0, low_open=True, high_open=True)},
-)
-
-
-# Skew Kullback-Leibler divergence.
-
-SKEW_LIMITS = {"skew": Limits(0.0, 1.0, high_open=True)}
-
-
 def skew_kl(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-    *,
-    skew: float | int = 0.1,
-) -> Float[Tensor, "*rows"]:
-    """KL(p‖λ p + (1 − λ) q).
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs, *, skew: float | int = 0.1
+) -> PerRow:
+    """Skew KL divergence, KL(p‖λ p + (1 − λ) q).
 
     Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+        student_log_probs: log q.
+        teacher_log_probs: log p.
         skew: λ in [0, 1); at 0 it is `kl`.
 
     Returns:
@@ -162,23 +113,14 @@ def skew_kl(
     return kl(log_mixture(teacher_log_probs, student_log_probs, skew), teacher_log_probs)
 
 
-SKEW_KL = KDLoss("skew_kl", skew_kl, space="log_probs", top_k=True, limits=SKEW_LIMITS)
-
-
-# Skew reverse Kullback-Leibler divergence.
-
-
 def skew_reverse_kl(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-    *,
-    skew: float | int = 0.1,
-) -> Float[Tensor, "*rows"]:
-    """KL(q‖λ q + (1 − λ) p).
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs, *, skew: float | int = 0.1
+) -> PerRow:
+    """Skew reverse KL divergence, KL(q‖λ q + (1 − λ) p).
 
     Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+        student_log_probs: log q.
+        teacher_log_probs: log p.
         skew: λ in [0, 1); at 0 it is `reverse_kl`.
 
     Returns:
@@ -192,28 +134,18 @@ def skew_reverse_kl(
     )
 
 
-SKEW_REVERSE_KL = KDLoss(
-    "skew_reverse_kl", skew_reverse_kl, space="log_probs", top_k=True, limits=SKEW_LIMITS
-)
-
-
-# Adaptive mix of forward and reverse KL by the gap at the head and at the tail.
-
-
 def adaptive_kl(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-    *,
-    mu: float | int = 0.5,
-) -> Float[Tensor, "*rows"]:
-    """(g_head KL(p‖q) + g_tail KL(q‖p)) / (g_head + g_tail) with g = Σ |p_c − q_c| over the part.
+    student_log_probs: LogProbs, teacher_log_probs: LogProbs, *, mu: float | int = 0.5
+) -> PerRow:
+    """Forward and reverse KL, mixed by the gap between p and q at the head and at the tail.
 
-    The head is the fewest classes, the teacher's largest, whose mass reaches μ; classes that tie
-    are taken by index. The weights carry no gradient.
+    (g_head KL(p‖q) + g_tail KL(q‖p)) / (g_head + g_tail) with g = Σ |p_c − q_c| over the part. The
+    head is the fewest classes, the teacher's largest, whose mass reaches μ; classes that tie are
+    taken by index. The weights carry no gradient.
 
     Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+        student_log_probs: log q.
+        teacher_log_probs: log p.
         mu: μ in (0, 1), the mass of the head.
 
     Returns:
@@ -234,7 +166,7 @@ def adaptive_kl(
 
 @torch.no_grad()
 def _head_share(student_probs: Tensor, teacher_probs: Tensor, mu: float | int) -> Tensor:
-    """Take g_head / (g_head + g_tail); ½ where both distributions agree and it doesn't matter."""
+    """Return g_head / (g_head + g_tail); ½ where p = q and it doesn't matter."""
     sorted_probs, order = teacher_probs.sort(dim=-1, descending=True, stable=True)
     gap = (sorted_probs - student_probs.gather(-1, order)).abs()
     mass_before = sorted_probs.cumsum(dim=-1) - sorted_probs
@@ -243,26 +175,8 @@ def _head_share(student_probs: Tensor, teacher_probs: Tensor, mu: float | int) -
     return torch.where(total > 0, head_gap / total, 0.5)
 
 
-ADAPTIVE_KL = KDLoss(
-    "adaptive_kl",
-    adaptive_kl,
-    space="log_probs",
-    limits={"mu": Limits(0.0, 1.0, low_open=True, high_open=True)},
-)
-
-
-# Total variation distance.
-
-
-def tvd(
-    student_log_probs: Float[Tensor, "*rows classes"],
-    teacher_log_probs: Float[Tensor, "*rows classes"],
-) -> Float[Tensor, "*rows"]:
-    """½ Σ_c |p_c − q_c|.
-
-    Args:
-        student_log_probs: log q at the temperature.
-        teacher_log_probs: log p at the temperature.
+def tvd(student_log_probs: LogProbs, teacher_log_probs: LogProbs) -> PerRow:
+    """Total variation distance, ½ Σ_c |p_c − q_c|.
 
     Returns:
         (*rows), in [0, 1].
@@ -273,23 +187,8 @@ def tvd(
     return 0.5 * (teacher_log_probs.exp() - student_log_probs.exp()).abs().sum(dim=-1)
 
 
-TVD = KDLoss("tvd", tvd, space="log_probs", top_k=True)
-
-
-# Mean squared error of the logits.
-
-
-def mse(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: Temperature,
-) -> Float[Tensor, "*rows"]:
-    """Mean over classes of ((s_c − t_c) / T)².
-
-    Args:
-        student_logits: raw.
-        teacher_logits: raw. Classes at −inf on both sides are left out of the mean.
-        temperature: a number, or one for each row.
+def mse(student_logits: Logits, teacher_logits: Logits, temperature: Temperature) -> PerRow:
+    """Mean over classes of ((s_c − t_c) / T)²; classes at −inf on both sides are left out.
 
     Returns:
         (*rows).
@@ -298,29 +197,16 @@ def mse(
         TextBrewer's `kd_mse_loss`.
     """
     dtype = promoted(student_logits, teacher_logits)
-    difference = tempered(student_logits, temperature, dtype) - tempered(
-        teacher_logits, temperature, dtype
-    )
-    return class_mean(difference, present_classes(student_logits, teacher_logits), power=2)
+    student = tempered(student_logits, temperature, dtype)
+    teacher = tempered(teacher_logits, temperature, dtype)
+    return class_mean(student - teacher, present_classes(student_logits, teacher_logits), power=2)
 
 
-MSE = KDLoss("mse", mse)
+def bce(student_logits: Logits, teacher_logits: Logits, temperature: Temperature) -> PerRow:
+    """Binary cross-entropy, for multi-label tasks: each class has a logit of its own.
 
-
-# Binary cross-entropy for multi-label tasks.
-
-
-def bce(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
-    temperature: Temperature,
-) -> Float[Tensor, "*rows"]:
-    """Mean over classes of −y log σ(s/T) − (1 − y) log(1 − σ(s/T)) with y = σ(t/T).
-
-    Args:
-        student_logits: raw, one independent logit for each label.
-        teacher_logits: raw. Classes at −inf on both sides are left out of the mean.
-        temperature: a number, or one for each row.
+    Mean over classes of −y log σ(s/T) − (1 − y) log(1 − σ(s/T)) with y = σ(t/T); classes at −inf
+    on both sides are left out.
 
     Returns:
         (*rows), in nats; its minimum is the mean entropy of the teacher's labels.
@@ -335,28 +221,22 @@ def bce(
     return class_mean(-(yes_term + no_term), present_classes(student_logits, teacher_logits))
 
 
-BCE = KDLoss("bce", bce)
-
-
-# KL between z-scored logits.
-
-
 def logit_std(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
+    student_logits: Logits,
+    teacher_logits: Logits,
     temperature: Temperature,
     *,
     unbiased: bool = False,
     eps: float | int = 1e-7,
-) -> Float[Tensor, "*rows"]:
-    """KL(softmax(Z(t)/T) ‖ softmax(Z(s)/T)) with Z(z) = (z − mean z) / (std z + ε).
+) -> PerRow:
+    """KL of z-scored logits: KL(softmax(Z(t)/T) ‖ softmax(Z(s)/T)), Z(z) = (z − mean)/(std + ε).
 
     Args:
-        student_logits: raw; −inf marks a masked class, left out of mean and std.
+        student_logits: raw; masked classes are left out of mean and std.
         teacher_logits: raw.
-        temperature: a number, or one for each row.
+        temperature: T.
         unbiased: divide the variance by C − 1, as the authors' code does; the paper divides by C.
-        eps: added to the standard deviation.
+        eps: ε, added to the standard deviation.
 
     Returns:
         (*rows), in nats.
@@ -385,22 +265,16 @@ def _standardised(logits: Tensor, unbiased: bool, eps: float | int) -> Tensor:
     return (centred / (deviation + eps)).masked_fill(masked, float("-inf"))
 
 
-LOGIT_STD = KDLoss("logit_std", logit_std, limits={"eps": Limits(0.0, low_open=True)})
-
-
-# Decoupled knowledge distillation: the true class against the rest, and the rest by itself.
-
-
 def dkd(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
+    student_logits: Logits,
+    teacher_logits: Logits,
     temperature: Temperature,
     labels: Int64[Tensor, "*rows"],
     *,
     alpha: float | int = 1.0,
     beta: float | int = 8.0,
-) -> Float[Tensor, "*rows"]:
-    """α TCKD + β NCKD; plain KL(p‖q) in rows without a label.
+) -> PerRow:
+    """Decoupled distillation, α TCKD + β NCKD; plain KL(p‖q) in rows without a label.
 
     TCKD = KL((p_y, 1 − p_y) ‖ (q_y, 1 − q_y)); NCKD = KL(p̂ ‖ q̂), the two softmaxes without the
     class y. Since KL(p‖q) = TCKD + (1 − p_y) NCKD, a row of negative label is worth that sum.
@@ -408,7 +282,7 @@ def dkd(
     Args:
         student_logits: raw.
         teacher_logits: raw.
-        temperature: a number, or one for each row.
+        temperature: T.
         labels: true classes; negative = no label, plain KL in that row.
         alpha: weight of TCKD.
         beta: weight of NCKD, which is 0 when there are two classes only.
@@ -433,44 +307,33 @@ def dkd(
     return torch.where(labels < 0, plain, alpha * target_term + beta * rest_term)
 
 
-def _binary(log_probs: Tensor, target: Tensor) -> Tensor:
-    """Take (log p_y, log(1 − p_y)), the second from its own terms, exact where p_y is near 1."""
-    others = log_probs.scatter(-1, target, LOG_ZERO).clamp(min=LOG_ZERO)
+def _binary(log_p: Tensor, target: Tensor) -> Tensor:
+    """Return (log p_y, log(1 − p_y)), the second from its own terms, exact where p_y is near 1."""
+    others = log_p.scatter(-1, target, LOG_ZERO).clamp(min=LOG_ZERO)
     rest = others.logsumexp(dim=-1, keepdim=True)
-    return torch.cat([log_probs.gather(-1, target), rest], dim=-1)
+    return torch.cat([log_p.gather(-1, target), rest], dim=-1)
 
 
 def _without(logits: Tensor, target: Tensor) -> Tensor:
-    """Take the log-softmax of the other classes; the target's own is a huge negative number."""
+    """Return the log-softmax of the other classes; the target's own is a huge negative number."""
     return logits.scatter(-1, target, LOG_ZERO).log_softmax(dim=-1)
 
 
-DKD = KDLoss(
-    "dkd",
-    dkd,
-    needs_labels=True,
-    limits={"alpha": Limits(0.0), "beta": Limits(0.0)},
-)
-
-
-# DIST: relations, by Pearson correlation, between classes and between examples.
-
-
 def dist(
-    student_logits: Float[Tensor, "*rows classes"],
-    teacher_logits: Float[Tensor, "*rows classes"],
+    student_logits: Logits,
+    teacher_logits: Logits,
     temperature: Temperature,
     mask: Bool[Tensor, "*rows"] | None = None,
     *,
     beta: float | int = 1.0,
     gamma: float | int = 1.0,
-) -> Float[Tensor, "*rows"]:
-    """β (1 − ρ(q_row, p_row)) + γ mean over classes of (1 − ρ(q_class, p_class)).
+) -> PerRow:
+    """DIST: Pearson correlations ρ of probabilities, between classes and between examples.
 
-    ρ is Pearson's correlation of probabilities: across the classes of a row, and across the valid
-    rows for a class. The second is one number for the batch, given to each valid row, so that the
-    sum over valid rows divided by their count is right. It relates the rows of one call: with
-    micro-batches or several ranks, each relates its own.
+    β (1 − ρ(q_row, p_row)) + γ mean over classes of (1 − ρ(q_class, p_class)): ρ across the classes
+    of a row, and across the valid rows for a class. The second part is one number for the batch,
+    given to each valid row, so that the sum over valid rows divided by their count is right. It
+    relates the rows of one call: with micro-batches or several ranks, each relates its own.
 
     Where the teacher's probabilities don't vary (one valid row, a uniform row) there is no
     relation to learn, and the part is 0. Where only the student's don't, ρ is 0.
@@ -478,7 +341,7 @@ def dist(
     Args:
         student_logits: raw.
         teacher_logits: raw. Classes at −inf on both sides are left out.
-        temperature: a number, or one for each row.
+        temperature: T.
         mask: True for valid rows; None = all are.
         beta: weight of the part between classes.
         gamma: weight of the part between examples.
@@ -495,17 +358,17 @@ def dist(
     present = present_classes(student_logits, teacher_logits)
     rows, classes = present.shape[:-1], present.shape[-1]
     valid = present.new_ones(rows) if mask is None else mask
-    between_classes = _distance(student_probs, teacher_probs, present, dim=-1)
+    between_classes = _pearson_distance(student_probs, teacher_probs, present, dim=-1)
     pairs = (present & valid.unsqueeze(-1)).reshape(-1, classes)
-    by_class = _distance(
+    by_class = _pearson_distance(
         student_probs.reshape(-1, classes), teacher_probs.reshape(-1, classes), pairs, dim=0
     )
     between_rows = by_class.sum() / pairs.any(dim=0).sum().clamp(min=1)
     return torch.where(valid, beta * between_classes + gamma * between_rows, 0.0)
 
 
-def _distance(student: Tensor, teacher: Tensor, present: Tensor, dim: int) -> Tensor:
-    """Take 1 − Pearson's correlation along a dimension, over the entries that are present."""
+def _pearson_distance(student: Tensor, teacher: Tensor, present: Tensor, dim: int) -> Tensor:
+    """Return 1 − ρ along a dimension, over the entries that are present."""
     student, student_norm, _ = _centred(student, present, dim)
     teacher, teacher_norm, varies = _centred(teacher, present, dim)
     correlation = (student * teacher).sum(dim=dim) / (student_norm * teacher_norm)
@@ -513,7 +376,7 @@ def _distance(student: Tensor, teacher: Tensor, present: Tensor, dim: int) -> Te
 
 
 def _centred(values: Tensor, present: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Subtract the mean; give the norm, and whether the values vary beyond their rounding.
+    """Subtract the mean; also return the norm, and whether values vary beyond their rounding.
 
     The norm is kept above that rounding: scale-free, and it bounds the gradient at a student
     whose values are all alike.
@@ -528,44 +391,38 @@ def _centred(values: Tensor, present: Tensor, dim: int) -> tuple[Tensor, Tensor,
     return centred, torch.maximum(energy, floor).sqrt(), energy > floor
 
 
-DIST = KDLoss(
-    "dist",
-    dist,
-    needs_mask=True,
-    limits={"beta": Limits(0.0), "gamma": Limits(0.0)},
-)
-
-
-# KD losses by name: the dict, and the way from a name to a callable.
-#
-# A name is a built-in one, one that the user registered (`raybrew.objective.extensions`), or an
-# import path, "package.module:function". An import path is resolved by the process
-# that builds the loss, so it reaches Ray workers by itself.
+_POSITIVE_SHARE = Limits(0.0, 1.0, low_open=True, high_open=True)
+_SKEW = {"skew": Limits(0.0, 1.0, high_open=True)}
 
 KD_LOSSES: dict[str, KDLoss] = {
-    "ce": CE,
-    "mse": MSE,
-    "kl": KL,
-    "reverse_kl": REVERSE_KL,
-    "jsd": JSD,
-    "skew_kl": SKEW_KL,
-    "skew_reverse_kl": SKEW_REVERSE_KL,
-    "adaptive_kl": ADAPTIVE_KL,
-    "tvd": TVD,
-    "dkd": DKD,
-    "dist": DIST,
-    "logit_std": LOGIT_STD,
-    "bce": BCE,
+    loss.name: loss
+    for loss in (
+        KDLoss("ce", ce, "log_probs", top_k=True),
+        KDLoss("mse", mse),
+        KDLoss("kl", kl, "log_probs", top_k=True),
+        KDLoss("reverse_kl", reverse_kl, "log_probs", top_k=True),
+        KDLoss("jsd", jsd, "log_probs", top_k=True, limits={"beta": _POSITIVE_SHARE}),
+        KDLoss("skew_kl", skew_kl, "log_probs", top_k=True, limits=_SKEW),
+        KDLoss("skew_reverse_kl", skew_reverse_kl, "log_probs", top_k=True, limits=_SKEW),
+        KDLoss("adaptive_kl", adaptive_kl, "log_probs", limits={"mu": _POSITIVE_SHARE}),
+        KDLoss("tvd", tvd, "log_probs", top_k=True),
+        KDLoss("dkd", dkd, needs_labels=True, limits={"alpha": Limits(0.0), "beta": Limits(0.0)}),
+        KDLoss("dist", dist, needs_mask=True, limits={"beta": Limits(0.0), "gamma": Limits(0.0)}),
+        KDLoss("logit_std", logit_std, limits={"eps": Limits(0.0, low_open=True)}),
+        KDLoss("bce", bce),
+    )
 }
+"""By name: the losses of this package, and those that a user registers."""
 
 
 def make_kd_loss(
     name: str, options: Mapping[str, OptionValue] | None = None, *, scale_t2: bool = False
-) -> BoundKDLoss:
+) -> KDLoss:
     """Build a KD loss from its name and options.
 
     Args:
-        name: a key of `KD_LOSSES`, or an import path "package.module:function".
+        name: a key of `KD_LOSSES`, or an import path "package.module:function", which the process
+            that builds the loss resolves, so that it reaches Ray workers by itself.
         options: the loss's options; what isn't given keeps its default.
         scale_t2: multiply by T², so that gradients keep their size as T grows.
 
@@ -606,8 +463,3 @@ def as_kd_loss(name: str, loss: object) -> KDLoss:
     raise ConfigError(
         f"KD loss {name!r}: expected a function or a KDLoss, got {type(loss).__name__}."
     )
-
-
-# Losses on logits: one method, one file; each returns a value for each row and takes no mean.
-#
-# raw logits ──► log softmax(z/T), or k + 1 buckets ──► divergence ──► (*rows) ──► × T² if asked

@@ -1,5 +1,15 @@
-"""A match loss: the statistic that the teacher ships, and what the student compares with it."""
+"""A match loss: the statistic that the teacher ships, and what the student compares with it.
 
+    teacher's features ──statistic──► (B, …) ──pack──► rows ─ ─ store, wire ─ ─► unpack ─┐
+    student's features ──────────────────────────────────────────────► compare ◄────────┘
+                                                                          ▼
+                                                Partial(numerator, denominator), both (B,)
+
+An example's row depends on its own real tokens alone: not on its neighbours in the batch and not on
+the padding, so it can be kept and used again in any other batch.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
@@ -9,13 +19,11 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from raybrew.errors import ConfigError, LabelError
-from raybrew.losses.numerics import Keep, compute_dtype
-
-# A loss before it is normalised: numerators and denominators apart.
+from raybrew.losses.numerics import Keep, promoted
 
 
 class Partial(NamedTuple):
-    """Per example: what the loss adds up, and what it is to be divided by.
+    """A loss before it is normalised, per example: what it adds up, and what that is divided by.
 
     The loss over any set of examples is `numerator.sum() / denominator.sum()`, so it may be
     split over ranks and micro-batches. Denominators depend on masks and static sizes alone.
@@ -25,19 +33,19 @@ class Partial(NamedTuple):
     denominator: Float[Tensor, " batch"]
 
 
-# Padded batch ⇄ ragged rows: what a store keeps of a statistic is its real tokens alone.
-#
-#     padded (B, A, L, L) ──pack(keep)──► values, flat   [ex. 0: A·n₀·n₀ | ex. 1: A·n₁·n₁ | …]
-#                         ◄─unpack(keep)─ offsets (B+1,) [0, A·n₀², A·n₀²+A·n₁², …]
-#
-# Real tokens keep their order, so an example's row says nothing of how its batch was padded, and
-# it can be put back under another padding, also when the mask has holes.
+Feature = Literal["hidden", "attention", "query", "key", "value"]
+"""`hidden` is (B, L, H), `attention` (B, A, L, L) or (B, L, L), the others (B, A, L, H/A)."""
+
+Features: TypeAlias = Sequence[Float[Tensor, "batch ..."]]
+"""One tensor per layer of the match."""
+
+Mask: TypeAlias = Shaped[Tensor, "batch length"] | None
+"""1 = real token, of any dtype; None where the adaptor gives no `inputs_mask`."""
 
 Axis = Literal["layer", "head", "token", "hidden"]
 
 
-@dataclass(frozen=True)
-class FeatureSizes:
+class FeatureSizes(NamedTuple):
     """The static sizes a statistic has beside its number of tokens.
 
     Attributes:
@@ -52,7 +60,14 @@ class FeatureSizes:
 
 
 class Ragged(NamedTuple):
-    """Rows of different lengths, one after another."""
+    """Rows of different lengths, one after another: of a statistic its real tokens alone.
+
+        padded (B, A, L, L) ──pack──► values, flat   [ex. 0: A·n₀·n₀ | ex. 1: A·n₁·n₁ | …]
+                            ◄─unpack─ offsets (B+1,) [0, A·n₀², A·n₀²+A·n₁², …]
+
+    Real tokens keep their order, so an example's row says nothing of how its batch was padded, and
+    it can be put back under another padding, also when the mask has holes.
+    """
 
     values: Shaped[Tensor, " elements"]
     offsets: Int64[Tensor, " rows_and_one"]
@@ -69,30 +84,31 @@ def row_shape(axes: tuple[Axis, ...], num_tokens: int, sizes: FeatureSizes) -> t
     return tuple(extents[axis] for axis in axes)
 
 
-def pack(
-    padded: Shaped[Tensor, "batch ..."],
-    keep: Bool[Tensor, "batch length"],
-    axes: tuple[Axis, ...],
-) -> Ragged:
+def pack(padded: Shaped[Tensor, "batch ..."], mask: Mask, axes: tuple[Axis, ...]) -> Ragged:
     """Leave the padding out.
 
     Args:
         padded: statistics of a batch.
-        keep: which tokens are real.
+        mask: (B, L), real tokens; None where every token is one.
         axes: what each axis after the first is.
 
     Returns:
         The real entries, row after row, and where each row starts.
     """
     num_token_axes = axes.count("token")
+    if mask is None:
+        length = padded.shape[1 + axes.index("token")] if num_token_axes else 1
+        mask = torch.ones(padded.shape[0], length, device=padded.device)
+    keep = mask != 0
     if num_token_axes == 0:
         values = padded.reshape(-1)
         row_sizes = torch.full_like(keep[:, 0], padded[0].numel(), dtype=torch.int64)
     else:
         values = padded[_selection(keep, axes, padded.shape[1:])].reshape(-1)
-        static = _product(s for a, s in zip(axes, padded.shape[1:], strict=True) if a != "token")
+        static = math.prod(s for a, s in zip(axes, padded.shape[1:], strict=True) if a != "token")
         row_sizes = keep.sum(dim=1) ** num_token_axes * static
-    return Ragged(values, _offsets(row_sizes))
+    offsets = torch.nn.functional.pad(row_sizes.cumsum(dim=0), (1, 0))
+    return Ragged(values, offsets)
 
 
 def unpack(
@@ -117,7 +133,7 @@ def unpack(
     """
     shape = row_shape(axes, keep.shape[1], sizes)
     num_token_axes = axes.count("token")
-    static = _product(size for axis, size in zip(axes, shape, strict=True) if axis != "token")
+    static = math.prod(size for axis, size in zip(axes, shape, strict=True) if axis != "token")
     _check_row_sizes(ragged.offsets, keep.sum(dim=1), num_token_axes, static)
     if num_token_axes == 0:
         return ragged.values.view(keep.shape[0], *shape)
@@ -125,27 +141,6 @@ def unpack(
     selection = _selection(keep, axes, shape)
     padded[selection] = ragged.values.view(-1, *padded.shape[selection.dim() :])
     return padded
-
-
-def split(ragged: Ragged) -> list[Shaped[Tensor, " _"]]:
-    """Give one flat view per example."""
-    return list(ragged.values.split(ragged.offsets.diff().tolist()))
-
-
-def join(rows: Sequence[Shaped[Tensor, " _"]]) -> Ragged:
-    """Lay flat rows one after another."""
-    return Ragged(torch.cat(list(rows)), _offsets(torch.tensor([row.numel() for row in rows])))
-
-
-def _offsets(row_sizes: Tensor) -> Tensor:
-    return torch.nn.functional.pad(row_sizes.cumsum(dim=0), (1, 0))
-
-
-def _product(factors) -> int:
-    result = 1
-    for factor in factors:
-        result *= int(factor)
-    return result
 
 
 def _selection(keep: Tensor, axes: tuple[Axis, ...], shape: Sequence[int]) -> Tensor:
@@ -236,63 +231,39 @@ def two_examples(lengths: Lengths, sizes: FeatureSizes) -> Lengths:
     return present * (present.sum() > 1)
 
 
-# A match loss: what the teacher has to ship, and what the student does with it.
-#
-#     teacher's features ──statistic──► (B, …) ──pack──► rows ─ ─ store, wire ─ ─► unpack ─┐
-#     student's features ──────────────────────────────────────────────► compare ◄────────┘
-#                                                                           ▼
-#                                                 Partial(numerator, denominator), both (B,)
-#
-# An example's row depends on its own real tokens alone: not on its neighbours in the batch and
-# not on the padding, so it can be kept and used again in any other batch.
-
-Feature = Literal["hidden", "attention", "query", "key", "value"]
-"""`hidden` is (B, L, H), `attention` (B, A, L, L) or (B, L, L), the others (B, A, L, H/A)."""
-
-Features: TypeAlias = Sequence[Float[Tensor, "batch ..."]]
-"""One tensor per layer of the match."""
-
-Mask: TypeAlias = Shaped[Tensor, "batch length"] | None
-"""1 = real token, of any dtype; None where the adaptor gives no `inputs_mask`."""
-
-
-def _as_stored(statistic: Tensor, keep: Keep) -> Tensor:
-    return statistic
-
-
 @dataclass(frozen=True)
 class MatchLoss:
     """One loss between features of a teacher and of a student.
 
     Attributes:
-        name: as it is asked for.
-        features: the kinds of feature it compares.
-        num_layers: layers it takes on each side; None for any number.
+        name: how a configuration calls it.
         axes: what each axis of one example's statistic is.
         statistic: the teacher's side, (features, keep) → (B, *axes).
         compare: the student's side, (features, keep, statistic) → numerators (B,).
         count: denominators, (lengths (B,), sizes) → (B,).
+        features: which features it can compare.
+        num_layers: layers it takes on each side; None for any number.
         needs_same_size: whether the student's vectors must be as long as the teacher's.
         needs_same_heads: whether both must have as many attention heads.
         batch_level: whether it compares examples with each other, within one micro-batch.
         relation_heads: heads of the statistic where they aren't the model's own.
-        restore: what padding has to hold after `unpack`, where that isn't zero.
+        restore: fills padding after `unpack`, (statistic, keep) → statistic; zeros where None.
         projection_per_layer: whether each layer of the student gets a projection of its own.
         padding_counts: whether its value depends on how far a batch is padded.
     """
 
     name: str
-    features: tuple[Feature, ...]
-    num_layers: int | None
     axes: tuple[Axis, ...]
     statistic: Callable[[Features, Keep], Tensor]
     compare: Callable[[Features, Keep, Tensor], Tensor]
     count: Callable[[Tensor, FeatureSizes], Tensor]
+    features: tuple[Feature, ...] = ("hidden",)
+    num_layers: int | None = 1
     needs_same_size: bool = False
     needs_same_heads: bool = False
     batch_level: bool = False
     relation_heads: int | None = None
-    restore: Callable[[Tensor, Keep], Tensor] = _as_stored
+    restore: Callable[[Tensor, Keep], Tensor] | None = None
     projection_per_layer: bool = False
     padding_counts: bool = False
 
@@ -304,7 +275,7 @@ class MatchLoss:
             mask: (B, L), real tokens; None where there is none.
 
         Returns:
-            (B, *axes), padded like the batch, apart from the graph.
+            (B, *axes), padded like the batch, without a graph.
         """
         with torch.no_grad():
             return self.statistic(teacher, _keep(mask))
@@ -325,7 +296,7 @@ class MatchLoss:
         """
         self._check_shape(student, statistic)
         # The student's precision decides, whatever the statistic was stored in.
-        target = statistic.to(compute_dtype(student[0]))
+        target = statistic.to(promoted(student[0]))
         numerator = self.compare(student, _keep(mask), target)
         lengths = _lengths(student[0], mask)
         denominator = self.count(lengths.double(), self._student_sizes(student))
@@ -359,7 +330,7 @@ class MatchLoss:
         Returns:
             Flat values, and where each example's start.
         """
-        return pack(statistic, self._stored_tokens(statistic, mask), self.axes)
+        return pack(statistic, mask, self.axes)
 
     def unpack(
         self, ragged: Ragged, mask: Mask, sizes: FeatureSizes, padded_length: int | None = None
@@ -384,7 +355,8 @@ class MatchLoss:
         if places is None:
             length = padded_length if padded_length is not None else 1
             places = ragged.offsets.new_ones((rows, length), dtype=torch.bool)
-        return self.restore(unpack(ragged, places, self.axes, self._own_heads(sizes)), keep)
+        statistic = unpack(ragged, places, self.axes, self._own_heads(sizes))
+        return statistic if self.restore is None else self.restore(statistic, keep)
 
     def _check_shape(self, student: Features, statistic: Tensor) -> None:
         length = student[0].shape[-2] if student[0].dim() > 2 else 1
@@ -406,12 +378,6 @@ class MatchLoss:
                 "Vectors of different sizes need a projection; sentences of different lengths, the "
                 "same tokenizer and max_length on both sides."
             )
-
-    def _stored_tokens(self, statistic: Tensor, mask: Mask) -> Tensor:
-        if mask is not None:
-            return mask != 0
-        length = statistic.shape[1 + self.axes.index("token")] if "token" in self.axes else 1
-        return torch.ones(statistic.shape[0], length, dtype=torch.bool, device=statistic.device)
 
     def _student_sizes(self, student: Features) -> FeatureSizes:
         heads = student[0].shape[1] if student[0].dim() == 4 else 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raybrew.errors import ConfigError
 
-# Log-probabilities and the few operations on them that stay finite where probabilities are 0.
+# Log-probabilities, and operations on them that stay finite where probabilities are 0.
 
 Temperature = float | int | Float[Tensor, "*rows"] | Float[Tensor, ""]
 
@@ -31,16 +31,7 @@ def promoted(*tensors: Float[Tensor, "..."]) -> torch.dtype:
 def tempered(
     logits: Float[Tensor, "*rows classes"], temperature: Temperature, dtype: torch.dtype
 ) -> Float[Tensor, "*rows classes"]:
-    """Divide raw logits by the temperature, z / T, in the given dtype.
-
-    Args:
-        logits: (*rows, classes), raw.
-        temperature: a number, or one for each row (*rows).
-        dtype: what to compute in.
-
-    Returns:
-        z / T.
-    """
+    """Divide raw logits by the temperature, a number or one per row: z / T, in the given dtype."""
     if isinstance(temperature, Tensor):
         temperature = temperature.to(dtype)
         if temperature.dim() > 0:
@@ -53,7 +44,7 @@ def log_probs(
     temperature: Temperature,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "*rows classes"]:
-    """Take log softmax(z / T).
+    """Return log softmax(z / T).
 
     Args:
         logits: (*rows, classes), raw; −inf marks a class that is masked out.
@@ -87,7 +78,7 @@ def log_mixture(
     second_log_probs: Float[Tensor, "*rows classes"],
     first_share: float,
 ) -> Float[Tensor, "*rows classes"]:
-    """Take log(λ p + (1 − λ) q) from log p and log q.
+    """Return log(λ p + (1 − λ) q) from log p and log q.
 
     Args:
         first_log_probs: log p.
@@ -102,9 +93,6 @@ def log_mixture(
         first_log_probs + math.log(first_share),
         second_log_probs.clamp(min=LOG_ZERO) + math.log1p(-first_share),
     )
-
-
-# Classes that are masked out by −inf on both sides, for losses that average over classes.
 
 
 def present_classes(
@@ -177,6 +165,12 @@ class TopK:
             "Add it to the temperatures of the labels, and label again."
         )
 
+    def take(self, rows: Tensor) -> "TopK":
+        """Take rows by index or by mask; the logsumexp is kept by temperature."""
+        assert not isinstance(self.logsumexp, Tensor)
+        sums = {temperature: each[rows] for temperature, each in self.logsumexp.items()}
+        return TopK(self.values[rows], self.indices[rows], sums)
+
 
 def bucket_log_probs(
     student_logits: Float[Tensor, "*rows classes"], teacher: TopK, temperature: Temperature
@@ -217,14 +211,14 @@ def bucket_log_probs(
 
 
 def _student_rest(student: Tensor, indices: Tensor) -> Tensor:
-    """Take the logsumexp of the classes outside the indices; −inf where all of them are masked."""
+    """Return the logsumexp outside the indices; −inf where all those classes are masked."""
     others = student.scatter(-1, indices, LOG_ZERO).clamp(min=LOG_ZERO)
     rest = others.logsumexp(dim=-1)
     return rest.masked_fill(rest < LOG_ZERO / 2, -math.inf)
 
 
 def _teacher_rest(values: Tensor, logsumexp: Tensor, student_rest: Tensor) -> Tensor:
-    """Take the logit of the teacher's tail from the difference of two logsumexps.
+    """Return the logit of the teacher's tail from the difference of two logsumexps.
 
     The difference is known to the rounding of its terms, so a tail smaller than that is put at
     the dtype's epsilon: finite, and never 0, since reverse KL divides by it. Only where the
@@ -237,22 +231,15 @@ def _teacher_rest(values: Tensor, logsumexp: Tensor, student_rest: Tensor) -> Te
     return rest.masked_fill((gap <= rounding) & student_rest.isneginf(), -math.inf)
 
 
-# Tensor steps that the match losses share: precision, real tokens, unit vectors.
+# Of the match losses: precision, real tokens, unit vectors.
 
 Keep: TypeAlias = Bool[Tensor, "batch length"] | None
 """Which tokens are real; None where the adaptor gives no mask."""
 
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def compute_dtype(values: Float[Tensor, "*shape"]) -> torch.dtype:
-    """Float32 for half precision; float32 and float64 stay."""
-    return torch.float32 if values.dtype in _HALF else values.dtype
-
 
 def widen(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Half precision becomes float32; float32 and float64 stay."""
-    return values.to(compute_dtype(values))
+    """Turn half precision into float32; float32 and float64 stay."""
+    return values.to(promoted(values))
 
 
 def full_precision(values: Tensor) -> torch.autocast:

@@ -1,28 +1,26 @@
-"""What a KD loss is: a pure function, its space, its inputs, its options and their ranges."""
+"""Methods by name, the options that their signatures state, and what a KD loss is.
+
+KDLoss(function, space, needs…) ── bind(options) ──► KDLoss, ready to be called
+(student_logits, teacher_logits | TopK, temperature, labels, mask) ──► loss of each row
+"""
 
 import inspect
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeGuard
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raybrew.errors import ConfigError, did_you_mean, import_callable
+from raybrew.errors import ConfigError, import_callable, unknown_name
 from raybrew.losses.numerics import TopK, bucket_log_probs, log_probs, promoted
-
-# Options of a named method: read off its signature, checked when a configuration is read.
-#
-# function's keyword-only parameters ──► names and defaults
-# limits                             ──► ranges            ──► checked_options ──► plain dict
 
 OptionValue = float | int | bool | str
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """The interval an option's value must lie in; an open end is excluded."""
 
     low: float = -math.inf
@@ -31,7 +29,7 @@ class Limits:
     high_open: bool = False
 
     def admits(self, value: float | int) -> bool:
-        """Say whether the value is finite and inside the interval."""
+        """Whether the value is finite and inside the interval."""
         above = value > self.low if self.low_open else value >= self.low
         below = value < self.high if self.high_open else value <= self.high
         return math.isfinite(value) and above and below
@@ -41,33 +39,13 @@ class Limits:
         return f"{start}{self.low}, {self.high}{end}"
 
 
-ANY_NUMBER = Limits()
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Build the error for a name that isn't known: nearest names first, then all of them.
-
-    Args:
-        what: the kind of name, e.g. "KD loss".
-        name: the name that came.
-        known: the names that would do.
-
-    Returns:
-        The error, for the caller to raise.
-    """
-    names = sorted(known)
-    hint = did_you_mean(name, names) or "."
-    expected = f"one of {', '.join(names)}" if names else "none at all"
-    return ConfigError(f"Unknown {what} {name!r}: expected {expected}{hint}")
-
-
 def find_method(
     what: str, name: str, known: Mapping[str, Callable[..., Any]]
 ) -> Callable[..., Any]:
     """Find a method by its name, or a user's by its import path "package.module:function".
 
     Args:
-        what: the kind of name, e.g. "weight schedule".
+        what: what the name is of, e.g. "weight schedule".
         name: as configured.
         known: methods by name.
 
@@ -123,12 +101,12 @@ def _check_value(where: str, value: object, default: object, limits: Limits | No
     """Refuse a value of another type than the default's, or out of its range."""
     if isinstance(default, bool | str):
         if type(value) is not type(default):
-            kind = type(default).__name__
-            raise ConfigError(f"{where}: expected a {kind} like {default!r}, got {value!r}.")
+            expected = type(default).__name__
+            raise ConfigError(f"{where}: expected a {expected} like {default!r}, got {value!r}.")
         return
     if limits is None and default is not inspect.Parameter.empty and not _is_number(default):
         return  # a user's option of a type of its own: theirs to check
-    limits = limits or ANY_NUMBER
+    limits = limits or Limits()
     if not _is_number(value) or not limits.admits(value):
         raise ConfigError(f"{where}: expected a number in {limits}, got {value!r}.")
 
@@ -137,17 +115,9 @@ def _is_number(value: object) -> TypeGuard[float | int]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-# What a KD loss is: a pure function, the space it works in, and what it needs besides logits.
-#
-# KDLoss(function, space, needs…)  ── bind(options) ──►  BoundKDLoss
-# BoundKDLoss(student_logits, teacher_logits | TopK, temperature, labels, mask) ──► per-row loss
-
-SIDE_INPUTS = ("labels", "mask")
-
-
 @dataclass(frozen=True)
 class KDLoss:
-    """A KD loss before its options are chosen.
+    """A KD loss: picklable, and callable once its options are bound.
 
     Attributes:
         name: how a configuration calls it.
@@ -160,6 +130,8 @@ class KDLoss:
         needs_mask: takes `mask` (*rows) bool or None, since it relates rows with each other.
         top_k: has a form over k + 1 buckets; only in the space "log_probs".
         limits: option -> interval.
+        options: name -> value, as bound.
+        scale_t2: whether each row is multiplied by its T².
     """
 
     name: str
@@ -169,6 +141,8 @@ class KDLoss:
     needs_mask: bool = False
     top_k: bool = False
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    scale_t2: bool = False
 
     @classmethod
     def from_function(cls, name: str, function: Callable[..., Any]) -> "KDLoss":
@@ -184,48 +158,27 @@ class KDLoss:
                 f"KD loss {name!r} has no signature to read ({error}); wrap it in a function."
             ) from error
         return cls(
-            name=name,
-            function=function,
-            needs_labels="labels" in parameters,
-            needs_mask="mask" in parameters,
+            name, function, needs_labels="labels" in parameters, needs_mask="mask" in parameters
         )
 
-    def bind(self, options: Mapping[str, OptionValue], *, scale_t2: bool) -> "BoundKDLoss":
+    def bind(self, options: Mapping[str, OptionValue], *, scale_t2: bool) -> "KDLoss":
         """Fix the options.
 
         Args:
             options: name -> value; the rest keep their defaults.
             scale_t2: multiply each row by its T².
 
-        Returns:
-            The loss, ready to be called.
-
         Raises:
             ConfigError: an unknown option or a value out of range.
         """
         checked = checked_options(
-            f"KD loss {self.name!r}", self.function, options, self.limits, inputs=SIDE_INPUTS
+            f"KD loss {self.name!r}",
+            self.function,
+            options,
+            self.limits,
+            inputs=("labels", "mask"),
         )
-        return BoundKDLoss(loss=self, options=checked, scale_t2=scale_t2)
-
-
-@dataclass(frozen=True)
-class BoundKDLoss:
-    """A KD loss with its options: a picklable callable that returns one value for each row."""
-
-    loss: KDLoss
-    options: Mapping[str, OptionValue]
-    scale_t2: bool = False
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether `labels` must be given."""
-        return self.loss.needs_labels
-
-    @property
-    def needs_mask(self) -> bool:
-        """Whether rows are related with each other, so that `mask` matters."""
-        return self.loss.needs_mask
+        return replace(self, options=checked, scale_t2=scale_t2)
 
     def __call__(
         self,
@@ -251,22 +204,33 @@ class BoundKDLoss:
             ConfigError: shapes that don't fit, labels missing, no top-k form.
         """
         rows = student_logits.shape[:-1]
-        self._check(rows, temperature, labels, mask)
-        inputs = self._inputs(student_logits, teacher_logits, temperature)
-        extras: dict[str, Tensor | None] = {}
+        if not isinstance(temperature, Tensor) and not temperature > 0:
+            raise ConfigError(
+                f"KD loss {self.name!r}: expected a temperature > 0, got {temperature}."
+            )
+        self._check_rows("temperature", temperature, rows)
+        side_inputs: dict[str, Tensor | None] = {}
         if self.needs_labels:
-            extras["labels"] = labels
+            if labels is None:
+                raise ConfigError(
+                    f"KD loss {self.name!r} needs the true labels, and none came. Give the task a "
+                    "label column, or take another loss, e.g. kl."
+                )
+            side_inputs["labels"] = labels
         if self.needs_mask:
-            extras["mask"] = mask
-        loss = self.loss.function(*inputs, **extras, **self.options)
+            side_inputs["mask"] = mask
+        for what, values in side_inputs.items():
+            self._check_rows(what, values, rows)
+        inputs = self._in_space(student_logits, teacher_logits, temperature)
+        loss = self.function(*inputs, **side_inputs, **self.options)
         if loss.shape != rows:
             raise ConfigError(
-                f"KD loss {self.loss.name!r} returned the shape {tuple(loss.shape)}, expected one "
+                f"KD loss {self.name!r} returned the shape {tuple(loss.shape)}, expected one "
                 f"value for each row, {tuple(rows)}; reduce over classes only."
             )
         return loss * temperature**2 if self.scale_t2 else loss
 
-    def _inputs(
+    def _in_space(
         self,
         student_logits: Tensor,
         teacher_logits: Tensor | TopK,
@@ -274,20 +238,20 @@ class BoundKDLoss:
     ) -> tuple[Tensor | float | int, ...]:
         """Bring the logits into the space of the loss."""
         if isinstance(teacher_logits, TopK):
-            if not self.loss.top_k:
+            if not self.top_k:
                 raise ConfigError(
-                    f"KD loss {self.loss.name!r} has no top-k form: it needs the logits of all "
-                    "classes. Keep dense logits, or take ce, kl, reverse_kl, jsd, skew_kl, "
-                    "skew_reverse_kl or tvd."
+                    f"KD loss {self.name!r} has no top-k form: it needs the logits of all classes. "
+                    "Keep dense logits, or take ce, kl, reverse_kl, jsd, skew_kl, skew_reverse_kl "
+                    "or tvd."
                 )
             return bucket_log_probs(student_logits, teacher_logits, temperature)
         if student_logits.shape != teacher_logits.shape:
             raise ConfigError(
-                f"KD loss {self.loss.name!r}: the student's logits are "
+                f"KD loss {self.name!r}: the student's logits are "
                 f"{tuple(student_logits.shape)}, the teacher's {tuple(teacher_logits.shape)}; they "
                 "must be the same. Check the number of classes and the tokenizers."
             )
-        if self.loss.space == "logits":
+        if self.space == "logits":
             return student_logits, teacher_logits, temperature
         dtype = promoted(student_logits, teacher_logits)
         return (
@@ -295,34 +259,13 @@ class BoundKDLoss:
             log_probs(teacher_logits, temperature, dtype),
         )
 
-    def _check(
-        self,
-        rows: torch.Size,
-        temperature: float | int | Tensor,
-        labels: Tensor | None,
-        mask: Tensor | None,
-    ) -> None:
-        """Refuse side inputs that don't fit the rows."""
-        name = self.loss.name
-        if isinstance(temperature, Tensor):
-            if temperature.dim() > 0 and temperature.shape != rows:
-                raise _misshapen(name, "temperature", temperature, rows)
-        elif not temperature > 0:
-            raise ConfigError(f"KD loss {name!r}: expected a temperature > 0, got {temperature}.")
-        if self.needs_labels:
-            if labels is None:
-                raise ConfigError(
-                    f"KD loss {name!r} needs the true labels, and none came. Give the task a label "
-                    "column, or take another loss, e.g. kl."
-                )
-            if labels.shape != rows:
-                raise _misshapen(name, "labels", labels, rows)
-        if self.needs_mask and mask is not None and mask.shape != rows:
-            raise _misshapen(name, "mask", mask, rows)
-
-
-def _misshapen(name: str, what: str, tensor: Tensor, rows: torch.Size) -> ConfigError:
-    return ConfigError(
-        f"KD loss {name!r}: {what} has the shape {tuple(tensor.shape)}, "
-        f"expected one value for each row, {tuple(rows)}."
-    )
+    def _check_rows(self, what: str, values: object, rows: torch.Size) -> None:
+        """Refuse a tensor that hasn't one value for each row; a single temperature serves all."""
+        if not isinstance(values, Tensor) or values.shape == rows:
+            return
+        if what == "temperature" and values.dim() == 0:
+            return
+        raise ConfigError(
+            f"KD loss {self.name!r}: {what} has the shape {tuple(values.shape)}, expected one "
+            f"value for each row, {tuple(rows)}."
+        )

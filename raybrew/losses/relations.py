@@ -1,5 +1,18 @@
-"""Match losses on relations: attention maps, relations between tokens or between examples."""
+"""Match losses on relations: attention maps, relations between tokens or between examples.
 
+Attention maps are raw scores, as TextBrewer has them, or the probabilities of transformers. Without
+a mask, entries ≤ −1e-3 are taken for padded scores, as in TextBrewer. The cross-entropies take the
+softmax over real keys. TextBrewer takes it over all keys and only then leaves the padded ones out:
+with probabilities, where a padded key holds 0 rather than −∞, its value moves with the padding.
+`keys="all"` gives its numbers.
+
+Losses between examples (rkd, sp, cka) need one vector per example, which is what is shipped. By
+default it is the mean over real tokens, which every model has; `pooling="first"` takes the first
+token instead, for encoders trained to gather the sentence there. The examples compared are those of
+one micro-batch on one rank, so these values change with the batch size, as in their papers.
+"""
+
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal
 
@@ -22,16 +35,17 @@ from raybrew.losses.match_loss import (
 )
 from raybrew.losses.numerics import Keep, full_precision, pair_mask, unit, widen, zero_padding
 
-# Losses on attention maps: raw scores, as TextBrewer had, or transformers' probabilities.
-#
-# Without a mask, entries ≤ −1e-3 are taken for padded scores, as in TextBrewer. The cross-entropies
-# take the softmax over real keys. TextBrewer takes it over all keys and only then leaves the padded
-# ones out: with probabilities, where a padded key holds 0 rather than −∞, its value moves with the
-# padding. `keys="all"` gives its numbers.
-
 Keys = Literal["all", "real"]
 HeadMaps = Float[Tensor, "batch heads length length"]
 Maps = Float[Tensor, "batch length length"]
+Pooling = Literal["mean", "first"]
+Vectors = Float[Tensor, "batch hidden"]
+TeacherVectors = Float[Tensor, "batch teacher_hidden"]
+Present = Bool[Tensor, " batch"]
+PerRow = Float[Tensor, " batch"]
+Relations = Float[Tensor, "batch heads length length"]
+MapsOf = Callable[[Features, Keep], Tensor]
+MapError = Callable[[HeadMaps, HeadMaps, Keep], PerRow]
 
 _PADDED_SCORE = -1e-3
 """Entries at or below it are padding where no mask says so."""
@@ -50,10 +64,9 @@ def attention_mse() -> MatchLoss:
     return MatchLoss(
         name="attention_mse",
         features=("attention",),
-        num_layers=1,
         axes=("head", "token", "token"),
         statistic=_head_maps,
-        compare=_squared_error_of_heads,
+        compare=partial(_compare_maps, statistic_of=_head_maps, error=_squared_error),
         count=head_pairs,
         needs_same_heads=True,
     )
@@ -69,10 +82,9 @@ def attention_mse_sum() -> MatchLoss:
     return MatchLoss(
         name="attention_mse_sum",
         features=("attention",),
-        num_layers=1,
         axes=("token", "token"),
         statistic=_summed_heads,
-        compare=_squared_error_of_sums,
+        compare=partial(_compare_maps, statistic_of=_summed_heads, error=_squared_error),
         count=pairs,
     )
 
@@ -92,10 +104,11 @@ def attention_ce(keys: Keys = "real") -> MatchLoss:
     return MatchLoss(
         name="attention_ce",
         features=("attention",),
-        num_layers=1,
         axes=("head", "token", "token"),
         statistic=_head_maps,
-        compare=partial(_cross_entropy_of_heads, keys=keys),
+        compare=partial(
+            _compare_maps, statistic_of=_head_maps, error=partial(_cross_entropy, keys=keys)
+        ),
         count=head_queries,
         needs_same_heads=True,
         restore=fill_padded_keys,
@@ -116,10 +129,11 @@ def attention_ce_mean(keys: Keys = "real") -> MatchLoss:
     return MatchLoss(
         name="attention_ce_mean",
         features=("attention",),
-        num_layers=1,
         axes=("token", "token"),
         statistic=_averaged_heads,
-        compare=partial(_cross_entropy_of_means, keys=keys),
+        compare=partial(
+            _compare_maps, statistic_of=_averaged_heads, error=partial(_cross_entropy, keys=keys)
+        ),
         count=tokens,
         restore=fill_padded_keys,
         padding_counts=keys == "all",
@@ -136,10 +150,9 @@ def minilm_attention() -> MatchLoss:
     return MatchLoss(
         name="minilm_attention",
         features=("attention",),
-        num_layers=1,
         axes=("head", "token", "token"),
         statistic=_head_maps,
-        compare=_divergence_of_probabilities,
+        compare=partial(_compare_maps, statistic_of=_head_maps, error=_divergence_of_probabilities),
         count=head_queries,
         needs_same_heads=True,
     )
@@ -187,17 +200,16 @@ def _averaged_heads(features: Features, keep: Keep) -> Maps:
     return maps.mean(dim=1) if maps.dim() == 4 else maps
 
 
-def _squared_error_of_heads(student: Features, keep: Keep, statistic: HeadMaps) -> Tensor:
-    return _squared_error(_head_maps(student, keep), statistic, keep)
+def _compare_maps(
+    student: Features, keep: Keep, statistic: Tensor, statistic_of: MapsOf, error: MapError
+) -> PerRow:
+    maps = statistic_of(student, keep)
+    if maps.dim() == 3:  # heads are joined
+        maps, statistic = maps.unsqueeze(1), statistic.unsqueeze(1)
+    return error(widen(maps), statistic, keep)
 
 
-def _squared_error_of_sums(student: Features, keep: Keep, statistic: Maps) -> Tensor:
-    maps, target = _summed_heads(student, keep), statistic
-    return _squared_error(maps.unsqueeze(1), target.unsqueeze(1), keep)
-
-
-def _squared_error(student: HeadMaps, teacher: HeadMaps, keep: Keep) -> Float[Tensor, " batch"]:
-    student = widen(student)
+def _squared_error(student: HeadMaps, teacher: HeadMaps, keep: Keep) -> PerRow:
     if keep is None:
         student = student.masked_fill(student <= _PADDED_SCORE, 0.0)
         teacher = teacher.masked_fill(teacher <= _PADDED_SCORE, 0.0)
@@ -208,21 +220,7 @@ def _squared_error(student: HeadMaps, teacher: HeadMaps, keep: Keep) -> Float[Te
     return difference.square().sum(dim=(1, 2, 3))
 
 
-def _cross_entropy_of_heads(
-    student: Features, keep: Keep, statistic: HeadMaps, keys: Keys
-) -> Tensor:
-    return _cross_entropy(_head_maps(student, keep), statistic, keep, keys)
-
-
-def _cross_entropy_of_means(student: Features, keep: Keep, statistic: Maps, keys: Keys) -> Tensor:
-    maps = _averaged_heads(student, keep)
-    return _cross_entropy(maps.unsqueeze(1), statistic.unsqueeze(1), keep, keys)
-
-
-def _cross_entropy(
-    student: HeadMaps, teacher: HeadMaps, keep: Keep, keys: Keys
-) -> Float[Tensor, " batch"]:
-    student = widen(student)
+def _cross_entropy(student: HeadMaps, teacher: HeadMaps, keep: Keep, keys: Keys) -> PerRow:
     if keep is None:
         counts = teacher > _PADDED_SCORE
     else:
@@ -242,33 +240,15 @@ def _cross_entropy(
     return -torch.where(counts, probabilities * log_probs, 0.0).sum(dim=(1, 2, 3))
 
 
-def _divergence_of_probabilities(
-    student: Features, keep: Keep, statistic: HeadMaps
-) -> Float[Tensor, " batch"]:
-    student_maps, teacher_maps = widen(_head_maps(student, keep)), statistic
+def _divergence_of_probabilities(student: HeadMaps, teacher: HeadMaps, keep: Keep) -> PerRow:
     if keep is not None:
         is_padding = ~pair_mask(keep).unsqueeze(1)
-        student_maps = student_maps.masked_fill(is_padding, 0.0)
-        teacher_maps = teacher_maps.masked_fill(is_padding, 0.0)
-    smallest = torch.finfo(student_maps.dtype).tiny
-    log_student = student_maps.clamp_min(smallest).log()
-    log_teacher = teacher_maps.clamp_min(smallest).log()
-    return (teacher_maps * (log_teacher - log_student)).sum(dim=(1, 2, 3))
-
-
-# Losses on relations: between the examples of a batch, or between the tokens of one example.
-#
-# Losses between examples (rkd, sp, cka) need one vector per example, which is what is shipped. By
-# default it is the mean over real tokens, which every model has; `pooling="first"` takes the first
-# token instead, for encoders trained to gather the sentence there. The examples compared are those
-# of one micro-batch on one rank, so these values change with the batch size, as in their papers.
-
-Pooling = Literal["mean", "first"]
-Vectors = Float[Tensor, "batch hidden"]
-TeacherVectors = Float[Tensor, "batch teacher_hidden"]
-Present = Bool[Tensor, " batch"]
-PerRow = Float[Tensor, " batch"]
-Relations = Float[Tensor, "batch heads length length"]
+        student = student.masked_fill(is_padding, 0.0)
+        teacher = teacher.masked_fill(is_padding, 0.0)
+    smallest = torch.finfo(student.dtype).tiny
+    log_student = student.clamp_min(smallest).log()
+    log_teacher = teacher.clamp_min(smallest).log()
+    return (teacher * (log_teacher - log_student)).sum(dim=(1, 2, 3))
 
 
 def attention_transfer() -> MatchLoss:
@@ -280,8 +260,6 @@ def attention_transfer() -> MatchLoss:
     """
     return MatchLoss(
         name="attention_transfer",
-        features=("hidden",),
-        num_layers=1,
         axes=("token",),
         statistic=_energy_map,
         compare=_energy_map_error,
@@ -339,7 +317,6 @@ def minilm_value_relation() -> MatchLoss:
     return MatchLoss(
         name="minilm_value_relation",
         features=("value",),
-        num_layers=1,
         axes=("head", "token", "token"),
         statistic=partial(_relations, num_heads=None),
         compare=partial(_relation_divergence, num_heads=None),
@@ -349,7 +326,7 @@ def minilm_value_relation() -> MatchLoss:
 
 
 def minilmv2_relation(num_relation_heads: Annotated[int, Field(gt=0)] = 48) -> MatchLoss:
-    """KL of self-attention relations over heads cut anew, so that head counts may differ.
+    """KL of self-attention relations over heads cut again, so that head counts may differ.
 
     Σ_{a,i real} KL(R_t ‖ R_s) / (A_r·n),  R = softmax(X Xᵀ/√d_r), X the queries, keys or values
     of all heads side by side, cut into A_r pieces of width d_r. Ships (A_r, n, n).
@@ -362,7 +339,6 @@ def minilmv2_relation(num_relation_heads: Annotated[int, Field(gt=0)] = 48) -> M
     return MatchLoss(
         name="minilmv2_relation",
         features=("query", "key", "value", "hidden"),
-        num_layers=1,
         axes=("head", "token", "token"),
         statistic=partial(_relations, num_heads=num_relation_heads),
         compare=partial(_relation_divergence, num_heads=num_relation_heads),
@@ -374,8 +350,6 @@ def minilmv2_relation(num_relation_heads: Annotated[int, Field(gt=0)] = 48) -> M
 def _between_examples(name: str, pooling: Pooling, error, count) -> MatchLoss:
     return MatchLoss(
         name=name,
-        features=("hidden",),
-        num_layers=1,
         axes=("hidden",),
         statistic=partial(_pooled, pooling=pooling),
         compare=partial(_compare_examples, pooling=pooling, error=error),

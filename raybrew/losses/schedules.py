@@ -1,4 +1,10 @@
-"""Schedules of temperatures and of the weights of terms, by name."""
+"""Schedules of the weights of terms and of temperatures, by name.
+
+A weight schedule is a factor on a term's configured weight, from the progress of the run. A
+temperature scheduler gives the temperature of each row, from the logits of a batch and the base T:
+
+    w of each row ──► mean over the valid rows of all ranks ──► T + (mean w − w) β
+"""
 
 import inspect
 import math
@@ -13,8 +19,6 @@ from torch import Tensor
 from raybrew.errors import ConfigError
 from raybrew.losses.numerics import promoted
 from raybrew.losses.registry import Limits, OptionValue, checked_options, find_method
-
-# Weight schedules: a factor on a term's configured weight, from the progress of the run.
 
 
 def constant_weight(progress: float | int) -> float:
@@ -68,7 +72,7 @@ class WeightSchedule:
     options: Mapping[str, OptionValue]
 
     def __call__(self, progress: float | int) -> float:
-        """Give the factor on the configured weight.
+        """Return the factor on the configured weight.
 
         Args:
             progress: global_step / total_steps in [0, 1]; 0 is the first step.
@@ -126,12 +130,8 @@ def make_weight_schedule(
     return WeightSchedule(name, function, checked)
 
 
-# Temperature schedulers: the temperature of each row, from the logits of a batch and the base T.
-#
-# w of each row ──► mean over the valid rows of all ranks ──► T + (mean w − w) β
-
-# Takes (Σ w, count) of this process and gives the sums over all of them.
 SumOverRanks = Callable[[Tensor], Tensor]
+"""(Σ w, count) of this process → the sums over all of them."""
 
 
 def constant_temperature(
@@ -205,7 +205,7 @@ def _around(
     sum_over_ranks: SumOverRanks | None,
     min_temperature: float | int,
 ) -> Tensor:
-    """Take T + (mean w − w) β, the mean over valid rows; rows that aren't valid keep T."""
+    """Return T + (mean w − w) β, the mean over valid rows; rows that aren't valid keep T."""
     valid = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask
     sums = torch.stack([weight.masked_fill(~valid, 0.0).sum(), valid.sum().to(weight.dtype)])
     if sum_over_ranks is not None:

@@ -1,12 +1,14 @@
-"""The features of a model: captured by hooks, read by layer, packed as a signal's payload."""
+"""The features of a model: captured by hooks, read by layer, packed as a signal's payload.
+
+batch ──► model(**batch, **reader.flags) ──► reader.read ──► view, features of each match
+teacher's features ──► statistic of the loss ──► pack_features ──► payload of signal_of(match)
+"""
 
 import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -21,55 +23,57 @@ from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.layers import layer_stack
 from raybrew.tasks.adaptors import Adaptor, View, view_of
 
-# The outputs of named modules, by forward hooks; what custom matches compare.
-#
-# with ModuleCapture(student, ["encoder.layer.1.output"]) as captured:
-#     student(**batch)
-#     outputs = captured.take()          # {"encoder.layer.1.output": tensor}
+Side = Literal["teacher", "student"]
+Match = MatchSpec | CustomMatch
+ModuleOutput = tuple[str, int]
+"""A module as `model.named_modules()` names it, and the entry meant where it returns a tuple."""
+
+QKV_MODULES = {
+    "query": ("query", "q_lin", "q_proj", "query_proj", "q"),
+    "key": ("key", "k_lin", "k_proj", "key_proj", "k"),
+    "value": ("value", "v_lin", "v_proj", "value_proj", "v"),
+}
+"""By feature, how models call the linear module that makes it in each layer."""
 
 
 class ModuleCapture:
-    """Keeps the last output of each named module until it is taken.
+    """Keeps the last outputs of named modules until they are taken.
+
+        with ModuleCapture(student, [("encoder.layer.1.output", 0)]) as captured:
+            student(**batch)
+            outputs = captured.take()          # {("encoder.layer.1.output", 0): tensor}
 
     Args:
         model: the model, not wrapped (give `ddp.module`).
-        names: modules as `model.named_modules()` names them.
-        output_indices: which entry is meant where a module returns a tuple; 0 where not given.
+        outputs: which ones.
 
     Raises:
-        ConfigError: a name the model hasn't got, with the nearest ones.
+        ConfigError: a name that the model doesn't have, with the nearest ones.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        names: Iterable[str],
-        output_indices: dict[str, int] | None = None,
-    ) -> None:
-        self._outputs: dict[str, Tensor] = {}
-        indices = output_indices or {}
+    def __init__(self, model: nn.Module, outputs: Iterable[ModuleOutput]) -> None:
+        self._captured: dict[ModuleOutput, Tensor] = {}
         # All names are looked up before the first hook, so that an error leaves none behind.
-        modules = {name: find_module(model, name) for name in names}
+        modules = {output: find_module(model, output[0]) for output in outputs}
         self._handles = [
-            module.register_forward_hook(self._hook(name, indices.get(name, 0)))
-            for name, module in modules.items()
+            module.register_forward_hook(self._hook(output)) for output, module in modules.items()
         ]
-        self._names = list(modules)
+        self._outputs = list(modules)
 
-    def take(self) -> dict[str, Tensor]:
-        """Give the outputs of the last forward, and forget them.
+    def take(self) -> dict[ModuleOutput, Tensor]:
+        """Return the outputs of the last forward, and forget them.
 
         Raises:
             ConfigError: a module that the forward didn't call.
         """
-        missing = [name for name in self._names if name not in self._outputs]
+        missing = [output[0] for output in self._outputs if output not in self._captured]
         if missing:
             raise ConfigError(
                 f"The forward didn't call {', '.join(missing)}: no output to match. Name modules "
                 "that this model's forward runs, and run it before each take()."
             )
-        outputs = dict(self._outputs)
-        self._outputs.clear()
+        outputs = dict(self._captured)
+        self._captured.clear()
         return outputs
 
     def remove(self) -> None:
@@ -77,22 +81,17 @@ class ModuleCapture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._outputs.clear()
+        self._captured.clear()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.remove()
 
-    def _hook(self, name: str, index: int) -> Callable[[nn.Module, Any, Any], None]:
-        def keep_output(module: nn.Module, arguments: Any, output: Any) -> None:
-            self._outputs[name] = _chosen_tensor(name, output, index)
+    def _hook(self, output: ModuleOutput) -> Callable[[nn.Module, Any, Any], None]:
+        def keep_output(module: nn.Module, arguments: Any, result: Any) -> None:
+            self._captured[output] = _chosen_tensor(*output, result)
 
         return keep_output
 
@@ -107,19 +106,19 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     if name in modules:
         return modules[name]
     raise ConfigError(
-        f"{type(model).__name__} has no module {name!r}{did_you_mean(name, modules) or '.'} "
+        f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, modules)} "
         "model.named_modules() lists them."
     )
 
 
-def _chosen_tensor(name: str, output: Any, index: int) -> Tensor:
-    chosen = output
-    if isinstance(output, tuple | list):
-        if index >= len(output):
+def _chosen_tensor(name: str, index: int, result: Any) -> Tensor:
+    chosen = result
+    if isinstance(result, tuple | list):
+        if index >= len(result):
             raise ConfigError(
-                f"Module {name!r} returns {len(output)} outputs; none at output_index {index}."
+                f"Module {name!r} returns {len(result)} outputs; none at output_index {index}."
             )
-        chosen = output[index]
+        chosen = result[index]
     if not isinstance(chosen, Tensor):
         raise ConfigError(
             f"Module {name!r} returns a {type(chosen).__name__}; a custom match takes a tensor, or "
@@ -128,24 +127,23 @@ def _chosen_tensor(name: str, output: Any, index: int) -> Tensor:
     return chosen
 
 
-# Query, key and value vectors: outputs of the linear modules that make them in each layer.
+def module_outputs(match: Match, model: nn.Module, side: Side) -> list[ModuleOutput]:
+    """Return the module outputs that a match compares; none where the adaptor gives its features.
 
-VECTORS = {
-    "query": ("query", "q_lin", "q_proj", "query_proj", "q"),
-    "key": ("key", "k_lin", "k_proj", "key_proj", "k"),
-    "value": ("value", "v_lin", "v_proj", "value_proj", "v"),
-}
-"""By feature, how models call the module that makes it."""
+    Raises:
+        ConfigError: a module that the model doesn't have.
+    """
+    if isinstance(match, CustomMatch):
+        name = match.module_T if side == "teacher" else match.module_S
+        find_module(model, name)
+        return [(name, match.output_index)]
+    if match.feature not in QKV_MODULES:
+        return []
+    return [(_qkv_module(model, match.feature, n), 0) for n in match.layers_of(side)]
 
 
-def qkv_module(model: nn.Module, feature: str, layer: int, what: str) -> str:
+def _qkv_module(model: nn.Module, feature: str, layer: int) -> str:
     """Return the name of the module whose output is a layer's query, key or value.
-
-    Args:
-        model: a transformers model.
-        feature: a key of `VECTORS`.
-        layer: from 0.
-        what: whose message an error is.
 
     Raises:
         ConfigError: the layer has no such module, or several.
@@ -156,39 +154,30 @@ def qkv_module(model: nn.Module, feature: str, layer: int, what: str) -> str:
         name
         for name, module in model.named_modules()
         if name.startswith(prefix)
-        and name.rpartition(".")[2] in VECTORS[feature]
+        and name.rpartition(".")[2] in QKV_MODULES[feature]
         and hasattr(module, "weight")
     ]
     if len(found) != 1:
         raise ConfigError(
-            f"{what}: expected one module for the {feature} vectors in {prefix[:-1]} of "
-            f"{type(model).__name__} (named {', '.join(VECTORS[feature])}), got "
-            f"{', '.join(found) or 'none'}; match hidden states instead"
+            f"{feature} of layer {layer}: expected one module for the {feature} vectors in "
+            f"{prefix[:-1]} of {type(model).__name__} (named {', '.join(QKV_MODULES[feature])}), "
+            f"got {', '.join(found) or 'none'}; match hidden states instead"
         )
     return found[0]
 
 
-def split_heads(model: nn.Module, vectors: Tensor) -> Tensor:
+def _split_heads(model: nn.Module, vectors: Tensor) -> Tensor:
     """Cut the vectors of all heads side by side, (B, L, A·d), into (B, A, L, d)."""
     config = getattr(model, "config")  # noqa: B009  nn.Module types its attributes as tensors
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return vectors.unflatten(-1, (-1, size)).transpose(1, 2)
 
 
-# What a model gives for matches: hidden states, attention, query, key and value, module outputs.
-#
-# batch ──► model(**batch, **reader.flags) ──► reader.read ──► view, features of each match
-
-Side = Literal["teacher", "student"]
-Match = MatchSpec | CustomMatch
-
-
-@dataclass(frozen=True)
-class CapturedFeatures:
-    """A model's answer, read.
+class CapturedFeatures(NamedTuple):
+    """What a model gives for its matches.
 
     Args:
-        view: what the adaptor says.
+        view: what the adaptor gives.
         features: of each match, one tensor a layer; the same object where a layer comes twice.
     """
 
@@ -206,21 +195,15 @@ class FeatureReader:
         side: which of the two the model is.
 
     Raises:
-        ConfigError: a module that the model hasn't got.
+        ConfigError: a module that the model doesn't have.
     """
 
     def __init__(self, model: nn.Module, adaptor: Adaptor, matches: Sequence[Match], side: Side):
         self._model, self._adaptor = model, adaptor
         self._matches, self._side = tuple(matches), side
         self.flags = _flags(matches)
-        self._modules = {
-            name: index for match in matches for name, index in self._modules_of(match).items()
-        }
-        # An output of a module at two indices is two captures.
-        self._captures = [
-            (index, ModuleCapture(model, names, dict.fromkeys(names, index)))
-            for index, names in _by_index(self._modules).items()
-        ]
+        self._modules = [module_outputs(match, model, side) for match in matches]
+        self._capture = ModuleCapture(model, [each for one in self._modules for each in one])
 
     def read(self, batch: Mapping[str, Any], outputs: Any) -> CapturedFeatures:
         """Read a forward's outputs.
@@ -230,16 +213,21 @@ class FeatureReader:
                 names the match.
         """
         view = view_of(self._adaptor, batch, outputs)
-        captured: dict[tuple[str, int], Tensor] = {}
-        for index, capture in self._captures:
-            captured |= {(name, index): tensor for name, tensor in capture.take().items()}
+        captured = self._capture.take()
         self._check_mask(batch, view)
-        return CapturedFeatures(
-            view, tuple(self._features(m, view, captured) for m in self._matches)
-        )
+        features = []
+        for match, modules in zip(self._matches, self._modules, strict=True):
+            if isinstance(match, CustomMatch):
+                features.append(tuple(captured[each] for each in modules))
+            elif modules:
+                vectors = {each: _split_heads(self._model, captured[each]) for each in modules}
+                features.append(tuple(vectors[each] for each in modules))
+            else:
+                features.append(self._of_layers(match, view))
+        return CapturedFeatures(view, tuple(features))
 
     def _check_mask(self, batch: Mapping[str, Any], view: View) -> None:
-        """Refuse features of which nobody says what is padding: they change with the batch."""
+        """Refuse features without a mask of their padding: they change with the batch."""
         mask = batch.get("attention_mask")
         if not self._matches or view.inputs_mask is not None or mask is None:
             return
@@ -249,33 +237,8 @@ class FeatureReader:
                 'the batch is padded: have it give batch["attention_mask"] under that key.'
             )
 
-    def _layers(self, match: MatchSpec) -> tuple[int, ...]:
-        return match.teacher_layers if self._side == "teacher" else match.student_layers
-
-    def _module(self, match: CustomMatch) -> str:
-        return match.module_T if self._side == "teacher" else match.module_S
-
-    def _modules_of(self, match: Match) -> dict[tuple[str, int], int]:
-        if isinstance(match, CustomMatch):
-            name = self._module(match)
-            return {(name, match.output_index): match.output_index}
-        if match.feature not in VECTORS:
-            return {}
-        names = [
-            qkv_module(self._model, match.feature, n, match.label) for n in self._layers(match)
-        ]
-        return {(name, 0): 0 for name in names}
-
-    def _features(
-        self, match: Match, view: View, captured: Mapping[tuple[str, int], Tensor]
-    ) -> tuple[Tensor, ...]:
-        if isinstance(match, CustomMatch):
-            return (captured[self._module(match), match.output_index],)
-        layers = self._layers(match)
-        if match.feature in VECTORS:
-            names = [qkv_module(self._model, match.feature, n, match.label) for n in layers]
-            split = {name: split_heads(self._model, captured[name, 0]) for name in names}
-            return tuple(split[name] for name in names)
+    def _of_layers(self, match: MatchSpec, view: View) -> tuple[Tensor, ...]:
+        layers = match.layers_of(self._side)
         found = view.hidden if match.feature == "hidden" else view.attention
         if match.feature == "attention" and (not found or any(m is None for m in found)):
             raise ConfigError(
@@ -308,23 +271,11 @@ def _flags(matches: Sequence[Match]) -> dict[str, bool]:
     return {name: True for feature, name in names.items() if feature in features}
 
 
-def _by_index(modules: Mapping[tuple[str, int], int]) -> dict[int, list[str]]:
-    found: dict[int, list[str]] = {}
-    for (name, index), _ in modules.items():
-        found.setdefault(index, []).append(name)
-    return found
-
-
-# Names of what teachers ship for matches: equal statistics have equal names, and are kept once.
-#
-# hidden_mse and cos of layer 4  ──►  hidden.states-L4-float32
-# mmd of layers 2 and 2          ──►  hidden.shipped_token_gram.divisor=hidden-L2-L2-float32
-
-_BUILT_IN = "raybrew."
-
-
 def signal_of(match: MatchSpec | CustomMatch, dtype: str) -> Signal:
-    """Return what the teacher is asked for.
+    """Return the signal of a match's statistic: equal statistics have equal names, kept once.
+
+        hidden_mse and cos of layer 4  ──►  hidden.states-L4-float32
+        mmd of layers 2 and 2          ──►  hidden.shipped_token_gram.divisor=hidden-L2-L2-float32
 
     Args:
         match: how the statistic is made.
@@ -348,7 +299,7 @@ def signal_of(match: MatchSpec | CustomMatch, dtype: str) -> Signal:
 def code_name(function: Callable[..., Any] | str) -> str:
     """Name a user's function by its import path and a hash of its source.
 
-    What it makes is kept beyond the run, so another version of it must not find it.
+    What it computes is kept beyond the run, so another version of it must not find it.
     """
     if isinstance(function, str):
         return function
@@ -362,16 +313,14 @@ def code_name(function: Callable[..., Any] | str) -> str:
 
 
 def _statistic_name(function: Callable[..., Any]) -> str:
-    if function.__module__.startswith(_BUILT_IN):
+    # Names are directories of the store: a built-in's is that of its function, wherever it lies.
+    if function.__module__.startswith("raybrew."):
         return function.__qualname__.lstrip("_")
     return code_name(function)
 
 
 def _safe(text: str) -> str:
     return "".join(c if c.isalnum() or c in "._=-" else "_" for c in text)
-
-
-# A teacher's features as a payload: reduced, without padding, in the label's precision.
 
 
 def pack_features(
@@ -390,10 +339,7 @@ def pack_features(
     """
     recipe: MatchSpec | CustomMatch = signal.recipe
     if isinstance(recipe, CustomMatch):
-        axes, statistic = recipe.axes, features[0]
-        length = statistic.shape[1 + axes.index("token")] if "token" in axes else 1
-        keep = statistic.new_ones(len(statistic), length) if mask is None else mask
-        ragged = pack(statistic, keep != 0, axes)
+        axes, ragged = recipe.axes, pack(features[0], mask, recipe.axes)
     else:
         loss = recipe.build_loss()
         axes = loss.axes

@@ -1,4 +1,9 @@
-"""The matches of a task: spelled out, checked against both models, and as terms of the loss."""
+"""The matches of a task: spelled out, checked against both models, and as terms of the loss.
+
+names, presets, matches ──► matches with a teacher each ──check──► TaskMatch ──► MatchTerm
+
+teacher's features ──► payload of TaskMatch.signal ─ ─ store ─ ─► MatchTerm ◄── student's
+"""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,12 +23,11 @@ from raybrew.errors import ConfigError, import_callable
 from raybrew.labels.logits import SoftLabel, as_ragged
 from raybrew.losses.match_loss import FeatureSizes, Ragged, row_shape, unpack
 from raybrew.matches.capture import (
-    VECTORS,
+    QKV_MODULES,
     FeatureReader,
     Side,
-    find_module,
+    module_outputs,
     needs_attention,
-    qkv_module,
     signal_of,
     use_eager_attention,
 )
@@ -39,9 +43,9 @@ from raybrew.models.pretrained import BUILD_ERRORS, first_line, meta_model
 from raybrew.tasks.adaptors import Adaptor
 from raybrew.tasks.task_type import Kind
 
-# Which matches a job has, once the sizes of its models are known; every mistake names its match.
-#
-# names, presets, matches ──resolve──► matches with a teacher each ──check──► TaskMatch
+_EXAMPLES, _TOKENS = 2, 4
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,14 @@ class TaskMatch:
         return isinstance(spec, CustomMatch) or spec.build_loss().padding_counts
 
 
-@dataclass(frozen=True)
-class TeacherFacts:
-    """What a match depends on, of a teacher.
-
-    Args:
-        geometry: its sizes; None if it is a column of logits, which has no layers.
-        same_tokens: whether it reads the student's token ids.
-    """
-
-    geometry: ModelGeometry | None
-    same_tokens: bool = True
-
-
-def geometry_of(config: PreTrainedConfig) -> ModelGeometry:
+def geometry_of(config: PreTrainedConfig, *, same_tokens: bool = True) -> ModelGeometry:
     """Return the sizes of a transformers model, whose attention is loaded so that it returns maps.
 
     transformers counts attention maps from 0, the first layer's.
+
+    Args:
+        config: of the model.
+        same_tokens: whether it reads the token ids that the student reads.
     """
     text = config.get_text_config()
     heads = getattr(text, "num_attention_heads", 0)
@@ -97,13 +92,14 @@ def geometry_of(config: PreTrainedConfig) -> ModelGeometry:
         hidden_size=getattr(text, "hidden_size", 0),
         num_heads=heads,
         returns_attention=heads > 0,
+        same_tokens=same_tokens,
     )
 
 
 def plan_matches(
     given: Sequence[Any],
     task: str,
-    teachers: Mapping[str, TeacherFacts],
+    teachers: Mapping[str, ModelGeometry | None],
     all_teachers: Sequence[str],
     student: ModelGeometry,
     dtype: str,
@@ -113,7 +109,7 @@ def plan_matches(
     Args:
         given: `DistillationConfig.matches`.
         task: its name, for messages.
-        teachers: of the task.
+        teachers: sizes of the task's; None of one that is a column of logits, without layers.
         all_teachers: names of the job's; a match that names another task's is that task's.
         student: sizes of the student.
         dtype: precision of the labels.
@@ -126,19 +122,21 @@ def plan_matches(
         teacher = _teacher_of(entry, task, teachers, all_teachers)
         if teacher is None:
             continue
-        facts = teachers[teacher]
-        if facts.geometry is None:
+        geometry = teachers[teacher]
+        if geometry is None:
             raise ConfigError(
                 f"distillation.matches: {_label_of(entry)}: expected a teacher with layers, got "
                 f"{teacher!r}, whose logits are a column of the data; name a teacher with a `model`"
             )
-        for spec in _spelled_out(entry, facts.geometry, student):
-            planned.append(_planned(spec, teacher, facts, facts.geometry, student, dtype))
+        planned += [
+            _planned(spec, teacher, geometry, student, dtype)
+            for spec in _spelled_out(entry, geometry, student)
+        ]
     return _with_different_terms(planned)
 
 
 def _teacher_of(
-    entry: Any, task: str, teachers: Mapping[str, TeacherFacts], all_teachers: Sequence[str]
+    entry: Any, task: str, teachers: Mapping[str, ModelGeometry | None], all_teachers: Sequence[str]
 ) -> str | None:
     named = None if isinstance(entry, str) else entry.teacher
     what = _label_of(entry)
@@ -200,7 +198,6 @@ def _shifted(spec: MatchSpec, by_teacher: int, by_student: int) -> dict[str, Any
 def _planned(
     spec: MatchSpec | CustomMatch,
     teacher: str,
-    facts: TeacherFacts,
     geometry: ModelGeometry,
     student: ModelGeometry,
     dtype: str,
@@ -221,7 +218,7 @@ def _planned(
         teacher_sizes = statistic_sizes(spec, geometry)
         student_sizes = _student_sizes(spec, student)
         term = f"match/{spec.metric_name}"
-    if "token" in axes and not facts.same_tokens:
+    if "token" in axes and not geometry.same_tokens:
         raise ConfigError(
             f"distillation.matches: {spec.label}: it compares token by token, but teacher "
             f"{teacher!r} reads tokens of its own (inputs: own); take a loss that ships no tokens "
@@ -232,7 +229,7 @@ def _planned(
 
 def _student_sizes(spec: MatchSpec, student: ModelGeometry) -> FeatureSizes:
     hidden = student.hidden_size if spec.proj is None else spec.proj[2]
-    if spec.feature in VECTORS:
+    if spec.feature in QKV_MODULES:
         hidden //= max(student.num_heads, 1)
     return FeatureSizes(hidden, student.num_heads, len(spec.student_layers))
 
@@ -247,16 +244,13 @@ def _with_different_terms(planned: Sequence[TaskMatch]) -> tuple[TaskMatch, ...]
     return tuple(result)
 
 
-# Whether the modules that matches name are there: looked up in a model without weights.
-
-
 def check_modules(
     matches: Sequence[MatchSpec | CustomMatch],
     model_class: Any,
     config: PreTrainedConfig,
-    side: str,
+    side: Side,
 ) -> None:
-    """Refuse matches of modules that a model hasn't got.
+    """Refuse matches of modules that a model doesn't have.
 
     Args:
         matches: those that look at this model.
@@ -267,37 +261,16 @@ def check_modules(
     Raises:
         ConfigError: names the match and the nearest modules.
     """
-    named = [m for m in matches if isinstance(m, CustomMatch) or m.feature in VECTORS]
+    named = [m for m in matches if isinstance(m, CustomMatch) or m.feature in QKV_MODULES]
     if not named:
         return
     with torch.device("meta"):
         model: nn.Module = model_class.from_config(config)
     for match in named:
         try:
-            _look_up(match, model, side)
+            module_outputs(match, model, side)
         except ConfigError as error:
             raise ConfigError(f"distillation.matches: {match.label}: {side}: {error}") from None
-
-
-def _look_up(match: MatchSpec | CustomMatch, model: nn.Module, side: str) -> None:
-    if isinstance(match, CustomMatch):
-        find_module(model, match.module_T if side == "teacher" else match.module_S)
-        return
-    for layer in match.teacher_layers if side == "teacher" else match.student_layers:
-        qkv_module(model, match.feature, layer, f"{match.feature} of layer {layer}")
-
-
-# Whether a user's adaptor gives what matches compare: tried on a made batch, without weights.
-#
-#     2 examples of 4 tokens ──► model on the meta device ──► shapes ──► zeros ──► adaptor ──►
-# matches
-#
-# Built-in adaptors are known; a user's is code that only a call tells the results of. It sees
-# tensors of the right shapes in memory, so it may compute with them as it does in training.
-
-_EXAMPLES, _TOKENS = 2, 4
-
-_log = logging.getLogger(__name__)
 
 
 def check_adaptor(
@@ -308,10 +281,13 @@ def check_adaptor(
     side: Side,
     num_labels: int,
 ) -> None:
-    """Refuse matches of what an adaptor doesn't give.
+    """Refuse matches of what a user's adaptor doesn't give, tried on a made batch without weights.
 
-    A model that can't run without weights, or an adaptor that fails on made values, shows nothing
-    either way: the first batch does.
+        2 examples of 4 tokens ──► model on the meta device ──► zeros of its shapes ──► adaptor
+
+    The adaptor sees tensors of the right shapes in memory, so it may compute with them as it does
+    in training. A model that can't run without weights, or an adaptor that fails on made values,
+    shows nothing either way: the first batch does.
 
     Args:
         matches: those that look at this model.
@@ -358,7 +334,7 @@ def _batch(kind: Kind, side: Side, num_labels: int) -> Mapping[str, Tensor]:
         "attention_mask": mask,
         "token_type_ids": torch.zeros(shape, dtype=torch.int64),
     }
-    if side == "student":  # teachers aren't told the labels
+    if side == "student":  # teachers don't get the labels
         batch["labels"] = _labels(kind, num_labels)
     return batch
 
@@ -373,20 +349,12 @@ def _labels(kind: Kind, num_labels: int) -> Tensor:
     return torch.zeros(_EXAMPLES, num_labels)
 
 
-# A match's share of the loss: the student's features against the teacher's shipped statistic.
-
-
 class MatchTerm:
     """Numerators and denominators of one match."""
 
     def __init__(self, match: TaskMatch):
         self.match = match
         self._loss = match.spec.build_loss() if isinstance(match.spec, MatchSpec) else None
-
-    @property
-    def is_over_examples(self) -> bool:
-        """Whether a forward pass's value counts as often as it has examples."""
-        return self._loss is None
 
     def denominator(self, parts: Sequence[np.ndarray]) -> float:
         """Return what the numerators of a global batch are divided by.
@@ -446,10 +414,3 @@ def _sizes_of(spec: CustomMatch, ragged: Ragged, keep: Tensor, known: FeatureSiz
         others = prod(row_shape(spec.axes, 1, FeatureSizes(1, known.heads, known.layers)))
         return FeatureSizes(entries // others, known.heads, known.layers)
     return FeatureSizes(1, entries if "head" in spec.axes else known.heads, known.layers)
-
-
-# Matches of a job, from their configuration to numbers.
-#
-# config, sizes of the models ──► plan    ── TaskMatch ─┬─► signals  what the teacher ships
-# ├─► reader   what a model has to give
-# teacher's features ──► teacher_side ──► payload ─ ─ store ─ ─► student_side ◄── student's

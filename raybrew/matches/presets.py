@@ -1,16 +1,21 @@
-"""Named sets of matches, and whether two models can give a match."""
+"""Named sets of matches, and whether two models can give a match, known before the first batch.
+
+A preset of a fixed name is TextBrewer's; a family is generated for any pair of models:
+generate_matches("hidden_mse", teacher, student) with 12 and 3 layers of 768 and 384 is
+PRESETS["L3n_hidden_mse"].
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from raybrew.errors import ConfigError, did_you_mean
+from raybrew.errors import ConfigError, unknown_name
 from raybrew.losses.match_loss import Feature, FeatureSizes, MatchLoss
-from raybrew.matches.spec import BUILT_IN_MATCH_LOSSES, MatchSpec, ProjectionSpec
-
-# Whether a match can be had from two models, known before the first batch.
+from raybrew.matches.match_losses import BUILT_IN_MATCH_LOSSES
+from raybrew.matches.spec import MatchSpec, ProjectionSpec
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class ModelGeometry:
         first_attention: index of the first layer in the adaptor's list of attentions: 0 as
             transformers gives it; 1 where the list is counted like hidden states, as the presets
             `L3_attention_*` and `L4_attention_*` do.
+        same_tokens: whether it reads the token ids that the student reads.
     """
 
     num_layers: int
@@ -32,6 +38,7 @@ class ModelGeometry:
     num_heads: int
     returns_attention: bool = True
     first_attention: int = 0
+    same_tokens: bool = True
 
     def layers(self, feature: Feature) -> range:
         """Indices that the adaptor's list of this feature has."""
@@ -46,25 +53,19 @@ def check_match(spec: MatchSpec, teacher: ModelGeometry, student: ModelGeometry)
     Raises:
         ConfigError: names the match and everything that is wrong with it.
     """
-    problems = match_problems(spec, teacher, student)
-    if problems:
-        raise ConfigError(f"{spec.label}: {' '.join(problems)}")
-
-
-def match_problems(spec: MatchSpec, teacher: ModelGeometry, student: ModelGeometry) -> list[str]:
-    """Everything that is wrong with a match, each as a sentence or two; empty where nothing is."""
     try:
         loss = spec.build_loss()
     except ConfigError as error:
-        return [str(error)]
+        raise ConfigError(f"{spec.label}: {error}") from error
     problems = _wrong_feature(spec, loss)
     if not problems:
         problems += _wrong_layers(spec, loss, teacher, student)
         problems += _no_attention(spec, teacher, student)
         problems += _wrong_heads(loss, teacher, student)
         problems += _wrong_sizes(spec, loss, teacher, student)
-        problems += _moves_with_padding(spec, loss)
-    return problems
+        problems += _depends_on_padding(spec, loss)
+    if problems:
+        raise ConfigError(f"{spec.label}: {' '.join(problems)}")
 
 
 def statistic_sizes(spec: MatchSpec, teacher: ModelGeometry) -> FeatureSizes:
@@ -75,8 +76,8 @@ def statistic_sizes(spec: MatchSpec, teacher: ModelGeometry) -> FeatureSizes:
     return FeatureSizes(teacher.hidden_size, teacher.num_heads, num_layers)
 
 
-def _moves_with_padding(spec: MatchSpec, loss: MatchLoss) -> list[str]:
-    # What a function of the user's does with padding is not known here.
+def _depends_on_padding(spec: MatchSpec, loss: MatchLoss) -> list[str]:
+    # What a user's function does with padding isn't known here.
     if spec.loss not in BUILT_IN_MATCH_LOSSES or not loss.padding_counts:
         return []
     return [
@@ -164,24 +165,18 @@ def _wrong_sizes(
         ]
     if spec.feature != "hidden":
         return [f"A projection acts on hidden states, not on {spec.feature}: leave proj out."]
-    kind, student_size, teacher_size, _ = spec.proj
+    name, student_size, teacher_size, _ = spec.proj
     if student_size == sizes[0] and (teacher_size == sizes[1] or not loss.needs_same_size):
         return []
     return [
         f"The projection takes {student_size} to {teacher_size}, but the student's hidden size is "
         f'{sizes[0]} and the teacher\'s {sizes[1]}: write "proj": '
-        f'["{kind}", {sizes[0]}, {sizes[1]}].'
+        f'["{name}", {sizes[0]}, {sizes[1]}].'
     ]
 
 
-# Named sets of matches: generated for any pair of models; TextBrewer's names are some of them.
-#
-# generate_matches("hidden_mse", 12, 3, 384, 768)  ==  PRESETS["L3n_hidden_mse"]
-
-
-@dataclass(frozen=True)
-class MatchFamily:
-    """What the matches of a preset have in common.
+class MatchFamily(NamedTuple):
+    """What the matches of a generated preset have in common.
 
     Attributes:
         loss: name of the match loss.
@@ -197,7 +192,7 @@ class MatchFamily:
     twice: bool = False
     projects: bool = False
     together: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
 MATCH_FAMILIES: dict[str, MatchFamily] = {
@@ -216,105 +211,73 @@ MATCH_FAMILIES: dict[str, MatchFamily] = {
 
 
 def generate_matches(
-    kind: str,
-    num_teacher_layers: int,
-    num_student_layers: int,
-    student_size: int = 0,
-    teacher_size: int = 0,
-    *,
-    every: int = 1,
-    first_attention: int = 1,
-    teacher: str | None = None,
-    weight: float = 1.0,
-    projection: str = "linear",
-    projection_options: Mapping[str, Any] | None = None,
+    name: str, teacher: ModelGeometry, student: ModelGeometry, *, every: int = 1
 ) -> list[MatchSpec]:
     """Match the student's layers with teacher layers spread evenly over its depth.
 
     Student layer s meets teacher layer round(s · N_T / N_S), halves up. Hidden states start at the
     embedding output, 0; attention maps at the first layer. `hidden_emd` leaves to the loss which
-    layers meet: it matches the embeddings by hidden_mse, and all layers after them at once.
+    layers meet: it matches the embeddings by hidden_mse, and all layers after them at once. Where
+    hidden sizes differ, the families that need one get a linear projection.
 
     Args:
-        kind: a key of MATCH_FAMILIES.
-        num_teacher_layers: N_T.
-        num_student_layers: N_S.
-        student_size: hidden size of the student; 0 where no projection is wanted.
-        teacher_size: hidden size of the teacher; where it differs, a projection is added to
-            the kinds that need one.
+        name: a key of MATCH_FAMILIES.
+        teacher: its sizes; N_T is its depth.
+        student: its sizes; N_S is its depth.
         every: keep each so-manieth layer of the student.
-        first_attention: index of the first layer's attention maps in the adaptor's lists.
-        teacher: the teacher's name.
-        weight: weight of each match.
-        projection: kind of the projection.
-        projection_options: options of its optimizer group.
 
     Returns:
         One match per student layer taken; of `hidden_emd` two.
 
     Raises:
-        ConfigError: an unknown kind, or depths that aren't positive.
+        ConfigError: an unknown name, or depths that aren't positive.
     """
-    if kind not in MATCH_FAMILIES:
-        raise ConfigError(_unknown(kind, "kind of match", MATCH_FAMILIES))
-    if min(num_teacher_layers, num_student_layers, every) < 1:
+    if name not in MATCH_FAMILIES:
+        raise unknown_name("family of matches", name, MATCH_FAMILIES)
+    if min(teacher.num_layers, student.num_layers, every) < 1:
         raise ConfigError(
-            f"{kind}: numbers of layers and `every` have to be 1 or more; got "
-            f"{num_teacher_layers} teacher layers, {num_student_layers} student layers, {every}."
+            f"{name}: numbers of layers and `every` have to be 1 or more; got "
+            f"{teacher.num_layers} teacher layers, {student.num_layers} student layers, {every}."
         )
-    chosen = MATCH_FAMILIES[kind]
+    family = MATCH_FAMILIES[name]
     proj: ProjectionSpec | None = None
-    if chosen.projects and student_size != teacher_size:
-        proj = (projection, student_size, teacher_size, dict(projection_options or {}))
-    if chosen.together:
-        of_teacher = tuple(range(1, num_teacher_layers + 1))
-        of_student = tuple(range(every, num_student_layers + 1, every))
-        return _together(chosen, of_teacher, of_student, weight, proj, teacher)
-    is_hidden = chosen.feature == "hidden"
+    if family.projects and student.hidden_size != teacher.hidden_size:
+        proj = ("linear", student.hidden_size, teacher.hidden_size, {})
+    if family.together:
+        of_teacher = tuple(range(1, teacher.num_layers + 1))
+        of_student = tuple(range(every, student.num_layers + 1, every))
+        embeddings = MatchSpec(
+            layer_T=0, layer_S=0, feature=family.feature, loss="hidden_mse", proj=proj
+        )
+        layers = {"layer_T": of_teacher, "layer_S": of_student, "loss": family.loss}
+        return [embeddings, embeddings.model_copy(update=layers)]
+    is_hidden = family.feature == "hidden"
     matches = []
-    for layer_S in range(0 if is_hidden else every, num_student_layers + 1, every):
-        doubled = 2 * layer_S * num_teacher_layers + num_student_layers
-        layer_T = doubled // (2 * num_student_layers)
-        shift = 0 if is_hidden else first_attention - 1
-        layers = (layer_T + shift, layer_S + shift)
+    for number in range(0 if is_hidden else every, student.num_layers + 1, every):
+        doubled = 2 * number * teacher.num_layers + student.num_layers
+        layer_T, layer_S = doubled // (2 * student.num_layers), number
+        if not is_hidden:
+            layer_T += teacher.first_attention - 1
+            layer_S += student.first_attention - 1
         matches.append(
             MatchSpec(
-                layer_T=(layers[0],) * 2 if chosen.twice else layers[0],
-                layer_S=(layers[1],) * 2 if chosen.twice else layers[1],
-                feature=chosen.feature,
-                loss=chosen.loss,
-                weight=weight,
+                layer_T=(layer_T,) * 2 if family.twice else layer_T,
+                layer_S=(layer_S,) * 2 if family.twice else layer_S,
+                feature=family.feature,
+                loss=family.loss,
                 proj=proj,
-                teacher=teacher,
-                options=dict(chosen.options),
+                options=dict(family.options),
             )
         )
     return matches
 
 
-def _together(
-    kind: MatchFamily,
-    teacher_layers: tuple[int, ...],
-    student_layers: tuple[int, ...],
-    weight: float,
-    proj: ProjectionSpec | None,
-    teacher: str | None,
-) -> list[MatchSpec]:
-    embeddings = MatchSpec(
-        layer_T=0,
-        layer_S=0,
-        feature=kind.feature,
-        loss="hidden_mse",
-        weight=weight,
-        proj=proj,
-        teacher=teacher,
-    )
-    layers = {"layer_T": teacher_layers, "layer_S": student_layers, "loss": kind.loss}
-    return [embeddings, embeddings.model_copy(update=layers)]
-
-
-def _twelve(kind: str, num_student_layers: int, student_size: int = 768, every: int = 1):
-    return tuple(generate_matches(kind, 12, num_student_layers, student_size, 768, every=every))
+def _twelve(
+    family: str, num_layers: int, hidden_size: int = 768, every: int = 1
+) -> tuple[MatchSpec, ...]:
+    teacher = ModelGeometry(12, 768, 12, first_attention=1)
+    student = ModelGeometry(num_layers, hidden_size, 12, first_attention=1)
+    return tuple(generate_matches(family, teacher, student, every=every))
 
 
 PRESETS: dict[str, tuple[MatchSpec, ...]] = {
@@ -381,25 +344,18 @@ def _named(
         if every != 1:
             raise ConfigError(
                 f"The preset {name!r} says which layers it matches: expected it without `every`, "
-                f"got {every}; the kinds that are generated take it: {', '.join(MATCH_FAMILIES)}."
+                f"got {every}; the families that are generated take it: "
+                f"{', '.join(MATCH_FAMILIES)}."
             )
         return PRESETS[name]
     if name not in MATCH_FAMILIES:
-        raise ConfigError(_unknown(name, "match preset", {**PRESETS, **MATCH_FAMILIES}))
+        raise unknown_name("match preset", name, [*PRESETS, *MATCH_FAMILIES])
     if teacher is None or student is None:
         raise ConfigError(
             f"The matches {name!r} are generated from the sizes of teacher and student, which "
             f"aren't known here; name a preset of fixed size instead: {', '.join(PRESETS)}."
         )
-    return generate_matches(
-        name,
-        teacher.num_layers,
-        student.num_layers,
-        student.hidden_size,
-        teacher.hidden_size,
-        every=every,
-        first_attention=teacher.first_attention,
-    )
+    return generate_matches(name, teacher, student, every=every)
 
 
 def _parsed(entry: Mapping[str, Any], position: int) -> MatchSpec:
@@ -414,8 +370,3 @@ def _parsed(entry: Mapping[str, Any], position: int) -> MatchSpec:
             f"Match {position} of the list, {dict(entry)}, has mistakes: {mistakes}. "
             f"Its keys are {', '.join(MatchSpec.model_fields)}."
         ) from error
-
-
-def _unknown(name: str, what: str, known: Mapping[str, Any]) -> str:
-    hint = did_you_mean(name, known) or "."
-    return f"There is no {what} {name!r}{hint} The names are {', '.join(known)}."

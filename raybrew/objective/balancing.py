@@ -1,4 +1,9 @@
-"""Balancing of tasks: uncertainty weights, dynamic weight average, PCGrad."""
+"""Balancing of tasks: uncertainty weights, dynamic weight average, PCGrad.
+
+loss of a task ──► Balancer.weigh ──► backward ──► (pcgrad on the tasks' gradients) ──► step
+                      ▲                                                     │
+                      └──────────── Balancer.observe: loss of the whole batch ┘
+"""
 
 from collections.abc import Sequence
 
@@ -8,14 +13,12 @@ from torch import Tensor, nn
 
 from raybrew.config import MixingConfig
 
-# What every balancing of tasks can do; by itself it changes nothing.
-
 
 class Balancer(nn.Module):
-    """Leaves every loss as it is. Parameters and buffers of its kinds are kept in checkpoints."""
+    """Leaves every loss as it is; checkpoints keep the parameters and buffers of its subclasses."""
 
     observes = False
-    """Whether it wants to see the losses."""
+    """Whether it needs the losses of whole batches."""
 
     def parameter_of(self, task: int) -> Tensor | None:
         """Return what is learnt for a task besides the student.
@@ -35,18 +38,17 @@ class Balancer(nn.Module):
         """
         return loss
 
-    def enter(self, epoch: int) -> None:
-        """Begin a step of this epoch, or go on with it."""
+    def start_step(self, epoch: int) -> None:
+        """Note that a step of this epoch starts."""
 
     def observe(self, task: int, loss: Tensor) -> None:
         """See the loss of a whole batch, the same on every rank."""
 
 
-# Dynamic weight average: a task whose loss has stopped falling counts more.
-
-
 class DynamicWeightAverage(Balancer):
-    """w_k = K · exp(r_k / T) / Σ_i exp(r_i / T), with r_k = L_k(e − 1) / L_k(e − 2).
+    """Counts a task more whose loss has stopped falling (DWA).
+
+    w_k = K · exp(r_k / T) / Σ_i exp(r_i / T), with r_k = L_k(e − 1) / L_k(e − 2).
 
     L_k(e) is the mean loss of task k in epoch e. While there are no two epochs to look back on, or
     a task did not come up in one of them, its r is 1.
@@ -84,8 +86,8 @@ class DynamicWeightAverage(Balancer):
         """See `Balancer.weigh`."""
         return loss * self.weights()[task].to(loss.dtype)
 
-    def enter(self, epoch: int) -> None:
-        """Take stock of the epoch before, where a new one begins."""
+    def start_step(self, epoch: int) -> None:
+        """Close the epoch before, where a new one begins."""
         if epoch == int(self.epoch):
             return
         self.epoch.fill_(epoch)
@@ -94,18 +96,17 @@ class DynamicWeightAverage(Balancer):
         self.counts.zero_()
 
     def observe(self, task: int, loss: Tensor) -> None:
-        """Add the loss of a whole batch to its epoch's, unless the step is one to leave out."""
+        """Add the loss of a whole batch to its epoch's, unless it isn't finite."""
         if not bool(loss.isfinite()):
             return
         self.sums[task] += loss
         self.counts[task] += 1
 
 
-# Uncertainty weighting: each task's loss is divided by a variance that is learnt with it.
-
-
 class UncertaintyWeights(Balancer):
-    """L_k ──► exp(−s_k) · L_k + s_k / 2, with s_k = log σ_k² learnt, 0 at the start.
+    """Divides each task's loss by a variance that is learnt with it.
+
+    L_k ──► exp(−s_k) · L_k + s_k / 2, with s_k = log σ_k² learnt, 0 at the start.
 
     For a given loss the best s_k is log(2 L_k): tasks count in proportion to 1 / L_k.
 
@@ -127,11 +128,8 @@ class UncertaintyWeights(Balancer):
         return torch.exp(-parameter) * loss + share * parameter / 2
 
 
-# PCGrad: a task's gradient loses what points against another task's.
-
-
 def pcgrad(gradients: Sequence[Tensor], seed: Sequence[int]) -> Tensor:
-    """Return Σ_i g_i', g_i' being g_i without what conflicts with the others.
+    """PCGrad: return Σ_i g_i', where g_i' is g_i without what conflicts with other tasks.
 
     For every other task j, in random order: g_i' ← g_i' − (g_i'·g_j / |g_j|²) g_j if g_i'·g_j < 0.
 
@@ -159,7 +157,7 @@ def pcgrad(gradients: Sequence[Tensor], seed: Sequence[int]) -> Tensor:
 
 
 class TaskGradients:
-    """Takes the gradients of one task after another off a model, and puts their mixture back.
+    """Takes the gradients of one task after another off a model, and puts their sum back.
 
     Args:
         parameters: of the model.
@@ -171,44 +169,30 @@ class TaskGradients:
         self._taken: list[list[Tensor | None]] = []
 
     def take(self) -> None:
-        """Take the gradients that a task has left."""
+        """Take the gradients of the task whose backward pass has just run."""
         self._taken.append([p.grad for p in self._parameters])
         for parameter in self._parameters:
             parameter.grad = None
 
     def put_back(self, step: int) -> None:
-        """Put the sum of all tasks' gradients back, projected where tasks share parameters."""
-        shared = [
-            sum(each[i] is not None for each in self._taken) > 1
-            for i in range(len(self._parameters))
-        ]
-        for i, parameter in enumerate(self._parameters):
-            if not shared[i]:
-                found = [each[i] for each in self._taken if each[i] is not None]
+        """Put the sum of all tasks' gradients back, by `pcgrad` where tasks share parameters."""
+        shared: list[tuple[nn.Parameter, list[Tensor]]] = []
+        by_parameter = zip(*self._taken, strict=True)
+        for parameter, gradients in zip(self._parameters, by_parameter, strict=True):
+            found = [each for each in gradients if each is not None]
+            if len(found) < 2:
                 parameter.grad = found[0] if found else None
-        together = [p for p, is_shared in zip(self._parameters, shared, strict=True) if is_shared]
-        if together:
-            flat = [self._flat(each, shared) for each in self._taken]
+                continue
+            each = [torch.zeros_like(parameter) if g is None else g for g in gradients]
+            shared.append((parameter, [g.detach().reshape(-1) for g in each]))
+        if shared:
+            tasks = range(len(self._taken))
+            flat = [torch.cat([each[task] for _, each in shared]) for task in tasks]
             mixed = pcgrad(flat, (self._seed, step))
-            sizes = [p.numel() for p in together]
-            for parameter, values in zip(together, mixed.split(sizes), strict=True):
+            sizes = [parameter.numel() for parameter, _ in shared]
+            for (parameter, _), values in zip(shared, mixed.split(sizes), strict=True):
                 parameter.grad = values.view_as(parameter)
         self._taken = []
-
-    def _flat(self, gradients: Sequence[Tensor | None], shared: Sequence[bool]) -> Tensor:
-        parts = []
-        for parameter, gradient, is_shared in zip(self._parameters, gradients, shared, strict=True):
-            if is_shared:
-                part = torch.zeros_like(parameter) if gradient is None else gradient
-                parts.append(part.detach().reshape(-1))
-        return torch.cat(parts)
-
-
-# What weighs the losses of several tasks against each other while they are learnt.
-#
-# loss of a task ──► Balancer.weigh ──► backward ──► (pcgrad: gradients of tasks, projected) ──►
-# step                       ▲                                                         │
-# └──────────────── Balancer.observe: loss of the whole batch ┘
 
 
 def make_balancer(mixing: MixingConfig, num_tasks: int) -> Balancer:

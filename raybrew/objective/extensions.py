@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from raybrew.errors import ConfigError
+from raybrew.errors import ConfigError, unknown_name
 from raybrew.losses.kd import KD_LOSSES, as_kd_loss
 from raybrew.losses.mixture import TEACHER_WEIGHTINGS, as_teacher_weighting
-from raybrew.losses.registry import unknown_name
 from raybrew.losses.schedules import TEMPERATURE_SCHEDULERS, WEIGHT_SCHEDULES
-from raybrew.matches.spec import MATCH_LOSSES, PROJECTIONS, as_match_loss, as_projection
+from raybrew.matches.match_losses import MATCH_LOSSES, as_match_loss
+from raybrew.matches.spec import PROJECTIONS, as_projection
 
 
 @dataclass(frozen=True)

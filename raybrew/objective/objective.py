@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +14,26 @@ from raybrew.errors import ConfigError
 from raybrew.labels.logits import SoftLabel
 from raybrew.losses.hard import make_hard_loss
 from raybrew.losses.kd import make_kd_loss
-from raybrew.losses.mixture import combine, make_mixture, probability_shift, teacher_weights
+from raybrew.losses.mixture import (
+    RowInputs,
+    combine,
+    make_mixture,
+    probability_shift,
+    teacher_weights,
+)
 from raybrew.losses.numerics import TopK
 from raybrew.losses.schedules import make_temperature_scheduler, make_weight_schedule
 from raybrew.matches.plan import MatchTerm, TaskMatch
-from raybrew.objective.rows import TeacherRows, align_rows, index_of, top_k_rows
+from raybrew.objective.rows import (
+    NO_EXAMPLE_INPUTS,
+    AlignedRows,
+    ExampleInputs,
+    align_rows,
+    index_of,
+)
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 from raybrew.tasks.task_type import Kind
-
-# What the objective is told of a batch besides the student's answer.
 
 SoftLabels = Mapping[str, Mapping[str, SoftLabel]]
 """By teacher, by name of the signal: a row for each example."""
@@ -33,7 +44,7 @@ class BatchCounts:
     """What the denominators depend on, of a global batch.
 
     Args:
-        labels: (B, …), or flat over the tokens of the batch, as the kind of task counts them.
+        labels: (B, …), or flat over the tokens of the batch, as the task type counts them.
         lengths: real tokens of each example as the student reads it, int64 (B,); needed for
             matches alone.
         parts: positions in the batch of the rows of each forward pass, over all ranks and
@@ -54,8 +65,7 @@ class BatchCounts:
         return [self.lengths[part] for part in self.parts]
 
 
-@dataclass(frozen=True)
-class TrainProgress:
+class TrainProgress(NamedTuple):
     """Where in the run a step is.
 
     Args:
@@ -69,27 +79,16 @@ class TrainProgress:
     step: int = 0
 
 
-# The term on the logits: teachers, their mixture, the temperature, the loss of each row.
-
 _NOT_SHIFT_INVARIANT = ("mse", "bce")
-_ONE_CLASS = (
-    "ce",
-    "kl",
-    "reverse_kl",
-    "jsd",
-    "skew_kl",
-    "skew_reverse_kl",
-    "adaptive_kl",
-    "tvd",
-    "dkd",
-    "dist",
-    "logit_std",
+_SOFTMAX_LOSSES = (
+    *("ce", "kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "adaptive_kl", "tvd"),
+    *("dkd", "dist", "logit_std"),
 )
 """Losses on a softmax over the classes."""
 
 
 class KDTerm:
-    """The loss on the logits of one task.
+    """The loss on the logits of one task: teachers, their mixture, the temperature, the KD loss.
 
     Args:
         config: names and options.
@@ -138,108 +137,84 @@ class KDTerm:
     @property
     def needs_route(self) -> bool:
         """Whether a column of the data names each row's teacher."""
-        return self._mixture.needs_route
+        return self._mixture.needs("route")
 
-    def rows(
-        self,
-        student_logits: Tensor,
-        soft: Sequence[TeacherRows],
-        labels: Tensor | None,
-        position: TrainProgress,
-        row_keys: Tensor | None,
-        route: Tensor | None,
-    ) -> Tensor:
+    def rows(self, rows: AlignedRows, progress: TrainProgress) -> Tensor:
         """Return the loss of each row, (R,).
 
         Args:
-            student_logits: (R, C), raw.
-            soft: what each teacher said, in the order of the weights.
-            labels: (R, …).
-            position: where in the run this is.
-            row_keys: int64 (R,), for a random pick.
-            route: int64 (R,), index of each row's teacher.
+            rows: of the student, (R, C), and of each teacher in the order of the weights.
+            progress: where in the run this is.
         """
-        available = _available(soft)
-        if not self._kind.exclusive:
-            labels = None
-        if self._signal.top_k is not None:
-            return self._top_k_rows(
-                student_logits, soft, labels, position, row_keys, route, available
+        student, inputs = rows.student_logits, rows.inputs._replace(epoch=progress.epoch)
+        if any(one.available is not None for one in rows.teachers):
+            inputs = inputs._replace(
+                available=torch.stack([one.is_available for one in rows.teachers])
             )
-        logits = torch.stack([_dense(one) for one in soft])
-        weights = self._row_weights(logits, labels, position, row_keys, route, available)
+        if not self._kind.exclusive:
+            inputs = inputs._replace(labels=None)
+        tops = [one.logits for one in rows.teachers if isinstance(one.logits, TopK)]
+        if self._signal.top_k is not None:
+            return self._top_k_loss(student, tops, inputs)
+        assert not tops, "logits are rows of one width"
+        logits = torch.stack([one.logits for one in rows.teachers])
+        weights = teacher_weights(self._mixture, logits, self._static, inputs)
+        labels = inputs.labels
         if self._mixture.sums_losses:
-            # A teacher of no weight may have said anything: 0 · inf is no number.
-            silent = (weights == 0).unsqueeze(-1)
-            logits = torch.where(silent, student_logits.detach().to(logits.dtype), logits)
-            logits = torch.stack([self._shifted(one, labels) for one in logits])
-            each = [
-                share
-                * self._loss(
-                    student_logits, one, self._row_temperature(student_logits, one), labels
-                )
-                for share, one in zip(weights, logits, strict=True)
-            ]
-            return torch.stack(each).sum(dim=0)
+            return self._summed_losses(student, logits, weights, labels)
         # The scheduler may look at the target, and the mean of probabilities at the temperature:
         # the schedule sees the target at the base temperature.
-        base = self._base
-        target = self._shifted(combine(self._mixture, logits, weights, base), labels)
-        temperature = self._row_temperature(student_logits, target)
-        if temperature is not base:
+        target = self._shifted(combine(self._mixture, logits, weights, self._base), labels)
+        temperature = self._row_temperature(student, target)
+        if temperature is not self._base:
             target = self._shifted(combine(self._mixture, logits, weights, temperature), labels)
-        return self._loss(student_logits, target, temperature, labels)
+        return self._loss(student, target, temperature, labels)
 
-    def target(
-        self,
-        teacher_logits: Tensor,
-        labels: Tensor | None,
-        position: TrainProgress,
-        row_keys: Tensor | None,
-        route: Tensor | None,
-    ) -> Tensor:
-        """Mix dense logits of the teachers, (K, R, C), at the configured temperature."""
-        known = labels if self._kind.exclusive else None
-        weights = self._row_weights(teacher_logits, known, position, row_keys, route)
+    def target(self, teacher_logits: Tensor, rows: RowInputs) -> Tensor:
+        """See `Objective.target`."""
+        if not self._kind.exclusive:
+            rows = rows._replace(labels=None)
+        weights = teacher_weights(self._mixture, teacher_logits, self._static, rows)
         if self._mixture.sums_losses:
             # No one target is trained on; the mean of the logits stands for the ensemble.
             shares = weights / weights.sum(dim=0)
             return (shares.unsqueeze(-1) * teacher_logits).sum(dim=0)
         return combine(self._mixture, teacher_logits, weights, self._base)
 
-    def _top_k_rows(
-        self,
-        student_logits: Tensor,
-        soft: Sequence[TeacherRows],
-        labels: Tensor | None,
-        position: TrainProgress,
-        row_keys: Tensor | None,
-        route: Tensor | None,
-        available: Tensor | None,
+    def _summed_losses(
+        self, student: Tensor, logits: Tensor, weights: Tensor, labels: Tensor | None
     ) -> Tensor:
+        """Weigh each teacher's own loss."""
+        # A teacher of no weight may have any logits: 0 · inf is no number.
+        unweighted = (weights == 0).unsqueeze(-1)
+        logits = torch.where(unweighted, student.detach().to(logits.dtype), logits)
+        losses = []
+        for share, each in zip(weights, logits, strict=True):
+            target = self._shifted(each, labels)
+            temperature = self._row_temperature(student, target)
+            losses.append(share * self._loss(student, target, temperature, labels))
+        return torch.stack(losses).sum(dim=0)
+
+    def _top_k_loss(self, student: Tensor, tops: Sequence[TopK], inputs: RowInputs) -> Tensor:
         """Weigh each teacher's own loss; where one teacher is picked, that is the mixture's."""
-        tops = [one.logits for one in soft if isinstance(one.logits, TopK)]
-        if not len(student_logits):
-            return student_logits.sum(dim=-1) * 0.0
+        if not len(student):
+            return student.sum(dim=-1) * 0.0
+        labels = inputs.labels
         values = torch.stack([one.values for one in tops])
         # The share of a teacher alone is 1, by whatever rule; a sum of losses keeps its weight.
         weights = (
             values.new_ones(values.shape[:2])
             if len(tops) == 1 and not self._mixture.sums_losses
-            else self._row_weights(values, labels, position, row_keys, route, available)
+            else teacher_weights(self._mixture, values, self._static, inputs)
         )
         if len(tops) == 1:
-            return weights[0] * self._loss(student_logits, tops[0], self._base, labels)
-        total = weights.new_zeros(len(student_logits))
+            return weights[0] * self._loss(student, tops[0], self._base, labels)
+        total = weights.new_zeros(len(student))
         for share, top in zip(weights, tops, strict=True):
-            # A teacher of no weight may have said anything, and its rows cost nothing.
+            # A teacher of no weight may have any logits, and its rows cost nothing.
             rows = share.nonzero().squeeze(-1)
-            loss = self._loss(
-                student_logits[rows],
-                top_k_rows(top, rows),
-                self._base,
-                None if labels is None else labels[rows],
-            )
+            of_rows = None if labels is None else labels[rows]
+            loss = self._loss(student[rows], top.take(rows), self._base, of_rows)
             total = total.index_add(0, rows, (share[rows] * loss).to(total.dtype))
         return total
 
@@ -249,26 +224,6 @@ class KDTerm:
             return target
         assert labels is not None, "only classes that exclude each other are shifted"
         return probability_shift(target, labels)
-
-    def _row_weights(
-        self,
-        teacher_logits: Tensor,
-        labels: Tensor | None,
-        position: TrainProgress,
-        row_keys: Tensor | None,
-        route: Tensor | None,
-        available: Tensor | None = None,
-    ) -> Tensor:
-        return teacher_weights(
-            self._mixture,
-            teacher_logits,
-            self._static,
-            labels,
-            route=route,
-            row_keys=row_keys,
-            epoch=position.epoch,
-            available=available,
-        )
 
     def _row_temperature(self, student_logits: Tensor, target: Tensor) -> float | Tensor:
         return self._temperature(
@@ -286,7 +241,7 @@ class KDTerm:
     def _check_not_exclusive(self) -> None:
         kind, config = self._kind.name, self._config
         wrong = []
-        if self._loss_name in _ONE_CLASS or self._loss.needs_labels:
+        if self._loss_name in _SOFTMAX_LOSSES or self._loss.needs_labels:
             wrong.append(f"kd_loss {self._loss_name!r} (leave it out for {self._kind.kd_loss})")
         if self._mixture.needs_labels or self._mixture.weighting == "softmax":
             wrong.append(f"mixture {config.mixture!r} (take mean_logits or sum_losses)")
@@ -303,7 +258,7 @@ class KDTerm:
         wrong = []
         if self._kind.layout == "position":
             wrong.append(f"the classes of {self._kind.name} are the tokens of each text, all kept")
-        if not self._loss.loss.top_k:
+        if not self._loss.top_k:
             wrong.append(
                 f"kd_loss {self._loss_name!r} has no form over the largest logits: take ce, kl, "
                 "reverse_kl, jsd, skew_kl, skew_reverse_kl or tvd"
@@ -324,32 +279,8 @@ class KDTerm:
             raise ConfigError(f"labels.top_k: {'; '.join(wrong)}; or leave top_k out")
 
 
-def _dense(rows: TeacherRows) -> Tensor:
-    assert isinstance(rows.logits, Tensor), "logits are rows of one width"
-    return rows.logits
-
-
-def _available(soft: Sequence[TeacherRows]) -> Tensor | None:
-    if all(one.available is None for one in soft):
-        return None
-    each = [
-        _shape_of(one).new_ones(len(_shape_of(one)), dtype=torch.bool)
-        if one.available is None
-        else one.available
-        for one in soft
-    ]
-    return torch.stack(each)
-
-
-def _shape_of(rows: TeacherRows) -> Tensor:
-    return rows.logits.values if isinstance(rows.logits, TopK) else rows.logits
-
-
-# All terms of a task's loss, their weights and their sum.
-
-
 class Objective:
-    """Sums and counts of the loss of one task.
+    """The terms of one task's loss: their sums, their counts and their weights.
 
     Args:
         config: what to compute; None for the hard loss alone.
@@ -379,7 +310,7 @@ class Objective:
         self._logits, self._orders = logits or Signal(), orders or {}
         self._hard = make_hard_loss(kind.hard_loss)
         c = config or DistillationConfig(kd_loss_weight=0.0, hard_label_weight=1.0)
-        self._knowledge = KDTerm(c, teachers, self._logits, sum_over_ranks, kind)
+        self._kd = KDTerm(c, teachers, self._logits, sum_over_ranks, kind)
         self._matches = {m.term: MatchTerm(m) for m in matches if m.spec.weight}
         self._schedules = {
             "kd": make_weight_schedule(
@@ -409,21 +340,21 @@ class Objective:
         """The settings that need a true label in each row."""
         asked = {"hard_label_weight": "hard" in self._weights}
         if "kd" in self._weights:
-            asked |= self._knowledge.needs_labels
+            asked |= self._kd.needs_labels
         return tuple(name for name, needed in asked.items() if needed)
 
     @property
     def needs_route(self) -> bool:
         """Whether a column of the data names each row's teacher."""
-        return "kd" in self._weights and self._knowledge.needs_route
+        return "kd" in self._weights and self._kd.needs_route
 
-    def denominators(self, facts: BatchCounts) -> dict[str, float]:
+    def denominators(self, counts: BatchCounts) -> dict[str, float]:
         """Return what each term's numerators over the whole global batch are divided by."""
-        rows, labelled = self._kind.counts(facts.labels)
-        counts = {"kd": float(rows - facts.unreached), "hard": float(labelled)}
-        found = {name: counts[name] for name in self._weights if name in counts}
+        rows, labelled = self._kind.counts(counts.labels)
+        of_logits = {"kd": float(rows - counts.unreached), "hard": float(labelled)}
+        found = {name: of_logits[name] for name in self._weights if name in of_logits}
         if self._matches:
-            parts = facts.lengths_of_parts()
+            parts = counts.lengths_of_parts()
             found |= {name: term.denominator(parts) for name, term in self._matches.items()}
         return found
 
@@ -431,40 +362,31 @@ class Objective:
         self,
         student: View,
         soft: SoftLabels,
-        position: TrainProgress,
-        row_keys: Tensor | None = None,
-        route: Tensor | None = None,
+        progress: TrainProgress,
+        examples: ExampleInputs = NO_EXAMPLE_INPUTS,
         features: Mapping[str, Sequence[Tensor]] | None = None,
-        alignment: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return each term's sum over these rows.
 
         Args:
             student: its logits, labels, and mask of real tokens.
-            soft: what the teachers said; one that was dropped is left out.
-            position: where in the run this is.
-            row_keys: int64 (b,), tells examples apart for a random pick of teachers.
-            route: int64 (b,), index of each row's teacher.
+            soft: the teachers' labels; a teacher that was dropped is left out.
+            progress: where in the run this is.
+            examples: keys, routes and alignments of the examples.
             features: by match term, the student's features, projected.
-            alignment: by teacher with tokens of its own, int64 (b, L), -1 = none of them answers.
 
         Returns:
             By term, a scalar with a graph, also where no row counts.
         """
         sums: dict[str, Tensor] = {}
         if "kd" in self._weights:
+            logits = {n: soft[n][self._logits.name] for n in self._teachers if n in soft}
             outputs = align_rows(
-                self._kind.layout,
-                student,
-                {name: soft[name][self._logits.name] for name in self._teachers if name in soft},
-                self._teachers,
-                row_keys,
-                route,
-                alignment or {},
-                self._orders,
+                self._kind.layout, student, logits, self._teachers, examples, self._orders
             )
-            each = [self._knowledge.rows(**vars(rows), position=position).sum() for rows in outputs]
-            sums["kd"] = torch.stack(each).sum()
+            sums["kd"] = torch.stack(
+                [self._kd.rows(each, progress).sum() for each in outputs]
+            ).sum()
         if "hard" in self._weights:
             sums["hard"] = self._hard_sum(student)
         for name, term in self._matches.items():
@@ -473,34 +395,18 @@ class Objective:
             sums[name] = term.numerator(features[name], student.inputs_mask, label)
         return sums
 
-    def target(
-        self,
-        teacher_logits: Tensor,
-        labels: Tensor,
-        position: TrainProgress | None = None,
-        row_keys: Tensor | None = None,
-        route: Tensor | None = None,
-    ) -> Tensor:
-        """Mix the teachers at the configured temperature; what an ensemble of them answers.
-
-        Args:
-            teacher_logits: (K, b, C), raw.
-            labels: int64 (b,).
-            position: where in the run this is.
-            row_keys: int64 (b,).
-            route: int64 (b,).
+    def target(self, teacher_logits: Tensor, rows: RowInputs) -> Tensor:
+        """Mix dense logits of the teachers, (K, R, C), at the configured temperature.
 
         Returns:
-            (b, C), raw logits.
+            The ensemble's raw logits, (R, C).
         """
-        return self._knowledge.target(
-            teacher_logits, labels, position or TrainProgress(), row_keys, route
-        )
+        return self._kd.target(teacher_logits, rows)
 
-    def weights(self, position: TrainProgress) -> dict[str, float]:
+    def weights(self, progress: TrainProgress) -> dict[str, float]:
         """Return each term's weight at a point of the run."""
         return {
-            name: weight * self._schedules[name](position.progress)
+            name: weight * self._schedules[name](progress.progress)
             if name in self._schedules
             else weight
             for name, weight in self._weights.items()
@@ -510,28 +416,29 @@ class Objective:
         self,
         numerators: Mapping[str, Tensor],
         denominators: Mapping[str, float],
-        position: TrainProgress,
+        progress: TrainProgress,
     ) -> Tensor:
         """Return the weighted sum of the normalised terms, a scalar with a graph."""
         terms = [
             weight * numerators[name] / _divisor(denominators[name])
-            for name, weight in self.weights(position).items()
+            for name, weight in self.weights(progress).items()
         ]
         return torch.stack(terms).sum()
 
-    def figures(
-        self, sums: Mapping[str, float], denominators: Mapping[str, float], position: TrainProgress
+    def metrics(
+        self, sums: Mapping[str, float], denominators: Mapping[str, float], progress: TrainProgress
     ) -> dict[str, float]:
         """Return the losses of a global batch from the sums over all ranks: terms and `loss`."""
         losses = {name: sums[name] / _divisor(denominators[name]) for name in self._weights}
-        weights = self.weights(position)
+        weights = self.weights(progress)
         losses["loss"] = sum(weights[name] * losses[name] for name in self._weights)
         return losses
 
     def _hard_sum(self, student: View) -> Tensor:
         if student.losses:
-            # The adaptor's are means over the labelled rows of this pass.
-            labelled = _labelled(student)
+            # The adaptor's are means over the labelled rows of this pass: labels that are neither
+            # negative nor NaN.
+            labelled = torch.stack([(labels >= 0).sum() for labels in student.labels]).sum()
             mean = torch.stack([loss.mean() for loss in student.losses]).sum()
             # The mean of nothing is NaN.
             return (mean * labelled).masked_fill(labelled == 0, 0.0)
@@ -541,11 +448,6 @@ class Objective:
             for logits, labels in zip(student.logits, student.labels, strict=True)
         ]
         return torch.stack(each).sum()
-
-
-def _labelled(student: View) -> Tensor:
-    """Count the labels of a pass: negative ones and NaN say that there is none."""
-    return torch.stack([(labels >= 0).sum() for labels in student.labels]).sum()
 
 
 def _divisor(count: float) -> float:

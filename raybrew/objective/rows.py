@@ -1,8 +1,20 @@
-"""Rows of logits: the logits of student and teachers, brought to the same rows."""
+"""Rows of logits: the logits of student and teachers, brought to the same rows.
+
+Whatever the layout of a task type, the losses see (R, C), one row for each prediction:
+
+    example   (b, C)     ──►  R = b
+    token     (b, L, C)  ──►  R = tokens that are positions of the task (label is not IGNORED)
+    position  (b, L)     ──►  R = b, C = L, padding at −∞
+
+A teacher's label of an example is brought to the same rows. Where it reads other tokens than the
+student, an alignment says which of its tokens answers for which of the student's.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,23 +23,14 @@ from raybrew.data.split import IGNORED
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.labels.logits import SoftLabel, TokenTopK
 from raybrew.losses.match_loss import Ragged
+from raybrew.losses.mixture import RowInputs
 from raybrew.losses.numerics import TopK
 from raybrew.tasks.adaptors import View
 from raybrew.tasks.task_type import Layout
 
-# Rows of logits: whatever a kind's layout, the losses see (R, C), one row for each answer.
-#
-#     example   (b, C)     ──►  R = b
-#     token     (b, L, C)  ──►  R = tokens that are positions of the task (label is not IGNORED)
-#     position  (b, L)     ──►  R = b, C = L, padding at −∞
-#
-# What a teacher said of an example is brought to the same rows. Where it read other tokens than the
-# student, an alignment says which of its tokens answers for which of the student's.
 
-
-@dataclass(frozen=True, eq=False)
-class TeacherRows:
-    """A teacher's answer, row by row.
+class TeacherRows(NamedTuple):
+    """A teacher's logits, row by row.
 
     Args:
         logits: (R, C), or the largest of each row.
@@ -36,6 +39,14 @@ class TeacherRows:
 
     logits: Tensor | TopK
     available: Tensor | None = None
+
+    @property
+    def is_available(self) -> Tensor:
+        """Whether the teacher has an answer, bool (R,)."""
+        if self.available is not None:
+            return self.available
+        values = self.logits.values if isinstance(self.logits, TopK) else self.logits
+        return values.new_ones(len(values), dtype=torch.bool)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +67,8 @@ class RowIndex:
     token: Tensor | None = None
     mask: Tensor | None = None
 
-    @staticmethod
-    def of(layout: Layout, labels: Tensor, mask: Tensor | None) -> "RowIndex":
+    @classmethod
+    def of(cls, layout: Layout, labels: Tensor, mask: Tensor | None) -> "RowIndex":
         """Work out the rows of a batch.
 
         Args:
@@ -67,12 +78,12 @@ class RowIndex:
         """
         if layout == "token":
             example, token = (labels != IGNORED).nonzero(as_tuple=True)
-            return RowIndex(layout, len(labels), example, token)
+            return cls(layout, len(labels), example, token)
         example = torch.arange(len(labels), device=labels.device)
         if layout == "position":
             assert mask is not None, "positions are tokens"
-            return RowIndex(layout, len(labels), example, mask=mask != 0)
-        return RowIndex(layout, len(labels), example)
+            return cls(layout, len(labels), example, mask=mask != 0)
+        return cls(layout, len(labels), example)
 
     def __len__(self) -> int:
         return len(self.example)
@@ -102,7 +113,7 @@ class RowIndex:
         """Take a teacher's rows for one output.
 
         Args:
-            label: what it said of the b examples.
+            label: of the b examples.
             widths: classes of each output, which lie side by side in a row of the label; 1 each
                 where tokens are classes.
             output: which.
@@ -140,7 +151,7 @@ class RowIndex:
         rows = starts[self.example] + at.clamp(min=0)
         available = None if alignment is None else at >= 0
         if isinstance(tokens, TopK):
-            return TeacherRows(top_k_rows(tokens, rows), available)
+            return TeacherRows(tokens.take(rows), available)
         return TeacherRows(tokens[rows, part].float(), available)
 
     def _of_positions(
@@ -185,37 +196,36 @@ def _tokens(label: SoftLabel, width: int) -> tuple[Tensor | TopK, Tensor]:
     return label.values.view(-1, width), label.offsets[:-1] // width
 
 
-def top_k_rows(tokens: TopK, rows: Tensor) -> TopK:
-    """Take rows by index or by mask."""
-    sums = tokens.logsumexp
-    assert not isinstance(sums, Tensor)
-    return TopK(
-        values=tokens.values[rows],
-        indices=tokens.indices[rows],
-        logsumexp={temperature: each[rows] for temperature, each in sums.items()},
-    )
-
-
-# What the student and its teachers say of a batch, side by side in rows, for each output.
-
-
-@dataclass(frozen=True, eq=False)
-class AlignedRows:
+class AlignedRows(NamedTuple):
     """One output of a batch, row by row; every row has an answer of at least one teacher.
 
     Args:
         student_logits: (R, C).
-        soft: of each teacher.
-        labels: (R, …).
-        row_keys: int64 (R,).
-        route: int64 (R,).
+        teachers: of each teacher, in the order of their weights.
+        inputs: labels (R, …), keys and routes (R,).
     """
 
     student_logits: Tensor
-    soft: Sequence[TeacherRows]
-    labels: Tensor
-    row_keys: Tensor | None
-    route: Tensor | None
+    teachers: Sequence[TeacherRows]
+    inputs: RowInputs
+
+
+class ExampleInputs(NamedTuple):
+    """What is known of each example of a batch besides labels.
+
+    Args:
+        row_keys: int64 (b,), tells examples apart for a random pick of teachers.
+        route: int64 (b,), index of each example's teacher.
+        alignment: by teacher with tokens of its own, int64 (b, L, …): which of them answers for
+            each of the student's, -1 for none.
+    """
+
+    row_keys: Tensor | None = None
+    route: Tensor | None = None
+    alignment: Mapping[str, Tensor] = MappingProxyType({})
+
+
+NO_EXAMPLE_INPUTS = ExampleInputs()
 
 
 def index_of(layout: Layout, student: View) -> RowIndex:
@@ -242,9 +252,7 @@ def align_rows(
     student: View,
     soft: Mapping[str, SoftLabel],
     teachers: Sequence[str],
-    row_keys: Tensor | None,
-    route: Tensor | None,
-    alignment: Mapping[str, Tensor],
+    examples: ExampleInputs,
     orders: Mapping[str, Sequence[int]],
 ) -> list[AlignedRows]:
     """Bring student and teachers to the same rows, once for each output.
@@ -254,9 +262,7 @@ def align_rows(
         student: its view of b examples.
         soft: by teacher; one that was dropped is left out. Empty where there are no examples.
         teachers: in the order of their weights.
-        row_keys: int64 (b,).
-        route: int64 (b,).
-        alignment: by teacher with tokens of its own, int64 (b, L, …), -1 = none of them answers.
+        examples: keys, routes and alignments.
         orders: by teacher whose classes are in another order, its number of each class.
 
     Returns:
@@ -268,43 +274,43 @@ def align_rows(
         LabelError: labels of another size than the student's logits.
         TeacherError: every teacher was dropped.
     """
-    index = index_of(layout, student)
-    keys = None if row_keys is None else index.of_examples(row_keys)
-    routes = None if route is None else index.of_examples(route)
+    index, alignment = index_of(layout, student), examples.alignment
+    keys = None if examples.row_keys is None else index.of_examples(examples.row_keys)
+    route = None if examples.route is None else index.of_examples(examples.route)
     widths = [1 if index.mask is not None else each.shape[-1] for each in student.logits]
     outputs = []
     for output, logits in enumerate(student.logits):
         rows = index.of_logits(logits)
         if len(logits):
-            said = {
+            found = {
                 name: index.of_soft(
                     soft[name], widths, output, alignment.get(name), orders.get(name)
                 )
                 for name in teachers
                 if name in soft
             }
-            answers = _with_stand_ins(said, teachers)
+            answers = _with_stand_ins(found, teachers)
         else:
             # A rank without examples: it has no labels, and needs none.
             answers = [TeacherRows(rows.detach()) for _ in teachers]
-        found = AlignedRows(rows, answers, index.of_labels(student.labels[output]), keys, routes)
+        labels = index.of_labels(student.labels[output])
+        aligned = AlignedRows(rows, answers, RowInputs(labels, route, keys))
         if alignment:
-            found = _common_positions(found) if index.mask is not None else _reached(found)
-        outputs.append(found)
+            aligned = _common_positions(aligned) if index.mask is not None else _reached(aligned)
+        outputs.append(aligned)
     return outputs
 
 
-def _with_stand_ins(said: Mapping[str, TeacherRows], teachers: Sequence[str]) -> list[TeacherRows]:
-    """Let another teacher's words stand, with no weight, for those of one that was dropped."""
-    if not said:
+def _with_stand_ins(found: Mapping[str, TeacherRows], teachers: Sequence[str]) -> list[TeacherRows]:
+    """Let another teacher's rows stand in, with no weight, for those of one that was dropped."""
+    if not found:
         raise TeacherError(
-            f"teachers {', '.join(teachers)}: all of them were dropped, which leaves nobody to "
+            f"teachers {', '.join(teachers)}: all of them were dropped, so there is nothing to "
             "learn from; a new run goes on from the labels that are in the store"
         )
-    other = next(iter(said.values()))
-    rows = other.logits.values if isinstance(other.logits, TopK) else other.logits
-    nobody = TeacherRows(other.logits, rows.new_zeros(len(rows), dtype=torch.bool))
-    return [said.get(name, nobody) for name in teachers]
+    other = next(iter(found.values()))
+    absent = TeacherRows(other.logits, torch.zeros_like(other.is_available))
+    return [found.get(name, absent) for name in teachers]
 
 
 def _check_mask(index: RowIndex, mask: Tensor) -> None:
@@ -316,38 +322,30 @@ def _check_mask(index: RowIndex, mask: Tensor) -> None:
         )
 
 
-def _common_positions(found: AlignedRows) -> AlignedRows:
+def _common_positions(aligned: AlignedRows) -> AlignedRows:
     """Leave out the positions that a teacher doesn't know, on all sides."""
-    dense = [one.logits for one in found.soft if isinstance(one.logits, Tensor)]
+    dense = [one.logits for one in aligned.teachers if isinstance(one.logits, Tensor)]
     unknown = torch.stack([each.isneginf() for each in dense]).any(dim=0)
-    return replace(
-        found,
-        student_logits=found.student_logits.masked_fill(unknown, -torch.inf),
-        soft=[
-            TeacherRows(each.masked_fill(unknown, -torch.inf), one.available)
-            for each, one in zip(dense, found.soft, strict=True)
-        ],
-    )
+    teachers = [
+        TeacherRows(each.masked_fill(unknown, -math.inf), one.available)
+        for each, one in zip(dense, aligned.teachers, strict=True)
+    ]
+    student_logits = aligned.student_logits.masked_fill(unknown, -math.inf)
+    return AlignedRows(student_logits, teachers, aligned.inputs)
 
 
-def _reached(found: AlignedRows) -> AlignedRows:
+def _reached(aligned: AlignedRows) -> AlignedRows:
     """Leave out the rows for which no teacher has an answer."""
-    everywhere = torch.ones(
-        len(found.student_logits), dtype=torch.bool, device=found.student_logits.device
+    available = [one.is_available for one in aligned.teachers]
+    kept = torch.stack(available).any(dim=0)
+    teachers = [
+        TeacherRows(
+            one.logits.take(kept) if isinstance(one.logits, TopK) else one.logits[kept], each[kept]
+        )
+        for one, each in zip(aligned.teachers, available, strict=True)
+    ]
+    labels, route, keys = (
+        None if each is None else each[kept]
+        for each in (aligned.inputs.labels, aligned.inputs.route, aligned.inputs.row_keys)
     )
-    each = [everywhere if one.available is None else one.available for one in found.soft]
-    kept = torch.stack(each).any(dim=0)
-    return AlignedRows(
-        student_logits=found.student_logits[kept],
-        soft=[
-            TeacherRows(_taken(one.logits, kept), available[kept])
-            for one, available in zip(found.soft, each, strict=True)
-        ],
-        labels=found.labels[kept],
-        row_keys=None if found.row_keys is None else found.row_keys[kept],
-        route=None if found.route is None else found.route[kept],
-    )
-
-
-def _taken(logits: Tensor | TopK, rows: Tensor) -> Tensor | TopK:
-    return top_k_rows(logits, rows) if isinstance(logits, TopK) else logits[rows]
+    return AlignedRows(aligned.student_logits[kept], teachers, RowInputs(labels, route, keys))

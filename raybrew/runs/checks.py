@@ -20,7 +20,6 @@ from raybrew.losses.schedules import make_temperature_scheduler, make_weight_sch
 from raybrew.matches.capture import Side
 from raybrew.matches.plan import (
     TaskMatch,
-    TeacherFacts,
     check_adaptor,
     check_modules,
     geometry_of,
@@ -368,10 +367,11 @@ def task_matches(
         ConfigError: names the match.
     """
     teachers = {
-        teacher.name: TeacherFacts(
-            geometry_of(models[teacher.name].config) if teacher.name in models else None,
-            teacher.inputs == "shared",
+        teacher.name: geometry_of(
+            models[teacher.name].config, same_tokens=teacher.inputs == "shared"
         )
+        if teacher.name in models
+        else None
         for teacher in job.teachers_of(task.name)
     }
     planned = plan_matches(

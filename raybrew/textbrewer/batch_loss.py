@@ -17,11 +17,12 @@ from torch import Tensor
 from raybrew.config import DistillationConfig as Config
 from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError, TeacherError
+from raybrew.losses.mixture import RowInputs
 from raybrew.losses.schedules import make_weight_schedule
 from raybrew.matches.spec import MatchSpec
 from raybrew.objective import TrainProgress
 from raybrew.objective.objective import KDTerm
-from raybrew.objective.rows import TeacherRows
+from raybrew.objective.rows import AlignedRows, TeacherRows
 from raybrew.tasks.adaptors import View
 from raybrew.textbrewer.reading import rows_of_labels, rows_of_logits
 from raybrew.textbrewer.student import Said
@@ -57,7 +58,7 @@ class BatchLoss:
     def __init__(self, config: Config, teachers: Sequence[str]):
         self._config, self._teachers = config, tuple(teachers)
         self._has_warned = False
-        self._knowledge = KDTerm(config, dict.fromkeys(teachers, 1.0), Signal(), None)
+        self._kd_term = KDTerm(config, dict.fromkeys(teachers, 1.0), Signal(), None)
         self._schedules = (
             make_weight_schedule(
                 config.kd_loss_weight_scheduler, config.kd_loss_weight_scheduler_options
@@ -134,7 +135,7 @@ class BatchLoss:
                 TeacherRows(self._checked(name, answers[name].logits[number], own))
                 for name in self._teachers
             ]
-            each = self._knowledge.rows(own.float(), soft, label, position, None, None)
+            each = self._kd_term.rows(AlignedRows(own.float(), soft, RowInputs(label)), position)
             sums.append(each.sum() / max(len(each), 1))
         return torch.stack(sums).sum()
 

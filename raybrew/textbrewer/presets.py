@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from raybrew.errors import ConfigError
-from raybrew.losses.registry import unknown_name
+from raybrew.errors import ConfigError, unknown_name
 from raybrew.objective.extensions import KINDS, register
 
 FEATURES = ["hidden", "attention"]

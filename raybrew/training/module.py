@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.data.split import IGNORED
-from raybrew.errors import ConfigError
 from raybrew.matches.capture import FeatureReader, needs_attention, use_eager_attention
 from raybrew.matches.plan import TaskMatch
 from raybrew.matches.spec import (
@@ -86,10 +85,8 @@ class StudentModule(nn.Module):
         if needs_attention([match.spec for match in flat]):
             for each in self._models:
                 use_eager_attention(each)
-        self._layered = [m.spec for m in flat if isinstance(m.spec, MatchSpec)]
-        self.projections, self._keys = _projections(flat, seed)
-        device = next(model.parameters()).device
-        self.projections.to(device)
+        self.projections = Projections([match.spec for match in flat], seed)
+        self.projections.to(next(model.parameters()).device)
         self._readers = [
             FeatureReader(one, adaptor, [m.spec for m in each], "student")
             for one, adaptor, each in zip(self._models, adaptors, self._matches, strict=True)
@@ -123,8 +120,10 @@ class StudentModule(nn.Module):
             view = replace(view, labels=self._kinds[task].labels_of(labels))
         view = _detach_unread(view, self._terms[task])
         features = {
-            match.term: self._projected(match, each)
-            for match, each in zip(self._matches[task], reading.features, strict=True)
+            match.term: self.projections.project(before + number, each)
+            for number, (match, each) in enumerate(
+                zip(self._matches[task], reading.features, strict=True)
+            )
         }
         return StudentModuleOutput(view, features, self.balancer.parameter_of(task))
 
@@ -150,29 +149,7 @@ class StudentModule(nn.Module):
         self, optimizer_class: type[torch.optim.Optimizer]
     ) -> list[dict[str, Any]]:
         """Return an optimizer group for each projection, with its options."""
-        groups = projection_param_groups(self.projections, self._layered, optimizer_class)
-        for key, spec in self._customs():
-            parameters = list(self.projections[key].parameters())
-            if parameters:
-                groups.append({"params": parameters, **spec.projection_options()})
-        return groups
-
-    def _customs(self) -> list[tuple[str, CustomMatch]]:
-        return [
-            (self._keys[match.term, match.teacher], match.spec)
-            for each in self._matches
-            for match in each
-            if isinstance(match.spec, CustomMatch) and (match.term, match.teacher) in self._keys
-        ]
-
-    def _projected(self, match: TaskMatch, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        key = self._keys.get((match.term, match.teacher))
-        if key is None:
-            return features
-        projection = self.projections[key]
-        if isinstance(match.spec, CustomMatch):
-            return (projection(features[0]),)
-        return tuple(projection(features))
+        return self.projections.groups(optimizer_class)
 
 
 def _detach_unread(view: View, terms: Collection[str]) -> View:

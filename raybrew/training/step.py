@@ -112,7 +112,7 @@ class StudentStep:
             For each batch, this rank's numerators of each term, detached; their sum over ranks
             divided by the denominators is the loss.
         """
-        self._balancer.enter(position.epoch)
+        self._balancer.start_step(position.epoch)
         sums = [
             self._backward(batch, len(batches), position, last=number == len(batches) - 1)
             for number, batch in enumerate(batches)

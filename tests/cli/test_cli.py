@@ -91,7 +91,7 @@ WRONG = {
     ),
     "unknown match preset": (
         {"--": "distillation.matches=[L3_hidden_msee]"},
-        r"distillation\.matches\[0\]: There is no match preset",
+        r"distillation\.matches\[0\]: Unknown match preset",
     ),
     "adaptor that leads nowhere": (
         {"--": "teachers.a.adaptor=nope:x"},

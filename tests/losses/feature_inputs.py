@@ -1,12 +1,13 @@
 """Random features and masks for the tests of match losses."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from raybrew.losses.match_loss import FeatureSizes, MatchLoss, Partial
-from raybrew.matches.spec import MATCH_LOSSES, match_loss
+from raybrew.losses.match_loss import FeatureSizes, MatchLoss, Partial, Ragged
+from raybrew.matches.match_losses import MATCH_LOSSES, match_loss
 
 BATCH, LENGTH, HEADS = 4, 6, 2
 STUDENT_SIZE, TEACHER_SIZE = 6, 8
@@ -122,3 +123,14 @@ def grow(feature: Tensor, name: str, extra: int, fill: float = 0.0) -> Tensor:
     if token_axes == 2:
         return torch.nn.functional.pad(feature, (0, extra, 0, extra), value=fill)
     return torch.nn.functional.pad(feature, (0, 0, 0, extra), value=fill)
+
+
+def split(ragged: Ragged) -> list[Tensor]:
+    """One flat view per example."""
+    return list(ragged.values.split(ragged.offsets.diff().tolist()))
+
+
+def join(rows: Sequence[Tensor]) -> Ragged:
+    """Flat rows, one after another."""
+    sizes = torch.tensor([row.numel() for row in rows])
+    return Ragged(torch.cat(list(rows)), torch.nn.functional.pad(sizes.cumsum(dim=0), (1, 0)))

@@ -126,16 +126,6 @@ class TestSquaredError:
 
 
 class TestByName:
-    def test_valid_rows(self):
-        some = torch.zeros(3, 2)
-        one = torch.zeros(3, 1)
-        classes = make_hard_loss("cross_entropy").valid_rows(some, torch.tensor([0, -1, 1]))
-        multi = make_hard_loss("binary_cross_entropy").valid_rows(
-            some, torch.tensor([[0, -1], [-1, -1], [1, 1]])
-        )
-        values = make_hard_loss("mse").valid_rows(one, torch.tensor([-5.0, math.nan, 0.0]))
-        assert classes.tolist() == multi.tolist() == values.tolist() == [True, False, True]
-
     def test_options_and_pickling(self):
         loss = make_hard_loss("cross_entropy", {"label_smoothing": 0.3})
         student, labels = logits(3, 4), torch.tensor([0, 1, 2])

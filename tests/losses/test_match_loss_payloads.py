@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raybrew.errors import ConfigError, LabelError
-from raybrew.losses.match_loss import FeatureSizes, join, split
+from raybrew.losses.match_loss import FeatureSizes
 from tests.losses.feature_inputs import (
     ALL_LOSSES,
     MASKS,
@@ -17,8 +17,10 @@ from tests.losses.feature_inputs import (
     direct,
     gradients,
     grow,
+    join,
     make_pair,
     mean,
+    split,
 )
 
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import torch
 
 from raybrew.errors import ConfigError
 from raybrew.losses.hidden import transport_plan
+from raybrew.matches.match_losses import match_loss
 from raybrew.matches.presets import PRESETS
-from raybrew.matches.spec import match_loss
 from tests.losses.feature_inputs import (
     MASKS,
     RAGGED,

@@ -13,6 +13,7 @@ from raybrew.errors import ConfigError, LabelError
 from raybrew.losses.kd import KD_LOSSES, make_kd_loss
 from raybrew.losses.mixture import (
     MIXTURES,
+    RowInputs,
     combine,
     make_mixture,
     probability_shift,
@@ -41,6 +42,10 @@ def softmax(scores: list[float]) -> list[float]:
     return [math.exp(score) / total for score in scores]
 
 
+def weights_of(mixture, logits, static, labels=None, **rows) -> Tensor:
+    return teacher_weights(mixture, logits, static, RowInputs(labels, **rows))
+
+
 def keys(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.uint64)
 
@@ -67,19 +72,17 @@ class TestWeightsByHand:
         ],
     )
     def test_number(self, name, options, expected):
-        weights = teacher_weights(make_mixture(name, options), TWO, (3.0, 1.0), LABEL)
+        weights = weights_of(make_mixture(name, options), TWO, (3.0, 1.0), LABEL)
         assert weights.flatten().tolist() == pytest.approx(expected, abs=1e-12)
 
     def test_ca_mkd_of_three(self):
         logits = torch.cat([TWO, TWO[:1]])  # e^CE = 2, 8, 2
-        weights = teacher_weights(make_mixture("ca_mkd"), logits, (1, 1, 1), LABEL)
+        weights = weights_of(make_mixture("ca_mkd"), logits, (1, 1, 1), LABEL)
         assert weights.flatten().tolist() == pytest.approx([5 / 12, 2 / 12, 5 / 12])
 
     def test_route(self):
         route = torch.tensor([[1, 0, 2]])
-        weights = teacher_weights(
-            make_mixture("route"), stacked(3, 1, 3, 4), (1, 1, 1), route=route
-        )
+        weights = weights_of(make_mixture("route"), stacked(3, 1, 3, 4), (1, 1, 1), route=route)
         assert weights.argmax(0).tolist() == route.tolist()
         assert weights.sum(0).tolist() == [[1, 1, 1]]
         assert weights.count_nonzero() == 3
@@ -87,9 +90,7 @@ class TestWeightsByHand:
     def test_rows_without_a_label_take_the_static_weights(self):
         logits = TWO.expand(2, 2, 3)
         for name in ("softmax_neg_ce", "min_ce", "ca_mkd", "mt_bert"):
-            weights = teacher_weights(
-                make_mixture(name), logits, (1.0, 3.0), torch.tensor([0, -100])
-            )
+            weights = weights_of(make_mixture(name), logits, (1.0, 3.0), torch.tensor([0, -100]))
             assert weights[:, 1].tolist() == [0.25, 0.75]
             assert weights[0, 0] > 0.5
 
@@ -99,7 +100,7 @@ class TestWeightsByHand:
         for name in MIXTURES:
             if name == "mt_bert":
                 continue  # under sum_losses its weight is not 1
-            weights = teacher_weights(
+            weights = weights_of(
                 make_mixture(name), logits, (1.0,), labels, route=route, row_keys=row_keys
             )
             assert weights.tolist() == [[1.0, 1.0, 1.0]]
@@ -113,7 +114,7 @@ class TestUnavailable:
         logits = stacked(3, 2, 4)
         logits[1:, 1] = math.nan
         mixture = make_mixture(name)
-        weights = teacher_weights(
+        weights = weights_of(
             mixture,
             logits,
             (1.0, 1.0, 2.0),
@@ -132,17 +133,13 @@ class TestUnavailable:
     def test_two_of_three(self):
         available = torch.tensor([[True], [False], [True]])
         logits = torch.cat([TWO, TWO[1:]])
-        weights = teacher_weights(
+        weights = weights_of(
             make_mixture("sum_losses"), logits, (1.0, 2.0, 3.0), available=available
         )
         assert weights.flatten().tolist() == [1.5, 0.0, 4.5]
-        weights = teacher_weights(
-            make_mixture("ca_mkd"), logits, (1, 1, 1), LABEL, available=available
-        )
+        weights = weights_of(make_mixture("ca_mkd"), logits, (1, 1, 1), LABEL, available=available)
         assert weights.flatten().tolist() == pytest.approx([0.8, 0.0, 0.2])
-        weights = teacher_weights(
-            make_mixture("mt_bert"), logits, (1, 1, 1), LABEL, available=available
-        )
+        weights = weights_of(make_mixture("mt_bert"), logits, (1, 1, 1), LABEL, available=available)
         expected = [1.5 / (1 + LN2), 0.0, 1.5 / (1 + 3 * LN2)]
         assert weights.flatten().tolist() == pytest.approx(expected)
 
@@ -152,7 +149,7 @@ class TestUnavailable:
             with pytest.raises(
                 LabelError, match=r"No teacher for 1 of 2 rows \(first at \[\[1\]\]\)"
             ):
-                teacher_weights(
+                weights_of(
                     make_mixture(name),
                     stacked(2, 2, 3),
                     EQUAL,
@@ -164,12 +161,10 @@ class TestUnavailable:
     @pytest.mark.parametrize("bad", [-1, 2])
     def test_a_route_to_nowhere_is_an_error(self, bad):
         with pytest.raises(LabelError, match=r"a route in 0..1"):
-            teacher_weights(
-                make_mixture("route"), stacked(2, 2, 3), EQUAL, route=torch.tensor([0, bad])
-            )
+            weights_of(make_mixture("route"), stacked(2, 2, 3), EQUAL, route=torch.tensor([0, bad]))
         gone = torch.tensor([[True, True], [True, False]])
         with pytest.raises(LabelError, match="No teacher for 1 of 2"):
-            teacher_weights(
+            weights_of(
                 make_mixture("route"),
                 stacked(2, 2, 3),
                 EQUAL,
@@ -191,7 +186,7 @@ def test_weights_are_shares_and_follow_their_rows(name, seed, teachers):
     mixture = make_mixture(name)
 
     def weigh(order: Tensor) -> Tensor:
-        return teacher_weights(
+        return weights_of(
             mixture,
             logits[:, order],
             static,
@@ -218,8 +213,8 @@ class TestByName:
             "mt_bert",
             "softmax_neg_ce",
         }
-        assert [name for name in MIXTURES if MIXTURES[name].needs_route] == ["route"]
-        assert [name for name in MIXTURES if MIXTURES[name].needs_row_keys] == ["random"]
+        assert [name for name in MIXTURES if MIXTURES[name].needs("route")] == ["route"]
+        assert [name for name in MIXTURES if MIXTURES[name].needs("row_keys")] == ["random"]
 
     def test_choices_are_independent(self):
         mixture = make_mixture(
@@ -247,7 +242,7 @@ class TestByName:
     @pytest.mark.parametrize("weights", [(1.0,), (1.0, -1.0), (0.0, 0.0), (1.0, math.nan)])
     def test_static_weights_that_can_not_be(self, weights):
         with pytest.raises(ConfigError, match="Weights of 2 teachers"):
-            teacher_weights(make_mixture("mean_logits"), TWO, weights)
+            weights_of(make_mixture("mean_logits"), TWO, weights)
 
     @pytest.mark.parametrize(
         ("name", "what"),
@@ -255,7 +250,7 @@ class TestByName:
     )
     def test_an_input_that_is_missing_is_named(self, name, what):
         with pytest.raises(ConfigError, match=f"'{name}' need the {what}"):
-            teacher_weights(make_mixture(name), TWO, EQUAL)
+            weights_of(make_mixture(name), TWO, EQUAL)
 
 
 # The random pick of a teacher: a function of seed, epoch and key, in the right proportions.
@@ -281,7 +276,7 @@ class TestRandomPick:
     def pick(self, row_keys: Tensor, epoch=0, seed=0, weights=EQUAL, available=None) -> Tensor:
         mixture = make_mixture("random", {"seed": seed})
         logits = torch.zeros(len(weights), *row_keys.shape, 2)
-        got = teacher_weights(
+        got = weights_of(
             mixture, logits, weights, row_keys=row_keys, epoch=epoch, available=available
         )
         assert set(got.unique().tolist()) <= {0.0, 1.0}
@@ -349,7 +344,7 @@ def test_mean_logits_equals_textbrewer():
     logits = stacked(3, 5, 4)
     student = stacked(1, 5, 4, seed=1)[0].requires_grad_()
     mixture = make_mixture("mean_logits")
-    target = combine(mixture, logits, teacher_weights(mixture, logits, (1, 1, 1)), 4.0)
+    target = combine(mixture, logits, weights_of(mixture, logits, (1, 1, 1)), 4.0)
     ours = make_kd_loss("ce")(student, target, 4.0).mean()
     expected = kd_ce_loss(student, sum(logits) / 3, 4)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-10)
@@ -366,7 +361,7 @@ def test_mean_probs_is_the_mean_of_the_softmaxes(per_row):
     temperature = torch.rand(3, 2, dtype=torch.float64) + 1 if per_row else 3.0
     divisor = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
     mixture = make_mixture("mean_probs")
-    weights = teacher_weights(mixture, logits, (1.0, 3.0))
+    weights = weights_of(mixture, logits, (1.0, 3.0))
     target = combine(mixture, logits, weights, temperature)
     first, second = (logits / divisor).softmax(-1)
     torch.testing.assert_close((target / divisor).softmax(-1), first / 4 + second * 3 / 4)
@@ -377,7 +372,7 @@ def test_kl_to_mean_probs_has_the_gradient_of_the_weighted_sum(name):
     logits, labels = stacked(3, 4, 5), torch.tensor([0, 1, 2, -1])
     student = stacked(1, 4, 5, seed=1)[0].requires_grad_()
     mixture, kl = make_mixture(name), make_kd_loss("kl")
-    weights = teacher_weights(mixture, logits, (1.0, 2.0, 3.0), labels)
+    weights = weights_of(mixture, logits, (1.0, 2.0, 3.0), labels)
     one = kl(student, combine(mixture, logits, weights, 2.0), 2.0).sum()
     each = torch.stack([kl(student, teacher, 2.0) for teacher in logits])
     many = (weights * each).sum()
@@ -398,7 +393,7 @@ def test_weights_one_and_zero_equal_one_teacher(kd):
         if name == "mean_probs" and kd in ("mse", "bce"):
             continue  # a target up to a shift
         mixture = make_mixture(name)
-        weights = teacher_weights(mixture, logits, (1.0, 0.0))
+        weights = weights_of(mixture, logits, (1.0, 0.0))
         torch.testing.assert_close(
             loss(student, combine(mixture, logits, weights, 2.0), 2.0, labels), alone
         )
@@ -418,7 +413,7 @@ def test_extremes(name, dtype):
     student = torch.zeros(2, 4).masked_fill(hot.isneginf(), -math.inf).requires_grad_()
     mixture = make_mixture(name)
     # The label of the second row is a masked class: an infinite cross-entropy everywhere.
-    weights = teacher_weights(mixture, logits, EQUAL, torch.tensor([0, 3]))
+    weights = weights_of(mixture, logits, EQUAL, torch.tensor([0, 3]))
     assert weights.sum(0).tolist() == pytest.approx([1.0, 1.0])
     target = combine(mixture, logits, weights, 2.0)
     assert target.dtype == torch.float32
@@ -433,7 +428,7 @@ def test_the_teachers_are_not_written_to():
     before = logits.clone()
     for name in ("mean_logits", "mean_probs", "softmax_neg_ce", "min_ce"):
         mixture = make_mixture(name)
-        weights = teacher_weights(mixture, logits, EQUAL, torch.tensor([0, 1, 2, 3]))
+        weights = weights_of(mixture, logits, EQUAL, torch.tensor([0, 1, 2, 3]))
         combine(mixture, logits, weights, 2.0).add_(1.0)
     assert torch.equal(logits, before)
 

@@ -18,9 +18,9 @@ import raybrew as rb
 from raybrew.data.payload import Signal
 from raybrew.labels.logits import pack_logits, tensors_of
 from raybrew.losses.kd import KD_LOSSES
-from raybrew.losses.match_loss import join, split
 from raybrew.losses.mixture import MIXTURES
 from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 from tests.losses.feature_inputs import (
@@ -30,7 +30,9 @@ from tests.losses.feature_inputs import (
     build,
     gradients,
     grow,
+    join,
     make_pair,
+    split,
 )
 
 torch.set_num_threads(1)
@@ -98,8 +100,8 @@ def of_positions(config: rb.DistillationConfig, seed: int, extra: int) -> tuple[
         inputs_mask=padded,
     )
     objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=KINDS["question-answering"])
-    keys = torch.tensor([11, 12, 13])
-    sums = objective.numerators(view, kept, TrainProgress(), keys, torch.tensor([0, 1, 1]))
+    examples = ExampleInputs(torch.tensor([11, 12, 13]), route=torch.tensor([0, 1, 1]))
+    sums = objective.numerators(view, kept, TrainProgress(), examples)
     facts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
     total = objective.total(sums, objective.denominators(facts), TrainProgress())
     return float(total.detach()), torch.stack(gradients(total, student))

@@ -175,11 +175,11 @@ class TestImportPath:
     @pytest.mark.parametrize(
         ("path", "message"),
         [
-            ("no_such_module:loss", "can't be imported: No module"),
+            ("no_such_module:loss", "can't be imported"),
             ("brewed_losses:absolut", "mean 'absolute'"),
             ("brewed_losses:NUMBER", "expected a function or a KDLoss, got int"),
-            ("brewed_losses:", "can't be imported.*package.module:name"),
-            (":absolute", "can't be imported.*package.module:name"),
+            ("brewed_losses:", "Give it as"),
+            (":absolute", "Give it as"),
         ],
     )
     def test_a_path_that_leads_nowhere(self, module, path, message):

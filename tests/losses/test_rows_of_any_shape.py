@@ -12,6 +12,7 @@ from torch import Tensor
 from raybrew.losses.kd import KD_LOSSES, make_kd_loss
 from raybrew.losses.mixture import (
     MIXTURES,
+    RowInputs,
     combine,
     make_mixture,
     probability_shift,
@@ -67,7 +68,7 @@ def weighed(mixture, drawn: Drawn, line: bool) -> Tensor:
     if line:
         given = {name: flat(value) for name, value in given.items()}
         logits = logits.reshape(K, B * L, C)
-    return teacher_weights(mixture, logits, drawn.static, **given)
+    return teacher_weights(mixture, logits, drawn.static, RowInputs(**given))
 
 
 @pytest.mark.parametrize("name", sorted(KD_LOSSES))
@@ -145,7 +146,7 @@ def test_mixtures_of_no_row(name):
     mixture = make_mixture(name)
     nothing = torch.zeros(0, dtype=torch.int64)
     weights = teacher_weights(
-        mixture, torch.zeros(K, 0, C), (1, 1, 1), nothing, route=nothing, row_keys=nothing
+        mixture, torch.zeros(K, 0, C), (1, 1, 1), RowInputs(nothing, nothing, nothing)
     )
     assert weights.shape == (K, 0)
     if not mixture.sums_losses:

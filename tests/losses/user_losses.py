@@ -1,6 +1,6 @@
 """Match losses of a user's own, as a driver script would bring them."""
 
-from raybrew.matches.spec import from_function, match_loss
+from raybrew.matches.match_losses import from_function, match_loss
 
 
 def mean_absolute_error(state_S, state_T, mask=None):

@@ -8,6 +8,7 @@ import torch
 from ray import cloudpickle
 from torch import nn
 
+from raybrew.config.section import import_path_of
 from raybrew.errors import ConfigError, import_callable
 from raybrew.losses.match_loss import FeatureSizes, Partial, pack, unpack
 from raybrew.matches.capture import ModuleCapture, find_module
@@ -46,14 +47,14 @@ def hooks_of(model: nn.Module) -> int:
 def test_captures_outputs_with_their_graph_and_leaves_no_hooks():
     torch.manual_seed(0)
     model, states = Model(4), torch.randn(2, 3, 4)
-    with ModuleCapture(model, ["layers.0.dense", "layers.1"], {"layers.1": 1}) as captured:
+    with ModuleCapture(model, [("layers.0.dense", 0), ("layers.1", 1)]) as captured:
         assert hooks_of(model) == 2
         out = model(states)
         outputs = captured.take()
     assert hooks_of(model) == 0
-    torch.testing.assert_close(outputs["layers.0.dense"], model.layers[0](states)[0])
-    torch.testing.assert_close(outputs["layers.1"], 2 * out)
-    outputs["layers.0.dense"].sum().backward()
+    torch.testing.assert_close(outputs["layers.0.dense", 0], model.layers[0](states)[0])
+    torch.testing.assert_close(outputs["layers.1", 1], 2 * out)
+    outputs["layers.0.dense", 0].sum().backward()
     first = find_module(model, "layers.0.dense")
     assert isinstance(first, nn.Linear)
     assert first.weight.grad is not None
@@ -61,10 +62,10 @@ def test_captures_outputs_with_their_graph_and_leaves_no_hooks():
 
 def test_each_forward_gives_its_own_outputs():
     model = Model(4)
-    captured = ModuleCapture(model, ["layers.1.dense"])
+    captured = ModuleCapture(model, [("layers.1.dense", 0)])
     for _ in range(3):
         expected = model(torch.randn(2, 3, 4))
-        assert torch.equal(captured.take()["layers.1.dense"], expected)
+        assert torch.equal(captured.take()["layers.1.dense", 0], expected)
     with pytest.raises(ConfigError, match=r"didn't call layers\.1\.dense"):
         captured.take()
     captured.remove()
@@ -74,14 +75,14 @@ def test_each_forward_gives_its_own_outputs():
 
 def test_hooks_go_when_the_forward_fails():
     model = Model(4)
-    with pytest.raises(RuntimeError), ModuleCapture(model, ["layers.0"]):
+    with pytest.raises(RuntimeError), ModuleCapture(model, [("layers.0", 0)]):
         model(torch.randn(2, 3, 5))
     assert hooks_of(model) == 0
 
 
 def test_a_module_the_forward_leaves_out():
     model = Model(4)
-    with ModuleCapture(model, ["unused"]) as captured:
+    with ModuleCapture(model, [("unused", 0)]) as captured:
         model(torch.randn(2, 3, 4))
         with pytest.raises(ConfigError, match="didn't call unused"):
             captured.take()
@@ -89,8 +90,8 @@ def test_a_module_the_forward_leaves_out():
 
 def test_a_name_the_model_hasnt_got_leaves_no_hook():
     model = Model(4)
-    with pytest.raises(ConfigError, match=r"'layers\.2\.dense'; did you mean 'layers\."):
-        ModuleCapture(model, ["layers.0", "layers.2.dense"])
+    with pytest.raises(ConfigError, match=r"'layers\.2\.dense'\. Did you mean 'layers\."):
+        ModuleCapture(model, [("layers.0", 0), ("layers.2.dense", 0)])
     assert hooks_of(model) == 0
 
 
@@ -100,7 +101,7 @@ def test_a_name_the_model_hasnt_got_leaves_no_hook():
 def test_an_output_that_is_no_tensor(index: int, message: str):
     model = Model(4)
     with (
-        ModuleCapture(model, ["layers.0"], {"layers.0": index}),
+        ModuleCapture(model, [("layers.0", index)]),
         pytest.raises(ConfigError, match=message),
     ):
         model(torch.randn(2, 3, 4))
@@ -129,14 +130,14 @@ def test_a_custom_match_trains_the_student():
     wide, narrow = torch.randn(2, 3, 6), torch.randn(2, 3, 4)
     values = []
     with (
-        ModuleCapture(teacher, [spec.module_T]) as captured_T,
-        ModuleCapture(student, [spec.module_S]) as captured_S,
+        ModuleCapture(teacher, [(spec.module_T, 0)]) as captured_T,
+        ModuleCapture(student, [(spec.module_S, 0)]) as captured_S,
     ):
         for _ in range(20):
             teacher(wide)
             student(narrow)
-            output_T = captured_T.take()[spec.module_T]
-            output_S = projection(captured_S.take()[spec.module_S])
+            output_T = captured_T.take()[spec.module_T, 0]
+            output_S = projection(captured_S.take()[spec.module_S, 0])
             partial = spec.compute(output_S, output_T)
             value = partial.numerator.sum() / partial.denominator.sum()
             torch.testing.assert_close(value, ((output_S - output_T) ** 2).mean())
@@ -179,7 +180,7 @@ def test_a_loss_that_gives_neither_is_refused():
 )
 def test_a_spec_reaches_other_processes(loss):
     spec = match(loss=loss, proj_func="tests.matches.user_matches:own_projection", teacher="a")
-    assert spec.loss_path == "tests.matches.user_matches:squared_error"
+    assert import_path_of(spec.loss) == "tests.matches.user_matches:squared_error"
     restored = pickle.loads(pickle.dumps(spec))
     assert restored == spec
     partial = restored.compute(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))

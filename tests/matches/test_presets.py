@@ -59,6 +59,10 @@ def textbrewer_dict(layer_T: int, layer_S: int, loss: str, proj: list | None) ->
     return entry if proj is None else {**entry, "proj": list(proj)}
 
 
+def sizes(num_layers: int, hidden_size: int = 768) -> ModelGeometry:
+    return ModelGeometry(num_layers, hidden_size, 12, first_attention=1)
+
+
 def test_the_presets_are_textbrewers():
     assert set(PRESETS) == set(TEXTBREWER_MATCHES)
 
@@ -81,9 +85,10 @@ def test_each_preset_equals_textbrewers_entry_for_entry(name: str):
 
 
 def test_presets_are_generated():
-    assert generate_matches("hidden_mse", 12, 3, 384, 768) == list(PRESETS["L3n_hidden_mse"])
-    assert generate_matches("hidden_smmd", 12, 12, every=2) == list(PRESETS["small_hidden_smmd"])
-    assert generate_matches("attention_ce", 12, 4) == list(PRESETS["L4_attention_ce"])
+    teacher, every_second = sizes(12), list(PRESETS["small_hidden_smmd"])
+    assert generate_matches("hidden_mse", teacher, sizes(3, 384)) == [*PRESETS["L3n_hidden_mse"]]
+    assert generate_matches("hidden_smmd", teacher, teacher, every=2) == every_second
+    assert generate_matches("attention_ce", teacher, sizes(4)) == [*PRESETS["L4_attention_ce"]]
 
 
 @pytest.mark.parametrize(
@@ -96,31 +101,19 @@ def test_presets_are_generated():
     ],
 )
 def test_any_pair_of_depths_is_spread_evenly(depths: tuple[int, int], layers: list[int]):
-    matches = generate_matches("hidden_mse", *depths)
+    matches = generate_matches("hidden_mse", sizes(depths[0]), sizes(depths[1]))
     assert [match.layer_T for match in matches] == layers
     assert [match.layer_S for match in matches] == list(range(depths[1] + 1))
 
 
-def test_generated_matches_carry_what_was_asked():
-    matches = generate_matches(
-        "hidden_sgram",
-        6,
-        2,
-        128,
-        384,
-        teacher="a",
-        weight=0.5,
-        projection="tanh",
-        projection_options={"lr": 1e-3},
-    )
+def test_generated_matches_are_projected_where_sizes_differ():
+    matches = generate_matches("hidden_sgram", sizes(6, 384), sizes(2, 128))
     assert matches[1] == MatchSpec(
         layer_T=(3, 3),
         layer_S=(1, 1),
         feature="hidden",
         loss="gram",
-        weight=0.5,
-        proj=("tanh", 128, 384, {"lr": 1e-3}),
-        teacher="a",
+        proj=("linear", 128, 384, {}),
     )
 
 
@@ -144,7 +137,8 @@ def test_many_to_many_matches_embeddings_and_all_layers_at_once():
 
 
 def test_attention_lists_may_start_at_zero():
-    matches = generate_matches("attention_mse", 12, 3, first_attention=0)
+    teacher, student = ModelGeometry(12, 768, 12), ModelGeometry(3, 768, 12)
+    matches = generate_matches("attention_mse", teacher, student)
     assert [(match.layer_T, match.layer_S) for match in matches] == [(3, 0), (7, 1), (11, 2)]
 
 
@@ -179,14 +173,14 @@ def test_names_specs_and_dicts_may_be_mixed():
 
 
 def test_unknown_names_tell_the_nearest():
-    with pytest.raises(ConfigError, match=r"'L3_hiden_mse'; did you mean 'L3_hidden_mse"):
+    with pytest.raises(ConfigError, match=r"match preset 'L3_hiden_mse'.*'L3_hidden_mse'"):
         resolve_matches("L3_hiden_mse")
-    with pytest.raises(ConfigError, match=r"'hidden_mmd'; did you mean 'hidden_smmd"):
-        generate_matches("hidden_mmd", 12, 3)
+    with pytest.raises(ConfigError, match=r"family of matches 'hidden_mmd'.*mean 'hidden_smmd'"):
+        generate_matches("hidden_mmd", sizes(12), sizes(3))
     with pytest.raises(ConfigError, match="sizes of teacher and student"):
         resolve_matches("hidden_mse")
     with pytest.raises(ConfigError, match="1 or more"):
-        generate_matches("hidden_mse", 12, 0)
+        generate_matches("hidden_mse", sizes(12), sizes(0))
 
 
 def test_mistakes_of_an_entry_are_shown_at_once():
@@ -250,7 +244,7 @@ def test_a_match_that_can_be_had_passes():
         ),
         ({}, 'add "proj": ["linear", 312, 768]'),
         ({"proj": ["tanh", 384, 768]}, 'write "proj": ["tanh", 312, 768]'),
-        ({"loss": "hiden_mse"}, "did you mean 'hidden_mse"),
+        ({"loss": "hiden_mse"}, "mean 'hidden_mse'"),
         ({"loss": "attention_mse"}, "compares attention, not hidden"),
         ({"loss": "mmd"}, "layer_T has to be a list of two layers; got 4"),
         ({"loss": "cos", "layer_T": [4, 4]}, "layer_T has to be one layer, a number; got [4, 4]"),
@@ -267,7 +261,7 @@ def test_a_match_that_can_be_had_passes():
             {"loss": "minilmv2_relation", "feature": "key"},
             "student's hidden size 312 can't be cut into 48 relation heads",
         ),
-        ({"loss": "pkd", "options": {"pooling": "mean"}}, "has no option pooling"),
+        ({"loss": "pkd", "options": {"pooling": "mean"}}, "option of match loss 'pkd' 'pooling'"),
         (
             {"loss": "mmd", "layer_T": [4, 4], "layer_S": [1, 1], "options": {"divisor": "length"}},
             "value moves with the padding of the batch with {'divisor': 'length'}",

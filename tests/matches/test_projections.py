@@ -8,12 +8,7 @@ import torch
 
 from raybrew.errors import ConfigError
 from raybrew.matches.presets import PRESETS
-from raybrew.matches.spec import (
-    MatchSpec,
-    build_projections,
-    projection_key,
-    projection_param_groups,
-)
+from raybrew.matches.spec import MatchSpec, Projections
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -39,7 +34,7 @@ UNPROJECTED = MatchSpec(layer_T=0, layer_S=0, feature="hidden", loss="mmd")
 
 @pytest.mark.parametrize("kind", ["linear", "relu", "tanh"])
 def test_maps_equal_textbrewers(kind: str):
-    projection = build_projections([spec(kind)])[projection_key(0)]
+    projection = Projections([spec(kind)])["match_0"]
     judge = PROJ_MAP[kind](5, 7)
     linear = judge if kind == "linear" else judge[0]
     with torch.no_grad():
@@ -54,7 +49,7 @@ def test_initial_weights_are_normal_and_biases_zero():
     big = MatchSpec(
         layer_T=0, layer_S=0, feature="hidden", loss="cos", proj=("linear", 312, 768, {})
     )
-    weight, bias = build_projections([big])[projection_key(0)].parameters()
+    weight, bias = Projections([big])["match_0"].parameters()
     assert weight.shape == (768, 312)
     assert weight.std().item() == pytest.approx(0.02, rel=0.01)
     assert abs(weight.mean().item()) < 2e-4
@@ -64,8 +59,8 @@ def test_initial_weights_are_normal_and_biases_zero():
 def test_weights_are_a_function_of_the_seed_alone():
     matches = [spec(), UNPROJECTED, spec("tanh")]
     before = torch.get_rng_state()
-    first, again = build_projections(matches, seed=3), build_projections(matches, seed=3)
-    other = build_projections(matches, seed=4)
+    first, again = Projections(matches, seed=3), Projections(matches, seed=3)
+    other = Projections(matches, seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     assert list(first) == ["match_0", "match_2"]
     for ours, same, different in zip(
@@ -79,7 +74,7 @@ def test_weights_are_a_function_of_the_seed_alone():
 
 def test_two_layers_of_a_match_share_one_map():
     match = spec(loss="fsp", layers=((1, 2), (0, 1)))
-    projection = build_projections([match])[projection_key(0)]
+    projection = Projections([match])["match_0"]
     assert len(list(projection.parameters())) == 2
     first, second = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     projected = projection([first, second])
@@ -90,7 +85,7 @@ def test_two_layers_of_a_match_share_one_map():
 
 def test_layers_of_emd_have_a_map_each():
     match = spec(loss="emd", layers=((1, 2, 3), (1, 2)))
-    projection = build_projections([match])[projection_key(0)]
+    projection = Projections([match])["match_0"]
     assert len(list(projection.parameters())) == 4
     states = torch.randn(2, 3, 5)
     first, second = projection([states, states])
@@ -101,10 +96,10 @@ def test_layers_of_emd_have_a_map_each():
 
 def test_each_projection_is_an_optimizer_group_with_its_options():
     matches = [spec(options={"lr": 0.5, "weight_decay": 0.1}), UNPROJECTED, spec("relu")]
-    projections = build_projections(matches)
+    projections = Projections(matches)
     student = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0)
-    for group in projection_param_groups(projections, matches, torch.optim.AdamW):
+    for group in projections.groups(torch.optim.AdamW):
         optimizer.add_param_group(group)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 0.5, 1e-3]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1, 0.0]
@@ -114,19 +109,19 @@ def test_each_projection_is_an_optimizer_group_with_its_options():
 
 def test_options_the_optimizer_doesnt_know_are_refused():
     matches = [spec(options={"learning_rate": 0.5})]
-    projections = build_projections(matches)
-    with pytest.raises(ConfigError, match=r"'hidden_mse'.*AdamW has no option 'learning_rate'"):
-        projection_param_groups(projections, matches, torch.optim.AdamW)
-    assert projection_param_groups(projections, matches)[0]["learning_rate"] == 0.5
+    projections = Projections(matches)
+    with pytest.raises(ConfigError, match=r"'hidden_mse'.*option of AdamW 'learning_rate'"):
+        projections.groups(torch.optim.AdamW)
+    assert projections.groups()[0]["learning_rate"] == 0.5
     wrong = [spec(options={"params": []})]
     with pytest.raises(ConfigError, match="`params`"):
-        projection_param_groups(build_projections(wrong), wrong)
+        Projections(wrong).groups()
 
 
 def test_projections_move_train_and_load_like_any_module():
-    projections = build_projections(PRESETS["L4t_hidden_mse"])
+    projections = Projections(PRESETS["L4t_hidden_mse"])
     assert len(projections) == 5
-    other = build_projections(PRESETS["L4t_hidden_mse"], seed=1)
+    other = Projections(PRESETS["L4t_hidden_mse"], seed=1)
     other.load_state_dict(copy.deepcopy(projections.state_dict()))
     states = torch.randn(1, 2, 312, dtype=torch.float64)
     for key in projections:

@@ -63,7 +63,7 @@ def run_epochs(
     balancer: DynamicWeightAverage, epochs: list[tuple[list[float], list[float]]]
 ) -> None:
     for epoch, losses in enumerate(epochs):
-        balancer.enter(epoch)
+        balancer.start_step(epoch)
         for task, each in enumerate(losses):
             for loss in each:
                 balancer.observe(task, torch.tensor(loss))
@@ -73,11 +73,11 @@ def test_dynamic_weight_average_by_hand():
     balancer = DynamicWeightAverage(2, temperature=2.0)
     run_epochs(balancer, [([3.0, 1.0], [2.0])])
     # One epoch says nothing of a fall.
-    balancer.enter(1)
+    balancer.start_step(1)
     assert balancer.weights().tolist() == [1.0, 1.0]
     balancer.observe(0, torch.tensor(1.0))
     balancer.observe(1, torch.tensor(2.0))
-    balancer.enter(2)
+    balancer.start_step(2)
     # Means 2 → 1 and 2 → 2: r = ½ and 1, w = 2 · softmax(¼, ½).
     low, high = math.exp(0.25), math.exp(0.5)
     expected = [2 * low / (low + high), 2 * high / (low + high)]
@@ -89,7 +89,7 @@ def test_dynamic_weight_average_by_hand():
 def test_a_task_that_did_not_come_up_counts_as_standing_still():
     balancer = DynamicWeightAverage(2, temperature=1.0)
     run_epochs(balancer, [([4.0], [2.0]), ([2.0], [])])
-    balancer.enter(2)
+    balancer.start_step(2)
     # r = ½ and, for the one without a loss, 1.
     low, high = math.exp(0.5), math.exp(1.0)
     assert balancer.weights()[0].item() == pytest.approx(2 * low / (low + high))
@@ -101,7 +101,7 @@ def test_dynamic_weights_come_back_from_their_state():
     again = DynamicWeightAverage(2, 2.0)
     again.load_state_dict(balancer.state_dict())
     for each in (balancer, again):
-        each.enter(3)
+        each.start_step(3)
     assert torch.equal(balancer.weights(), again.weights())
     assert not torch.equal(balancer.weights(), torch.ones(2).double())
 
@@ -170,14 +170,14 @@ def test_an_epoch_is_entered_at_each_of_its_steps_and_begins_once():
     balancer = DynamicWeightAverage(2, temperature=2.0)
     # Epochs of two steps; means 2 → 1 and 2 → 2, as by hand above.
     for step, (first, second) in enumerate([(3.0, 2.0), (1.0, 2.0), (1.5, 1.0), (0.5, 3.0)]):
-        balancer.enter(step // 2)
+        balancer.start_step(step // 2)
         balancer.observe(0, torch.tensor(first))
         balancer.observe(1, torch.tensor(second))
-    balancer.enter(2)
+    balancer.start_step(2)
     low, high = math.exp(0.25), math.exp(0.5)
     expected = [2 * low / (low + high), 2 * high / (low + high)]
     assert balancer.weights().tolist() == pytest.approx(expected)
-    balancer.enter(2)
+    balancer.start_step(2)
     assert balancer.weights().tolist() == pytest.approx(expected)
 
 
@@ -187,7 +187,7 @@ def test_the_loss_of_a_step_that_is_left_out_is_not_of_its_epoch(loss):
     for extra in ([], [loss]):
         balancer = DynamicWeightAverage(2, temperature=2.0)
         run_epochs(balancer, [([2.0], [2.0]), ([1.0, *extra], [2.0])])
-        balancer.enter(2)
+        balancer.start_step(2)
         weights.append(balancer.weights())
     assert torch.equal(*weights)
     assert weights[0][0] < weights[0][1]

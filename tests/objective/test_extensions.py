@@ -11,7 +11,8 @@ from raybrew.losses.kd import make_kd_loss
 from raybrew.losses.mixture import make_mixture, teacher_weights
 from raybrew.losses.schedules import make_temperature_scheduler, make_weight_schedule
 from raybrew.matches.capture import signal_of
-from raybrew.matches.spec import MatchSpec, build_projections, match_loss
+from raybrew.matches.match_losses import match_loss
+from raybrew.matches.spec import MatchSpec, Projections
 from raybrew.objective.extensions import KINDS, Extensions, register, registered
 from tests import user_extensions
 from tests.losses import user_losses
@@ -65,7 +66,7 @@ def test_what_is_registered_is_used_by_name():
     states = torch.zeros(1, 2, 4)
     partial = loss.loss([states + 3], None, loss.teacher_statistic([states], None))
     assert partial.numerator.item() == 3
-    projection = build_projections([spec("cos", ["own", 4, 8, {"lr": 0.1}])])["match_0"]
+    projection = Projections([spec("cos", ["own", 4, 8, {"lr": 0.1}])])["match_0"]
     assert projection([states])[0].shape == (1, 2, 8)
     assert [p.shape for p in projection.parameters()] == [(3, 4), (3,), (8, 3), (8,)]
 
@@ -74,8 +75,7 @@ def test_what_is_registered_is_used_by_name():
 def test_a_projection_of_the_users_is_a_function_of_the_seed():
     before = torch.get_rng_state()
     first, again, other = (
-        list(build_projections([spec("cos", ["own", 4, 8])], seed).parameters())
-        for seed in (3, 3, 4)
+        list(Projections([spec("cos", ["own", 4, 8])], seed).parameters()) for seed in (3, 3, 4)
     )
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -114,7 +114,7 @@ def test_import_paths_need_no_registration():
     assert pickle.loads(pickle.dumps(schedule))(0.6) == 0.1
     mixture = make_mixture("sum_losses", {"weighting": f"{path}:second_teacher"})
     assert teacher_weights(mixture, torch.zeros(2, 1, 3), (1, 1)).tolist() == [[0.0], [1.0]]
-    projection = build_projections([spec("cos", [f"{path}:deep", 4, 8])])["match_0"]
+    projection = Projections([spec("cos", [f"{path}:deep", 4, 8])])["match_0"]
     assert len(list(projection.parameters())) == 4
     with pytest.raises(ConfigError, match=r"weight schedule 'nowhere:x' can't be imported"):
         make_weight_schedule("nowhere:x")

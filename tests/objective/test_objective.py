@@ -12,10 +12,13 @@ from raybrew.errors import ConfigError, TeacherError
 from raybrew.labels.logits import pack_rows, tensors_of
 from raybrew.losses.numerics import TopK
 from raybrew.matches.capture import pack_features
-from raybrew.matches.plan import TaskMatch, TeacherFacts, plan_matches
+from raybrew.matches.match_losses import MATCH_LOSSES, match_loss
+from raybrew.matches.plan import TaskMatch, plan_matches
 from raybrew.matches.presets import ModelGeometry
-from raybrew.matches.spec import MATCH_LOSSES, MatchSpec, match_loss
+from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective.rows import ExampleInputs
+from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 
 HEADS, LENGTH, CLASSES = 2, 6, 3
@@ -46,6 +49,20 @@ def value(objective: Objective, student: View, answers, facts: BatchCounts, **mo
 
 
 FACTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
+
+
+@pytest.mark.parametrize(
+    ("task_type", "labels"),
+    [
+        ("sequence-classification", [0, -1, 1]),
+        ("multi-label", [[0, -1], [-1, -1], [1, 1]]),
+        ("regression", [[-5.0], [math.nan], [0.0]]),
+    ],
+)
+def test_the_hard_loss_is_divided_by_the_rows_that_have_a_label(task_type, labels):
+    config = rb.DistillationConfig(kd_loss_weight=0, hard_label_weight=1)
+    objective = Objective(config, {}, kind=KINDS[task_type])
+    assert objective.denominators(BatchCounts(np.array(labels))) == {"hard": 2.0}
 
 
 def test_numbers_by_hand():
@@ -121,7 +138,7 @@ def test_routed_rows_learn_from_their_teacher():
         view(student),
         soft(a=a, b=b),
         FACTS,
-        route=route,
+        examples=ExampleInputs(route=route),
     )
     alone = Objective(rb.DistillationConfig(temperature=2), {"a": 1.0})
     assert got == pytest.approx(value(alone, view(student), soft(a=mixed), FACTS), abs=1e-7)
@@ -147,7 +164,7 @@ def match_of(loss: str, dtype: str = "float32", weight: float = 1.0) -> TaskMatc
         weight=weight,
         options=options,
     )
-    facts = {"a": TeacherFacts(GEOMETRY)}
+    facts = {"a": GEOMETRY}
     (match,) = plan_matches([spec], "t", facts, ["a"], GEOMETRY, dtype)
     return match
 
@@ -319,7 +336,7 @@ def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mix
             logits=signal,
         )
         route = torch.zeros(6, dtype=torch.int64)
-        sums = objective.numerators(view(leaf), kept, TrainProgress(), route=route)
+        sums = objective.numerators(view(leaf), kept, TrainProgress(), ExampleInputs(route=route))
         loss = objective.total(sums, objective.denominators(FACTS), TrainProgress())
         found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
     assert found[0][0].isfinite()

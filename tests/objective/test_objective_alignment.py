@@ -9,6 +9,7 @@ from raybrew.data.split import IGNORED
 from raybrew.errors import ConfigError
 from raybrew.losses.match_loss import Ragged
 from raybrew.objective import Objective, TrainProgress
+from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 
@@ -33,7 +34,8 @@ def kd(mixture: str, alignment: dict[str, torch.Tensor], **more) -> float:
     soft = {n: {Signal().name: Ragged(values[n].reshape(-1), OFFSETS)} for n in alignment}
     view = View(logits=(STUDENT,), labels=(LABELS,), logits_mask=(None,), inputs_mask=MASK)
     temperature = config.temperature
-    sums = objective.numerators(view, soft, TrainProgress(), alignment=alignment, **more)
+    examples = ExampleInputs(alignment=alignment, **more)
+    sums = objective.numerators(view, soft, TrainProgress(), examples)
     return float(sums["kd"]) * temperature**2
 
 

@@ -10,10 +10,12 @@ import raybrew as rb
 from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError
 from raybrew.labels.logits import pack_rows, tensors_of
-from raybrew.matches.plan import TeacherFacts, plan_matches
+from raybrew.losses.mixture import RowInputs
+from raybrew.matches.plan import plan_matches
 from raybrew.matches.presets import ModelGeometry
 from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 
@@ -30,7 +32,7 @@ def drawn(seed: int, classes: int = 3) -> torch.Tensor:
 def loss_of(objective: Objective, student: torch.Tensor, answers, epoch: int = 0, **view) -> float:
     seen = View(**{"logits": (student,), "labels": (LABELS,), **view})
     position = TrainProgress(epoch=epoch)
-    sums = objective.numerators(seen, answers, position, row_keys=KEYS, route=ROUTE)
+    sums = objective.numerators(seen, answers, position, ExampleInputs(KEYS, ROUTE))
     return float(objective.total(sums, objective.denominators(FACTS), position))
 
 
@@ -69,7 +71,7 @@ def test_all_classes_as_top_k_labels_are_the_dense_loss_by_any_mixture(mixture, 
         (Objective(config, teachers, logits=signal), kept),
     ):
         view = View(logits=(student,), labels=(LABELS,))
-        sums = objective.numerators(view, answers, TrainProgress(), row_keys=KEYS, route=route)
+        sums = objective.numerators(view, answers, TrainProgress(), ExampleInputs(KEYS, route))
         found.append(float(objective.total(sums, objective.denominators(FACTS), TrainProgress())))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     if mixture == "sum_losses":
@@ -155,7 +157,7 @@ def test_what_the_ensemble_answers_is_what_the_student_learns_at_that_point_of_t
     targets = []
     for epoch in range(6):
         target = objective.target(
-            torch.stack([a, b]), LABELS, TrainProgress(epoch=epoch), row_keys=KEYS, route=None
+            torch.stack([a, b]), RowInputs(LABELS, row_keys=KEYS, epoch=epoch)
         )
         assert all(
             torch.equal(t, x) or torch.equal(t, y) for t, x, y in zip(target, a, b, strict=True)
@@ -195,7 +197,7 @@ def test_a_route_and_labels_are_needed_by_terms_that_have_a_weight():
 def test_a_batch_that_is_not_split_is_one_pass():
     geometry = ModelGeometry(num_layers=2, hidden_size=8, num_heads=2)
     spec = MatchSpec(layer_T=1, layer_S=1, feature="hidden", loss="hidden_mse")
-    matches = plan_matches([spec], "t", {"a": TeacherFacts(geometry)}, ["a"], geometry, "float32")
+    matches = plan_matches([spec], "t", {"a": geometry}, ["a"], geometry, "float32")
     objective = Objective(rb.DistillationConfig(kd_loss_weight=0), {"a": 1.0}, matches=matches)
     lengths = np.array([2, 3])
     whole = objective.denominators(BatchCounts(np.array([0, 1]), lengths))
@@ -237,12 +239,12 @@ def test_figures_are_the_sums_over_ranks_divided_and_weighed():
         hard_label_weight_scheduler="linear_decay",
     )
     objective = Objective(config, {"a": 1.0})
-    got = objective.figures(
+    got = objective.metrics(
         {"kd": 6.0, "hard": 5.0}, {"kd": 12.0, "hard": 10.0}, TrainProgress(progress=0.25)
     )
     # 6 ÷ 12 and 5 ÷ 10; 2 · 0.5 + 4 · (1 − 0.25) · 0.5.
     assert got == pytest.approx({"kd": 0.5, "hard": 0.5, "loss": 2.5})
     # No row with a label: 0 ÷ 0 is 0.
-    none = objective.figures({"kd": 6.0, "hard": 0.0}, {"kd": 12.0, "hard": 0.0}, TrainProgress())
+    none = objective.metrics({"kd": 6.0, "hard": 0.0}, {"kd": 12.0, "hard": 0.0}, TrainProgress())
     assert none == pytest.approx({"kd": 0.5, "hard": 0.0, "loss": 1.0})
     assert math.isfinite(none["loss"])

@@ -12,6 +12,7 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import IGNORED
 from raybrew.losses.match_loss import Ragged
 from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks.adaptors import View
 from raybrew.tasks.sequence_classification import SequenceClassification
 
@@ -166,7 +167,7 @@ def test_weights_of_teachers_are_those_of_each_token(mixture):
     view = View(logits=(student,), labels=(labels,), logits_mask=(None,), inputs_mask=MASK)
     objective = Objective(config, {"a": 1.0, "b": 1.0}, kind=Tokens())
     soft = {n: {Signal().name: shipped(t)} for n, t in zip("ab", teachers, strict=True)}
-    sums = objective.numerators(view, soft, TrainProgress(), row_keys=keys)
+    sums = objective.numerators(view, soft, TrainProgress(), ExampleInputs(keys))
     alone = Objective(config, {"a": 1.0, "b": 1.0})
     total = 0.0
     for example, token in MASK.nonzero().tolist():
@@ -177,6 +178,7 @@ def test_weights_of_teachers_are_those_of_each_token(mixture):
             logits_mask=(None,),
         )
         said = {n: {Signal().name: t[example, place]} for n, t in zip("ab", teachers, strict=True)}
-        own = alone.numerators(row, said, TrainProgress(), row_keys=keys[example : example + 1])
+        inputs = ExampleInputs(keys[example : example + 1])
+        own = alone.numerators(row, said, TrainProgress(), inputs)
         total += own["kd"].item()
     assert sums["kd"].item() == pytest.approx(total, rel=1e-5)

@@ -11,7 +11,7 @@ import raybrew as rb
 import raybrew.teachers.teacher
 import raybrew.training.batches
 from raybrew.data.split import collate
-from raybrew.matches.spec import BUILT_IN_MATCH_LOSSES, match_loss
+from raybrew.matches.match_losses import BUILT_IN_MATCH_LOSSES, match_loss
 from tests.made import make_data, make_model
 from tests.tasks.made_models import make_rows, make_task_model, names_of
 from tests.training.in_process import Recorder, build

@@ -1,295 +1,46 @@
-"""Mixtures of teachers: the weight of each teacher in each row, and their combined target."""
+"""Several teachers on one task: the weight of each in each row, and their combined target.
+
+    teacher_logits (K, *rows, C) ──► teacher_weights ──► (K, *rows)
+                                                            │
+         mean_logits, mean_probs ──► combine ──► one target (*rows, C) ──► one loss
+         sum_losses ──► K losses, each row of each times its weight
+
+Weightings:
+
+    fixed     the static weights
+    softmax   softmax_k(α score_k)
+    ca_mkd    (1 − e^{CE_k} / Σ_j e^{CE_j}) / (K − 1), arXiv:2201.00007
+    mt_bert   1 / (1 + CE_k), arXiv:2106.01023
+    min_ce    1 for the teacher of the least CE, arXiv:2401.10491
+    random    1 for a teacher that is drawn in proportion to the static weights
+    route     1 for the teacher that the data names
+
+They sum to 1 in each row, except with sum_losses: there `fixed` and `mt_bert` are taken as they
+are. CE, entropy and probability are at T = 1. Rows of negative label, where a weighting needs a
+label, take the static weights, scaled to the sum 1. Only `fixed`, `random` and those rows look at
+the static weights. Where a teacher has no answer, the others make up for it: the weights of the row
+keep their sum (for `mt_bert` under sum_losses, whose sum is unknown, they are scaled by
+K / available). A weighting of the user's own is scaled to the sum 1, and under sum_losses taken as
+it is.
+"""
 
 import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor
 
-from raybrew.errors import ConfigError, LabelError, import_callable
+from raybrew.errors import ConfigError, LabelError, import_callable, unknown_name
 from raybrew.losses.numerics import Temperature, expectation, log_probs, promoted
-from raybrew.losses.registry import Limits, OptionValue, checked_options, unknown_name
-
-# Probability shift: a teacher that is wrong is made to rank the true class first.
-
-
-def probability_shift(
-    teacher_logits: Float[Tensor, "*rows classes"], labels: Int64[Tensor, "*rows"]
-) -> Float[Tensor, "*rows classes"]:
-    """Swap the true class's logit with the row's largest one, in a new tensor.
-
-    z'_y = z_m, z'_m = z_y with m = argmax z (the first, where several tie).
-
-    Args:
-        teacher_logits: raw, (B, C) or (B, L, C); never written to, since labels are shared.
-        labels: true classes; a negative one leaves its row unchanged.
-
-    Returns:
-        The shifted logits, a tensor of its own.
-
-    Reference:
-        Wen et al. 2019, arXiv:1911.07471; TextBrewer's `probability_shift`.
-    """
-    largest = teacher_logits.argmax(dim=-1, keepdim=True)
-    target = labels.unsqueeze(-1)
-    target = torch.where(target < 0, largest, target)
-    lowered = teacher_logits.scatter(-1, largest, teacher_logits.gather(-1, target))
-    return lowered.scatter(-1, target, teacher_logits.gather(-1, largest))
-
-
-# A random pick that is a function of seed, epoch and the row's key, and of nothing else.
-
-
-def random_pick(
-    row_keys: Int64[Tensor, "*rows"],
-    static_weights: Float[Tensor, "..."],
-    available: Bool[Tensor, " teachers *rows"],
-    seed: int,
-    epoch: int,
-) -> Int64[Tensor, "*rows"]:
-    """Pick a teacher in each row, by an exponential race: argmin_k −log(u_k) / w_k.
-
-    u_k is a hash of (seed, epoch, k, key). Teacher k wins with probability w_k / Σ w, and when a
-    teacher drops out only the rows it had won are picked anew.
-
-    Args:
-        row_keys: the bits of each row's key.
-        static_weights: (teachers, 1, …), in proportion to the chances.
-        available: teachers that may be picked.
-        seed: of the run.
-        epoch: counts from 0.
-
-    Returns:
-        The teacher's index in each row.
-    """
-    keys = _scrambled(row_keys)
-    times = []
-    for teacher in range(len(available)):
-        salt = hashlib.blake2b(f"{seed}/{epoch}/{teacher}".encode(), digest_size=8).digest()
-        bits = _shifted(_scrambled(keys + int.from_bytes(salt, signed=True)), 11)
-        uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
-        times.append(-uniform.log())
-    race = torch.stack(times) / static_weights.to(torch.float64)
-    return race.masked_fill(~available, math.inf).argmin(dim=0)
-
-
-def _scrambled(values: Tensor) -> Tensor:
-    """Mix the bits of int64 (the finaliser of SplitMix64), with wrapping products."""
-    values = (values ^ _shifted(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
-    values = (values ^ _shifted(values, 27)) * (0x94D049BB133111EB - 2**64)
-    return values ^ _shifted(values, 31)
-
-
-def _shifted(values: Tensor, bits: int) -> Tensor:
-    """Shift right without the sign."""
-    return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-# The rules by which teachers are weighed in each row, by name; the user's own too.
+from raybrew.losses.registry import Limits, OptionValue, checked_options
 
 # Where exp would meet an infinite cross-entropy (a label at a masked class) on every teacher.
 LARGEST_CE = 1e30
-
-
-@dataclass(frozen=True, eq=False)
-class WeightingInputs:
-    """What a weighting may look at; tensors (K, *rows), or (*rows).
-
-    Args:
-        score: what `softmax` weighs by.
-        alpha: factor on it.
-        seed: of the random pick.
-        logits: raw, (K, *rows, classes).
-        static: the configured weights, (K, 1, …).
-        labels: true classes; negative = none.
-        route: the teacher's index in each row.
-        row_keys: the bits of each row's key.
-        epoch: from 0.
-        available: False where a teacher has no answer.
-    """
-
-    score: str
-    alpha: float | int
-    seed: int
-    logits: Tensor
-    static: Tensor
-    labels: Tensor
-    route: Tensor
-    row_keys: Tensor
-    epoch: int
-    available: Tensor
-
-    def cross_entropies(self) -> Tensor:
-        """Take −log softmax(t_k)_y in nats; rows without a label hold a number of no meaning."""
-        target = self.labels.clamp(min=0).expand(self.available.shape).unsqueeze(-1)
-        picked = log_probs(self.logits, 1.0).gather(-1, target).squeeze(-1)
-        return (-picked).clamp(max=LARGEST_CE)
-
-    def softmax(self, scores: Tensor) -> Tensor:
-        """Take the softmax over the teachers that are available."""
-        return scores.masked_fill(~self.available, -math.inf).softmax(dim=0)
-
-    def only(self, index: Tensor) -> Tensor:
-        """Give weight 1 to one teacher in each row."""
-        teachers = torch.arange(len(self.available), device=index.device)
-        column = teachers.view(-1, *[1] * index.dim())
-        return (column == index.unsqueeze(0)).to(self.static.dtype)
-
-
-def _fixed(rows: WeightingInputs) -> Tensor:
-    return rows.static.expand(rows.available.shape)
-
-
-def _softmax(rows: WeightingInputs) -> Tensor:
-    score = rows.score
-    if score == "neg_ce":
-        return rows.softmax(-rows.cross_entropies() * rows.alpha)
-    teacher_log_probs = log_probs(rows.logits, 1.0)
-    probs = teacher_log_probs.exp()
-    if score == "neg_entropy":
-        return rows.softmax(expectation(probs, teacher_log_probs) * rows.alpha)
-    return rows.softmax(probs.amax(dim=-1) * rows.alpha)
-
-
-def _ca_mkd(rows: WeightingInputs) -> Tensor:
-    # The K of the formula is that of the row; a teacher alone has weight 1.
-    others = rows.available.sum(dim=0) - 1
-    shares = rows.softmax(rows.cross_entropies())
-    return torch.where(others > 0, (1 - shares) / others.clamp(min=1), 1.0)
-
-
-def _mt_bert(rows: WeightingInputs) -> Tensor:
-    weights = 1 / (1 + rows.cross_entropies())
-    # Each teacher's weight stands by itself, so a missing one is made up for by the count.
-    return weights * len(rows.available) / rows.available.sum(dim=0).clamp(min=1)
-
-
-def _min_ce(rows: WeightingInputs) -> Tensor:
-    errors = rows.cross_entropies().masked_fill(~rows.available, math.inf)
-    return rows.only(errors.argmin(dim=0))
-
-
-def _random(rows: WeightingInputs) -> Tensor:
-    keys = rows.row_keys.view(torch.int64)
-    return rows.only(random_pick(keys, rows.static, rows.available, rows.seed, rows.epoch))
-
-
-def _route(rows: WeightingInputs) -> Tensor:
-    return rows.only(rows.route)
-
-
-@dataclass(frozen=True)
-class TeacherWeighting:
-    """A weighting: a function of the rows, and which side inputs it can't do without.
-
-    Args:
-        function: Rows -> weights ≥ 0, (K, *rows).
-        needs: among `labels`, `route`, `row_keys`.
-    """
-
-    function: Callable[[WeightingInputs], Tensor]
-    needs: frozenset[str] = frozenset()
-
-
-LABELS = frozenset({"labels"})
-TEACHER_WEIGHTINGS: dict[str, TeacherWeighting] = {
-    "fixed": TeacherWeighting(_fixed),
-    "softmax": TeacherWeighting(_softmax),
-    "ca_mkd": TeacherWeighting(_ca_mkd, LABELS),
-    "mt_bert": TeacherWeighting(_mt_bert, LABELS),
-    "min_ce": TeacherWeighting(_min_ce, LABELS),
-    "random": TeacherWeighting(_random, frozenset({"row_keys"})),
-    "route": TeacherWeighting(_route, frozenset({"route"})),
-}
-BUILT_IN_WEIGHTINGS = frozenset(TEACHER_WEIGHTINGS)
-SIDE_INPUTS = ("labels", "route", "row_keys")
-OWN_INPUTS = ("teacher_logits", "static_weights", "available", "epoch", *SIDE_INPUTS)
-
-
-@dataclass(frozen=True)
-class UserWeighting:
-    """A weighting of the user's: a function of what its parameters name."""
-
-    function: Callable[..., Tensor]
-
-    def __call__(self, rows: WeightingInputs) -> Tensor:
-        """Call it, and refuse what isn't one weight for each teacher in each row."""
-        known = {
-            "teacher_logits": rows.logits,
-            "static_weights": rows.static,
-            "available": rows.available,
-            "epoch": rows.epoch,
-            "labels": rows.labels,
-            "route": rows.route,
-            "row_keys": rows.row_keys,
-        }
-        asked = inspect.signature(self.function).parameters
-        weights = self.function(**{name: known[name] for name in asked})
-        if not isinstance(weights, Tensor) or weights.shape != rows.available.shape:
-            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            raise ConfigError(
-                f"Weighting of teachers {_name_of(self.function)}: expected weights of the shape "
-                f"{tuple(rows.available.shape)}, one for each teacher in each row, got {got}."
-            )
-        return weights
-
-
-def as_teacher_weighting(name: str, value: Any) -> TeacherWeighting:
-    """Take in a weighting of the user's.
-
-    Args:
-        name: for messages.
-        value: a function whose parameters are among teacher_logits (K, *rows, C), static_weights
-            (K, 1, …), labels (*rows), available (K, *rows), route (*rows), row_keys (*rows) and
-            epoch, and that returns weights ≥ 0, (K, *rows). Rows are scaled to the sum 1, except
-            with sum_losses.
-
-    Raises:
-        ConfigError: it isn't one.
-    """
-    if isinstance(value, TeacherWeighting):
-        return value
-    if not callable(value):
-        raise ConfigError(
-            f"Weighting of teachers {name!r}: expected a function, got {type(value).__name__}."
-        )
-    function: Callable[..., Any] = value
-    parameters = set(inspect.signature(function).parameters)
-    unknown = sorted(parameters - set(OWN_INPUTS))
-    if unknown:
-        raise ConfigError(
-            f"Weighting of teachers {name!r}: expected parameters among {', '.join(OWN_INPUTS)}, "
-            f"got {', '.join(unknown)}."
-        )
-    return TeacherWeighting(UserWeighting(function), frozenset(parameters & set(SIDE_INPUTS)))
-
-
-def find_weighting(name: str) -> TeacherWeighting:
-    """Find a weighting by name, or the user's by its import path.
-
-    Raises:
-        ConfigError: neither leads anywhere.
-    """
-    if ":" in name:
-        return as_teacher_weighting(name, import_callable(name, "weighting of teachers"))
-    if name not in TEACHER_WEIGHTINGS:
-        raise unknown_name("weighting of teachers", name, TEACHER_WEIGHTINGS)
-    return TEACHER_WEIGHTINGS[name]
-
-
-def _name_of(function: Callable[..., Tensor]) -> str:
-    return repr(getattr(function, "__qualname__", function))
-
-
-# The choice of a mixture: a combination and a weighting, by name.
-
-COMBINATIONS = ("mean_logits", "mean_probs", "sum_losses")
-SCORES = ("neg_ce", "neg_entropy", "max_prob")
 
 
 @dataclass(frozen=True)
@@ -298,7 +49,7 @@ class Mixture:
 
     Attributes:
         combination: mean_logits, mean_probs, or sum_losses.
-        weighting: a key of `RULES`, or an import path of the user's.
+        weighting: a key of `TEACHER_WEIGHTINGS`, or an import path of the user's.
         score: what `softmax` weighs by: neg_ce, neg_entropy, max_prob.
         alpha: factor on that score.
         seed: of the random pick.
@@ -319,21 +70,15 @@ class Mixture:
     def needs_labels(self) -> bool:
         """Whether weights come from the cross-entropy with the true label."""
         by_score = self.weighting == "softmax" and self.score == "neg_ce"
-        return by_score or "labels" in find_weighting(self.weighting).needs
+        return by_score or self.needs("labels")
 
-    @property
-    def needs_route(self) -> bool:
-        """Whether a column of the data names the teacher."""
-        return "route" in find_weighting(self.weighting).needs
-
-    @property
-    def needs_row_keys(self) -> bool:
-        """Whether rows are told apart by their keys."""
-        return "row_keys" in find_weighting(self.weighting).needs
+    def needs(self, side_input: str) -> bool:
+        """Whether the weighting can't do without `labels`, `route` or `row_keys`."""
+        return side_input in find_weighting(self.weighting).needs
 
 
-# One word for a combination and a weighting that go together. Those that pick one teacher have
-# its logits for a target; CA-MKD and MT-BERT weigh losses, as their papers do.
+# One name for a combination and a weighting that go together. Those that pick one teacher have its
+# logits for a target; CA-MKD and MT-BERT weigh losses, as their papers do.
 MIXTURES: dict[str, Mixture] = {
     "mean_logits": Mixture("mean_logits"),
     "mean_probs": Mixture("mean_probs"),
@@ -347,7 +92,10 @@ MIXTURES: dict[str, Mixture] = {
     "softmax_neg_entropy": Mixture("mean_probs", "softmax", "neg_entropy"),
     "softmax_max_prob": Mixture("mean_probs", "softmax", "max_prob"),
 }
-CHOICES = {"combination": COMBINATIONS, "score": SCORES}
+CHOICES = {
+    "combination": ("mean_logits", "mean_probs", "sum_losses"),
+    "score": ("neg_ce", "neg_entropy", "max_prob"),
+}
 
 
 def make_mixture(name: str, options: Mapping[str, OptionValue] | None = None) -> Mixture:
@@ -385,26 +133,253 @@ def _options(
     alpha: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Say by its signature what `make_mixture` takes."""
+    """State by its signature what `make_mixture` takes."""
 
 
-# How much each teacher counts in each row.
-#
-# fixed: the static weights.  softmax: softmax_k(α score_k).
-# ca_mkd: (1 − e^{CE_k} / Σ_j e^{CE_j}) / (K − 1), arXiv:2201.00007.
-# mt_bert: 1 / (1 + CE_k), arXiv:2106.01023.
-# min_ce (arXiv:2401.10491), random, route: 1 for one teacher, picked by its CE, by chance in
-# proportion to the static weights, or by the data.
-#
-# They sum to 1 in each row, except with sum_losses: there `fixed` and `mt_bert` are taken as they
-# are. CE, entropy and probability are at T = 1. Rows of negative label, where a weighting needs a
-# label, take the static weights, scaled to the sum 1. Only `fixed`, `random` and those rows look at
-# the static weights.
-#
-# Where a teacher has no answer, the others make up for it: the weights of the row keep their sum
-# (for `mt_bert` under sum_losses, whose sum is unknown, they are scaled by K / available).
-#
-# A weighting of the user's own is scaled to the sum 1, and under sum_losses taken as it is.
+class RowInputs(NamedTuple):
+    """What is known of each row beside the teachers' logits.
+
+    Args:
+        labels: true classes, int64 (*rows); negative = none.
+        route: index of the row's teacher, int (*rows).
+        row_keys: key of the row's example, 64 bits (*rows); a random pick is a function of seed,
+            epoch and key.
+        epoch: from 0.
+        available: bool (K, *rows), False where a teacher has no answer; None = all have one.
+    """
+
+    labels: Int64[Tensor, "*rows"] | None = None
+    route: Int[Tensor, "*rows"] | None = None
+    row_keys: UInt64[Tensor, "*rows"] | Int64[Tensor, "*rows"] | None = None
+    epoch: int = 0
+    available: Bool[Tensor, " teachers *rows"] | None = None
+
+
+NO_ROW_INPUTS = RowInputs()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightingInputs:
+    """What a weighting may look at.
+
+    Args:
+        mixture: score, alpha and seed.
+        logits: raw, (K, *rows, classes).
+        static: the configured weights, (K, 1, …).
+        rows: what is known of each row.
+        available: bool (K, *rows), False where a teacher has no answer.
+    """
+
+    mixture: Mixture
+    logits: Tensor
+    static: Tensor
+    rows: RowInputs
+    available: Tensor
+
+    def cross_entropies(self) -> Tensor:
+        """Return −log softmax(t_k)_y in nats; meaningless in rows without a label."""
+        assert self.rows.labels is not None
+        target = self.rows.labels.clamp(min=0).expand(self.available.shape).unsqueeze(-1)
+        picked = log_probs(self.logits, 1.0).gather(-1, target).squeeze(-1)
+        return (-picked).clamp(max=LARGEST_CE)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Return the softmax over the teachers that are available."""
+        return scores.masked_fill(~self.available, -math.inf).softmax(dim=0)
+
+    def only(self, index: Tensor) -> Tensor:
+        """Give weight 1 to one teacher in each row."""
+        teachers = torch.arange(len(self.available), device=index.device)
+        column = teachers.view(-1, *[1] * index.dim())
+        return (column == index.unsqueeze(0)).to(self.static.dtype)
+
+
+def _fixed(inputs: WeightingInputs) -> Tensor:
+    return inputs.static.expand(inputs.available.shape)
+
+
+def _softmax(inputs: WeightingInputs) -> Tensor:
+    score, alpha = inputs.mixture.score, inputs.mixture.alpha
+    if score == "neg_ce":
+        return inputs.softmax(-inputs.cross_entropies() * alpha)
+    teacher_log_probs = log_probs(inputs.logits, 1.0)
+    probs = teacher_log_probs.exp()
+    if score == "neg_entropy":
+        return inputs.softmax(expectation(probs, teacher_log_probs) * alpha)
+    return inputs.softmax(probs.amax(dim=-1) * alpha)
+
+
+def _ca_mkd(inputs: WeightingInputs) -> Tensor:
+    # The K of the formula is that of the row; a teacher alone has weight 1.
+    others = inputs.available.sum(dim=0) - 1
+    shares = inputs.softmax(inputs.cross_entropies())
+    return torch.where(others > 0, (1 - shares) / others.clamp(min=1), 1.0)
+
+
+def _mt_bert(inputs: WeightingInputs) -> Tensor:
+    weights = 1 / (1 + inputs.cross_entropies())
+    # Each teacher's weight stands by itself, so a missing one is made up for by the count.
+    return weights * len(inputs.available) / inputs.available.sum(dim=0).clamp(min=1)
+
+
+def _min_ce(inputs: WeightingInputs) -> Tensor:
+    errors = inputs.cross_entropies().masked_fill(~inputs.available, math.inf)
+    return inputs.only(errors.argmin(dim=0))
+
+
+def _random(inputs: WeightingInputs) -> Tensor:
+    assert inputs.rows.row_keys is not None
+    keys = inputs.rows.row_keys.view(torch.int64)
+    seed, epoch = inputs.mixture.seed, inputs.rows.epoch
+    return inputs.only(random_pick(keys, inputs.static, inputs.available, seed, epoch))
+
+
+def _route(inputs: WeightingInputs) -> Tensor:
+    assert inputs.rows.route is not None
+    return inputs.only(inputs.rows.route)
+
+
+def random_pick(
+    row_keys: Int64[Tensor, "*rows"],
+    static_weights: Float[Tensor, "..."],
+    available: Bool[Tensor, " teachers *rows"],
+    seed: int,
+    epoch: int,
+) -> Int64[Tensor, "*rows"]:
+    """Pick a teacher in each row, by an exponential race: argmin_k −log(u_k) / w_k.
+
+    u_k is a hash of (seed, epoch, k, key). Teacher k wins with probability w_k / Σ w, and when a
+    teacher drops out only the rows it had won are picked again.
+
+    Args:
+        row_keys: the bits of each row's key.
+        static_weights: (teachers, 1, …), in proportion to the chances.
+        available: teachers that may be picked.
+        seed: of the run.
+        epoch: counts from 0.
+
+    Returns:
+        The teacher's index in each row.
+    """
+    keys = _scrambled(row_keys)
+    times = []
+    for teacher in range(len(available)):
+        salt = hashlib.blake2b(f"{seed}/{epoch}/{teacher}".encode(), digest_size=8).digest()
+        bits = _shifted(_scrambled(keys + int.from_bytes(salt, signed=True)), 11)
+        uniform = (bits.to(torch.float64) + 0.5) * 2.0**-53
+        times.append(-uniform.log())
+    race = torch.stack(times) / static_weights.to(torch.float64)
+    return race.masked_fill(~available, math.inf).argmin(dim=0)
+
+
+def _scrambled(values: Tensor) -> Tensor:
+    """Mix the bits of int64 (the finaliser of SplitMix64), with wrapping products."""
+    values = (values ^ _shifted(values, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    values = (values ^ _shifted(values, 27)) * (0x94D049BB133111EB - 2**64)
+    return values ^ _shifted(values, 31)
+
+
+def _shifted(values: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign."""
+    return (values >> bits) & ((1 << (64 - bits)) - 1)
+
+
+class TeacherWeighting(NamedTuple):
+    """A weighting: a function of the rows, and which side inputs it can't do without.
+
+    Args:
+        function: WeightingInputs -> weights ≥ 0, (K, *rows).
+        needs: among `labels`, `route`, `row_keys`.
+    """
+
+    function: Callable[[WeightingInputs], Tensor]
+    needs: frozenset[str] = frozenset()
+
+
+TEACHER_WEIGHTINGS: dict[str, TeacherWeighting] = {
+    "fixed": TeacherWeighting(_fixed),
+    "softmax": TeacherWeighting(_softmax),
+    "ca_mkd": TeacherWeighting(_ca_mkd, frozenset({"labels"})),
+    "mt_bert": TeacherWeighting(_mt_bert, frozenset({"labels"})),
+    "min_ce": TeacherWeighting(_min_ce, frozenset({"labels"})),
+    "random": TeacherWeighting(_random, frozenset({"row_keys"})),
+    "route": TeacherWeighting(_route, frozenset({"route"})),
+}
+"""By name: the weightings of this package, and those that a user registers."""
+
+BUILT_IN_WEIGHTINGS = frozenset(TEACHER_WEIGHTINGS)
+SIDE_INPUTS = ("labels", "route", "row_keys")
+OWN_INPUTS = ("teacher_logits", "static_weights", "available", "epoch", *SIDE_INPUTS)
+
+
+@dataclass(frozen=True)
+class UserWeighting:
+    """A weighting of the user's: a function of what its parameters name."""
+
+    function: Callable[..., Tensor]
+
+    def __call__(self, inputs: WeightingInputs) -> Tensor:
+        """Call it, and refuse what isn't one weight for each teacher in each row."""
+        known = {
+            **inputs.rows._asdict(),
+            "available": inputs.available,
+            "teacher_logits": inputs.logits,
+            "static_weights": inputs.static,
+        }
+        asked = inspect.signature(self.function).parameters
+        weights = self.function(**{name: known[name] for name in asked})
+        shape = inputs.available.shape
+        if not isinstance(weights, Tensor) or weights.shape != shape:
+            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            name = getattr(self.function, "__qualname__", self.function)
+            raise ConfigError(
+                f"Weighting of teachers {name!r}: expected weights of the shape {tuple(shape)}, "
+                f"one for each teacher in each row, got {got}."
+            )
+        return weights
+
+
+def find_weighting(name: str) -> TeacherWeighting:
+    """Find a weighting by name, or the user's by its import path.
+
+    Raises:
+        ConfigError: neither leads anywhere.
+    """
+    if ":" in name:
+        return as_teacher_weighting(name, import_callable(name, "weighting of teachers"))
+    if name not in TEACHER_WEIGHTINGS:
+        raise unknown_name("weighting of teachers", name, TEACHER_WEIGHTINGS)
+    return TEACHER_WEIGHTINGS[name]
+
+
+def as_teacher_weighting(name: str, value: Any) -> TeacherWeighting:
+    """Take in a weighting of the user's.
+
+    Args:
+        name: for messages.
+        value: a function whose parameters are among teacher_logits (K, *rows, C), static_weights
+            (K, 1, …), labels (*rows), available (K, *rows), route (*rows), row_keys (*rows) and
+            epoch, and that returns weights ≥ 0, (K, *rows). Rows are scaled to the sum 1, except
+            with sum_losses.
+
+    Raises:
+        ConfigError: it isn't one.
+    """
+    if isinstance(value, TeacherWeighting):
+        return value
+    if not callable(value):
+        raise ConfigError(
+            f"Weighting of teachers {name!r}: expected a function, got {type(value).__name__}."
+        )
+    function: Callable[..., Any] = value
+    parameters = set(inspect.signature(function).parameters)
+    unknown = sorted(parameters - set(OWN_INPUTS))
+    if unknown:
+        raise ConfigError(
+            f"Weighting of teachers {name!r}: expected parameters among {', '.join(OWN_INPUTS)}, "
+            f"got {', '.join(unknown)}."
+        )
+    return TeacherWeighting(UserWeighting(function), frozenset(parameters & set(SIDE_INPUTS)))
 
 
 @torch.no_grad()
@@ -412,27 +387,16 @@ def teacher_weights(
     mixture: Mixture,
     teacher_logits: Float[Tensor, " teachers *rows classes"],
     static_weights: Sequence[float | int] | Float[Tensor, " teachers"],
-    labels: Int64[Tensor, "*rows"] | None = None,
-    *,
-    route: Int[Tensor, "*rows"] | None = None,
-    row_keys: UInt64[Tensor, "*rows"] | Int64[Tensor, "*rows"] | None = None,
-    epoch: int = 0,
-    available: Bool[Tensor, " teachers *rows"] | None = None,
+    rows: RowInputs = NO_ROW_INPUTS,
 ) -> Float[Tensor, " teachers *rows"]:
-    """Weigh each teacher in each row; without gradient.
-
-    What each weighting does is said at the top of this module.
+    """Weigh each teacher in each row, as the head of this module says; without gradient.
 
     Args:
         mixture: what to do.
         teacher_logits: raw; with fixed, random or route any stack of that shape will do, e.g.
             top-k values.
         static_weights: one for each teacher, ≥ 0.
-        labels: true classes; negative = none.
-        route: the teacher's index in each row.
-        row_keys: the example's key in each row; the pick is a function of seed, epoch and key.
-        epoch: counts from 0.
-        available: False where a teacher has no answer for the row; the others make up for it.
+        rows: labels, route, keys, epoch, and which teachers are available.
 
     Returns:
         (teachers, *rows), in float32 at least.
@@ -441,36 +405,42 @@ def teacher_weights(
         ConfigError: an input that the weighting needs is missing, or weights that can't be.
         LabelError: a row without any teacher.
     """
-    shape = teacher_logits.shape[:-1]
-    nobody = teacher_logits.new_zeros(shape[1:], dtype=torch.int64)
-    rows = WeightingInputs(
-        score=mixture.score,
-        alpha=mixture.alpha,
-        seed=mixture.seed,
-        logits=teacher_logits,
-        static=_static(static_weights, teacher_logits),
-        labels=_needed(labels, nobody, mixture.needs_labels, mixture, "the true labels"),
-        route=_needed(route, nobody, mixture.needs_route, mixture, "the column of teachers"),
-        row_keys=_needed(row_keys, nobody, mixture.needs_row_keys, mixture, "the row keys"),
-        epoch=epoch,
-        available=torch.ones_like(nobody, dtype=torch.bool).expand(shape)
-        if available is None
-        else available,
-    )
-    weights = find_weighting(mixture.weighting).function(rows).masked_fill(~rows.available, 0.0)
-    own = mixture.weighting not in BUILT_IN_WEIGHTINGS
+    _check_row_inputs(mixture, rows)
+    available = rows.available
+    if available is None:
+        available = teacher_logits.new_ones(teacher_logits.shape[:-1], dtype=torch.bool)
+    static = _static(static_weights, teacher_logits)
+    inputs = WeightingInputs(mixture, teacher_logits, static, rows, available)
+    weights = find_weighting(mixture.weighting).function(inputs)
+    weights = weights.masked_fill(~available, 0.0)
     if mixture.weighting == "fixed":
-        total = rows.static.sum() if mixture.sums_losses else 1.0
+        total = static.sum() if mixture.sums_losses else 1.0
         weights = weights / weights.sum(dim=0) * total
     elif not mixture.sums_losses:
         weights = weights / weights.sum(dim=0)
     if mixture.needs_labels:
-        shares = rows.static.expand(shape).masked_fill(~rows.available, 0.0)
+        assert rows.labels is not None
+        shares = static.expand(weights.shape).masked_fill(~available, 0.0)
         weights = torch.where(rows.labels < 0, shares / shares.sum(dim=0), weights)
     # Reading a tensor back waits for the device, so it is done only where rows can lack teachers.
-    if available is not None or mixture.needs_route or own:
+    own = mixture.weighting not in BUILT_IN_WEIGHTINGS
+    if rows.available is not None or mixture.needs("route") or own:
         _require_a_teacher(weights, mixture)
     return weights
+
+
+def _check_row_inputs(mixture: Mixture, rows: RowInputs) -> None:
+    """Refuse rows without what the weighting needs."""
+    for given, needed, what in (
+        (rows.labels, mixture.needs_labels, "the true labels"),
+        (rows.route, mixture.needs("route"), "the column of teachers"),
+        (rows.row_keys, mixture.needs("row_keys"), "the row keys"),
+    ):
+        if needed and given is None:
+            raise ConfigError(
+                f"Teachers weighted by {mixture.weighting!r} need {what}, and none came. Give it, "
+                "or take another mixture, e.g. mean_logits."
+            )
 
 
 def _static(static_weights: Sequence[float | int] | Tensor, logits: Tensor) -> Tensor:
@@ -484,18 +454,6 @@ def _static(static_weights: Sequence[float | int] | Tensor, logits: Tensor) -> T
         )
     column = torch.tensor(values, dtype=promoted(logits), device=logits.device)
     return column.view(-1, *[1] * (logits.dim() - 2))
-
-
-def _needed(
-    given: Tensor | None, otherwise: Tensor, needed: bool, mixture: Mixture, what: str
-) -> Tensor:
-    """Take an input, or a stand-in that nobody reads."""
-    if needed and given is None:
-        raise ConfigError(
-            f"Teachers weighted by {mixture.weighting!r} need {what}, and none came. Give it, or "
-            "take another mixture, e.g. mean_logits."
-        )
-    return otherwise if given is None else given
 
 
 def _require_a_teacher(weights: Tensor, mixture: Mixture) -> None:
@@ -512,16 +470,13 @@ def _require_a_teacher(weights: Tensor, mixture: Mixture) -> None:
         )
 
 
-# One target out of several teachers.
-
-
 def combine(
     mixture: Mixture,
     teacher_logits: Float[Tensor, " teachers *rows classes"],
     weights: Float[Tensor, " teachers *rows"],
     temperature: Temperature,
 ) -> Float[Tensor, "*rows classes"]:
-    """Make one target of all teachers.
+    """Combine the logits of all teachers into one target.
 
     mean_logits: Σ_k w_k t_k.  mean_probs: T log Σ_k w_k softmax(t_k / T), whose softmax at T is
     the mean of the probabilities; it is a target for losses that a shift of all logits leaves
@@ -556,11 +511,25 @@ def combine(
     return row_temperature * terms.logsumexp(dim=0)
 
 
-# Several teachers on one task: how much each counts in each row, and how they are combined.
-#
-# teacher_logits (K, *rows, C) ──► teacher_weights ──► (K, *rows)
-#                                                         │
-#      mean_logits, mean_probs ──► combine ──► one target (*rows, C) ──► one loss
-#      sum_losses ──► K losses, each row of each times its weight
+def probability_shift(
+    teacher_logits: Float[Tensor, "*rows classes"], labels: Int64[Tensor, "*rows"]
+) -> Float[Tensor, "*rows classes"]:
+    """Have a teacher that is wrong rank the true class first: swap its logit with the largest.
 
-__all__ = ["MIXTURES", "Mixture", "combine", "make_mixture", "teacher_weights"]
+    z'_y = z_m, z'_m = z_y with m = argmax z (the first, where several tie).
+
+    Args:
+        teacher_logits: raw, (B, C) or (B, L, C); never written to, since labels are shared.
+        labels: true classes; a negative one leaves its row unchanged.
+
+    Returns:
+        The shifted logits, a tensor of its own.
+
+    Reference:
+        Wen et al. 2019, arXiv:1911.07471; TextBrewer's `probability_shift`.
+    """
+    largest = teacher_logits.argmax(dim=-1, keepdim=True)
+    target = labels.unsqueeze(-1)
+    target = torch.where(target < 0, largest, target)
+    lowered = teacher_logits.scatter(-1, largest, teacher_logits.gather(-1, target))
+    return lowered.scatter(-1, target, teacher_logits.gather(-1, largest))
