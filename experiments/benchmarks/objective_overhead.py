@@ -30,7 +30,7 @@ from raybrew.matches.capture import pack_features
 from raybrew.matches.plan import geometry_of, plan_matches
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.tasks.adaptors import ADAPTORS
-from raybrew.training.module import StudentModule
+from raybrew.training.module import StudentModule, TaskReader
 from raybrew.training.prefetch import map_tensors
 
 BATCH, LENGTH, CLASSES, SIZE = 32, 64, 3, 384
@@ -67,8 +67,8 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     adaptor = ADAPTORS["sequence-classification"]
     model: Any = BertForSequenceClassification(student)
     model.to(device)
-    with_matches = StudentModule(model, [adaptor], [matches], 0)
-    without = StudentModule(model, [adaptor], [()], 0)
+    with_matches = StudentModule(model, [TaskReader(model, adaptor, matches)], 0)
+    without = StudentModule(model, [TaskReader(model, adaptor)], 0)
     lengths = np.random.default_rng(0).integers(LENGTH // 2, LENGTH + 1, BATCH)
     lengths[0] = LENGTH
     mask = torch.from_numpy(np.arange(LENGTH) < lengths[:, None])

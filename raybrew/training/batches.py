@@ -28,7 +28,8 @@ from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
 from raybrew.matches.plan import TaskMatch
 from raybrew.objective import BatchCounts, Objective, SoftLabels
-from raybrew.tasks.adaptors import ADAPTORS, Adaptor
+from raybrew.objective.rows import ExampleInputs
+from raybrew.training.job import ResolvedTask
 from raybrew.training.prefetch import PinnedBuffers, Prefetcher, wait_for
 from raybrew.training.step import MicroBatch, StepBatch
 from raybrew.training.world import World
@@ -135,12 +136,14 @@ def micro_batches_of(
             inputs=inputs,
             labels=collate_labels(train, part, length),
             soft=_soft_labels(task, payloads, start, stop) if len(part) else {},
-            row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)),
-            route=None if train.routes is None else torch.from_numpy(train.routes[part]),
-            alignment={
-                teacher: collate_tokens(train, aligned, part, length, -1)
-                for teacher, aligned in task.alignments.items()
-            },
+            examples=ExampleInputs(
+                row_keys=torch.from_numpy(view.keys[part, 0].astype(np.int64)),
+                route=None if train.routes is None else torch.from_numpy(train.routes[part]),
+                alignment={
+                    teacher: collate_tokens(train, aligned, part, length, -1)
+                    for teacher, aligned in task.alignments.items()
+                },
+            ),
         )
         start = stop
 

@@ -21,7 +21,7 @@ from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
 from raybrew.labels.store import LabelStore
-from raybrew.models.students import Head, build_multitask, build_student
+from raybrew.models.students import Head, MultiTaskStudent, build_multitask, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
 from raybrew.objective.rows import RowIndex
@@ -29,7 +29,7 @@ from raybrew.tasks import kind_of
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
-from raybrew.training.module import StudentModule
+from raybrew.training.module import StudentModule, TaskReader
 from raybrew.training.optimization import (
     build_optimization,
     optimizer_class,
@@ -46,18 +46,19 @@ def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) 
         enable_activation_checkpointing(model)
     balancer = make_balancer(job.config.mixing, len(tasks))
     objectives = [_objective(task, world) for task in tasks]
+    all_terms = [objective.terms for objective in objectives]
     module = StudentModule(
         model,
-        [task.reads for task in tasks],
-        [task.matches for task in tasks],
+        [
+            TaskReader(_model_of(model, number), task.reads, task.matches, task.kind, terms)
+            for number, (task, terms) in enumerate(zip(tasks, all_terms, strict=True))
+        ],
         config.seed,
-        [task.kind for task in tasks],
         balancer,
-        [objective.terms for objective in objectives],
     )
     module.to(world.device)
-    sequence, num_steps = _sequence(plan, tasks)
-    groups = module.projection_groups(optimizer_class(plan.training))
+    sequence, num_steps = _sequence(job)
+    groups = module.projections.groups(optimizer_class(config))
     if learned := list(balancer.parameters()):
         groups.append({"params": learned, "lr": plan.mixing.uncertainty_learning_rate})
     return StudentTraining(
@@ -98,8 +99,12 @@ def _build_model(job: ResolvedJob) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     )
 
 
-def _per_task_gradients(plan: RankPlan, module: nn.Module) -> TaskGradients | None:
-    if plan.mixing.balancing != "pcgrad" or len(plan.tasks) == 1:
+def _model_of(model: nn.Module, task: int) -> nn.Module:
+    return model.model_of(task) if isinstance(model, MultiTaskStudent) else model
+
+
+def _per_task_gradients(job: ResolvedJob, module: nn.Module) -> TaskGradients | None:
+    if job.config.mixing.balancing != "pcgrad" or len(job.tasks) == 1:
         return None
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return TaskGradients(trained, plan.training.seed)

@@ -12,11 +12,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from raybrew.data.split import IGNORED
-from raybrew.matches.capture import FeatureReader, needs_attention, use_eager_attention
+from raybrew.matches.capture import (
+    CapturedFeatures,
+    FeatureReader,
+    needs_attention,
+    use_eager_attention,
+)
 from raybrew.matches.plan import TaskMatch
 from raybrew.matches.spec import (
     CustomMatch,
@@ -27,7 +31,6 @@ from raybrew.matches.spec import (
     projection_param_groups,
 )
 from raybrew.models.pretrained import describe_names, own_generator
-from raybrew.models.students import MultiTaskStudent
 from raybrew.objective.balancing import Balancer
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import Adaptor, View
@@ -51,46 +54,78 @@ class StudentModuleOutput:
     balance: Tensor | None = None
 
 
-class StudentModule(nn.Module):
-    """A student's model, its projections, and how each task reads it.
+class TaskReader:
+    """How a task reads the student.
 
     Args:
-        model: the bare model; a `MultiTaskStudent` for several tasks.
-        adaptors: one a task.
-        matches: one list a task.
-        seed: of the projections' weights, which are the same on every rank.
-        kinds: one a task; sequence classification if left out.
-        balancer: weighs the tasks' losses; all alike if left out.
-        terms: one a task, the terms of its objective; "kd" and "hard" if left out.
+        model: the bare model that the task reads.
+        adaptor: reads its outputs.
+        matches: whose features it reads.
+        task_type: gives the labels where the adaptor gives none.
+        terms: of the task's objective.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        adaptors: Sequence[Adaptor],
-        matches: Sequence[Sequence[TaskMatch]],
+        adaptor: Adaptor,
+        matches: Sequence[TaskMatch] = (),
+        task_type: Kind = KINDS["sequence-classification"],
+        terms: Collection[str] = ("kd", "hard"),
+    ):
+        self.model, self.matches, self.terms = model, tuple(matches), frozenset(terms)
+        self._task_type = task_type
+        self._features = FeatureReader(model, adaptor, [m.spec for m in matches], "student")
+
+    def read(self, inputs: Mapping[str, Tensor], labels: Tensor) -> CapturedFeatures:
+        """Run the model; return what the terms read of it, and the features of each match."""
+        outputs: Any = self.model(**inputs, **self._features.flags)
+        view, features = self._features.read({**inputs, "labels": labels}, outputs)
+        if not view.labels:
+            view = replace(view, labels=self._task_type.labels_of(labels))
+        return CapturedFeatures(self._detach_unread(view), features)
+
+    def _detach_unread(self, view: View) -> View:
+        # DDP waits for the gradients of all that the outputs depend on.
+        view = replace(view, hidden=(), attention=())
+        if "hard" not in self.terms:
+            view = replace(view, losses=tuple(each.detach() for each in view.losses))
+        # An adaptor's own losses stand in for the hard loss of the logits.
+        if "kd" not in self.terms and ("hard" not in self.terms or view.losses):
+            view = replace(view, logits=tuple(each.detach() for each in view.logits))
+        return view
+
+
+class StudentModule(nn.Module):
+    """A student's model, its projections, and how each task reads it.
+
+    Args:
+        model: the bare model; a `MultiTaskStudent` for several tasks.
+        tasks: how each reads it.
+        seed: of the projections' weights, which are the same on every rank.
+        balancer: weighs the tasks' losses; all alike if left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[TaskReader],
         seed: int,
-        kinds: Sequence[Kind] | None = None,
         balancer: Balancer | None = None,
-        terms: Sequence[Collection[str]] | None = None,
     ):
         super().__init__()
         self.model = model
         self.balancer = balancer or Balancer()
-        self._kinds = kinds or [KINDS["sequence-classification"]] * len(adaptors)
-        self._terms = [set(each) for each in terms or [("kd", "hard")] * len(adaptors)]
-        self._matches = tuple(tuple(each) for each in matches)
-        flat = [match for each in self._matches for match in each]
-        self._models = _models_of(model, len(self._matches))
-        if needs_attention([match.spec for match in flat]):
-            for each in self._models:
-                use_eager_attention(each)
-        self.projections = Projections([match.spec for match in flat], seed)
+        self._tasks = tuple(tasks)
+        specs = [match.spec for task in tasks for match in task.matches]
+        if needs_attention(specs):
+            for task in tasks:
+                use_eager_attention(task.model)
+        self.projections = Projections(specs, seed)
         self.projections.to(next(model.parameters()).device)
-        self._readers = [
-            FeatureReader(one, adaptor, [m.spec for m in each], "student")
-            for one, adaptor, each in zip(self._models, adaptors, self._matches, strict=True)
-        ]
+        # Projections are counted over the matches of all tasks.
+        counts = [len(task.matches) for task in tasks]
+        self._first_match = [sum(counts[:number]) for number in range(len(tasks))]
 
     def forward(
         self, inputs: Mapping[str, Tensor], labels: Tensor, task: int = 0
@@ -103,33 +138,33 @@ class StudentModule(nn.Module):
             task: which.
         """
         if not len(labels):
-            # Models of transformers refuse an empty batch: they read one example, which is dropped.
-            fill = {"attention_mask": 1, "input_ids": _token_of_any_text(self._models[task])}
-            stand_in = {
-                name: each.new_full((1, *each.shape[1:]), fill.get(name, 0))
-                for name, each in inputs.items()
-            }
-            output = self.forward(stand_in, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
-            features = {name: tuple(f[:0] for f in fs) for name, fs in output.features.items()}
-            return StudentModuleOutput(output.view.without_examples(), features, output.balance)
-        reader = self._readers[task]
-        outputs: Any = self._models[task](**inputs, **reader.flags)
-        reading = reader.read({**inputs, "labels": labels}, outputs)
-        view = reading.view
-        if not view.labels:
-            view = replace(view, labels=self._kinds[task].labels_of(labels))
-        view = _detach_unread(view, self._terms[task])
+            return self._forward_empty(inputs, labels, task)
+        reader = self._tasks[task]
+        view, captured = reader.read(inputs, labels)
         features = {
-            match.term: self.projections.project(before + number, each)
-            for number, (match, each) in enumerate(
-                zip(self._matches[task], reading.features, strict=True)
+            match.term: self.projections.project(position, each)
+            for position, (match, each) in enumerate(
+                zip(reader.matches, captured, strict=True), self._first_match[task]
             )
         }
         return StudentModuleOutput(view, features, self.balancer.parameter_of(task))
 
+    def _forward_empty(
+        self, inputs: Mapping[str, Tensor], labels: Tensor, task: int
+    ) -> StudentModuleOutput:
+        # Models of transformers refuse an empty batch: they read one example, which is dropped.
+        fill = {"attention_mask": 1, "input_ids": _token_of_any_text(self._tasks[task].model)}
+        example = {
+            name: each.new_full((1, *each.shape[1:]), fill.get(name, 0))
+            for name, each in inputs.items()
+        }
+        output = self.forward(example, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
+        features = {name: tuple(f[:0] for f in fs) for name, fs in output.features.items()}
+        return StudentModuleOutput(output.view.without_examples(), features, output.balance)
+
     def model_of(self, task: int) -> nn.Module:
         """Return the bare model that a task reads."""
-        return self._models[task]
+        return self._tasks[task].model
 
     @property
     def may_skip_parameters(self) -> bool:
@@ -138,86 +173,18 @@ class StudentModule(nn.Module):
         It does with the heads of tasks that are not in the step, and with what lies behind the last
         layer that is matched, where no term reads the logits.
         """
-        return len(self._models) > 1 or not all(terms & {"kd", "hard"} for terms in self._terms)
+        return len(self._tasks) > 1 or not self._tasks[0].terms & {"kd", "hard"}
 
     @property
     def extra_modules(self) -> nn.ModuleDict:
         """What a checkpoint keeps besides the model."""
         return nn.ModuleDict({**dict(self.projections.items()), "balancer": self.balancer})
 
-    def projection_groups(
-        self, optimizer_class: type[torch.optim.Optimizer]
-    ) -> list[dict[str, Any]]:
-        """Return an optimizer group for each projection, with its options."""
-        return self.projections.groups(optimizer_class)
-
-
-def _detach_unread(view: View, terms: Collection[str]) -> View:
-    """Detach what no term reads: DDP waits for the gradients of all that the outputs depend on."""
-    view = replace(view, hidden=(), attention=())
-    if "hard" not in terms:
-        view = replace(view, losses=tuple(each.detach() for each in view.losses))
-    # An adaptor's own losses stand in for the hard loss of the logits.
-    if "kd" not in terms and ("hard" not in terms or view.losses):
-        view = replace(view, logits=tuple(each.detach() for each in view.logits))
-    return view
-
 
 def _token_of_any_text(model: Any) -> int:
     """Return a token that a model accepts a text of: an encoder-decoder reads at the last one."""
     config = getattr(model, "config", None)
     return config.eos_token_id if config is not None and config.is_encoder_decoder else 0
-
-
-def _models_of(model: nn.Module, num_tasks: int) -> list[nn.Module]:
-    if isinstance(model, MultiTaskStudent):
-        return [model.model_of(task) for task in range(num_tasks)]
-    return [model] * num_tasks
-
-
-def check_projections(
-    matches: Sequence[TaskMatch], optimizer_class: type[torch.optim.Optimizer]
-) -> None:
-    """Refuse optimizer options of projections that the optimizer hasn't got.
-
-    Raises:
-        ConfigError: names the match and the nearest options.
-    """
-    for match in matches:
-        spec = match.spec
-        options = (
-            spec.projection_options()
-            if isinstance(spec, CustomMatch)
-            else spec.proj[3]
-            if spec.proj is not None
-            else {}
-        )
-        check_projection_options(spec.label, options, optimizer_class)
-
-
-def _projections(
-    matches: Sequence[TaskMatch], seed: int
-) -> tuple[nn.ModuleDict, dict[tuple[str, str], str]]:
-    """Build the projections, and say which match has which."""
-    keys: dict[tuple[str, str], str] = {}
-    layered = [match for match in matches if isinstance(match.spec, MatchSpec)]
-    projections = build_projections(
-        [m.spec for m in layered if isinstance(m.spec, MatchSpec)], seed
-    )
-    for position, match in enumerate(layered):
-        if projection_key(position) in projections:
-            keys[match.term, match.teacher] = projection_key(position)
-    for position, match in enumerate(matches):
-        if not isinstance(match.spec, CustomMatch):
-            continue
-        module = match.spec.build_projection(seed + position)
-        if module is not None:
-            key = f"custom_{position}"
-            projections[key] = module
-            keys[match.term, match.teacher] = key
-    if len({id(p) for p in projections.parameters()}) != len(list(projections.parameters())):
-        raise ConfigError("projections: expected modules of their own, got one that serves twice")
-    return projections, keys
 
 
 # Weights that no forward pass reads (BigBird's pooler, XLNet's mask embedding, an unused module of

@@ -10,7 +10,7 @@ The denominators are known before the forward pass: they are counts over the who
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,18 +37,13 @@ class MicroBatch:
         inputs: arguments of the model, each (b, L).
         labels: (b, …) or (b, L), as the task type has them.
         soft: soft labels, by teacher and signal.
-        row_keys: int64 (b,), half of each example's content key.
-        route: int64 (b,), index of each row's teacher; None where the data doesn't name it.
-        alignment: by teacher that reads tokens of its own, int64 (b, L): which of them answers
-            for each of the student's, -1 for none.
+        examples: keys, routes and alignments of the examples.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
     soft: SoftLabels
-    row_keys: Tensor
-    route: Tensor | None = None
-    alignment: Mapping[str, Tensor] = field(default_factory=dict)
+    examples: ExampleInputs
 
 
 @dataclass(frozen=True)
@@ -152,13 +147,7 @@ class StudentStep:
         with self._optimization.amp.autocast():
             output: StudentModuleOutput = self._model(dict(batch.inputs), batch.labels, task)
         numerators = self._objectives[task].numerators(
-            output.view,
-            batch.soft,
-            position,
-            batch.row_keys,
-            batch.route,
-            output.features,
-            batch.alignment,
+            output.view, batch.soft, position, batch.examples, output.features
         )
         return numerators, output.balance
 

@@ -201,7 +201,7 @@ def test_a_rank_without_examples_trains_an_encoder_decoder(tmp_path):
     kind = KINDS["sequence-classification"]
     folder = save_family(tmp_path, "t5", kind.model_class)
     model = kind.model_class.from_pretrained(folder)
-    module = StudentModule(model, [ADAPTORS[kind.name]], [()], seed=0)
+    module = StudentModule(model, [TaskReader(model, ADAPTORS[kind.name])], seed=0)
     inputs = {
         name: torch.zeros((0, 4), dtype=torch.int64) for name in ("input_ids", "attention_mask")
     }

@@ -91,7 +91,7 @@ def test_ddp_does_not_wait_for_it(tmp_path):
 )
 def test_ddp_does_not_wait_for_an_adaptors_losses_or_logits_that_no_term_reads(tmp_path, objective):
     training = training_of(tmp_path, objective)
-    training.module._readers[0]._adaptor = user_adaptors.with_a_loss
+    training.module._tasks[0]._features._adaptor = user_adaptors.with_a_loss
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     try:
         training.wrapped = DistributedDataParallel(
@@ -144,7 +144,7 @@ def test_the_step_makes_no_copy_of_the_logits(tmp_path):
         found["logits"].register_hook(lambda gradient: pytest.fail("logits got a gradient"))
         return found
 
-    training.module._readers[0]._adaptor = adaptor
+    training.module._tasks[0]._features._adaptor = adaptor
     trained(training)
     assert len(seen) == 3
 
