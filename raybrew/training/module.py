@@ -116,7 +116,7 @@ class StudentModule(nn.Module):
         super().__init__()
         self.model = model
         self.balancer = balancer or Balancer()
-        self._tasks = tuple(tasks)
+        self._tasks = list(tasks)
         specs = [match.spec for task in tasks for match in task.matches]
         if needs_attention(specs):
             for task in tasks:

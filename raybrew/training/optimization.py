@@ -160,9 +160,10 @@ class Optimization:
             rate = group["lr"]
             group.update(own)
             group["lr"] = rate * own_peak / peak if peak and own_peak else rate
-        if hasattr(self.scheduler, "base_lrs"):
-            self.scheduler.base_lrs = [group["initial_lr"] for group in groups]
-            self.scheduler._last_lr = [group["lr"] for group in groups]
+        scheduler = self.scheduler
+        if scheduler is not None and hasattr(scheduler, "base_lrs"):
+            scheduler.base_lrs = [group["initial_lr"] for group in groups]
+            scheduler._last_lr = [group["lr"] for group in groups]
 
     def _end_step(self) -> None:
         self.amp.scaler.update()

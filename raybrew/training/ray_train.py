@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchTrainer
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 
 from raybrew.errors import RaybrewError, TrainingError
 from raybrew.training.checkpoints import Checkpoints
@@ -101,7 +101,7 @@ def _fit_again_after_deaths(
                     f"checkpoint: {death}. See Ray's logs; then go on with --resume"
                 ) from death
             what = str(death).splitlines()[0]
-            group: PlacementGroup | None = ray.get(channel.placement_group.remote())
+            group: Any = ray.get(channel.placement_group.remote())
             if group is not None:
                 # Ray Train's own cleaner finds a dead controller by the dashboard, which may not
                 # be there; without it the new ranks would wait for the old ones' resources forever.

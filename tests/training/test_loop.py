@@ -286,6 +286,7 @@ def test_a_gradient_that_is_not_finite_is_left_out_or_ends_the_run(models, store
     assert len(recorder.events) == metrics["train/skipped_steps"]
     assert 0 < metrics["train/skipped_steps"] < STEPS
     assert all(torch.isfinite(value).all() for value in training.model.state_dict().values())
+    assert training.optimization.scheduler is not None
     assert training.optimization.scheduler.state_dict()["last_epoch"] == STEPS
     training, _ = build(nan_job(models, store), tmp_path / "2")
     with pytest.raises(rb.TrainingError, match=r"step \d+: expected a finite gradient.*loss nan"):

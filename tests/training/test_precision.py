@@ -166,6 +166,7 @@ def test_a_step_that_overflows_is_left_out_halves_the_scale_and_shows_in_the_fig
     # No fault of the run: nothing is reported, and the schedule goes on.
     assert recorder.events == []
     assert "train/skipped_steps" not in metrics
+    assert training.optimization.scheduler is not None
     assert training.optimization.scheduler.state_dict()["last_epoch"] == 14
 
 
