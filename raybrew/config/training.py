@@ -1,8 +1,9 @@
 """Training, mixing of tasks, the label store and tracking."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raybrew.config.section import Bytes, Dtype, ImportPath, Many, ModelPath, Section
 
@@ -95,6 +96,12 @@ class TrainingConfig(Section):
         default_factory=dict, description="Arguments of the optimizer besides lr."
     )
     learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    parameter_groups: Many[ParameterGroup] = Field(
+        default=(),
+        description="Parameters with options of their own, such as no weight decay for biases or a "
+        "lower learning rate for lower layers; of a parameter in several groups each option is "
+        "that of the last group that has it.",
+    )
     lr_scheduler: str = Field(default="linear", description="Name of a transformers scheduler.")
     warmup_ratio: float = Field(
         default=0.1, ge=0, le=1, description="Share of the steps that warm up."

@@ -10,13 +10,27 @@ script is run again; mixed precision is PyTorch's own; with several teachers, la
 matched. Nothing here uses Ray: teachers on other machines, sweeps and W&B are `raybrew.distill`'s.
 """
 
-from raybrew.textbrewer import augmentation as data_utils
-from raybrew.textbrewer import parameters as utils
-from raybrew.textbrewer import presets
-from raybrew.textbrewer.custom_match import CustomMatch
-from raybrew.textbrewer.distillation_config import DistillationConfig
-from raybrew.textbrewer.distillers import BasicDistiller, GeneralDistiller, MultiTeacherDistiller
-from raybrew.textbrewer.multitask import MultiTaskDistiller
+import sys
+
+from raybrew.textbrewer import (
+    configurations,
+    data_utils,
+    distiller_train,
+    distiller_utils,
+    distillers,
+    losses,
+    presets,
+    utils,
+)
+from raybrew.textbrewer.configurations import DistillationConfig, TrainingConfig
+from raybrew.textbrewer.distiller_train import BasicTrainer
+from raybrew.textbrewer.distiller_utils import CustomMatch
+from raybrew.textbrewer.distillers import (
+    BasicDistiller,
+    GeneralDistiller,
+    MultiTaskDistiller,
+    MultiTeacherDistiller,
+)
 from raybrew.textbrewer.presets import (
     ADAPTOR_KEYS,
     FEATURES,
@@ -27,8 +41,6 @@ from raybrew.textbrewer.presets import (
     WEIGHT_SCHEDULER,
     register_new,
 )
-from raybrew.textbrewer.trainer import BasicTrainer
-from raybrew.textbrewer.training_config import TrainingConfig
 
 __all__ = [
     "ADAPTOR_KEYS",
@@ -47,7 +59,12 @@ __all__ = [
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
     "TrainingConfig",
+    "configurations",
     "data_utils",
+    "distiller_train",
+    "distiller_utils",
+    "distillers",
+    "losses",
     "presets",
     "register_new",
     "utils",
@@ -61,3 +78,14 @@ Distillers = {
     "Train": BasicTrainer,
 }
 """By TextBrewer's names."""
+
+# TextBrewer's other modules, for scripts that import them.
+for _name, _module in {
+    "distiller_basic": distillers,
+    "distiller_general": distillers,
+    "distiller_multitask": distillers,
+    "distiller_multiteacher": distillers,
+    "projections": presets,
+    "schedulers": presets,
+}.items():
+    globals()[_name] = sys.modules[f"{__name__}.{_name}"] = _module

@@ -1,187 +1,464 @@
-"""TextBrewer's distillers of one task: one teacher, one with matches of layers, several."""
+"""TextBrewer's distillers: of one teacher, with matches of layers, of several teachers or tasks.
+
+batch ──► student, teachers (live, or from the labels that are kept) ──► adaptors
+results_S, results_T ──► compute_loss ──► Σ weight · term
+"""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from raybrew.config.paths import is_uri, user_path
+from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError
-from raybrew.matches.spec import MatchSpec
-from raybrew.textbrewer.custom_match import CustomMatch, Tap
-from raybrew.textbrewer.distillation_config import DistillationConfig
-from raybrew.textbrewer.distiller import Distiller, Lesson
-from raybrew.textbrewer.reading import Adaptor
-from raybrew.textbrewer.training import Callback
-from raybrew.textbrewer.training_config import TrainingConfig
+from raybrew.losses.match_loss import Axis
+from raybrew.textbrewer.configurations import DistillationConfig, IntermediateMatch, TrainingConfig
+from raybrew.textbrewer.distiller_train import (  # noqa: F401  scripts find BasicTrainer here
+    BasicTrainer,
+    Callback,
+    Postprocessor,
+    Trainer,
+    sum_of_means,
+)
+from raybrew.textbrewer.distiller_utils import (
+    Adaptor,
+    CustomMatch,
+    Results,
+    auto_forward,
+    bare,
+    check_logits,
+    match_features,
+    move_to_device,
+    probability_shift_,
+    read_results,
+    run_teacher,
+    select_logits_with_mask,
+    sides_of,
+    take_rows,
+)
+from raybrew.textbrewer.label_cache import LabelCache, has_rows, teacher_fingerprint
+from raybrew.textbrewer.presets import KD_LOSS_MAP, PROJ_MAP
+from raybrew.textbrewer.resumption import Feed, Stream
 
 logger = logging.getLogger(__name__)
 
+Terms = tuple[Tensor, dict[str, Tensor]]
+"""The loss of a batch, with a graph, and its terms without their weights, by TextBrewer's names."""
+Teachers = dict[str, tuple[nn.Module, Adaptor]]
+Asked = dict[Signal, tuple[str, int, Tensor]]
+"""By signal its key in the results, its place there, and the student's tensor that it is for."""
 
-class BasicDistiller(Distiller):
+_AXES: dict[tuple[str, int], tuple[Axis, ...]] = {
+    ("logits", 2): ("hidden",),
+    ("logits", 3): ("token", "hidden"),
+    ("hidden", 2): ("hidden",),
+    ("hidden", 3): ("token", "hidden"),
+    ("attention", 3): ("token", "token"),
+    ("attention", 4): ("head", "token", "token"),
+}
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class BasicDistiller(Trainer):
     """One teacher, one task, losses on logits and labels.
 
     Args:
         train_config: how, and where to.
         distill_config: what the loss is.
-        model_T: the teacher.
+        model_T: the teacher; a list of them, or a dict by task, where a distiller takes several.
         model_S: the student.
-        adaptor_T: the teacher's.
-        adaptor_S: the student's.
+        adaptor_T: the teacher's; likewise.
+        adaptor_S: the student's; by task where there are several.
+
+    Raises:
+        ConfigError: what can't be, such as a match with a teacher that isn't there.
     """
 
-    def _teach(self) -> dict[str, Lesson]:
-        return {"": Lesson(self.adaptor_S, {"0": (self.model_T, self.adaptor_T)})}
+    _compares_layers = False
+    _shares_teachers = True
+    """Whether a match that names no teacher is of the one that there is."""
+    _keeps_pass = True
+    """Whether `is_caching_logits` keeps the batches of one pass over the loader."""
 
-    def _own_matches(self) -> list[MatchSpec]:
-        if self.d_config.intermediate_matches:
-            logger.warning(
-                "BasicDistiller compares no layers: its %d intermediate_matches are not used; take "
-                "GeneralDistiller",
-                len(self.d_config.intermediate_matches),
-            )
-        return []
-
-    def train(
+    def __init__(
         self,
-        optimizer: Optimizer,
-        dataloader: Iterable[Any],
-        num_epochs: int | None = None,
-        scheduler_class: Any = None,
-        scheduler_args: Mapping[str, Any] | None = None,
-        scheduler: Any = None,
-        max_grad_norm: float = -1.0,
-        num_steps: int | None = None,
-        callback: Callback | None = None,
-        batch_postprocessor: Callable[[Any], Any] | None = None,
-        **args: Any,
-    ) -> None:
-        """Train the student, or go on with a training that was stopped.
+        train_config: TrainingConfig,
+        distill_config: DistillationConfig,
+        model_T: Any,
+        model_S: nn.Module,
+        adaptor_T: Any,
+        adaptor_S: Any,
+    ):
+        super().__init__(train_config, model_S)
+        self.d_config = distill_config
+        self.model_T, self.adaptor_T, self.adaptor_S = model_T, adaptor_T, adaptor_S
+        self.kd_loss = KD_LOSS_MAP.method(distill_config.kd_loss_type)
+        self.projs: list[Any] = []
+        self.projs_group: list[Any] = []
+        self._caches: dict[str, LabelCache] = {}
+        self._computed = self._found = 0
+        self._has_warned = False
+        self._check_matches(list(self._pairs()))
+        for match in distill_config.intermediate_matches if self._compares_layers else ():
+            name, *sizes, options = match.proj or (None, {})
+            self.projs.append(name and PROJ_MAP.method(name)(*sizes).to(self.device))
+            self.projs_group.append(options)
 
-        Args:
-            optimizer: over the student's parameters; projections are added to it.
-            dataloader: batches, as the models and adaptors take them.
-            num_epochs: passes over the loader.
-            scheduler_class: makes the schedule of the learning rate, with the optimizer.
-            scheduler_args: its other arguments.
-            scheduler: a schedule that is there already.
-            max_grad_norm: norm that the student's gradients are clipped to; none unless above 0.
-            num_steps: optimizer steps, in the place of epochs.
-            callback: called at each checkpoint as callback(model=…, step=…).
-            batch_postprocessor: what every batch goes through.
-            args: of every forward pass of every model.
+    @property
+    def label_counts(self) -> dict[str, int]:
+        """How many answers of teachers were computed, and how many were found in the store."""
+        found = self._found + sum(cache.found for cache in self._caches.values())
+        return {"computed": self._computed, "found": found}
+
+    def train_on_batch(self, batch: Any, args: Mapping[str, Any]) -> Terms:
+        """Return the loss of a batch, with a graph, and its terms without their weights."""
+        results_S, results_T = self._results(batch, args, self._pairs(), self.adaptor_S)
+        return self.compute_loss(results_S, results_T["0"])
+
+    def compute_loss(self, results_S: Results, results_T: Any) -> Terms:
+        """Combine the terms of a batch, from what the student's and the teacher's adaptors give.
 
         Raises:
-            ConfigError: what doesn't fit together.
-            TeacherError: an answer of another shape than the student's.
-            CheckpointError: a checkpoint that can't be written, or read back.
+            ConfigError: there is nothing to learn from.
+            TeacherError: logits of another shape than the student's.
         """
-        scheduler = self._initialized(optimizer, scheduler_class, scheduler_args, scheduler, args)
-        timetable = self._timetable(dataloader, num_epochs, num_steps)
-        feed = self._one_feed(dataloader, batch_postprocessor, epochs=num_steps is None)
-        self._train(optimizer, feed, timetable, scheduler, max_grad_norm, callback, args)
+        return self._combined(results_S, {"0": results_T})
 
-    def train_on_batch(
-        self, batch: Any, args: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch, with a graph, and its terms without their weights."""
-        _, losses = self._compared("", batch, args)
-        return losses.total, losses.parts
+    def save_and_callback(
+        self, global_step: int, step: int, epoch: int, callback: Callback | None
+    ) -> None:
+        """Write the labels that are not on disk yet, then a checkpoint; call the callback."""
+        self._flush_labels()
+        super().save_and_callback(global_step, step, epoch, callback)
+
+    def initialize_training(
+        self,
+        optimizer: Optimizer,
+        scheduler_class: Any,
+        scheduler_args: Mapping[str, Any] | None,
+        scheduler: Any,
+    ) -> tuple[Optimizer, Any, bool]:
+        """Complete the optimizer, make the schedule, wrap the models; see `Trainer`."""
+        found = super().initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
+        if self.local_rank != -1:
+            self.projs = [each and self._wrapped(each) for each in self.projs]
+        elif self.t_config.data_parallel:
+            self.model_T = _each(self.model_T, self._wrapped)
+        # Teachers may have changed since.
+        self._found += sum(cache.found for cache in self._caches.values())
+        self._caches = {}
+        return found
+
+    def _pairs(self) -> Teachers:
+        """Return the teachers with their adaptors, by name."""
+        return {"0": (self.model_T, self.adaptor_T)}
+
+    def _teachers(self) -> list[nn.Module]:
+        return [model for model, _ in self._pairs().values()]
+
+    def _keeps_batches(self) -> bool:
+        return self._keeps_pass and self.d_config.is_caching_logits
+
+    def _check_matches(self, teachers: Sequence[str]) -> None:
+        matches = self.d_config.intermediate_matches
+        if matches and not self._compares_layers:
+            logger.warning(
+                "%s compares no layers: its %d intermediate_matches are not used; take "
+                "GeneralDistiller",
+                type(self).__name__,
+                len(matches),
+            )
+            return
+        for match in matches:
+            if match.teacher is None and len(teachers) > 1 and not self._shares_teachers:
+                raise ConfigError(
+                    f'{match.spec.label}: expected "teacher", the number of one of '
+                    f"{len(teachers)} teachers ({', '.join(teachers)}), got none"
+                )
+            if match.teacher is not None and match.teacher not in teachers:
+                raise ConfigError(
+                    f"{match.spec.label}: expected a teacher of {', '.join(teachers)}, got "
+                    f"{match.teacher!r}"
+                )
+
+    def _projections(self) -> list[tuple[nn.Module, Mapping[str, Any]]]:
+        options = [*self.projs_group, *[None] * len(self.projs)]
+        pairs = zip(self.projs, options, strict=False)
+        return [(module, group or {}) for module, group in pairs if module is not None]
+
+    def _matches(self, teachers: Iterable[str]) -> list[tuple[int, IntermediateMatch, str]]:
+        """Return the matches with some teachers: number, match, the teacher's name."""
+        names = list(teachers)
+        return [
+            (number, match, match.teacher or names[0])
+            for number, match in enumerate(self.d_config.intermediate_matches)
+            if self._compares_layers and (match.teacher or names[0]) in names
+        ]
+
+    def _results(
+        self, batch: Any, args: Mapping[str, Any], teachers: Teachers, adaptor_S: Adaptor
+    ) -> tuple[Results, dict[str, Results]]:
+        """Run the student, and its teachers or the labels in their place."""
+        batch_T, batch_S, cached = sides_of(batch)
+        moved = move_to_device(batch_S, self.device)
+        results_S = read_results(adaptor_S, moved, auto_forward(self.model_S, moved, args))
+        logits = results_S.get("logits", ()) if self._uses_logits() else ()
+        results_T: dict[str, Results] = {}
+        for number, (name, pair) in enumerate(teachers.items()):
+            matches = [match for _, match, teacher in self._matches(teachers) if teacher == name]
+            outputs = cached if cached is None or len(teachers) == 1 else cached[number]
+            if not matches and not self._uses_logits():
+                results_T[name] = {}
+            elif outputs is None and self._caches_labels():
+                asked = _asked_of(results_S, logits, matches)
+                reads_padding = batch_T is not batch_S or any(m.reads_padding for m in matches)
+                mask = None if reads_padding else _mask_that_suffices(batch_T, results_S, asked)
+                results_T[name] = self._labels(name, batch_T, asked, mask, args)
+            else:
+                results_T[name] = self._answer(pair, batch_T, args, outputs)
+            if "logits_mask" in results_S:
+                # Of a teacher that gives no mask the rows are taken that the student has.
+                results_T[name].setdefault("logits_mask", results_S["logits_mask"])
+        return results_S, results_T
+
+    def _answer(
+        self, pair: tuple[nn.Module, Adaptor], batch: Any, args: Any, cached: Any = None
+    ) -> Results:
+        moved = move_to_device(batch, self.device)
+        outputs = run_teacher(pair[0], moved, args, move_to_device(cached, self.device))
+        results = read_results(pair[1], moved, outputs)
+        self._computed += _size_of(results) if cached is None else 0
+        return results
+
+    def _labels(
+        self, name: str, batch: Any, asked: Asked, mask: Tensor | None, args: Mapping[str, Any]
+    ) -> Results:
+        """Return a teacher's results from the labels that are kept; see `LabelCache`."""
+        if not asked:
+            return {}
+        pair, axes = self._pairs()[name], {signal: _axes_of(each) for signal, each in asked.items()}
+        size = len(next(iter(asked.values()))[2])
+
+        def compute(rows: Tensor) -> dict[Signal, Tensor]:
+            found = self._answer(pair, take_rows(batch, rows, size), args)
+            own = [each[: len(rows)] for key, _, each in asked.values() if key == "logits"]
+            check_logits(name, found.get("logits", ()) if own else (), own)
+            return {signal: found[key][place] for signal, (key, place, _) in asked.items()}
+
+        if name not in self._caches:
+            self._caches[name] = self._cache(name, *pair, args)
+        places = _all_tokens(asked) if mask is None else mask
+        tensors = self._caches[name].tensors(batch, places, mask is None, axes, compute)
+        results: Results = {}
+        for signal, (key, place, _) in asked.items():
+            layers = results.setdefault(key, [])
+            layers += [None] * (place + 1 - len(layers))
+            layers[place] = tensors[signal].to(self.device)
+        return results
+
+    def _cache(
+        self, name: str, model: nn.Module, adaptor: Adaptor, args: Mapping[str, Any]
+    ) -> LabelCache:
+        given, model = self.t_config.label_store, bare(model)
+        root = str(Path(self.t_config.output_dir) / "labels" if given is None else given)
+        return LabelCache(
+            root if is_uri(root) else os.path.abspath(user_path(root, "label_store")),
+            teacher_fingerprint(model, adaptor, args, _PRECISIONS[self._precision]),
+            teacher=name,
+            model=f"{type(model).__qualname__} of a script",
+        )
+
+    def _caches_labels(self) -> bool:
+        # A compute_loss of the script's own may read any layer.
+        return self.d_config.is_caching_logits and not (
+            self._compares_layers and self._computes_own_loss()
+        )
+
+    def _computes_own_loss(self) -> bool:
+        return type(self).compute_loss not in _COMPUTE_LOSS
+
+    def _uses_logits(self) -> bool:
+        """Whether anything is learnt from the teachers' logits."""
+        config = self.d_config
+        scheduled = config.kd_loss_weight_scheduler is not None
+        return bool(config.kd_loss_weight or scheduled or self._computes_own_loss())
+
+    def _combined(self, results_S: Results, results_T: Mapping[str, Results]) -> Terms:
+        config = self.d_config
+        parts: dict[str, Tensor] = {}
+        terms: list[Tensor] = []
+        if "logits" in results_S and self._uses_logits():
+            parts["unweighted_kd_loss"] = kd = self._kd_loss(results_S, results_T)
+            terms.append(kd * config.kd_loss_weight)
+        for number, match, teacher in self._matches(results_T):
+            value = self._match_loss(match, number, results_S, results_T[teacher])
+            parts[f"unweighted_{match.spec.metric_name}"] = value
+            terms.append(value * match.weight)
+        if "losses" in results_S:
+            parts["unweighted_hard_label_loss"] = hard = sum_of_means(results_S["losses"])
+            terms.append(hard * config.hard_label_weight)
+        elif config.hard_label_weight and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "hard_label_weight is %s, but the student's adaptor gives no losses: as in "
+                "TextBrewer, nothing is learnt from labels",
+                config.hard_label_weight,
+            )
+        if not terms:
+            raise ConfigError(
+                "the student's adaptor gives neither logits nor losses, and there is no match: "
+                "there is nothing to learn from"
+            )
+        return torch.stack(terms).sum(), parts
+
+    def _kd_loss(self, results_S: Results, results_T: Mapping[str, Results]) -> Tensor:
+        config, own = self.d_config, _rows_of(results_S)
+        theirs = [_rows_of(results) for results in results_T.values()]
+        for name, logits in zip(results_T, theirs, strict=True):
+            check_logits(name, logits, own)
+        labels = _labels_of(results_S) if config.probability_shift else [None] * len(own)
+        losses = []
+        for l_S, label, *each in zip(own, labels, *theirs, strict=True):
+            l_T = torch.stack(each).mean(dim=0)
+            if label is not None:
+                l_T = probability_shift_(l_T, label)
+            temperature = config.temperature
+            if config.temperature_scheduler is not None:
+                temperature = config.temperature_scheduler(l_S, l_T, temperature)
+            # A loss of the script's own may give a value for each row.
+            losses.append(self.kd_loss(l_S, l_T, temperature).mean())
+        return torch.stack(losses).sum()
+
+    def _match_loss(
+        self, match: IntermediateMatch, number: int, results_S: Results, results_T: Results
+    ) -> Tensor:
+        state_T = match_features(results_T, match, "teacher")
+        state_S = match_features(results_S, match, "student")
+        projection = self.projs[number] if number < len(self.projs) else None
+        if projection is not None and isinstance(state_S, list):
+            # A layer that is matched with itself is projected once.
+            projected = {id(state): projection(state) for state in state_S}
+            state_S = [projected[id(state)] for state in state_S]
+        elif projection is not None:
+            state_S = projection(state_S)
+        try:
+            return match.function(state_S, state_T, mask=results_S.get("inputs_mask"))
+        except ConfigError as error:
+            raise ConfigError(f"{match.spec.label}: {error}") from error
+
+    def _after_step(self, progress: float) -> None:
+        config = self.d_config
+        if config.kd_loss_weight_scheduler is not None:
+            config.kd_loss_weight = config.kd_loss_weight_scheduler(progress)
+        if config.hard_label_weight_scheduler is not None:
+            config.hard_label_weight = config.hard_label_weight_scheduler(progress)
+
+    def _values(self) -> dict[str, Any]:
+        return self.d_config.numbers()
+
+    def _restore_values(self, values: Mapping[str, Any]) -> None:
+        for name in self.d_config.numbers():
+            setattr(self.d_config, name, values[name])
+
+    def _settings(self) -> dict[str, str]:
+        return self.d_config.settings()
+
+    def _ended(self) -> None:
+        self._flush_labels()
+        super()._ended()
+
+    def _flush_labels(self) -> None:
+        for cache in self._caches.values():
+            cache.flush()
 
 
 class GeneralDistiller(BasicDistiller):
     """One teacher, one task; compares layers as well.
 
     Args:
-        train_config: how, and where to.
-        distill_config: what the loss is.
-        model_T: the teacher.
-        model_S: the student.
-        adaptor_T: the teacher's.
-        adaptor_S: the student's.
+        train_config, distill_config, model_T, model_S, adaptor_T, adaptor_S: see `BasicDistiller`.
         custom_matches: between any two modules.
     """
+
+    _compares_layers = True
+    _keeps_pass = False
 
     def __init__(
         self,
         train_config: TrainingConfig,
         distill_config: DistillationConfig,
-        model_T: nn.Module,
+        model_T: Any,
         model_S: nn.Module,
-        adaptor_T: Adaptor,
-        adaptor_S: Adaptor,
+        adaptor_T: Any,
+        adaptor_S: Any,
         custom_matches: Sequence[CustomMatch] | None = None,
     ):
         super().__init__(train_config, distill_config, model_T, model_S, adaptor_T, adaptor_S)
-        self._custom = tuple(custom_matches or ())
-        self._taps: list[tuple[Tap, Tap]] = []
-        for match in self._custom:
-            if match.projection is not None:
-                match.projection.to(self.device)
-
-    def _own_matches(self) -> list[MatchSpec]:
-        return self.d_config.matches()
-
-    def _begun(self) -> None:
-        self._taps = [(Tap(each.module_S), Tap(each.module_T)) for each in self._custom]
-
-    def _ended(self) -> None:
-        for taps in self._taps:
-            for tap in taps:
-                tap.close()
-        super()._ended()
-
-    def train_on_batch(
-        self, batch: Any, args: Mapping[str, Any]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a batch, with a graph, and its terms without their weights."""
-        said, losses = self._compared("", batch, args)
-        total, parts = losses.total, losses.parts
-        mask = said.view.inputs_mask
-        for number, (match, (own, teachers)) in enumerate(
-            zip(self._custom, self._taps, strict=True)
-        ):
-            value = match.compare(own.take(), teachers.take(), mask, mask)
-            parts[f"unweighted_custom_{number}"] = value
-            total = total + match.weight * value
-        return total, parts
-
-    def _can_keep(self) -> bool:
-        if self._custom:
+        self._custom: list[CustomMatch] = []
+        for match in custom_matches or ():
+            self.add_match(match)
+        if self._custom and distill_config.is_caching_logits:
             logger.warning(
                 "is_caching_logits: custom matches compare what the teacher's modules return, "
                 "which isn't kept: the teacher runs for every batch"
             )
-        return not self._custom
 
-    def _groups(self) -> list[dict[str, Any]]:
-        projected = [match for match in self._custom if match.projection is not None]
-        return super()._groups() + [
-            {"params": list(match.projection.parameters()), **match.proj_group}
-            for match in projected
-            if match.projection is not None
+    def add_match(self, match: CustomMatch) -> None:
+        """Compare two modules as well."""
+        if isinstance(match.proj_func, nn.Module):
+            match.proj_func.to(self.device)
+        self._custom.append(match)
+
+    def train_on_batch(self, batch: Any, args: Mapping[str, Any]) -> Terms:
+        """Return the loss of a batch, with a graph, and its terms without their weights."""
+        with ExitStack() as stack:
+            outputs = [stack.enter_context(match.outputs()) for match in self._custom]
+            results_S, results_T = self._results(batch, args, self._pairs(), self.adaptor_S)
+        total, parts = self.compute_loss(results_S, results_T["0"])
+        mask = results_S.get("inputs_mask")
+        for number, (match, output) in enumerate(zip(self._custom, outputs, strict=True)):
+            value = match.compare(output, mask, mask)
+            parts[f"unweighted_custom_{number}"] = value
+            total = total + match.weight * value
+        return total, parts
+
+    def _caches_labels(self) -> bool:
+        return super()._caches_labels() and not self._custom
+
+    def _projections(self) -> list[tuple[nn.Module, Mapping[str, Any]]]:
+        own = [(match.proj_func, match.proj_group) for match in self._custom]
+        return super()._projections() + [
+            (module, options) for module, options in own if isinstance(module, nn.Module)
         ]
-
-    def _beside(self) -> nn.Module:
-        own = [each for each in self.projs if each is not None]
-        own += [each.projection for each in self._custom if each.projection is not None]
-        return nn.ModuleList(own)
 
 
 class MultiTeacherDistiller(BasicDistiller):
     """Several teachers of one task, whose logits are averaged; each may be matched by its layers.
 
-    Args:
-        train_config: how, and where to.
-        distill_config: what the loss is; a match names its teacher's number as `teacher`.
-        model_T: the teachers.
-        model_S: the student.
-        adaptor_T: of all of them, or one each.
-        adaptor_S: the student's.
+    A match names its teacher's number as `teacher`; there is one adaptor of all, or one each.
     """
 
-    def _teach(self) -> dict[str, Lesson]:
+    _compares_layers = True
+    _shares_teachers = False
+
+    def train_on_batch(self, batch: Any, args: Mapping[str, Any]) -> Terms:
+        """Return the loss of a batch, with a graph, and its terms without their weights."""
+        results_S, results_T = self._results(batch, args, self._pairs(), self.adaptor_S)
+        return self.compute_loss(results_S, list(results_T.values()))
+
+    def compute_loss(self, results_S: Results, results_T: Any) -> Terms:
+        """Combine the terms of a batch, from what the adaptors of the student and of each give."""
+        numbered = {str(number): each for number, each in enumerate(results_T)}
+        return self._combined(results_S, numbered)
+
+    def _pairs(self) -> Teachers:
         models, adaptors = list(self.model_T), self.adaptor_T
         each = list(adaptors) if isinstance(adaptors, list | tuple) else [adaptors] * len(models)
         if len(each) != len(models):
@@ -189,8 +466,176 @@ class MultiTeacherDistiller(BasicDistiller):
                 f"adaptor_T: expected one, or one for each of {len(models)} teachers, got "
                 f"{len(each)}"
             )
-        teachers = {str(number): pair for number, pair in enumerate(zip(models, each, strict=True))}
-        return {"": Lesson(self.adaptor_S, teachers)}
+        return {str(number): pair for number, pair in enumerate(zip(models, each, strict=True))}
 
-    def _own_matches(self) -> list[MatchSpec]:
-        return self.d_config.matches()
+
+class MultiTaskDistiller(GeneralDistiller):
+    """A teacher for each task; layers can be matched, of one task's teacher or of all of them.
+
+    Models of teachers and adaptors are dicts by task; a match with `teacher` is of that task alone.
+    """
+
+    _task, _tau = "", 1.0
+
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]  as TextBrewer has it
+        self,
+        optimizer: Optimizer,
+        dataloaders: Mapping[str, Iterable[Any]],
+        num_steps: int,
+        scheduler_class: Any = None,
+        scheduler_args: Mapping[str, Any] | None = None,
+        scheduler: Any = None,
+        max_grad_norm: float = -1.0,
+        tau: float = 1,
+        callback: Callback | None = None,
+        batch_postprocessors: Mapping[str, Postprocessor] | None = None,
+        **args: Any,
+    ) -> None:
+        """Train the student, or go on with a training that was stopped; see `Trainer.train`.
+
+        The loaders, and what their batches go through, are by task. A batch is of a task with
+        probability |loader|^tau; all are alike where a loader's length isn't known.
+        """
+        if set(dataloaders) != set(self.model_T):
+            raise ConfigError(
+                f"dataloaders: expected one for each task ({', '.join(self.model_T)}), got "
+                f"{', '.join(dataloaders)}"
+            )
+        self._tau = tau
+        named: dict[str, Any] = {"num_steps": num_steps, "callback": callback, **args}
+        named["batch_postprocessor"] = batch_postprocessors
+        schedule = (scheduler_class, scheduler_args, scheduler)
+        super().train(optimizer, dataloaders, None, *schedule, max_grad_norm, **named)
+
+    def train_on_batch(self, batch: tuple[Any, str], args: Mapping[str, Any]) -> Terms:
+        """Return the loss of a (batch, task), with a graph, and its terms without weights."""
+        given, self._task = batch
+        pairs = {self._task: self._pairs()[self._task]}
+        results_S, results_T = self._results(given, args, pairs, self.adaptor_S[self._task])
+        return self.compute_loss(results_S=results_S, results_T=results_T[self._task])
+
+    def compute_loss(self, results_S: Results, results_T: Any) -> Terms:
+        """Combine the terms of a batch of one task."""
+        return self._combined(results_S, {self._task: results_T})
+
+    def _feed(self, loader: Any, postprocess: Any, *, epochs: bool) -> Feed:
+        changes = postprocess or {}
+        streams = {task: Stream(each, changes.get(task)) for task, each in loader.items()}
+        if not all(hasattr(each, "__len__") for each in loader.values()):
+            return Feed(streams)
+        sizes = [float(len(each)) ** self._tau for each in loader.values()]
+        return Feed(streams, [size / sum(sizes) for size in sizes])
+
+    def _pairs(self) -> Teachers:
+        for name, each in {"adaptor_T": self.adaptor_T, "adaptor_S": self.adaptor_S}.items():
+            if set(each) != set(self.model_T):
+                raise ConfigError(
+                    f"{name}: expected one for each task of model_T ({', '.join(self.model_T)}), "
+                    f"got {', '.join(each)}"
+                )
+        return {task: (model, self.adaptor_T[task]) for task, model in self.model_T.items()}
+
+
+_COMPUTE_LOSS = {
+    BasicDistiller.compute_loss,
+    MultiTeacherDistiller.compute_loss,
+    MultiTaskDistiller.compute_loss,
+}
+
+
+def _each(models: Any, change: Callable[[nn.Module], nn.Module]) -> Any:
+    if isinstance(models, list | tuple):
+        return [change(model) for model in models]
+    if isinstance(models, Mapping):
+        return {name: change(model) for name, model in models.items()}
+    return change(models)
+
+
+def _rows_of(results: Results) -> Sequence[Tensor]:
+    """Return the logits of each output, in the rows that its mask keeps."""
+    logits, masks = results.get("logits", ()), results.get("logits_mask")
+    return logits if masks is None else select_logits_with_mask(logits, masks)
+
+
+def _labels_of(results: Results) -> list[Tensor]:
+    """Return the labels of each output in the rows of `_rows_of`.
+
+    Raises:
+        ConfigError: there are not as many labels as logits.
+    """
+    logits, labels = results["logits"], results.get("labels", ())
+    if len(labels) != len(logits):
+        raise ConfigError(
+            f"probability_shift: expected an adaptor that gives labels for each of {len(logits)} "
+            f"logits, got {len(labels)}"
+        )
+    masks = results.get("logits_mask", [None] * len(logits))
+    return [
+        label if each.dim() < 3 or mask is None else label[mask != 0]
+        for each, label, mask in zip(logits, labels, masks, strict=True)
+    ]
+
+
+def _asked_of(
+    results_S: Results, logits: Sequence[Tensor], matches: Sequence[IntermediateMatch]
+) -> Asked:
+    """Return what is asked of a teacher: logits as the student's, and the layers of matches."""
+    found: Asked = {}
+    for number, own in enumerate(logits):
+        tokens = ".tokens" if own.dim() == 3 else ""
+        found[Signal(f"logits.{number}{tokens}", dtype=_kept_dtype(own))] = ("logits", number, own)
+    for match in matches:
+        own = match_features(results_S, match, "student")
+        own = own if isinstance(own, Tensor) else own[0]
+        for layer in match.spec.teacher_layers:
+            signal = Signal(match.feature, (layer,), _kept_dtype(own))
+            found[signal] = (match.feature, layer, own)
+    return found
+
+
+def _kept_dtype(tensor: Tensor) -> str:
+    # Keeping labels changes no loss: what is computed in half precision is compared in float32.
+    return "float64" if tensor.dtype == torch.float64 else "float32"
+
+
+def _axes_of(asked: tuple[str, int, Tensor]) -> tuple[Axis, ...]:
+    key, _, own = asked
+    return _AXES[key, own.dim()]
+
+
+def _all_tokens(asked: Asked) -> Tensor:
+    """Return a mask of every token, (B, L)."""
+    sizes = [own.shape[-2 if key != "attention" else -1] for key, _, own in asked.values()]
+    tokens = ["token" in _axes_of(each) for each in asked.values()]
+    lengths = [size for size, has_tokens in zip(sizes, tokens, strict=True) if has_tokens]
+    size = len(next(iter(asked.values()))[2])
+    return torch.ones(size, max(lengths, default=1))
+
+
+def _mask_that_suffices(batch: Any, results_S: Results, asked: Asked) -> Tensor | None:
+    """Return a batch's mask of real tokens, (B, L), if what is learnt reads no others."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or not has_rows(mask, _size_of(results_S)) or mask.dim() != 2:
+        return None
+    logits = [own for key, _, own in asked.values() if key == "logits"]
+    # As many classes as tokens: scores of tokens, as question answering has them.
+    if any(own.dim() == 2 and own.shape[1] == mask.shape[1] for own in logits):
+        return None
+    masks = results_S.get("logits_mask", [None] * len(logits))
+    read = [each for own, each in zip(logits, masks, strict=False) if own.dim() > 2]
+    read += [results_S.get("inputs_mask")] * (len(asked) > len(logits))
+    return mask if all(_is_within(each, mask) for each in read) else None
+
+
+def _is_within(read: Tensor | None, real: Tensor) -> bool:
+    if read is None or read.shape != real.shape:
+        return False
+    return not bool((read[real.to(read.device) == 0] != 0).any())
+
+
+def _size_of(results: Results) -> int:
+    """Return the examples of a batch."""
+    for key in ("logits", "hidden", "attention", "labels"):
+        for each in results.get(key, ()):
+            return len(each)
+    return 0

@@ -193,22 +193,22 @@ def build_optimizer(
     """Return the optimizer over the parameters that are trained.
 
     Args:
-        model: its parameters are the first group.
+        model: its parameters come first, in as many groups as `parameter_groups` makes of them.
         config: class, learning rate, options. Fused where torch can, unless an option of the
             job's own says how the update is made.
         groups: further groups with options of their own, such as projections.
 
     Raises:
-        ConfigError: the class refuses its arguments.
+        ConfigError: the class refuses its arguments, or a pattern is in no parameter's name.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    own = _parameter_groups(model, config)
     build: Any = optimizer_class(config)
     trained = [*parameters, *(p for group in groups for p in group["params"])]
     options = dict(config.optimizer_options)
     if not {"fused", "foreach", "differentiable"} & options.keys():
         options |= _fused(optimizer_class(config), trained)
     try:
-        return build([{"params": parameters}, *groups], lr=config.learning_rate, **options)
+        return build([*own, *groups], lr=config.learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.optimizer_options: torch.optim.{config.optimizer} refused "

@@ -3,8 +3,9 @@
 Every function takes the package, which is the published one or ours.
 """
 
+import random
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ with warnings.catch_warnings():
 
 PUBLISHED: Any = textbrewer
 OURS: Any = raybrew.textbrewer
+SHUFFLES = random.Random()
+"""Stands where Python's generator is: checks of shapes, which beartype makes, draw from that."""
 LENGTH, ROWS, CLASSES, VOCABULARY = 12, 40, 3, 50
 
 
@@ -65,6 +68,21 @@ def rows(seed: int = 0, *, per_token: bool = False) -> list[dict[str, torch.Tens
 def loader(seed: int = 0, **changes: Any) -> DataLoader:
     data: Any = rows(seed, per_token=changes.pop("per_token", False))
     return DataLoader(data, **{"batch_size": 8, "shuffle": True, **changes})
+
+
+class KeptOrder:
+    """The batches of one pass over a loader, shuffled for each pass: as caching reads them."""
+
+    def __init__(self, loader: DataLoader):
+        self._loader, self._batches = loader, []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._batches = self._batches or list(self._loader)
+        SHUFFLES.shuffle(self._batches)
+        return iter(self._batches)
 
 
 def model(
@@ -116,6 +134,7 @@ ARGUMENTS = {"output_hidden_states": True, "output_attentions": True}
 def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
+    SHUFFLES.seed(seed)
 
 
 def distil(

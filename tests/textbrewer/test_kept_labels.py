@@ -10,7 +10,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from raybrew.errors import ConfigError, DataError, TeacherError
-from raybrew.textbrewer.content import content_keys
+from raybrew.textbrewer.label_cache import content_keys
 from tests.made import make_tokenizer
 from tests.textbrewer import script
 from tests.textbrewer.script import OURS, ROWS, Losses
@@ -54,7 +54,12 @@ def test_each_example_is_computed_once(tmp_path, kind, matches, more):
     distillation = {**KEPT, "intermediate_matches": matches}
     teacher = script.model(0)
     live, _ = run(
-        tmp_path / "live", kind, {**distillation, "is_caching_logits": False}, teacher, **more
+        tmp_path / "live",
+        kind,
+        {**distillation, "is_caching_logits": False},
+        teacher,
+        loaders=script.KeptOrder(script.loader()) if kind == "BasicDistiller" else None,
+        **more,
     )
     kept, distiller = run(tmp_path / "kept", kind, distillation, teacher, **more)
     same_losses(kept, live)
@@ -81,7 +86,7 @@ def test_several_teachers_and_the_layers_of_each(tmp_path):
         {**MATCHES[3], "teacher": 2},
     ]
     distillation = {**KEPT, "intermediate_matches": matches}
-    still: dict[str, Any] = {"loaders": script.loader(shuffle=False)}
+    still: dict[str, Any] = {"loaders": script.KeptOrder(script.loader(shuffle=False))}
     live, _ = run(
         tmp_path / "live",
         "MultiTeacherDistiller",
@@ -96,7 +101,7 @@ def test_several_teachers_and_the_layers_of_each(tmp_path):
         distillation,
         teachers,
         student=script.model(9, layers=1, dropout=0),
-        **still,
+        loaders=script.loader(shuffle=False),
     )
     same_losses(kept, live)
     assert "unweighted_hidden_nst_0-1_0-2_1" in kept.of
@@ -180,14 +185,12 @@ def test_padding_is_no_part_of_an_example(tmp_path, matches, once):
 @pytest.mark.parametrize("reads", [script.token_adaptor, two_outputs], ids=["tokens", "scores"])
 def test_logits_of_tokens(tmp_path, reads):
     distillation = {**KEPT, "hard_label_weight": 0.5}
-    more: dict[str, Any] = {
-        "loaders": script.loader(per_token=True),
-        "adaptors": (reads, reads),
-    }
+    more: dict[str, Any] = {"adaptors": (reads, reads)}
     teacher = script.model(0, per_token=True)
     found = []
     for caching in (False, True):
         student = script.model(9, layers=1, per_token=True)
+        loader = script.loader(per_token=True)
         found.append(
             run(
                 tmp_path / str(caching),
@@ -195,6 +198,7 @@ def test_logits_of_tokens(tmp_path, reads):
                 {**distillation, "is_caching_logits": caching},
                 teacher,
                 student=student,
+                loaders=loader if caching else script.KeptOrder(loader),
                 **more,
             )
         )

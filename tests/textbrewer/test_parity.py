@@ -273,10 +273,26 @@ def test_basic_trainer(tmp_path, train):
     compare(*found, steps=6 if "num_steps" in train else 10)
 
 
-def test_what_moves_with_the_padding_there_does_so_here():
+@pytest.mark.parametrize("name", ["nst", "attention_ce", "hidden_mse"])
+def test_what_moves_with_the_padding_there_does_so_here(name):
     """The mask of a script's adaptors makes its nst divide by the padded length."""
-    config = OURS.DistillationConfig(intermediate_matches=MATCHES)
-    options = {spec.loss: dict(spec.options) for spec in config.matches()}
-    assert options["nst"] == {"divisor": "length"}
-    assert options["attention_ce"] == {"keys": "all"}
-    assert options["hidden_mse"] == {}
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 2, 2, 8, 4, generator=generator)
+    attention = torch.rand(2, 2, 2, 8, 8, generator=generator)
+    mask = (torch.arange(8) < 5).long().expand(2, -1)
+
+    def side(number: int, length: int) -> Any:
+        if name == "attention_ce":
+            return attention[number, :, :, :length, :length]
+        layers = [layer[:, :length] for layer in hidden[number]]
+        return layers if name == "nst" else layers[0]
+
+    theirs, ours = (
+        [
+            float(package.MATCH_LOSS_MAP[name](side(0, n), side(1, n), mask=mask[:, :n]))
+            for n in (5, 8)
+        ]
+        for package in (PUBLISHED, OURS)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    assert (abs(ours[0] - ours[1]) > 1e-4) is (name != "hidden_mse")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from raybrew.textbrewer.precision import Precision
 from tests.textbrewer import script
 from tests.textbrewer.script import OURS
 from tests.textbrewer.test_kept_labels import KEPT, run
@@ -23,10 +22,10 @@ def one_thread():
 def float16_on_the_cpu(monkeypatch):
     """Float16 is the facade's choice on a GPU alone; the steps are the same on a CPU."""
 
-    def dtype(config: Any, device: torch.device) -> torch.dtype | None:
-        return torch.float16 if config.fp16 else None
+    def precision(config: Any, device: torch.device) -> str:
+        return "fp16" if config.fp16 else "fp32"
 
-    monkeypatch.setattr("raybrew.textbrewer.precision._dtype_of", dtype)
+    monkeypatch.setattr("raybrew.textbrewer.distiller_train._precision", precision)
 
 
 def watched(model: nn.Module) -> set[torch.dtype]:
@@ -100,25 +99,45 @@ def test_a_gradient_of_fp16_is_scaled_while_it_is_taken(tmp_path):
     assert ratio.item() == pytest.approx(2.0**16, rel=0.02)
 
 
+class TwoWeights(nn.Module):
+    """A model whose losses have a gradient that is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+
+    def forward(self, loss: str) -> torch.Tensor:
+        losses = {
+            # The gradient is (3, 4), of norm 5; clipped to a tenth of it.
+            "square": self.weight.square().sum() / 2,
+            "overflow": self.weight.sum() * torch.inf,
+            "linear": (self.weight * torch.tensor([0.0, 0.25])).sum(),
+        }
+        return losses[loss]
+
+
 @pytest.mark.usefixtures("float16_on_the_cpu")
 @pytest.mark.parametrize("clipped", [True, False])
 def test_a_step_of_fp16_takes_the_scale_off_and_leaves_an_overflow_out(tmp_path, clipped):
-    precision = Precision(script.settings(OURS, tmp_path, fp16=True), torch.device("cpu"))
-    weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    norm = 0.5 if clipped else -1.0
+    model, seen = TwoWeights(), []
+    config = script.settings(OURS, tmp_path, fp16=True, resume=False)
+    trainer = OURS.BasicTrainer(config, model, lambda batch, outputs: {"losses": outputs})
 
-    def step(loss: torch.Tensor) -> None:
-        precision.backward(loss)
-        precision.step(optimizer, [weight], norm)
-        optimizer.zero_grad()
+    class Seen:
+        """Stands where the schedule is, which follows each step."""
 
-    # The gradient is (3, 4), of norm 5; clipped to a tenth of it.
-    step(weight.square().sum() / 2)
-    assert weight.tolist() == pytest.approx([2.7, 3.6] if clipped else [0.0, 0.0])
-    before, scale = weight.tolist(), precision.state()["scale"]
-    step(weight.sum() * torch.inf)
-    assert weight.tolist() == before
-    assert precision.state()["scale"] == scale / 2
-    step((weight * torch.tensor([0.0, 0.25])).sum())
-    assert weight.tolist() == pytest.approx([before[0], before[1] - 0.25])
+        def step(self) -> None:
+            seen.append((model.weight.tolist(), trainer._scaler.get_scale()))
+
+    trainer.train(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        [{"loss": loss} for loss in ("square", "overflow", "linear")],
+        num_epochs=1,
+        scheduler=Seen(),
+        max_grad_norm=0.5 if clipped else -1.0,
+    )
+    (first, scale), (second, lower), (third, _) = seen
+    assert first == pytest.approx([2.7, 3.6] if clipped else [0.0, 0.0])
+    assert second == first
+    assert lower == scale / 2
+    assert third == pytest.approx([first[0], first[1] - 0.25])
