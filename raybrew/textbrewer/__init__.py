@@ -12,16 +12,7 @@ matched. Nothing here uses Ray: teachers on other machines, sweeps and W&B are `
 
 import sys
 
-from raybrew.textbrewer import (
-    configurations,
-    data_utils,
-    distiller_train,
-    distiller_utils,
-    distillers,
-    losses,
-    presets,
-    utils,
-)
+from raybrew.textbrewer import data_utils, distillers, presets, utils
 from raybrew.textbrewer.configurations import DistillationConfig, TrainingConfig
 from raybrew.textbrewer.distiller_train import BasicTrainer
 from raybrew.textbrewer.distiller_utils import CustomMatch
@@ -59,12 +50,8 @@ __all__ = [
     "MultiTaskDistiller",
     "MultiTeacherDistiller",
     "TrainingConfig",
-    "configurations",
     "data_utils",
-    "distiller_train",
-    "distiller_utils",
     "distillers",
-    "losses",
     "presets",
     "register_new",
     "utils",

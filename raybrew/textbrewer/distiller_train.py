@@ -61,57 +61,61 @@ class TrainingSchedule:
     num_epochs: int
     per_epoch: int
     accumulation: int
-    checkpoints: frozenset[int]
+    checkpoints: set[int]
     done: int = 0
 
     @staticmethod
-    def of_epochs(config: TrainingConfig, num_epochs: int, per_epoch: int) -> "TrainingSchedule":
-        """Return the course over so many epochs of so many batches.
+    def of(
+        config: TrainingConfig, loader: Any, num_epochs: int | None, num_steps: int | None
+    ) -> "TrainingSchedule":
+        """Return the schedule of so many steps, or of so many passes over a loader.
 
         Raises:
-            ConfigError: an epoch is less than a step.
+            ConfigError: neither is given, the loader has no length, or an epoch is less than a
+                step.
         """
-        accumulation, num_epochs = config.gradient_accumulation_steps, int(num_epochs)
-        steps, parts = per_epoch // accumulation, config.ckpt_frequency
+        accumulation = config.gradient_accumulation_steps
+        if num_steps is not None:
+            every = config.ckpt_steps or int(num_steps)
+            saved = {*range(every, int(num_steps) + 1, every), int(num_steps)}
+            return TrainingSchedule(1, int(num_steps) * accumulation, accumulation, saved)
+        if num_epochs is None:
+            raise ConfigError("train: expected num_epochs or num_steps, got neither")
+        if not hasattr(loader, "__len__"):
+            raise ConfigError("train: expected num_steps with a dataloader without a length")
+        num_epochs, steps, parts = (
+            int(num_epochs),
+            len(loader) // accumulation,
+            config.ckpt_frequency,
+        )
         if not steps:
             raise ConfigError(
-                f"gradient_accumulation_steps: expected no more than the {per_epoch} batches of an "
-                f"epoch, got {accumulation}"
+                f"gradient_accumulation_steps: expected no more than the {len(loader)} batches of "
+                f"an epoch, got {accumulation}"
             )
         # As in TextBrewer, the place 0 of an epoch is its end.
+        parts = config.ckpt_frequency
         places = {int(steps * part / parts) or steps for part in range(parts)}
         every = config.ckpt_epoch_frequency
-        saved = {*range(every - 1, num_epochs, every), num_epochs - 1}
-        checkpoints = frozenset(epoch * steps + place for epoch in saved for place in places)
-        return TrainingSchedule(num_epochs, per_epoch, accumulation, checkpoints)
-
-    @staticmethod
-    def of_steps(config: TrainingConfig, num_steps: int) -> "TrainingSchedule":
-        """Return the course over so many steps."""
-        accumulation, num_steps = config.gradient_accumulation_steps, int(num_steps)
-        every = config.ckpt_steps or num_steps
-        checkpoints = frozenset({*range(every, num_steps + 1, every), num_steps})
-        return TrainingSchedule(1, num_steps * accumulation, accumulation, checkpoints)
+        epochs = {*range(every - 1, num_epochs, every), num_epochs - 1}
+        saved = {epoch * steps + place for epoch in epochs for place in places}
+        return TrainingSchedule(num_epochs, len(loader), accumulation, saved)
 
     @property
-    def num_batches(self) -> int:
-        """Batches in all."""
-        return self.num_epochs * self.per_epoch
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+        return self.per_epoch // self.accumulation
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps in all."""
-        return self.num_epochs * (self.per_epoch // self.accumulation)
-
-    def steps_between(self, lines: int) -> int:
-        """Steps from one line of progress to the next, of so many in an epoch."""
-        return max(1, self.per_epoch // self.accumulation // lines)
+        return self.num_epochs * self.steps_per_epoch
 
     @property
     def step(self) -> int:
         """Optimizer steps that were taken."""
         epochs, rest = divmod(self.done, self.per_epoch)
-        return epochs * (self.per_epoch // self.accumulation) + rest // self.accumulation
+        return epochs * self.steps_per_epoch + rest // self.accumulation
 
 
 class Trainer(ABC):
@@ -139,7 +143,7 @@ class Trainer(ABC):
         self._scaler = loss_scaler(self._precision, self.device)
         self.tb_writer = _writer(train_config.log_dir, self.rank)
         self._modes: list[tuple[nn.Module, bool]] = []
-        self._schedule = TrainingSchedule(0, 1, 1, frozenset())
+        self._schedule = TrainingSchedule(0, 1, 1, set())
         self._resumption: Resumption | None = None
 
     @abstractmethod
@@ -196,7 +200,7 @@ class Trainer(ABC):
             TeacherError: an answer of another shape than the student's.
             CheckpointError: a checkpoint that can't be written, or read back.
         """
-        self._schedule = self._schedule_of(dataloader, num_epochs, num_steps)
+        self._schedule = TrainingSchedule.of(self.t_config, dataloader, num_epochs, num_steps)
         feed = self._feed(dataloader, batch_postprocessor, epochs=num_steps is None)
         optimizer, scheduler, _ = self.initialize_training(
             optimizer, scheduler_class, scheduler_args, scheduler
@@ -235,7 +239,7 @@ class Trainer(ABC):
                 optimizer.add_param_group({"params": parameters, **options})
         if scheduler_class is not None:
             scheduler = scheduler_class(optimizer=optimizer, **(scheduler_args or {}))
-        self.model_S = self._wrapped(self.model_S)
+        self._wrap_models()
         return optimizer, scheduler, self.rank != 0
 
     def write_loss(
@@ -252,12 +256,13 @@ class Trainer(ABC):
     ) -> None:
         """Write the student's weights as `gs<step>.pkl`, and call the callback."""
         logger.info("Saving at step %d, epoch %d", global_step, epoch + 1)
+        values = self._values()
         if self.rank == 0:
             path = Path(self.t_config.output_dir) / f"gs{global_step}.pkl"
             torch.save(bare(self.model_S).state_dict(), path)
         # Before the callback: a training that it ends goes on with calling it.
         if self._resumption is not None:
-            self._resumption.save(global_step, {"done": self._schedule.done, **self._values()})
+            self._resumption.save(global_step, {"done": self._schedule.done, **values})
         if self._world.size > 1:
             dist.barrier()
         self._call_back(global_step, callback)
@@ -278,8 +283,11 @@ class Trainer(ABC):
         """Whether the batches of one pass over the loader serve all epochs."""
         return False
 
+    def _wrap_models(self) -> None:
+        self.model_S = self._wrapped(self.model_S)
+
     def _values(self) -> Mapping[str, Any]:
-        """Return plain values that a training that goes on needs as well."""
+        """Return, at a checkpoint, plain values that a training that goes on needs as well."""
         return {}
 
     def _settings(self) -> Mapping[str, str]:
@@ -294,17 +302,6 @@ class Trainer(ABC):
         flush = getattr(self.tb_writer, "flush", None)
         if flush is not None:
             flush()
-
-    def _schedule_of(
-        self, loader: Any, num_epochs: int | None, num_steps: int | None
-    ) -> TrainingSchedule:
-        if num_steps is not None:
-            return TrainingSchedule.of_steps(self.t_config, num_steps)
-        if num_epochs is None:
-            raise ConfigError("train: expected num_epochs or num_steps, got neither")
-        if not hasattr(loader, "__len__"):
-            raise ConfigError("train: expected num_steps with a dataloader without a length")
-        return TrainingSchedule.of_epochs(self.t_config, num_epochs, len(loader))
 
     def _feed(self, loader: Any, postprocess: Any, *, epochs: bool) -> Feed:
         stream = Stream(loader, postprocess)
@@ -328,13 +325,13 @@ class Trainer(ABC):
         optimizer.zero_grad()
         with Bars(enabled=self.rank == 0 and sys.stderr.isatty()) as bars:
             bars.start("train", schedule.num_steps, "steps")
-            while schedule.done < schedule.num_batches:
+            while schedule.done < schedule.num_epochs * schedule.per_epoch:
                 epoch, place = divmod(schedule.done, schedule.per_epoch)
                 self._batch(feed, args)
                 if (place + 1) % schedule.accumulation == 0:
                     self._step(optimizer, scheduler, max_grad_norm)
                     bars.move_to("train", schedule.step)
-                    if schedule.step % schedule.steps_between(self.print_freq) == 0:
+                    if schedule.step % max(1, schedule.steps_per_epoch // self.print_freq) == 0:
                         logger.info("Step %d of %d", schedule.step, schedule.num_steps)
                     if schedule.step in schedule.checkpoints:
                         self.save_and_callback(schedule.step, place, epoch, callback)

@@ -131,22 +131,8 @@ class BasicDistiller(Trainer):
         """
         return self._combined(results_S, {"0": results_T})
 
-    def save_and_callback(
-        self, global_step: int, step: int, epoch: int, callback: Callback | None
-    ) -> None:
-        """Write the labels that are not on disk yet, then a checkpoint; call the callback."""
-        self._flush_labels()
-        super().save_and_callback(global_step, step, epoch, callback)
-
-    def initialize_training(
-        self,
-        optimizer: Optimizer,
-        scheduler_class: Any,
-        scheduler_args: Mapping[str, Any] | None,
-        scheduler: Any,
-    ) -> tuple[Optimizer, Any, bool]:
-        """Complete the optimizer, make the schedule, wrap the models; see `Trainer`."""
-        found = super().initialize_training(optimizer, scheduler_class, scheduler_args, scheduler)
+    def _wrap_models(self) -> None:
+        super()._wrap_models()
         if self.local_rank != -1:
             self.projs = [each and self._wrapped(each) for each in self.projs]
         elif self.t_config.data_parallel:
@@ -154,7 +140,6 @@ class BasicDistiller(Trainer):
         # Teachers may have changed since.
         self._found += sum(cache.found for cache in self._caches.values())
         self._caches = {}
-        return found
 
     def _pairs(self) -> Teachers:
         """Return the teachers with their adaptors, by name."""
@@ -361,6 +346,7 @@ class BasicDistiller(Trainer):
             config.hard_label_weight = config.hard_label_weight_scheduler(progress)
 
     def _values(self) -> dict[str, Any]:
+        self._flush_labels()
         return self.d_config.numbers()
 
     def _restore_values(self, values: Mapping[str, Any]) -> None:

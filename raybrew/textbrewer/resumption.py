@@ -10,12 +10,13 @@ the settings, the student's first weights, the teachers, and the data.
 
 import json
 import logging
-import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class Stream:
     _kept: list[Any] = field(default_factory=list, init=False)
     _order: list[int] = field(default_factory=list, init=False)
     _drawn_from: dict[str, Any] | None = field(default=None, init=False)
+    _own: Any = field(default=None, init=False)
     _pass: int = field(default=-1, init=False)
     _taken: int = field(default=0, init=False)
     _last: Any = field(default=None, init=False)
@@ -106,6 +108,7 @@ class Stream:
             "pass": self._pass,
             "taken": self._taken,
             "drawn_from": self._drawn_from,
+            "own": self._own,
             "order": self._order,
             "last": batch_digest(self._last),
         }
@@ -120,7 +123,9 @@ class Stream:
         if position["drawn_from"] is None:
             return True
         restore_generators(position["drawn_from"])
-        self._restore_own(position["drawn_from"]["own"])
+        own = getattr(self.loader, "generator", None)
+        if own is not None and position["own"] is not None:
+            own.set_state(position["own"])
         self._begin(position["pass"], position["order"])
         return (
             all(self._take() for _ in range(position["taken"]))
@@ -144,8 +149,8 @@ class Stream:
         self.begin_pass(number)
         if not self.keeps or not self._kept:
             own = getattr(self.loader, "generator", None)
-            state = None if own is None else own.get_state()
-            self._drawn_from = generator_states() | {"own": state}
+            self._own = None if own is None else own.get_state()
+            self._drawn_from = generator_states()
         if not self.keeps:
             self._batches = iter(self.loader)
         else:
@@ -161,11 +166,6 @@ class Stream:
 
     def _changed(self, batch: Any) -> Any:
         return batch if self.postprocess is None else self.postprocess(batch)
-
-    def _restore_own(self, state: Any) -> None:
-        own = getattr(self.loader, "generator", None)
-        if own is not None and state is not None:
-            own.set_state(state)
 
 
 @dataclass
@@ -197,6 +197,11 @@ class Feed:
     def seek(self, position: Mapping[str, Any]) -> bool:
         """Bring every stream to a position; return whether all read the same there."""
         return all(stream.seek(position[name]) for name, stream in self.streams.items())
+
+    def rewind(self) -> None:
+        """Bring every stream to its beginning."""
+        for stream in self.streams.values():
+            stream.rewind()
 
 
 class Resumption:
@@ -251,7 +256,7 @@ class Resumption:
 
         try:
             self._checkpoints.write(step, write)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
+        except (PickleError, AttributeError, TypeError) as error:
             # The training goes on, as in TextBrewer, which writes nothing of the kind.
             self._is_off = True
             logger.warning(
@@ -273,40 +278,32 @@ class Resumption:
         if folder is None:
             return None
         before = generator_states()
-        try:
+        with _readable(folder):
             record = json.loads((folder / _STATE).read_text())
-            changed = self._changed(record)
+            changed, training = self._changed(record), {}
             if not changed:
                 # Objects in a state are of the script's own classes, which may be read.
                 with torch.serialization.safe_globals(list(_classes_in(self._states()))):
                     training = torch.load(folder / _TRAINING, "cpu", weights_only=True)
-                mine = training["ranks"][self._world.rank]
-                if not self._feed.seek(mine["feed"]):
+                if not self._feed.seek(training["ranks"][self._world.rank]["feed"]):
                     changed = ["data: other batches now"]
             # All processes begin at the same step.
             changed = [each for found in self._world.gather(changed) for each in found]
-            if changed:
-                for stream in self._feed.streams.values():
-                    stream.rewind()
-                restore_generators(before)
-                logger.warning(
-                    "%s holds another training than this, which was stopped (%s): this one begins "
-                    "at step 0. A student with weights that are drawn is the same if the script "
-                    "calls torch.manual_seed before it builds it",
-                    folder,
-                    "; ".join(changed),
-                )
-                return None
-            for name, part in self._parts.items():
-                part.load_state_dict(training["states"][name])
-            restore_generators(mine["generators"])
-        except OSError as error:
-            # Its checksums were right a moment ago, so nothing is to be deleted.
-            raise CheckpointError(f"{folder}: can't be read back: {explain(error)}") from error
-        except _UNREADABLE as error:
-            raise CheckpointError(
-                f"{folder}: can't be read back: {error!r}; delete it to begin again"
-            ) from error
+            if not changed:
+                for name, part in self._parts.items():
+                    part.load_state_dict(training["states"][name])
+                restore_generators(training["ranks"][self._world.rank]["generators"])
+        if changed:
+            self._feed.rewind()
+            restore_generators(before)
+            logger.warning(
+                "%s holds another training than this, which was stopped (%s): this one begins at "
+                "step 0. A student with weights that are drawn is the same if the script calls "
+                "torch.manual_seed before it builds it",
+                folder,
+                "; ".join(changed),
+            )
+            return None
         self._is_ours = True
         step = record["progress"]["step"]
         logger.warning("going on from step %d of a training that was stopped", step)
@@ -331,10 +328,17 @@ class Resumption:
         ]
 
 
-_UNREADABLE = (
-    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError),
-    pickle.UnpicklingError,
-)
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Its checksums were right a moment ago, so nothing is to be deleted.
+        raise CheckpointError(f"{folder}: can't be read back: {explain(error)}") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, PickleError) as error:
+        raise CheckpointError(
+            f"{folder}: can't be read back: {error!r}; delete it to begin again"
+        ) from error
 
 
 def _classes_in(value: Any) -> set[type]:

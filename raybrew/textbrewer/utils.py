@@ -13,35 +13,27 @@ from torch import Tensor, nn
 _MB = 2**20
 
 
-class LayerNode:
-    """A module, a parameter or a buffer, with all that is below it.
+class LayerNode(dict[str, "LayerNode"]):
+    """A module, a parameter or a buffer: a dict of what is below it.
 
     Args:
         name: the last part of its name; "(shared)" is appended if it is counted elsewhere.
         parent: the module that it is in.
-        value: numbers and MB of 2²⁰ bytes.
         fullname: all parts of its name.
+
+    Attributes:
+        value: numbers, and MB of 2²⁰ bytes.
     """
 
-    def __init__(
-        self,
-        name: str,
-        parent: "LayerNode | None" = None,
-        value: list[Any] | None = None,
-        fullname: str | None = None,
-    ):
+    def __init__(self, name: str, parent: "LayerNode | None" = None, fullname: str | None = None):
+        super().__init__()
         self.name, self.parent, self.fullname = name, parent, fullname
-        self.value = [0, 0.0] if value is None else value
-        self.children_name: dict[str, LayerNode] = {}
+        self.value: list[Any] = [0, 0.0]
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.children_name
-
-    def __getitem__(self, key: str) -> "LayerNode":
-        return self.children_name[key]
-
-    def __setitem__(self, key: str, value: "LayerNode") -> None:
-        self.children_name[key] = value
+    @property
+    def children_name(self) -> dict[str, "LayerNode"]:
+        """What is below it, by name."""
+        return self
 
     def format(self, max_level: int | None = None) -> str:
         """Return a table of this node and what is below it, down to a level."""
@@ -57,9 +49,9 @@ class LayerNode:
     def _rows(self, level: int, max_level: int | None) -> Iterator[tuple[str, "LayerNode", bool]]:
         is_last = max_level is not None and level == max_level
         # The numbers of an only child are shown, and are its parent's too.
-        yield "  " * level + "--" + self.name, self, is_last or len(self.children_name) != 1
+        yield "  " * level + "--" + self.name, self, is_last or len(self) != 1
         if not is_last:
-            for child in self.children_name.values():
+            for child in self.values():
                 yield from child._rows(level + 1, max_level)
 
 
