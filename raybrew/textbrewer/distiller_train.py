@@ -76,7 +76,7 @@ class TrainingSchedule:
         """
         accumulation = config.gradient_accumulation_steps
         if num_steps is not None:
-            every = config.ckpt_steps or int(num_steps)
+            every = config.ckpt_steps or max(1, int(num_steps))
             saved = {*range(every, int(num_steps) + 1, every), int(num_steps)}
             return TrainingSchedule(1, int(num_steps) * accumulation, accumulation, saved)
         if num_epochs is None:

@@ -205,7 +205,9 @@ class BasicDistiller(Trainer):
                 asked = _asked_of(results_S, logits, matches)
                 reads_padding = batch_T is not batch_S or any(m.reads_padding for m in matches)
                 mask = None if reads_padding else _mask_that_suffices(batch_T, results_S, asked)
-                results_T[name] = self._labels(name, batch_T, asked, mask, args)
+                answer = self._checked_answer(name, pair, asked, matches, args)
+                cache = self._cache(name, pair, args)
+                results_T[name] = self._labels(cache, batch_T, asked, mask, answer)
             else:
                 results_T[name] = self._answer(pair, batch_T, args, outputs)
             if "logits_mask" in results_S:
@@ -222,43 +224,65 @@ class BasicDistiller(Trainer):
         self._computed += _size_of(results) if cached is None else 0
         return results
 
-    def _labels(
-        self, name: str, batch: Any, asked: Asked, mask: Tensor | None, args: Mapping[str, Any]
-    ) -> Results:
-        """Return a teacher's results from the labels that are kept; see `LabelCache`."""
-        if not asked:
-            return {}
-        pair, axes = self._pairs()[name], {signal: _axes_of(each) for signal, each in asked.items()}
-        size = len(next(iter(asked.values()))[2])
+    def _checked_answer(
+        self,
+        name: str,
+        pair: tuple[nn.Module, Adaptor],
+        asked: Asked,
+        matches: Sequence[IntermediateMatch],
+        args: Mapping[str, Any],
+    ) -> Callable[[Any], dict[Signal, Tensor]]:
+        """Return what runs a teacher on a batch, for the tensors that are asked for."""
 
-        def compute(rows: Tensor) -> dict[Signal, Tensor]:
-            found = self._answer(pair, take_rows(batch, rows, size), args)
-            own = [each[: len(rows)] for key, _, each in asked.values() if key == "logits"]
+        def answer(batch: Any) -> dict[Signal, Tensor]:
+            found = self._answer(pair, batch, args)
+            own = [each[: _size_of(found)] for key, _, each in asked.values() if key == "logits"]
             check_logits(name, found.get("logits", ()) if own else (), own)
+            for match in matches:
+                match_features(found, match, "teacher")
             return {signal: found[key][place] for signal, (key, place, _) in asked.items()}
 
-        if name not in self._caches:
-            self._caches[name] = self._cache(name, *pair, args)
-        places = _all_tokens(asked) if mask is None else mask
-        tensors = self._caches[name].tensors(batch, places, mask is None, axes, compute)
+        return answer
+
+    def _labels(
+        self,
+        cache: LabelCache,
+        batch: Any,
+        asked: Asked,
+        mask: Tensor | None,
+        answer: Callable[[Any], dict[Signal, Tensor]],
+    ) -> Results:
+        """Return a teacher's results from the labels that are kept; see `LabelCache`."""
         results: Results = {}
-        for signal, (key, place, _) in asked.items():
-            layers = results.setdefault(key, [])
-            layers += [None] * (place + 1 - len(layers))
-            layers[place] = tensors[signal].to(self.device)
+        if asked:
+            axes = {signal: _axes_of(each) for signal, each in asked.items()}
+            places = _all_tokens(asked) if mask is None else mask
+            tensors = cache.tensors(
+                batch,
+                places,
+                mask is None,
+                axes,
+                lambda rows: answer(take_rows(batch, rows, len(places))),
+            )
+            for signal, (key, place, _) in asked.items():
+                layers = results.setdefault(key, [])
+                layers += [None] * (place + 1 - len(layers))
+                layers[place] = tensors[signal].to(self.device)
         return results
 
     def _cache(
-        self, name: str, model: nn.Module, adaptor: Adaptor, args: Mapping[str, Any]
+        self, name: str, pair: tuple[nn.Module, Adaptor], args: Mapping[str, Any]
     ) -> LabelCache:
-        given, model = self.t_config.label_store, bare(model)
-        root = str(Path(self.t_config.output_dir) / "labels" if given is None else given)
-        return LabelCache(
-            root if is_uri(root) else os.path.abspath(user_path(root, "label_store")),
-            teacher_fingerprint(model, adaptor, args, _PRECISIONS[self._precision]),
-            teacher=name,
-            model=f"{type(model).__qualname__} of a script",
-        )
+        if name not in self._caches:
+            given, model = self.t_config.label_store, bare(pair[0])
+            root = str(Path(self.t_config.output_dir) / "labels" if given is None else given)
+            self._caches[name] = LabelCache(
+                root if is_uri(root) else os.path.abspath(user_path(root, "label_store")),
+                teacher_fingerprint(model, pair[1], args, _PRECISIONS[self._precision]),
+                teacher=name,
+                model=f"{type(model).__qualname__} of a script",
+            )
+        return self._caches[name]
 
     def _caches_labels(self) -> bool:
         # A compute_loss of the script's own may read any layer.
@@ -305,9 +329,11 @@ class BasicDistiller(Trainer):
 
     def _kd_loss(self, results_S: Results, results_T: Mapping[str, Results]) -> Tensor:
         config, own = self.d_config, _rows_of(results_S)
-        theirs = [_rows_of(results) for results in results_T.values()]
-        for name, logits in zip(results_T, theirs, strict=True):
-            check_logits(name, logits, own)
+        theirs = []
+        for name, results in results_T.items():
+            given = results.get("logits", ())
+            theirs.append(_rows_of(results) if len(given) == len(own) else given)
+            check_logits(name, theirs[-1], own)
         labels = _labels_of(results_S) if config.probability_shift else [None] * len(own)
         losses = []
         for l_S, label, *each in zip(own, labels, *theirs, strict=True):

@@ -134,7 +134,7 @@ def test_other_settings_begin_at_step_0_with_a_warning(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(Stopped):
         begin(5, num_epochs=2, max_grad_norm=1.0)
     assert "max_grad_norm: -1.0 then, 1.0 now; timetable: 3 epochs" in caplog.text
-    # The newer training is gone on with, though the other one had come further.
+    # The newer training continues, though the other one had come further.
     with caplog.at_level(logging.WARNING):
         assert len(begin(0, num_epochs=2, max_grad_norm=1.0).total) == 5
     assert "going on from step 5" in caplog.text

@@ -306,19 +306,37 @@ def test_mistakes_are_named(tmp_path):
             teachers[0],
             student=script.model(9, layers=1, hidden=8),
         )
-    with pytest.raises(ConfigError, match=r"no hidden of layer 7: it gives 0 to 2"):
-        run(
-            tmp_path,
-            "GeneralDistiller",
-            {"intermediate_matches": [{**MATCHES[0], "layer_T": 7}]},
-            teachers[0],
-        )
+    for caching in (False, True):
+        with pytest.raises(ConfigError, match=r"no hidden of layer 7: it gives 0 to 2"):
+            run(
+                tmp_path,
+                "GeneralDistiller",
+                {
+                    "intermediate_matches": [{**MATCHES[0], "layer_T": 7}],
+                    "is_caching_logits": caching,
+                },
+                teachers[0],
+            )
 
     def two_classes(batch, outputs):
         return {"logits": outputs.logits[:, :2]}
 
+    def one_output(batch, outputs):
+        return {"logits": outputs.logits, "logits_mask": batch["attention_mask"]}
+
+    def two_outputs_of_rows(batch, outputs):
+        return {"logits": [outputs.logits] * 2, "logits_mask": [batch["attention_mask"]] * 2}
+
+    with pytest.raises(TeacherError, match=r"teacher 0: expected 2 logits.*got 1"):
+        run(
+            tmp_path,
+            "BasicDistiller",
+            {},
+            teachers[0],
+            adaptors=(one_output, two_outputs_of_rows),
+        )
     for caching in (False, True):
-        with pytest.raises(TeacherError, match=r"teacher 0|^0: expected logits"):
+        with pytest.raises(TeacherError, match=r"teacher 0: expected logits"):
             run(
                 tmp_path,
                 "BasicDistiller",
