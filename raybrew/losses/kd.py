@@ -5,7 +5,7 @@
 Shapes: `*rows` is (B,) or (B, L). p is the teacher's distribution at the temperature, q the
 student's. A loss in the space of log-probabilities takes log q and log p; a loss in the space of
 logits takes raw logits, in which −inf marks a class that is masked out, and the temperature, a
-number or one per row. `KD_LOSSES` says which loss is in which space, and the ranges of options.
+number or one per row. `KD_LOSSES` states the space of each loss and the ranges of its options.
 """
 
 from collections.abc import Mapping
@@ -300,7 +300,7 @@ def dkd(
     target = labels.clamp(min=0).unsqueeze(-1)
     target_term = kl(_binary(student_log_probs, target), _binary(teacher_log_probs, target))
     rest_term = kl(_without(student, target), _without(teacher, target))
-    # A teacher that leaves no other class anything says nothing about them.
+    # A teacher with all its mass on the target has no distribution over the others.
     nothing_left = teacher.scatter(-1, target, LOG_ZERO).amax(dim=-1) <= LOG_ZERO
     rest_term = rest_term.masked_fill(nothing_left, 0.0)
     plain = kl(student_log_probs, teacher_log_probs)

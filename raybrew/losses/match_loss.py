@@ -46,7 +46,7 @@ Axis = Literal["layer", "head", "token", "hidden"]
 
 
 class FeatureSizes(NamedTuple):
-    """The static sizes a statistic has beside its number of tokens.
+    """The static sizes a statistic has besides its number of tokens.
 
     Attributes:
         hidden: entries of one token's vector at the teacher (after projection, at the student).
@@ -59,14 +59,18 @@ class FeatureSizes(NamedTuple):
     layers: int = 1
 
 
+UNKNOWN_SIZE = 0
+"""Stands for a hidden size that `MatchLoss.unpack` works out of the number of values of a row."""
+
+
 class Ragged(NamedTuple):
     """Rows of different lengths, one after another: of a statistic its real tokens alone.
 
         padded (B, A, L, L) ──pack──► values, flat   [ex. 0: A·n₀·n₀ | ex. 1: A·n₁·n₁ | …]
                             ◄─unpack─ offsets (B+1,) [0, A·n₀², A·n₀²+A·n₁², …]
 
-    Real tokens keep their order, so an example's row says nothing of how its batch was padded, and
-    it can be put back under another padding, also when the mask has holes.
+    Real tokens keep their order, so an example's row doesn't depend on the padding of its batch, and it
+    can be put back under another padding, also when the mask has holes.
     """
 
     values: Shaped[Tensor, " elements"]
@@ -152,6 +156,20 @@ def _selection(keep: Tensor, axes: tuple[Axis, ...], shape: Sequence[int]) -> Te
             others_before, others_after = (1,) * i, (1,) * (depth - i - 1)
             selection &= keep.view(keep.shape[0], *others_before, -1, *others_after)
     return selection
+
+
+def _inferred_sizes(
+    ragged: Ragged, keep: Tensor, axes: tuple[Axis, ...], known: FeatureSizes
+) -> FeatureSizes:
+    """Work the one unknown size of a statistic out of the number of its values."""
+    lengths = keep.sum(dim=1)
+    row = int(lengths.argmax())
+    per_token = int(lengths[row]) ** axes.count("token")
+    entries = int(ragged.offsets[row + 1] - ragged.offsets[row]) // max(per_token, 1)
+    if "hidden" in axes:
+        others = math.prod(row_shape(axes, 1, known._replace(hidden=1)))
+        return known._replace(hidden=entries // others)
+    return FeatureSizes(1, entries if "head" in axes else known.heads, known.layers)
 
 
 def _check_row_sizes(offsets: Tensor, lengths: Tensor, num_token_axes: int, static: int) -> None:
@@ -241,7 +259,8 @@ class MatchLoss:
         statistic: the teacher's side, (features, keep) → (B, *axes).
         compare: the student's side, (features, keep, statistic) → numerators (B,).
         count: denominators, (lengths (B,), sizes) → (B,).
-        features: which features it can compare.
+        features: which features it can compare; none where it compares outputs of modules, whose
+            shapes aren't known.
         num_layers: layers it takes on each side; None for any number.
         needs_same_size: whether the student's vectors must be as long as the teacher's.
         needs_same_heads: whether both must have as many attention heads.
@@ -294,7 +313,8 @@ class MatchLoss:
         Raises:
             ConfigError: the statistic doesn't have the shape that the student's features ask for.
         """
-        self._check_shape(student, statistic)
+        if self.features:
+            self._check_shape(student, statistic)
         # The student's precision decides, whatever the statistic was stored in.
         target = statistic.to(promoted(student[0]))
         numerator = self.compare(student, _keep(mask), target)
@@ -340,7 +360,7 @@ class MatchLoss:
         Args:
             ragged: one row per example of the batch.
             mask: (B, L), the student's real tokens; None where there is none.
-            sizes: the teacher's.
+            sizes: the teacher's; the hidden size may be unknown.
             padded_length: L, needed only where there is no mask.
 
         Returns:
@@ -355,6 +375,8 @@ class MatchLoss:
         if places is None:
             length = padded_length if padded_length is not None else 1
             places = ragged.offsets.new_ones((rows, length), dtype=torch.bool)
+        if sizes.hidden == UNKNOWN_SIZE:
+            sizes = _inferred_sizes(ragged, places, self.axes, sizes)
         statistic = unpack(ragged, places, self.axes, self._own_heads(sizes))
         return statistic if self.restore is None else self.restore(statistic, keep)
 

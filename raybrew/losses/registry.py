@@ -148,7 +148,7 @@ class KDLoss:
     def from_function(cls, name: str, function: Callable[..., Any]) -> "KDLoss":
         """Take in a user's function of (student_logits, teacher_logits, temperature).
 
-        Parameters called `labels` and `mask` say that it needs them; its other keyword-only
+        It needs `labels` or `mask` where it has such a parameter; its other keyword-only
         parameters are its options.
         """
         try:

@@ -48,7 +48,7 @@ MapsOf = Callable[[Features, Keep], Tensor]
 MapError = Callable[[HeadMaps, HeadMaps, Keep], PerRow]
 
 _PADDED_SCORE = -1e-3
-"""Entries at or below it are padding where no mask says so."""
+"""Entries at or below it are padding where there is no mask."""
 
 _PROBABILITY_TOLERANCE = 0.02
 """How far from 1 a row of probabilities may sum after a trip through bfloat16."""

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from raybrew.config.section import import_path_of
 from raybrew.data.payload import DTYPES, Payload, Signal, to_storage
 from raybrew.errors import ConfigError, did_you_mean
-from raybrew.losses.match_loss import pack
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.layers import layer_stack
 from raybrew.tasks.adaptors import Adaptor, View, view_of
@@ -190,7 +189,7 @@ class FeatureReader:
 
     Args:
         model: the bare model; hooks are put on it where a match asks for them.
-        adaptor: says what its outputs mean.
+        adaptor: what its outputs mean.
         matches: whose features to read.
         side: which of the two the model is.
 
@@ -338,16 +337,12 @@ def pack_features(
         them with NaN or infinity in it, None if there is none.
     """
     recipe: MatchSpec | CustomMatch = signal.recipe
-    if isinstance(recipe, CustomMatch):
-        axes, ragged = recipe.axes, pack(features[0], mask, recipe.axes)
-    else:
-        loss = recipe.build_loss()
-        axes = loss.axes
-        ragged = loss.pack(loss.teacher_statistic(features, mask), mask)
+    loss = recipe.build_loss()
+    ragged = loss.pack(loss.teacher_statistic(features, mask), mask)
     values, offsets = ragged.values.to(DTYPES[signal.dtype][0]), ragged.offsets
     unusable = _first_unusable_row(values, offsets, signal)
     kept = to_storage(values, signal.dtype)
-    if "token" not in axes:
+    if "token" not in loss.axes:
         return Payload(kept.reshape(len(offsets) - 1, -1)), unusable
     return Payload(kept, offsets.cpu().numpy().astype(np.int64)), unusable
 

@@ -145,7 +145,7 @@ def as_match_loss(
 
 
 def _built(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """Build a loss of this package; its signature says what values its options can have."""
+    """Build a loss of this package; its signature states the values that its options can have."""
     try:
         return _validated(build)(**options)
     except ValidationError as error:
@@ -198,7 +198,7 @@ def from_function(
         features=(feature,),
         num_layers=None if several_layers else 1,
         axes=("layer", *_AXES[feature]) if several_layers else _AXES[feature],
-        statistic=stacked_layers if several_layers else _whole_feature,
+        statistic=stacked_layers if several_layers else whole_feature,
         compare=partial(_spread, function=function, several_layers=several_layers),
         count=examples,
         # What the function does with padding isn't known.
@@ -206,7 +206,8 @@ def from_function(
     )
 
 
-def _whole_feature(features: Features, keep: Keep) -> Tensor:
+def whole_feature(features: Features, keep: Keep) -> Tensor:
+    """Return the feature as it is: the statistic of a loss that isn't known to need less."""
     return features[0]
 
 

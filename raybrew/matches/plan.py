@@ -8,7 +8,6 @@ teacher's features ──► payload of TaskMatch.signal ─ ─ store ─ ─�
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from raybrew.config import MatchPreset
 from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError, import_callable
 from raybrew.labels.logits import SoftLabel, as_ragged
-from raybrew.losses.match_loss import FeatureSizes, Ragged, row_shape, unpack
+from raybrew.losses.match_loss import UNKNOWN_SIZE, FeatureSizes
 from raybrew.matches.capture import (
     QKV_MODULES,
     FeatureReader,
@@ -43,6 +42,7 @@ from raybrew.models.pretrained import BUILD_ERRORS, first_line, meta_model
 from raybrew.tasks.adaptors import Adaptor
 from raybrew.tasks.task_type import Kind
 
+Entry = MatchPreset | MatchSpec | CustomMatch
 _EXAMPLES, _TOKENS = 2, 4
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class TaskMatch:
     """A match of a task, checked.
 
     Args:
-        spec: what the job says.
+        spec: as the job states it.
         term: its name among the terms of the loss.
         teacher: whose statistic it takes.
         signal: that statistic.
@@ -71,9 +71,7 @@ class TaskMatch:
     @property
     def padding_counts(self) -> bool:
         """Whether its value depends on how far a batch is padded."""
-        # A custom match's loss is the user's: it may average over padding.
-        spec = self.spec
-        return isinstance(spec, CustomMatch) or spec.build_loss().padding_counts
+        return self.spec.build_loss().padding_counts
 
 
 def geometry_of(config: PreTrainedConfig, *, same_tokens: bool = True) -> ModelGeometry:
@@ -118,7 +116,8 @@ def plan_matches(
         ConfigError: a match that can't be.
     """
     planned: list[TaskMatch] = []
-    for entry in given:
+    for each in given:
+        entry = MatchPreset(preset=each) if isinstance(each, str) else each
         teacher = _teacher_of(entry, task, teachers, all_teachers)
         if teacher is None:
             continue
@@ -136,16 +135,18 @@ def plan_matches(
 
 
 def _teacher_of(
-    entry: Any, task: str, teachers: Mapping[str, ModelGeometry | None], all_teachers: Sequence[str]
+    entry: Entry,
+    task: str,
+    teachers: Mapping[str, ModelGeometry | None],
+    all_teachers: Sequence[str],
 ) -> str | None:
-    named = None if isinstance(entry, str) else entry.teacher
-    what = _label_of(entry)
+    named, what = entry.teacher, _label_of(entry)
     if named is None:
         if len(teachers) == 1:
             return next(iter(teachers))
         how = (
-            f"write {{preset: {_name_of(entry)}, teacher: …}}"
-            if isinstance(entry, str | MatchPreset)
+            f"write {{preset: {entry.preset}, teacher: …}}"
+            if isinstance(entry, MatchPreset)
             else "set its `teacher`"
         )
         raise ConfigError(
@@ -160,29 +161,22 @@ def _teacher_of(
     return named if named in teachers else None
 
 
-def _label_of(entry: Any) -> str:
-    return entry.label if isinstance(entry, MatchSpec | CustomMatch) else _name_of(entry)
-
-
-def _name_of(entry: Any) -> str:
-    return entry.preset if isinstance(entry, MatchPreset) else str(entry)
+def _label_of(entry: Entry) -> str:
+    return entry.preset if isinstance(entry, MatchPreset) else entry.label
 
 
 def _spelled_out(
-    entry: Any, teacher: ModelGeometry, student: ModelGeometry
-) -> list[MatchSpec | CustomMatch]:
-    if isinstance(entry, MatchSpec | CustomMatch):
+    entry: Entry, teacher: ModelGeometry, student: ModelGeometry
+) -> Sequence[MatchSpec | CustomMatch]:
+    if not isinstance(entry, MatchPreset):
         return [entry]
-    name = _name_of(entry)
-    weight = entry.weight if isinstance(entry, MatchPreset) else 1.0
-    named = entry.teacher if isinstance(entry, MatchPreset) else None
-    every = entry.every if isinstance(entry, MatchPreset) else 1
-    specs = resolve_matches(name, teacher, student, every=every)
+    specs = resolve_matches(entry.preset, teacher, student, every=entry.every)
     # TextBrewer's presets count attention maps from 1.
-    shift = (teacher.first_attention - 1, student.first_attention - 1) if name in PRESETS else ()
+    from_one = entry.preset in PRESETS
+    shift = (teacher.first_attention - 1, student.first_attention - 1) if from_one else ()
     return [
         spec.model_copy(
-            update={"weight": spec.weight * weight, "teacher": named}
+            update={"weight": spec.weight * entry.weight, "teacher": entry.teacher}
             | (_shifted(spec, *shift) if shift and spec.feature == "attention" else {})
         )
         for spec in specs
@@ -204,27 +198,23 @@ def _planned(
 ) -> TaskMatch:
     if isinstance(spec, CustomMatch):
         import_callable(spec.loss, f"{spec.label}: loss")
-        axes = spec.axes
-        teacher_sizes = FeatureSizes(0, geometry.num_heads)
+        teacher_sizes = FeatureSizes(UNKNOWN_SIZE, geometry.num_heads)
         student_sizes = FeatureSizes(student.hidden_size, student.num_heads)
-        term = f"match/custom_{spec.module_S}_{spec.module_T}"
-        term += f"_{spec.teacher}" if spec.teacher else ""
     else:
         try:
             check_match(spec, geometry, student)
         except ConfigError as error:
             raise ConfigError(f"distillation.matches: {error}") from None
-        axes = spec.build_loss().axes
         teacher_sizes = statistic_sizes(spec, geometry)
         student_sizes = _student_sizes(spec, student)
-        term = f"match/{spec.metric_name}"
-    if "token" in axes and not geometry.same_tokens:
+    if "token" in spec.build_loss().axes and not geometry.same_tokens:
         raise ConfigError(
             f"distillation.matches: {spec.label}: it compares token by token, but teacher "
             f"{teacher!r} reads tokens of its own (inputs: own); take a loss that ships no tokens "
             "(pkd, rkd_distance, sp, cka), or inputs: shared"
         )
-    return TaskMatch(spec, term, teacher, signal_of(spec, dtype), teacher_sizes, student_sizes)
+    term, signal = f"match/{spec.metric_name}", signal_of(spec, dtype)
+    return TaskMatch(spec, term, teacher, signal, teacher_sizes, student_sizes)
 
 
 def _student_sizes(spec: MatchSpec, student: ModelGeometry) -> FeatureSizes:
@@ -353,8 +343,7 @@ class MatchTerm:
     """Numerators and denominators of one match."""
 
     def __init__(self, match: TaskMatch):
-        self.match = match
-        self._loss = match.spec.build_loss() if isinstance(match.spec, MatchSpec) else None
+        self.match, self._loss = match, match.spec.build_loss()
 
     def denominator(self, parts: Sequence[np.ndarray]) -> float:
         """Return what the numerators of a global batch are divided by.
@@ -363,8 +352,6 @@ class MatchTerm:
             parts: real tokens of the examples of each forward pass, over all ranks. Losses that
                 compare examples see those of one pass alone.
         """
-        if self._loss is None:
-            return float(sum((lengths > 0).sum() for lengths in parts))
         whole = parts if self._loss.batch_level else [np.concatenate(list(parts))]
         sizes = self.match.student_sizes
         return sum(
@@ -384,33 +371,7 @@ class MatchTerm:
         """
         if not len(features[0]) or label is None:
             return torch.stack([feature[:0].float().sum() for feature in features]).sum()
-        ragged = as_ragged(label)
-        if self._loss is None:
-            return self._custom(features[0], mask, ragged)
         length = features[0].shape[-2] if features[0].dim() > 2 else 1
-        statistic = self._loss.unpack(ragged, mask, self.match.teacher_sizes, length)
+        sizes = self.match.teacher_sizes
+        statistic = self._loss.unpack(as_ragged(label), mask, sizes, length)
         return self._loss.loss(features, mask, statistic).numerator.sum()
-
-    def _custom(self, output: Tensor, mask: Tensor | None, ragged: Ragged) -> Tensor:
-        spec = self.match.spec
-        assert isinstance(spec, CustomMatch)
-        tokens = mask if mask is not None else output.new_ones(output.shape[:2])
-        keep = tokens != 0
-        sizes = _sizes_of(spec, ragged, keep, self.match.teacher_sizes)
-        teacher = unpack(ragged, keep, spec.axes, sizes).to(output.dtype)
-        numerators, denominators = spec.compute(output, teacher, mask, mask)
-        # What a user's function divides by is known only now: its mean over the pass's examples.
-        present = keep.any(dim=1).sum()
-        return numerators.sum() / denominators.sum().clamp_min(1e-12) * present
-
-
-def _sizes_of(spec: CustomMatch, ragged: Ragged, keep: Tensor, known: FeatureSizes) -> FeatureSizes:
-    """Work the one unknown size of a module's output out of the number of its values."""
-    lengths = keep.sum(dim=1)
-    row = int(lengths.argmax())
-    per_token = int(lengths[row]) ** spec.axes.count("token")
-    entries = int(ragged.offsets[row + 1] - ragged.offsets[row]) // max(per_token, 1)
-    if "hidden" in spec.axes:
-        others = prod(row_shape(spec.axes, 1, FeatureSizes(1, known.heads, known.layers)))
-        return FeatureSizes(entries // others, known.heads, known.layers)
-    return FeatureSizes(1, entries if "head" in spec.axes else known.heads, known.layers)

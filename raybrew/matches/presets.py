@@ -183,7 +183,7 @@ class MatchFamily(NamedTuple):
         feature: what it compares.
         twice: whether each match takes its layer twice, a layer with itself.
         projects: whether hidden sizes that differ ask for a projection.
-        together: whether one match takes all layers of either side, beside the embeddings'.
+        together: whether one match takes all layers of either side, besides the embeddings'.
         options: of the loss.
     """
 
@@ -310,7 +310,7 @@ def resolve_matches(
     *,
     every: int = 1,
 ) -> list[MatchSpec]:
-    """Spell out what a config says about matches.
+    """Spell out the matches of a config.
 
     Args:
         given: a name or a match, or a list of them. A name is one of PRESETS, or of MATCH_FAMILIES,
@@ -343,7 +343,7 @@ def _named(
     if name in PRESETS:
         if every != 1:
             raise ConfigError(
-                f"The preset {name!r} says which layers it matches: expected it without `every`, "
+                f"The preset {name!r} has fixed layers: expected it without `every`, "
                 f"got {every}; the families that are generated take it: "
                 f"{', '.join(MATCH_FAMILIES)}."
             )

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from jaxtyping import Float
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -17,9 +18,10 @@ from pydantic import (
 from torch import Tensor, nn
 
 from raybrew.errors import ConfigError, import_callable, unknown_name
-from raybrew.losses.match_loss import Axis, Feature, MatchLoss, Partial
+from raybrew.losses.match_loss import Axis, Feature, Features, MatchLoss, Partial, examples
+from raybrew.losses.numerics import Keep
 from raybrew.losses.registry import find_method
-from raybrew.matches.match_losses import match_loss
+from raybrew.matches.match_losses import match_loss, whole_feature
 
 INITIAL_STD = 0.02
 
@@ -268,6 +270,25 @@ class CustomMatch(BaseModel):
         whose = f"teacher {self.teacher!r}" if self.teacher else "teacher"
         return f"custom match ({whose} {self.module_T!r} → student {self.module_S!r})"
 
+    @property
+    def metric_name(self) -> str:
+        """How metrics name this match."""
+        own = f"_{self.teacher}" if self.teacher else ""
+        return f"custom_{self.module_S}_{self.module_T}{own}"
+
+    def build_loss(self) -> MatchLoss:
+        """Build the loss between the outputs of both modules; the teacher's is shipped whole."""
+        return MatchLoss(
+            name=self.label,
+            axes=self.axes,
+            statistic=whole_feature,
+            compare=partial(_compare_outputs, match=self),
+            count=examples,
+            features=(),
+            # The loss is the user's: it may average over padding.
+            padding_counts=True,
+        )
+
     def build_projection(self, seed: int = 0) -> nn.Module | None:
         """Build the module to apply to the student's output; None where there is none.
 
@@ -331,6 +352,18 @@ class CustomMatch(BaseModel):
             present = student_mask.ne(0).any(dim=1).to(value.device)
         numerator = value.reshape(()).expand(present.shape).masked_fill(~present, 0.0)
         return Partial(numerator, present.to(value.dtype))
+
+
+def _compare_outputs(
+    student: Features, keep: Keep, statistic: Tensor, match: CustomMatch
+) -> Float[Tensor, " batch"]:
+    output, mask = student[0], None if keep is None else keep.long()
+    teacher = statistic.to(output.dtype)
+    numerators, denominators = match.compute(output, teacher, mask, mask)
+    present = output.new_ones(len(output)) if keep is None else keep.any(dim=1)
+    # What a user's function divides by is known only now: its mean over the pass's examples.
+    value = numerators.sum() / denominators.sum().clamp_min(1e-12)
+    return value * present.to(value.dtype)
 
 
 class Projections(nn.ModuleDict):

@@ -235,7 +235,7 @@ class KDTerm:
         if self._mixture.combination == "mean_probs" and loss in _NOT_SHIFT_INVARIANT:
             raise ConfigError(
                 f"distillation.mixture: expected mean_logits or sum_losses with kd_loss {loss!r}, "
-                f"got {name!r}, whose mean of probabilities says nothing of the size of the logits"
+                f"got {name!r}, whose mean of probabilities leaves the size of the logits open"
             )
 
     def _check_not_exclusive(self) -> None:

@@ -7,7 +7,7 @@ Whatever the layout of a task type, the losses see (R, C), one row for each pred
     position  (b, L)     ──►  R = b, C = L, padding at −∞
 
 A teacher's label of an example is brought to the same rows. Where it reads other tokens than the
-student, an alignment says which of its tokens answers for which of the student's.
+student, an alignment maps the student's tokens to its tokens.
 """
 
 import math

@@ -20,7 +20,7 @@ from raybrew.losses.mixture import (
     teacher_weights,
 )
 
-# Mixtures of teachers: weights by hand, choices by name, and what happens when one is gone.
+# Mixtures of teachers: weights by hand, choices by name, and what happens when one is missing.
 
 torch.set_num_threads(1)
 
@@ -162,14 +162,14 @@ class TestUnavailable:
     def test_a_route_to_nowhere_is_an_error(self, bad):
         with pytest.raises(LabelError, match=r"a route in 0..1"):
             weights_of(make_mixture("route"), stacked(2, 2, 3), EQUAL, route=torch.tensor([0, bad]))
-        gone = torch.tensor([[True, True], [True, False]])
+        missing = torch.tensor([[True, True], [True, False]])
         with pytest.raises(LabelError, match="No teacher for 1 of 2"):
             weights_of(
                 make_mixture("route"),
                 stacked(2, 2, 3),
                 EQUAL,
                 route=torch.tensor([1, 1]),
-                available=gone,
+                available=missing,
             )
 
 

@@ -102,8 +102,8 @@ def of_positions(config: rb.DistillationConfig, seed: int, extra: int) -> tuple[
     objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=KINDS["question-answering"])
     examples = ExampleInputs(torch.tensor([11, 12, 13]), route=torch.tensor([0, 1, 1]))
     sums = objective.numerators(view, kept, TrainProgress(), examples)
-    facts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
-    total = objective.total(sums, objective.denominators(facts), TrainProgress())
+    counts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
+    total = objective.total(sums, objective.denominators(counts), TrainProgress())
     return float(total.detach()), torch.stack(gradients(total, student))
 
 

@@ -122,7 +122,7 @@ def test_a_student_may_be_matched_at_some_of_its_layers():
     for kind in ("hidden_mse", "hidden_smmd"):
         generated = resolve_matches(kind, teacher, student, every=2)
         assert generated == resolve_matches(f"small_{kind}")
-    with pytest.raises(ConfigError, match=r"'small_hidden_mse' says which layers.*got 2"):
+    with pytest.raises(ConfigError, match=r"'small_hidden_mse' has fixed layers.*got 2"):
         resolve_matches("small_hidden_mse", teacher, student, every=2)
 
 

@@ -43,12 +43,12 @@ def view(logits: torch.Tensor, labels: torch.Tensor = LABELS) -> View:
     return View(logits=(logits,), labels=(labels,), inputs_mask=MASK[: len(logits)])
 
 
-def value(objective: Objective, student: View, answers, facts: BatchCounts, **more) -> float:
+def value(objective: Objective, student: View, answers, counts: BatchCounts, **more) -> float:
     sums = objective.numerators(student, answers, TrainProgress(), **more)
-    return float(objective.total(sums, objective.denominators(facts), TrainProgress()))
+    return float(objective.total(sums, objective.denominators(counts), TrainProgress()))
 
 
-FACTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
+COUNTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_numbers_by_hand():
     config = rb.DistillationConfig(temperature=1, kd_loss_weight=2, hard_label_weight=3)
     student = View(logits=(torch.zeros(2, 2),), labels=(torch.tensor([1, -1]),))
     teacher = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])
-    facts = BatchCounts(np.array([1, -1]))
+    counts = BatchCounts(np.array([1, -1]))
     objective = Objective(config, {"a": 1.0})
     # Cross-entropy with an even student is log 2 whatever the teacher says.
-    assert value(objective, student, soft(a=teacher), facts) == pytest.approx(5 * math.log(2))
+    assert value(objective, student, soft(a=teacher), counts) == pytest.approx(5 * math.log(2))
     kl = Objective(config.model_copy(update={"kd_loss": "kl"}), {"a": 1.0})
     expected = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    got = value(kl, student, soft(a=teacher), facts)
+    got = value(kl, student, soft(a=teacher), counts)
     assert got == pytest.approx(2 * expected + 3 * math.log(2))
 
 
@@ -85,8 +85,8 @@ def test_weights_one_and_nothing_are_one_teacher():
     student, a, b = drawn(6, 3), drawn(6, 3, seed=1), drawn(6, 3, seed=2)
     both = Objective(config, {"a": 1.0, "b": 0.0})
     alone = Objective(config, {"a": 1.0})
-    assert value(both, view(student), soft(a=a, b=b), FACTS) == pytest.approx(
-        value(alone, view(student), soft(a=a), FACTS), abs=1e-7
+    assert value(both, view(student), soft(a=a, b=b), COUNTS) == pytest.approx(
+        value(alone, view(student), soft(a=a), COUNTS), abs=1e-7
     )
 
 
@@ -102,7 +102,7 @@ def test_a_teacher_of_no_weight_may_have_said_anything(kd_loss):
     ):
         objective = Objective(config, teachers)
         sums = objective.numerators(view(student), answers, TrainProgress())
-        loss = objective.total(sums, objective.denominators(FACTS), TrainProgress())
+        loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
         found.append((loss.detach(), torch.autograd.grad(loss, student)[0]))
     torch.testing.assert_close(found[0], found[1])
 
@@ -112,7 +112,7 @@ def test_a_student_like_its_teacher_has_no_gradient():
     logits = drawn(6, 3).requires_grad_()
     objective = Objective(config, {"a": 1.0})
     sums = objective.numerators(view(logits), soft(a=logits.detach()), TrainProgress())
-    loss = objective.total(sums, objective.denominators(FACTS), TrainProgress())
+    loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
     assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
@@ -123,8 +123,8 @@ def test_probability_shift_acts_on_the_mixture_and_leaves_the_labels_as_they_wer
     a = torch.tensor([[2.0, 0.0, 1.0]])
     kept = a.clone()
     student = View(logits=(torch.tensor([[0.0, 2.0, 1.0]]),), labels=(torch.tensor([1]),))
-    facts = BatchCounts(np.array([1]))
-    assert value(Objective(config, {"a": 1.0}), student, soft(a=a), facts) == 0
+    counts = BatchCounts(np.array([1]))
+    assert value(Objective(config, {"a": 1.0}), student, soft(a=a), counts) == 0
     assert torch.equal(a, kept)
 
 
@@ -137,11 +137,11 @@ def test_routed_rows_learn_from_their_teacher():
         Objective(config, {"a": 1.0, "b": 1.0}),
         view(student),
         soft(a=a, b=b),
-        FACTS,
+        COUNTS,
         examples=ExampleInputs(route=route),
     )
     alone = Objective(rb.DistillationConfig(temperature=2), {"a": 1.0})
-    assert got == pytest.approx(value(alone, view(student), soft(a=mixed), FACTS), abs=1e-7)
+    assert got == pytest.approx(value(alone, view(student), soft(a=mixed), COUNTS), abs=1e-7)
 
 
 @pytest.mark.parametrize("mixture", ["mean_probs", "softmax_neg_ce", "softmax_max_prob"])
@@ -164,8 +164,8 @@ def match_of(loss: str, dtype: str = "float32", weight: float = 1.0) -> TaskMatc
         weight=weight,
         options=options,
     )
-    facts = {"a": GEOMETRY}
-    (match,) = plan_matches([spec], "t", facts, ["a"], GEOMETRY, dtype)
+    teachers = {"a": GEOMETRY}
+    (match,) = plan_matches([spec], "t", teachers, ["a"], GEOMETRY, dtype)
     return match
 
 
@@ -197,8 +197,8 @@ def through_payload(match: TaskMatch, student, teacher, parts=None) -> float:
     )
     whole = pack_features(match.signal, teacher, MASK)[0]
     parts = parts or [np.arange(6)]
-    facts = BatchCounts(LABELS.numpy(), np.array(LENGTHS), tuple(parts))
-    denominators = objective.denominators(facts)
+    counts = BatchCounts(LABELS.numpy(), np.array(LENGTHS), tuple(parts))
+    denominators = objective.denominators(counts)
     total = torch.zeros(())
     for part in parts:
         rows = torch.from_numpy(part)
@@ -275,9 +275,9 @@ def test_masked_batches_give_nothing_with_a_graph():
     logits = drawn(6, 3).requires_grad_()
     student = View(logits=(logits,), labels=(torch.full((6,), -1),), inputs_mask=MASK)
     objective = Objective(config, {"a": 1.0})
-    facts = BatchCounts(np.full(6, -1), np.array(LENGTHS))
+    counts = BatchCounts(np.full(6, -1), np.array(LENGTHS))
     sums = objective.numerators(student, {}, TrainProgress())
-    loss = objective.total(sums, objective.denominators(facts), TrainProgress())
+    loss = objective.total(sums, objective.denominators(counts), TrainProgress())
     assert float(loss.detach()) == 0
     assert torch.equal(torch.autograd.grad(loss, logits)[0], torch.zeros(6, 3))
 
@@ -304,13 +304,13 @@ def test_as_many_top_logits_as_classes_are_the_dense_loss():
     signal = Signal(top_k=3, temperatures=(2.0,))
     objective = Objective(config, {"a": 1.0}, logits=signal)
     label = tensors_of(pack_rows(a, None, signal)[0], signal)
-    dense = value(Objective(config, {"a": 1.0}), view(student), soft(a=a), FACTS)
-    got = value(objective, view(student), {"a": {signal.name: label}}, FACTS)
+    dense = value(Objective(config, {"a": 1.0}), view(student), soft(a=a), COUNTS)
+    got = value(objective, view(student), {"a": {signal.name: label}}, COUNTS)
     assert got == pytest.approx(dense, rel=1e-6)
     fewer = Signal(top_k=2, temperatures=(2.0,))
     label = tensors_of(pack_rows(a, None, fewer)[0], fewer)
     objective = Objective(config, {"a": 1.0}, logits=fewer)
-    assert value(objective, view(student), {"a": {fewer.name: label}}, FACTS) < dense
+    assert value(objective, view(student), {"a": {fewer.name: label}}, COUNTS) < dense
 
 
 @pytest.mark.parametrize("mixture", ["route", "sum_losses"])
@@ -337,14 +337,14 @@ def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mix
         )
         route = torch.zeros(6, dtype=torch.int64)
         sums = objective.numerators(view(leaf), kept, TrainProgress(), ExampleInputs(route=route))
-        loss = objective.total(sums, objective.denominators(FACTS), TrainProgress())
+        loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
         found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
     assert found[0][0].isfinite()
     torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"kd_loss": "mse"}, "no form over the largest logits"),
         ({"probability_shift": True}, "true class"),
@@ -358,8 +358,8 @@ def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mix
         ({}, "mixture 'mean_logits' needs all logits"),
     ],
 )
-def test_what_top_k_logits_can_not_do_is_said_at_once(changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_top_k_logits_cannot_do_is_refused_at_once(changes, message):
+    with pytest.raises(ConfigError, match=message):
         Objective(
             rb.DistillationConfig(**changes),
             {"a": 1.0, "b": 1.0},
@@ -381,12 +381,12 @@ def test_without_a_dropped_teacher_the_mixture_is_that_of_the_others(mixture):
     answers = soft(**{name: drawn(6, CLASSES, seed=n) for n, name in enumerate(weights)})
     left = {name: answer for name, answer in answers.items() if name != "b"}
     student = view(drawn(6, CLASSES, seed=9))
-    dropped = value(Objective(config, weights), student, left, FACTS)
+    dropped = value(Objective(config, weights), student, left, COUNTS)
     others = {name: weight for name, weight in weights.items() if name != "b"}
-    alone = value(Objective(config, others), student, left, FACTS)
+    alone = value(Objective(config, others), student, left, COUNTS)
     # Losses that are added up keep their sum of weights.
     scale = sum(weights.values()) / sum(others.values()) if mixture == "sum_losses" else 1.0
     assert dropped == pytest.approx(alone * scale)
-    assert dropped != pytest.approx(value(Objective(config, weights), student, answers, FACTS))
+    assert dropped != pytest.approx(value(Objective(config, weights), student, answers, COUNTS))
     with pytest.raises(TeacherError, match="a, b, c: all of them were dropped"):
-        value(Objective(config, weights), student, {}, FACTS)
+        value(Objective(config, weights), student, {}, COUNTS)

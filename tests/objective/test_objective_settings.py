@@ -20,7 +20,7 @@ from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 
 LABELS = torch.tensor([0, 2, -1, 1, 1, 0])
-FACTS = BatchCounts(LABELS.numpy(), np.array([6, 3, 1, 4, 2, 5]))
+COUNTS = BatchCounts(LABELS.numpy(), np.array([6, 3, 1, 4, 2, 5]))
 KEYS = torch.arange(6) * 7919
 ROUTE = torch.tensor([0, 1, 1, 0, 1, 0])
 
@@ -33,7 +33,7 @@ def loss_of(objective: Objective, student: torch.Tensor, answers, epoch: int = 0
     seen = View(**{"logits": (student,), "labels": (LABELS,), **view})
     position = TrainProgress(epoch=epoch)
     sums = objective.numerators(seen, answers, position, ExampleInputs(KEYS, ROUTE))
-    return float(objective.total(sums, objective.denominators(FACTS), position))
+    return float(objective.total(sums, objective.denominators(COUNTS), position))
 
 
 def dense(**logits: torch.Tensor):
@@ -72,7 +72,7 @@ def test_all_classes_as_top_k_labels_are_the_dense_loss_by_any_mixture(mixture, 
     ):
         view = View(logits=(student,), labels=(LABELS,))
         sums = objective.numerators(view, answers, TrainProgress(), ExampleInputs(KEYS, route))
-        found.append(float(objective.total(sums, objective.denominators(FACTS), TrainProgress())))
+        found.append(float(objective.total(sums, objective.denominators(COUNTS), TrainProgress())))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     if mixture == "sum_losses":
         plain = rb.DistillationConfig(temperature=2, kd_loss="kl")
@@ -146,7 +146,7 @@ def test_losses_of_the_adaptor_are_means_over_the_labelled_rows():
     for part in (slice(0, 2), slice(2, 6)):
         view = View(logits=(drawn(0)[part],), labels=(LABELS[part],), losses=losses)
         sums = objective.numerators(view, {}, TrainProgress())
-        total += float(objective.total(sums, objective.denominators(FACTS), TrainProgress()))
+        total += float(objective.total(sums, objective.denominators(COUNTS), TrainProgress()))
     assert total == pytest.approx(3.0)
 
 

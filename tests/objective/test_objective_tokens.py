@@ -67,9 +67,9 @@ def loss_of(kind, config, student: View, teachers: list[Ragged], labels: Tensor)
     objective = Objective(config, dict.fromkeys(names, 1.0), kind=kind)
     soft = {n: {Signal().name: one} for n, one in zip(names, teachers, strict=True)}
     flat = labels[MASK.bool()] if kind.layout == "token" else labels
-    facts = BatchCounts(flat.numpy(), LENGTHS.numpy())
+    counts = BatchCounts(flat.numpy(), LENGTHS.numpy())
     sums = objective.numerators(student, soft, TrainProgress())
-    return objective.total(sums, objective.denominators(facts), TrainProgress())
+    return objective.total(sums, objective.denominators(counts), TrainProgress())
 
 
 def same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
@@ -177,8 +177,10 @@ def test_weights_of_teachers_are_those_of_each_token(mixture):
             labels=(labels[example, place],),
             logits_mask=(None,),
         )
-        said = {n: {Signal().name: t[example, place]} for n, t in zip("ab", teachers, strict=True)}
+        labels_of_example = {
+            n: {Signal().name: t[example, place]} for n, t in zip("ab", teachers, strict=True)
+        }
         inputs = ExampleInputs(keys[example : example + 1])
-        own = alone.numerators(row, said, TrainProgress(), inputs)
+        own = alone.numerators(row, labels_of_example, TrainProgress(), inputs)
         total += own["kd"].item()
     assert sums["kd"].item() == pytest.approx(total, rel=1e-5)

@@ -137,7 +137,7 @@ def _options(
 
 
 class RowInputs(NamedTuple):
-    """What is known of each row beside the teachers' logits.
+    """What is known of each row besides the teachers' logits.
 
     Args:
         labels: true classes, int64 (*rows); negative = none.
@@ -389,7 +389,7 @@ def teacher_weights(
     static_weights: Sequence[float | int] | Float[Tensor, " teachers"],
     rows: RowInputs = NO_ROW_INPUTS,
 ) -> Float[Tensor, " teachers *rows"]:
-    """Weigh each teacher in each row, as the head of this module says; without gradient.
+    """Weigh each teacher in each row, as described at the head of this module; without gradient.
 
     Args:
         mixture: what to do.
