@@ -69,8 +69,8 @@ class Ragged(NamedTuple):
         padded (B, A, L, L) ──pack──► values, flat   [ex. 0: A·n₀·n₀ | ex. 1: A·n₁·n₁ | …]
                             ◄─unpack─ offsets (B+1,) [0, A·n₀², A·n₀²+A·n₁², …]
 
-    Real tokens keep their order, so an example's row doesn't depend on the padding of its batch, and it
-    can be put back under another padding, also when the mask has holes.
+    Real tokens keep their order, so an example's row doesn't depend on the padding of its batch.
+    It can be put back under another padding, also when the mask has holes.
     """
 
     values: Shaped[Tensor, " elements"]

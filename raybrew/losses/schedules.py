@@ -10,7 +10,6 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
@@ -138,8 +137,6 @@ def constant_temperature(
     student_logits: Float[Tensor, "*rows classes"],
     teacher_logits: Float[Tensor, "..."],
     temperature: float | int,
-    mask: Bool[Tensor, "*rows"] | None,
-    sum_over_ranks: SumOverRanks | None,
 ) -> float | int:
     """T for every row."""
     return temperature
@@ -215,18 +212,19 @@ def _around(
     return rows.masked_fill(~valid, float(temperature))
 
 
-@cache
-def _parameters_of(function: Callable[..., float | int | Tensor]) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
-
-
 @dataclass(frozen=True)
 class TemperatureScheduler:
-    """A temperature scheduler with its options; picklable."""
+    """A temperature scheduler with its options; picklable.
 
-    name: str
+    Attributes:
+        function: (student_logits, teacher_logits, temperature, **side_inputs, **options) -> T.
+        options: name -> value.
+        side_inputs: among `mask` and `sum_over_ranks`, those that the function takes.
+    """
+
     function: Callable[..., float | int | Tensor]
     options: Mapping[str, OptionValue]
+    side_inputs: tuple[str, ...]
 
     @torch.no_grad()
     def __call__(
@@ -250,11 +248,11 @@ class TemperatureScheduler:
         Returns:
             T itself, or (*rows): at least the option `min_temperature`.
         """
-        side = {"mask": mask, "sum_over_ranks": sum_over_ranks}
-        # One of the user's may have no use for them.
-        known = _parameters_of(self.function)
-        asked = {key: value for key, value in side.items() if key in known}
-        return self.function(student_logits, teacher_logits, temperature, **asked, **self.options)
+        known = {"mask": mask, "sum_over_ranks": sum_over_ranks}
+        side_inputs = {name: known[name] for name in self.side_inputs}
+        return self.function(
+            student_logits, teacher_logits, temperature, **side_inputs, **self.options
+        )
 
 
 TEMPERATURE_SCHEDULERS: dict[str, Callable[..., float | int | Tensor]] = {
@@ -290,11 +288,9 @@ def make_temperature_scheduler(
         ConfigError: an unknown name or option, a value out of range.
     """
     function = find_method("temperature scheduler", name, TEMPERATURE_SCHEDULERS)
+    side_inputs = ("mask", "sum_over_ranks")
     checked = checked_options(
-        f"Temperature scheduler {name!r}",
-        function,
-        options or {},
-        TEMPERATURE_LIMITS,
-        inputs=("mask", "sum_over_ranks"),
+        f"Temperature scheduler {name!r}", function, options or {}, TEMPERATURE_LIMITS, side_inputs
     )
-    return TemperatureScheduler(name, function, checked)
+    parameters = inspect.signature(function).parameters
+    return TemperatureScheduler(function, checked, tuple(n for n in side_inputs if n in parameters))

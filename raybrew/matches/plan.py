@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedConfig
 
@@ -254,8 +254,7 @@ def check_modules(
     named = [m for m in matches if isinstance(m, CustomMatch) or m.feature in QKV_MODULES]
     if not named:
         return
-    with torch.device("meta"):
-        model: nn.Module = model_class.from_config(config)
+    model = meta_model(model_class, config, side)
     for match in named:
         try:
             module_outputs(match, model, side)

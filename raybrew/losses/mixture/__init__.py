@@ -43,7 +43,7 @@ from raybrew.losses.registry import Limits, OptionValue, checked_options
 LARGEST_CE = 1e30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mixture:
     """How several teachers become one objective.
 
@@ -77,20 +77,21 @@ class Mixture:
         return side_input in find_weighting(self.weighting).needs
 
 
+_BY_SCORE = {"combination": "mean_probs", "weighting": "softmax"}
 # One name for a combination and a weighting that go together. Those that pick one teacher have its
 # logits for a target; CA-MKD and MT-BERT weigh losses, as their papers do.
 MIXTURES: dict[str, Mixture] = {
-    "mean_logits": Mixture("mean_logits"),
-    "mean_probs": Mixture("mean_probs"),
-    "sum_losses": Mixture("sum_losses"),
-    "min_ce": Mixture("mean_logits", "min_ce"),
-    "random": Mixture("mean_logits", "random"),
-    "route": Mixture("mean_logits", "route"),
-    "ca_mkd": Mixture("sum_losses", "ca_mkd"),
-    "mt_bert": Mixture("sum_losses", "mt_bert"),
-    "softmax_neg_ce": Mixture("mean_probs", "softmax", "neg_ce"),
-    "softmax_neg_entropy": Mixture("mean_probs", "softmax", "neg_entropy"),
-    "softmax_max_prob": Mixture("mean_probs", "softmax", "max_prob"),
+    "mean_logits": Mixture(combination="mean_logits"),
+    "mean_probs": Mixture(combination="mean_probs"),
+    "sum_losses": Mixture(combination="sum_losses"),
+    "min_ce": Mixture(combination="mean_logits", weighting="min_ce"),
+    "random": Mixture(combination="mean_logits", weighting="random"),
+    "route": Mixture(combination="mean_logits", weighting="route"),
+    "ca_mkd": Mixture(combination="sum_losses", weighting="ca_mkd"),
+    "mt_bert": Mixture(combination="sum_losses", weighting="mt_bert"),
+    "softmax_neg_ce": Mixture(**_BY_SCORE, score="neg_ce"),
+    "softmax_neg_entropy": Mixture(**_BY_SCORE, score="neg_entropy"),
+    "softmax_max_prob": Mixture(**_BY_SCORE, score="max_prob"),
 }
 CHOICES = {
     "combination": ("mean_logits", "mean_probs", "sum_losses"),
@@ -114,7 +115,7 @@ def make_mixture(name: str, options: Mapping[str, OptionValue] | None = None) ->
     if name not in MIXTURES:
         raise unknown_name("mixture", name, MIXTURES)
     options = options or {}
-    checked_options(f"Mixture {name!r}", _options, options, {"alpha": Limits(0.0)})
+    checked_options(f"Mixture {name!r}", Mixture, options, {"alpha": Limits(0.0)})
     for option, choices in CHOICES.items():
         if option in options and options[option] not in choices:
             raise unknown_name(f"{option} of mixture {name!r}", str(options[option]), choices)
@@ -123,17 +124,6 @@ def make_mixture(name: str, options: Mapping[str, OptionValue] | None = None) ->
     mixture = replace(MIXTURES[name], **options)
     find_weighting(mixture.weighting)
     return mixture
-
-
-def _options(
-    *,
-    combination: str = "",
-    weighting: str = "",
-    score: str = "",
-    alpha: float = 1.0,
-    seed: int = 0,
-) -> None:
-    """State by its signature what `make_mixture` takes."""
 
 
 class RowInputs(NamedTuple):
