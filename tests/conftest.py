@@ -12,4 +12,7 @@ os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", TOKENIZERS_PARALLELI
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
-install_import_hook("raybrew.losses", "beartype.beartype")
+install_import_hook(
+    ["raybrew.losses", "raybrew.matches.match_losses", "raybrew.matches.presets"],
+    "beartype.beartype",
+)

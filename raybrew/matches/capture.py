@@ -198,8 +198,8 @@ class FeatureReader:
     """
 
     def __init__(self, model: nn.Module, adaptor: Adaptor, matches: Sequence[Match], side: Side):
-        self._model, self._adaptor = model, adaptor
-        self._matches, self._side = tuple(matches), side
+        self._model, self._adaptor, self._matches = model, adaptor, tuple(matches)
+        self._side: Side = side
         self.flags = _flags(matches)
         self._modules = [module_outputs(match, model, side) for match in matches]
         self._capture = ModuleCapture(model, [each for one in self._modules for each in one])

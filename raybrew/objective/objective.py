@@ -157,7 +157,7 @@ class KDTerm:
         if self._signal.top_k is not None:
             return self._top_k_loss(student, tops, inputs)
         assert not tops, "logits are rows of one width"
-        logits = torch.stack([one.logits for one in rows.teachers])
+        logits = torch.stack([e.logits for e in rows.teachers if isinstance(e.logits, Tensor)])
         weights = teacher_weights(self._mixture, logits, self._static, inputs)
         labels = inputs.labels
         if self._mixture.sums_losses:

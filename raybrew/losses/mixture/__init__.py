@@ -77,7 +77,7 @@ class Mixture:
         return side_input in find_weighting(self.weighting).needs
 
 
-_BY_SCORE = {"combination": "mean_probs", "weighting": "softmax"}
+_BY_SCORE = Mixture(combination="mean_probs", weighting="softmax")
 # One name for a combination and a weighting that go together. Those that pick one teacher have its
 # logits for a target; CA-MKD and MT-BERT weigh losses, as their papers do.
 MIXTURES: dict[str, Mixture] = {
@@ -89,9 +89,9 @@ MIXTURES: dict[str, Mixture] = {
     "route": Mixture(combination="mean_logits", weighting="route"),
     "ca_mkd": Mixture(combination="sum_losses", weighting="ca_mkd"),
     "mt_bert": Mixture(combination="sum_losses", weighting="mt_bert"),
-    "softmax_neg_ce": Mixture(**_BY_SCORE, score="neg_ce"),
-    "softmax_neg_entropy": Mixture(**_BY_SCORE, score="neg_entropy"),
-    "softmax_max_prob": Mixture(**_BY_SCORE, score="max_prob"),
+    "softmax_neg_ce": replace(_BY_SCORE, score="neg_ce"),
+    "softmax_neg_entropy": replace(_BY_SCORE, score="neg_entropy"),
+    "softmax_max_prob": replace(_BY_SCORE, score="max_prob"),
 }
 CHOICES = {
     "combination": ("mean_logits", "mean_probs", "sum_losses"),
