@@ -35,12 +35,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64, UInt64
 from torch import Tensor
 
-from raybrew.errors import ConfigError, LabelError, import_callable, unknown_name
+from raybrew.errors import ConfigError, LabelError, unknown_name
 from raybrew.losses.numerics import Temperature, expectation, log_probs, promoted
-from raybrew.losses.registry import Limits, OptionValue, checked_options
+from raybrew.losses.registry import Limits, OptionValue, checked_options, find_method
 
 # Where exp would meet an infinite cross-entropy (a label at a masked class) on every teacher.
 LARGEST_CE = 1e30
+SIDE_INPUTS = ("labels", "route", "row_keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,13 @@ class Mixture:
     @property
     def needs_labels(self) -> bool:
         """Whether weights come from the cross-entropy with the true label."""
-        by_score = self.weighting == "softmax" and self.score == "neg_ce"
-        return by_score or self.needs("labels")
+        if self.weighting == "softmax":
+            return self.score == "neg_ce"
+        return self.needs("labels")
 
     def needs(self, side_input: str) -> bool:
         """Whether the weighting can't do without `labels`, `route` or `row_keys`."""
-        return side_input in find_weighting(self.weighting).needs
+        return side_input in parameters_of(find_weighting(self.weighting))
 
 
 _BY_SCORE = Mixture(combination="mean_probs", weighting="softmax")
@@ -148,85 +150,69 @@ class RowInputs(NamedTuple):
 NO_ROW_INPUTS = RowInputs()
 
 
-@dataclass(frozen=True, eq=False)
-class WeightingInputs:
-    """What a weighting may look at.
-
-    Args:
-        mixture: score, alpha and seed.
-        logits: raw, (K, *rows, classes).
-        static: the configured weights, (K, 1, …).
-        rows: what is known of each row.
-        available: bool (K, *rows), False where a teacher has no answer.
-    """
-
-    mixture: Mixture
-    logits: Tensor
-    static: Tensor
-    rows: RowInputs
-    available: Tensor
-
-    def cross_entropies(self) -> Tensor:
-        """Return −log softmax(t_k)_y in nats; meaningless in rows without a label."""
-        assert self.rows.labels is not None
-        target = self.rows.labels.clamp(min=0).expand(self.available.shape).unsqueeze(-1)
-        picked = log_probs(self.logits, 1.0).gather(-1, target).squeeze(-1)
-        return (-picked).clamp(max=LARGEST_CE)
-
-    def softmax(self, scores: Tensor) -> Tensor:
-        """Return the softmax over the teachers that are available."""
-        return scores.masked_fill(~self.available, -math.inf).softmax(dim=0)
-
-    def only(self, index: Tensor) -> Tensor:
-        """Give weight 1 to one teacher in each row."""
-        teachers = torch.arange(len(self.available), device=index.device)
-        column = teachers.view(-1, *[1] * index.dim())
-        return (column == index.unsqueeze(0)).to(self.static.dtype)
+def _cross_entropies(teacher_logits: Tensor, labels: Tensor) -> Tensor:
+    """Return −log softmax(t_k)_y in nats; meaningless in rows without a label."""
+    target = labels.clamp(min=0).expand(teacher_logits.shape[:-1]).unsqueeze(-1)
+    picked = log_probs(teacher_logits, 1.0).gather(-1, target).squeeze(-1)
+    return (-picked).clamp(max=LARGEST_CE)
 
 
-def _fixed(inputs: WeightingInputs) -> Tensor:
-    return inputs.static.expand(inputs.available.shape)
+def _shares(scores: Tensor, available: Tensor) -> Tensor:
+    """Return the softmax over the teachers that are available."""
+    return scores.masked_fill(~available, -math.inf).softmax(dim=0)
 
 
-def _softmax(inputs: WeightingInputs) -> Tensor:
-    score, alpha = inputs.mixture.score, inputs.mixture.alpha
-    if score == "neg_ce":
-        return inputs.softmax(-inputs.cross_entropies() * alpha)
-    teacher_log_probs = log_probs(inputs.logits, 1.0)
+def _only(index: Tensor, static_weights: Tensor) -> Tensor:
+    """Give weight 1 to one teacher in each row, in the dtype of the static weights."""
+    teachers = torch.arange(len(static_weights), device=index.device)
+    column = teachers.view(-1, *[1] * index.dim())
+    return (column == index.unsqueeze(0)).to(static_weights.dtype)
+
+
+def _fixed(static_weights: Tensor, available: Tensor) -> Tensor:
+    return static_weights.expand(available.shape)
+
+
+def _softmax(teacher_logits: Tensor, labels: Tensor, available: Tensor, mixture: Mixture) -> Tensor:
+    if mixture.score == "neg_ce":
+        return _shares(-_cross_entropies(teacher_logits, labels) * mixture.alpha, available)
+    teacher_log_probs = log_probs(teacher_logits, 1.0)
     probs = teacher_log_probs.exp()
-    if score == "neg_entropy":
-        return inputs.softmax(expectation(probs, teacher_log_probs) * alpha)
-    return inputs.softmax(probs.amax(dim=-1) * alpha)
+    if mixture.score == "neg_entropy":
+        return _shares(expectation(probs, teacher_log_probs) * mixture.alpha, available)
+    return _shares(probs.amax(dim=-1) * mixture.alpha, available)
 
 
-def _ca_mkd(inputs: WeightingInputs) -> Tensor:
+def _ca_mkd(teacher_logits: Tensor, labels: Tensor, available: Tensor) -> Tensor:
     # The K of the formula is that of the row; a teacher alone has weight 1.
-    others = inputs.available.sum(dim=0) - 1
-    shares = inputs.softmax(inputs.cross_entropies())
+    others = available.sum(dim=0) - 1
+    shares = _shares(_cross_entropies(teacher_logits, labels), available)
     return torch.where(others > 0, (1 - shares) / others.clamp(min=1), 1.0)
 
 
-def _mt_bert(inputs: WeightingInputs) -> Tensor:
-    weights = 1 / (1 + inputs.cross_entropies())
+def _mt_bert(teacher_logits: Tensor, labels: Tensor, available: Tensor) -> Tensor:
+    weights = 1 / (1 + _cross_entropies(teacher_logits, labels))
     # Each teacher's weight stands by itself, so a missing one is made up for by the count.
-    return weights * len(inputs.available) / inputs.available.sum(dim=0).clamp(min=1)
+    return weights * len(available) / available.sum(dim=0).clamp(min=1)
 
 
-def _min_ce(inputs: WeightingInputs) -> Tensor:
-    errors = inputs.cross_entropies().masked_fill(~inputs.available, math.inf)
-    return inputs.only(errors.argmin(dim=0))
+def _min_ce(
+    teacher_logits: Tensor, labels: Tensor, static_weights: Tensor, available: Tensor
+) -> Tensor:
+    errors = _cross_entropies(teacher_logits, labels).masked_fill(~available, math.inf)
+    return _only(errors.argmin(dim=0), static_weights)
 
 
-def _random(inputs: WeightingInputs) -> Tensor:
-    assert inputs.rows.row_keys is not None
-    keys = inputs.rows.row_keys.view(torch.int64)
-    seed, epoch = inputs.mixture.seed, inputs.rows.epoch
-    return inputs.only(random_pick(keys, inputs.static, inputs.available, seed, epoch))
+def _random(
+    row_keys: Tensor, static_weights: Tensor, available: Tensor, epoch: int, mixture: Mixture
+) -> Tensor:
+    keys = row_keys.view(torch.int64)
+    picked = random_pick(keys, static_weights, available, mixture.seed, epoch)
+    return _only(picked, static_weights)
 
 
-def _route(inputs: WeightingInputs) -> Tensor:
-    assert inputs.rows.route is not None
-    return inputs.only(inputs.rows.route)
+def _route(route: Tensor, static_weights: Tensor) -> Tensor:
+    return _only(route, static_weights)
 
 
 def random_pick(
@@ -274,75 +260,32 @@ def _shifted(values: Tensor, bits: int) -> Tensor:
     return (values >> bits) & ((1 << (64 - bits)) - 1)
 
 
-class TeacherWeighting(NamedTuple):
-    """A weighting: a function of the rows, and which side inputs it can't do without.
-
-    Args:
-        function: WeightingInputs -> weights ≥ 0, (K, *rows).
-        needs: among `labels`, `route`, `row_keys`.
-    """
-
-    function: Callable[[WeightingInputs], Tensor]
-    needs: frozenset[str] = frozenset()
-
-
-TEACHER_WEIGHTINGS: dict[str, TeacherWeighting] = {
-    "fixed": TeacherWeighting(_fixed),
-    "softmax": TeacherWeighting(_softmax),
-    "ca_mkd": TeacherWeighting(_ca_mkd, frozenset({"labels"})),
-    "mt_bert": TeacherWeighting(_mt_bert, frozenset({"labels"})),
-    "min_ce": TeacherWeighting(_min_ce, frozenset({"labels"})),
-    "random": TeacherWeighting(_random, frozenset({"row_keys"})),
-    "route": TeacherWeighting(_route, frozenset({"route"})),
+TEACHER_WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
+    "fixed": _fixed,
+    "softmax": _softmax,
+    "ca_mkd": _ca_mkd,
+    "mt_bert": _mt_bert,
+    "min_ce": _min_ce,
+    "random": _random,
+    "route": _route,
 }
-"""By name: the weightings of this package, and those that a user registers."""
+"""By name: functions of what their parameters name, built-in or registered by a user."""
 
 BUILT_IN_WEIGHTINGS = frozenset(TEACHER_WEIGHTINGS)
-SIDE_INPUTS = ("labels", "route", "row_keys")
-OWN_INPUTS = ("teacher_logits", "static_weights", "available", "epoch", *SIDE_INPUTS)
+USER_INPUTS = ("teacher_logits", "static_weights", "available", "epoch", *SIDE_INPUTS)
 
 
-@dataclass(frozen=True)
-class UserWeighting:
-    """A weighting of the user's: a function of what its parameters name."""
-
-    function: Callable[..., Tensor]
-
-    def __call__(self, inputs: WeightingInputs) -> Tensor:
-        """Call it, and refuse what isn't one weight for each teacher in each row."""
-        known = {
-            **inputs.rows._asdict(),
-            "available": inputs.available,
-            "teacher_logits": inputs.logits,
-            "static_weights": inputs.static,
-        }
-        asked = inspect.signature(self.function).parameters
-        weights = self.function(**{name: known[name] for name in asked})
-        shape = inputs.available.shape
-        if not isinstance(weights, Tensor) or weights.shape != shape:
-            got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-            name = getattr(self.function, "__qualname__", self.function)
-            raise ConfigError(
-                f"Weighting of teachers {name!r}: expected weights of the shape {tuple(shape)}, "
-                f"one for each teacher in each row, got {got}."
-            )
-        return weights
-
-
-def find_weighting(name: str) -> TeacherWeighting:
+def find_weighting(name: str) -> Callable[..., Tensor]:
     """Find a weighting by name, or the user's by its import path.
 
     Raises:
         ConfigError: neither leads anywhere.
     """
-    if ":" in name:
-        return as_teacher_weighting(name, import_callable(name, "weighting of teachers"))
-    if name not in TEACHER_WEIGHTINGS:
-        raise unknown_name("weighting of teachers", name, TEACHER_WEIGHTINGS)
-    return TEACHER_WEIGHTINGS[name]
+    found = find_method("weighting of teachers", name, TEACHER_WEIGHTINGS)
+    return found if name in BUILT_IN_WEIGHTINGS else as_teacher_weighting(name, found)
 
 
-def as_teacher_weighting(name: str, value: Any) -> TeacherWeighting:
+def as_teacher_weighting(name: str, value: Any) -> Callable[..., Tensor]:
     """Take in a weighting of the user's.
 
     Args:
@@ -355,21 +298,23 @@ def as_teacher_weighting(name: str, value: Any) -> TeacherWeighting:
     Raises:
         ConfigError: it isn't one.
     """
-    if isinstance(value, TeacherWeighting):
-        return value
     if not callable(value):
         raise ConfigError(
             f"Weighting of teachers {name!r}: expected a function, got {type(value).__name__}."
         )
     function: Callable[..., Any] = value
-    parameters = set(inspect.signature(function).parameters)
-    unknown = sorted(parameters - set(OWN_INPUTS))
+    unknown = sorted(parameters_of(function) - set(USER_INPUTS))
     if unknown:
         raise ConfigError(
-            f"Weighting of teachers {name!r}: expected parameters among {', '.join(OWN_INPUTS)}, "
+            f"Weighting of teachers {name!r}: expected parameters among {', '.join(USER_INPUTS)}, "
             f"got {', '.join(unknown)}."
         )
-    return TeacherWeighting(UserWeighting(function), frozenset(parameters & set(SIDE_INPUTS)))
+    return function
+
+
+def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a function's parameters."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 @torch.no_grad()
@@ -400,8 +345,22 @@ def teacher_weights(
     if available is None:
         available = teacher_logits.new_ones(teacher_logits.shape[:-1], dtype=torch.bool)
     static = _static(static_weights, teacher_logits)
-    inputs = WeightingInputs(mixture, teacher_logits, static, rows, available)
-    weights = find_weighting(mixture.weighting).function(inputs)
+    known = {
+        **rows._asdict(),
+        "mixture": mixture,
+        "teacher_logits": teacher_logits,
+        "static_weights": static,
+        "available": available,
+    }
+    function = find_weighting(mixture.weighting)
+    weights = function(**{name: known[name] for name in parameters_of(function)})
+    if not isinstance(weights, Tensor) or weights.shape != available.shape:
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ConfigError(
+            f"Weighting of teachers {getattr(function, '__qualname__', function)!r}: expected "
+            f"weights of the shape {tuple(available.shape)}, one for each teacher in each row, "
+            f"got {got}."
+        )
     weights = weights.masked_fill(~available, 0.0)
     if mixture.weighting == "fixed":
         total = static.sum() if mixture.sums_losses else 1.0
