@@ -72,6 +72,29 @@ class MixingConfig(Section):
         return self
 
 
+def _as_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression, got {value!r}: {error}") from error
+    return value
+
+
+class ParameterGroup(Section):
+    """Options of the optimizer for the student's parameters of some names."""
+
+    parameters: Many[Annotated[str, AfterValidator(_as_pattern)]] = Field(
+        description="Regular expressions; a parameter is meant if one is found in its name.",
+        min_length=1,
+    )
+    learning_rate: float | None = Field(
+        default=None, ge=0, description="Peak learning rate; that of the training if left out."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Arguments of the optimizer besides lr: `weight_decay`."
+    )
+
+
 class TrainingConfig(Section):
     """Steps, optimizer, seed. Batch sizes are global: they don't depend on the workers."""
 

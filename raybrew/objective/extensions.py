@@ -31,7 +31,7 @@ class _Kind:
 
 
 def _match_loss(name: str, value: object) -> Any:
-    # A function of two features becomes a loss only when a match names the feature.
+    # A function of two features becomes a loss only when a match says which feature it is of.
     as_match_loss(name, value)
     return value
 
@@ -90,7 +90,7 @@ class Extensions:
     by_kind: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def install(self) -> None:
-        """Add them in this process; those of the job's driver replace others of the same name."""
+        """Make it known in this process; what the job's driver says wins over what was there."""
         for kind, names in self.by_kind.items():
             KINDS[kind].names.update(names)
 

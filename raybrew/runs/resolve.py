@@ -31,6 +31,7 @@ from raybrew.labels.logits import pack_rows
 from raybrew.labels.remote import StoreSpec, check_store
 from raybrew.labels.store import LabelStore
 from raybrew.matches.capture import code_name, needs_attention
+from raybrew.matches.spec import check_projection_options
 from raybrew.models.class_order import assumed_order, is_unnamed, order_of
 from raybrew.models.inputs import padding_of
 from raybrew.objective import Objective
@@ -55,7 +56,6 @@ from raybrew.tasks.task_data import TaskData, read_task_data
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.callbacks import check_extensions
 from raybrew.training.job import ResolvedJob, ResolvedTask
-from raybrew.training.module import check_projections
 from raybrew.training.optimization import check_optimization, optimizer_class
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,8 @@ def fit_models(
         teachers = job.teachers_of(rows.task.name)
         matches = task_matches(job, rows.task, models, student.config)
         check_droppable(job, rows.task.name, matches, objective.needs_route)
-        check_projections(matches, optimizer_class(job.training))
+        for match in matches:
+            check_projection_options(match.spec, optimizer_class(job.training))
         own = {t.name: models[t.name].tokenizer for t in teachers if t.inputs == "own"}
         tokenizers.append({STUDENT_VIEW: student.tokenizer} | own)
         check_mask(rows.task, tokenizers[-1])

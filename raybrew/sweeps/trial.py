@@ -42,7 +42,7 @@ from raybrew.sweeps.space import JobSpace
 from raybrew.tasks.task_data import TaskData
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.build import build_training
-from raybrew.training.callbacks import Saver
+from raybrew.training.callbacks import Hooks
 from raybrew.training.job import ResolvedJob
 from raybrew.training.loop import StudentTraining
 from raybrew.training.ray_train import fit
@@ -280,7 +280,7 @@ class _TrialHooks(Hooks):
 
     # Tune asks for checkpoints itself: none is due here.
 
-    def survived(self, event: Event) -> None:
+    def recovered(self, event: Event) -> None:
         self._put(event.message())
 
     def _put(self, message: Message) -> ray.ObjectRef:

@@ -32,7 +32,7 @@ from raybrew.textbrewer.distiller_utils import (
 from raybrew.textbrewer.label_cache import model_fingerprint
 from raybrew.textbrewer.resumption import Feed, Resumption, Stream
 from raybrew.training.callbacks import Bars
-from raybrew.training.optimization import AUTOCAST, loss_scaler
+from raybrew.training.optimization import Amp
 from raybrew.training.world import World
 
 logger = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ class Trainer(ABC):
         size = dist.get_world_size() if distributed else 1
         self._world = World(self.rank, size, self.device)
         self._precision = _precision(train_config, self.device)
-        self._scaler = loss_scaler(self._precision, self.device)
+        self._amp = Amp(self._precision, self.device)
+        self._scaler = self._amp.scaler
         self.tb_writer = _writer(train_config.log_dir, self.rank)
         self._modes: list[tuple[nn.Module, bool]] = []
         self._schedule = TrainingSchedule(0, 1, 1, set())
@@ -269,8 +270,7 @@ class Trainer(ABC):
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass in the config's precision."""
-        dtype = AUTOCAST.get(self._precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return self._amp.autocast()
 
     def _teachers(self) -> Sequence[nn.Module]:
         return ()

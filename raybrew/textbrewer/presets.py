@@ -13,8 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from raybrew.errors import ConfigError
-from raybrew.losses.registry import unknown_name
+from raybrew.errors import ConfigError, unknown_name
 from raybrew.losses.schedules import linear_decay, linear_growth, make_temperature_scheduler
 from raybrew.matches.spec import projection_builder
 from raybrew.objective.extensions import KINDS

@@ -239,7 +239,7 @@ class Resumption:
             CheckpointError: it can't be written.
         """
         mine = {"generators": generator_states(), "feed": self._feed.position()}
-        ranks = self._world.gather(mine)
+        ranks = self._world.all_gather(mine)
         if self._world.rank != 0 or self._is_off:
             return
         if not self._is_ours:
@@ -288,7 +288,7 @@ class Resumption:
                 if not self._feed.seek(training["ranks"][self._world.rank]["feed"]):
                     changed = ["data: other batches now"]
             # All processes begin at the same step.
-            changed = [each for found in self._world.gather(changed) for each in found]
+            changed = [each for found in self._world.all_gather(changed) for each in found]
             if not changed:
                 for name, part in self._parts.items():
                     part.load_state_dict(training["states"][name])

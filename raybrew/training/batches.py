@@ -18,7 +18,6 @@ from raybrew.data.encoding import spans
 from raybrew.data.payload import Payload
 from raybrew.data.split import (
     IGNORED,
-    EncodedSplit,
     Padding,
     collate,
     collate_labels,
@@ -26,7 +25,6 @@ from raybrew.data.split import (
 )
 from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
-from raybrew.matches.plan import TaskMatch
 from raybrew.objective import BatchCounts, Objective, SoftLabels
 from raybrew.objective.rows import ExampleInputs
 from raybrew.training.job import ResolvedTask
@@ -38,51 +36,7 @@ Payloads = Mapping[str, Mapping[str, Payload]]
 """By teacher, by name of the signal."""
 
 
-@dataclass(frozen=True)
-class StudentTask:
-    """A task as the student meets it.
-
-    Args:
-        name: the job's name of it.
-        kind: what a prediction is.
-        train: what to learn from.
-        eval: what to evaluate on.
-        signals: by teacher, what is asked of it.
-        adaptor: what the student's outputs mean; that of the kind if None.
-        label_names: classes, in the order of the logits.
-        views: by teacher, the encoded view that it reads; the student's for those left out.
-        matches: what is compared of its models' insides.
-    """
-
-    name: str
-    kind: str
-    train: EncodedSplit
-    eval: EncodedSplit | None
-    signals: Mapping[str, Sequence[Signal]]
-    adaptor: Adaptor | None = None
-    label_names: tuple[str, ...] = ()
-    views: Mapping[str, str] = field(default_factory=dict)
-    matches: Sequence[TaskMatch] = ()
-
-    @property
-    def padding_counts(self) -> bool:
-        """Whether a match's value depends on how far a batch is padded."""
-        # Not of the signals: matches of one statistic share one, with the first one's loss.
-        return any(match.padding_counts for match in self.matches)
-
-    @property
-    def alignments(self) -> dict[str, np.ndarray]:
-        """By teacher that reads tokens of its own, which of them answers for each of ours."""
-        known = self.train.alignments
-        return {name: known[view] for name, view in self.views.items() if view in known}
-
-    @property
-    def reads(self) -> Adaptor:
-        """The adaptor in use."""
-        return self.adaptor or ADAPTORS[self.kind]
-
-
-def batch_counts(task: StudentTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
+def batch_counts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
     """Return what every rank knows of a global batch.
 
     Args:
@@ -148,7 +102,7 @@ def micro_batches_of(
         start = stop
 
 
-def _unreached(task: StudentTask, rows: np.ndarray) -> int:
+def _unreached(task: ResolvedTask, rows: np.ndarray) -> int:
     """Count the labelled tokens in a batch for which no teacher has logits."""
     alignments = task.alignments
     if not task.train.per_token or len(alignments) < len(task.signals):
@@ -158,7 +112,7 @@ def _unreached(task: StudentTask, rows: np.ndarray) -> int:
     return int(((task.train.labels[source] != IGNORED) & ~reached).sum())
 
 
-def _soft_labels(task: StudentTask, payloads: Payloads, start: int, stop: int) -> SoftLabels:
+def _soft_labels(task: ResolvedTask, payloads: Payloads, start: int, stop: int) -> SoftLabels:
     return {
         teacher: {
             signal.name: tensors_of(by_signal[signal.name].slice(start, stop), signal)

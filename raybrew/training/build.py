@@ -3,9 +3,6 @@
 ResolvedJob ──► student, projections, optimizer, labels ──► StudentTraining
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import TrainJob
 from raybrew.data.agreement import MIN_ROWS, order_problem
-from raybrew.data.batch_sequence import BatchSequence, batches_per_epoch, rank_rows, task_schedule
-from raybrew.data.payload import Signal
-from raybrew.data.split import STUDENT_VIEW, EncodedSplit, collate_labels
+from raybrew.data.batch_sequence import BatchSequence, TaskExamples, rank_rows, task_schedule
+from raybrew.data.split import EncodedSplit, collate_labels
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
@@ -60,22 +56,22 @@ def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) 
     sequence, num_steps = _sequence(job)
     groups = module.projections.groups(optimizer_class(config))
     if learned := list(balancer.parameters()):
-        groups.append({"params": learned, "lr": plan.mixing.uncertainty_learning_rate})
+        groups.append({"params": learned, "lr": job.config.mixing.uncertainty_learning_rate})
     return StudentTraining(
         module=module,
         wrapped=module,
         tokenizer=tokenizer,
         tasks=tasks,
         objectives=objectives,
-        weights=[task.weight for task in plan.tasks],
+        weights=[task.config.weight for task in tasks],
         sequence=sequence,
-        labels=_label_source(plan, tasks, sequence, num_steps, world, asker),
-        optimization=build_optimization(model, plan.training, num_steps, world.device, groups),
-        config=plan.training,
-        tracking=plan.tracking,
+        labels=_label_source(job, sequence, num_steps, world, asker),
+        optimization=build_optimization(model, config, num_steps, world.device, groups),
+        config=config,
+        tracking=job.config.tracking,
         world=world,
         num_steps=num_steps,
-        per_task_gradients=_per_task_gradients(plan, module),
+        per_task_gradients=_per_task_gradients(job, module),
     )
 
 
@@ -107,7 +103,7 @@ def _per_task_gradients(job: ResolvedJob, module: nn.Module) -> TaskGradients | 
     if job.config.mixing.balancing != "pcgrad" or len(job.tasks) == 1:
         return None
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return TaskGradients(trained, plan.training.seed)
+    return TaskGradients(trained, job.config.training.seed)
 
 
 def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
@@ -139,10 +135,10 @@ def _sequence(job: ResolvedJob) -> tuple[BatchSequence, int]:
 
 def _objective(task: ResolvedTask, world: World) -> Objective:
     return Objective(
-        plan.tasks[task].distillation,
-        {teacher.name: teacher.weight for teacher in mine},
+        task.objective,
+        {teacher.name: teacher.config.weight for teacher in task.teachers},
         world.all_reduce if world.size > 1 else None,
-        matches,
+        task.matches,
         # The first signal of a teacher is its logits.
         task.teachers[0].signals[0] if task.teachers else None,
         task.kind,

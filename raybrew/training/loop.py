@@ -26,10 +26,10 @@ from raybrew.labels.source import LabelSource
 from raybrew.models.inputs import padding_of
 from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.balancing import TaskGradients
-from raybrew.tasks import kind_of
-from raybrew.training.batches import BatchBuilder, ReadyStep, StudentTask
+from raybrew.training.batches import BatchBuilder, ReadyStep
 from raybrew.training.callbacks import Hooks, postprocess, run_callbacks
 from raybrew.training.checkpoints import CheckpointSchedule
+from raybrew.training.job import ResolvedTask
 from raybrew.training.module import Sample, StudentModule
 from raybrew.training.optimization import Optimization
 from raybrew.training.snapshot import Snapshot, TrainerState, load_checkpoint
@@ -183,7 +183,7 @@ class StudentTraining:
         losses: dict[str, list[float]] = {}
         for batch, each in zip(ready.batches, sums, strict=True):
             named = {name: next(total) for name in each}
-            found = self.objectives[batch.task].figures(named, batch.denominators, position)
+            found = self.objectives[batch.task].metrics(named, batch.denominators, position)
             for term, loss in found.items():
                 losses.setdefault(f"train/{self.tasks[batch.task].name}/{term}", []).append(loss)
         return {name: sum(each) / len(each) for name, each in losses.items()}
@@ -256,11 +256,10 @@ class StudentTraining:
         model = ModelOnDevice(
             self.module.model_of(number), task.reads, self.padding(number), world.device
         )
-        kind = kind_of(task.kind)
         rows = rank_rows(np.arange(len(split)), world.rank, world.size)
         predicted = predict(
             model,
-            kind,
+            task.kind,
             split,
             rows,
             batch_size=self.config.eval_batch_size,
@@ -269,7 +268,7 @@ class StudentTraining:
         parts = world.all_gather((rows, predicted))
         order = np.concatenate([part for part, _ in parts])
         gathered = Payload.concat([part for _, part in parts])
-        return kind.metrics(gathered, split, order, task.label_names)
+        return task.kind.metrics(gathered, split, order, task.label_names)
 
     def _save_if_due(self, hooks: Hooks, evaluation: Mapping[str, float] | None = None) -> None:
         self.state.record_score(None if evaluation is None else evaluation.get("eval/score"))

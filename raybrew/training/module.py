@@ -22,14 +22,7 @@ from raybrew.matches.capture import (
     use_eager_attention,
 )
 from raybrew.matches.plan import TaskMatch
-from raybrew.matches.spec import (
-    CustomMatch,
-    MatchSpec,
-    build_projections,
-    check_projection_options,
-    projection_key,
-    projection_param_groups,
-)
+from raybrew.matches.spec import Projections
 from raybrew.models.pretrained import describe_names, own_generator
 from raybrew.objective.balancing import Balancer
 from raybrew.tasks import KINDS

@@ -7,6 +7,7 @@ fp16 needs the loss scale: without it small gradients would be 0.
 """
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,8 +25,7 @@ from transformers.trainer_utils import SchedulerType
 from raybrew.config import TrainingConfig
 from raybrew.errors import ConfigError, did_you_mean
 
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What a job's `training.precision` computes in; fp32 needs no autocast."""
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 2.0**16
 
 _UNSUPPORTED_OPTIMIZERS = ("LBFGS", "SparseAdam")
@@ -38,6 +38,7 @@ _UNSUPPORTED_SCHEDULES = (
     SchedulerType.COSINE_WARMUP_WITH_MIN_LR,
 )
 """Schedules that need more than the length of warm-up and run."""
+_NUM_SHOWN = 5
 _FUSED = ("SGD", "Adam", "AdamW", "Adagrad")
 _FUSED_DEVICES = ("cpu", "cuda")
 
@@ -46,18 +47,16 @@ class Amp:
     """Automatic mixed precision: autocast of forward passes, and the loss scale of float16.
 
     Args:
-        dtype: what forward passes compute in; None for that of the weights.
-        device: where they compute.
+        precision: bf16, fp16, or fp32, which leaves everything as it is.
+        device: where forward passes compute.
 
     Attributes:
-        scaler: scales losses and gradients; with other dtypes than float16 it leaves them alone.
+        scaler: scales losses and gradients; only with fp16.
     """
 
-    def __init__(self, dtype: torch.dtype | None, device: torch.device):
-        self._dtype, self._device = dtype, device.type
-        self.scaler = GradScaler(
-            device.type, init_scale=FIRST_SCALE, enabled=dtype is torch.float16
-        )
+    def __init__(self, precision: str, device: torch.device):
+        self._dtype, self._device = _AMP_DTYPES.get(precision), device.type
+        self.scaler = GradScaler(device.type, init_scale=FIRST_SCALE, enabled=precision == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of a forward pass."""
@@ -120,10 +119,22 @@ class Optimization:
         Returns:
             The optimizer's tensors by "parameter.name", and the rest for JSON.
         """
-        tensors, settings = split_state(self.optimizer)
+        state = self.optimizer.state_dict()
+        values = {
+            f"{index}.{name}": value
+            for index, each in state["state"].items()
+            for name, value in each.items()
+        }
+        tensors = {key: value for key, value in values.items() if isinstance(value, Tensor)}
+        scalars = {key: value for key, value in values.items() if key not in tensors}
+        schedule = {} if self.scheduler is None else self.scheduler.state_dict()
         return tensors, {
-            "optimizer": settings,
-            "scheduler": None if self.scheduler is None else plain(self.scheduler.state_dict()),
+            "optimizer": {"scalars": scalars, "param_groups": state["param_groups"]},
+            "scheduler": {
+                # A schedule may hold a tensor as its learning rate.
+                name: value.item() if isinstance(value, Tensor) else value
+                for name, value in schedule.items()
+            },
             "scaler": self.amp.scaler.state_dict(),
         }
 
@@ -146,7 +157,12 @@ class Optimization:
         before = [
             {k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(joined_state(record["optimizer"], tensors))
+        saved = record["optimizer"]
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in {**saved["scalars"], **tensors}.items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
         if self.scheduler is not None:
             self.scheduler.load_state_dict(record["scheduler"])
         self.amp.scaler.load_state_dict(record["scaler"])
@@ -182,7 +198,7 @@ def build_optimization(
     return Optimization(
         optimizer,
         build_scheduler(optimizer, config, num_steps),
-        Amp(AMP_DTYPES.get(config.precision), device),
+        Amp(config.precision, device),
         config.max_grad_norm,
     )
 
@@ -201,19 +217,45 @@ def build_optimizer(
     Raises:
         ConfigError: the class refuses its arguments, or a pattern is in no parameter's name.
     """
-    own = _parameter_groups(model, config)
+    groups = [*_parameter_groups(model, config), *groups]
     build: Any = optimizer_class(config)
-    trained = [*parameters, *(p for group in groups for p in group["params"])]
+    trained = [parameter for group in groups for parameter in group["params"]]
     options = dict(config.optimizer_options)
     if not {"fused", "foreach", "differentiable"} & options.keys():
         options |= _fused(optimizer_class(config), trained)
     try:
-        return build([*own, *groups], lr=config.learning_rate, **options)
+        return build(groups, lr=config.learning_rate, **options)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.optimizer_options: torch.optim.{config.optimizer} refused "
             f"{config.optimizer_options}: {error}"
         ) from error
+
+
+def _parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Return the parameters that are trained, together where their options are the same."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    options: dict[str, dict[str, Any]] = {name: {} for name in trained}
+    for number, group in enumerate(config.parameter_groups):
+        given = dict(group.options)
+        if group.learning_rate is not None:
+            given["lr"] = group.learning_rate
+        for pattern in group.parameters:
+            found = [name for name in trained if re.search(pattern, name)]
+            if not found:
+                raise ConfigError(
+                    f"training.parameter_groups[{number}].parameters: expected a pattern that is "
+                    f"in the name of a parameter that is trained, got {pattern!r}; names are "
+                    f"{', '.join(list(trained)[:_NUM_SHOWN])}, …"
+                )
+            for name in found:
+                options[name] |= given
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in trained.items():
+        group = groups.setdefault(repr(sorted(options[name].items())), {"params": []})
+        group["params"].append(parameter)
+        group |= options[name]
+    return list(groups.values()) or [{"params": []}]
 
 
 def build_scheduler(optimizer: Optimizer, config: TrainingConfig, num_steps: int) -> LRScheduler:
@@ -239,40 +281,15 @@ def check_optimization(config: TrainingConfig) -> None:
     """
     optimizers = [name for name, value in vars(torch.optim).items() if _is_supported(value)]
     _check_known("training.optimizer", config.optimizer, optimizers)
-    arguments = list(inspect.signature(optimizer_class(config)).parameters)[1:]
+    parameters = list(inspect.signature(optimizer_class(config)).parameters)
+    arguments = [name for name in parameters[1:] if name != "lr"]
     for name in config.optimizer_options:
-        _check_known("training.optimizer_options", name, [a for a in arguments if a != "lr"])
+        _check_known("training.optimizer_options", name, arguments)
+    for number, group in enumerate(config.parameter_groups):
+        for name in group.options:
+            _check_known(f"training.parameter_groups[{number}].options", name, arguments)
     schedules = [kind.value for kind in SchedulerType if kind not in _UNSUPPORTED_SCHEDULES]
     _check_known("training.lr_scheduler", config.lr_scheduler, schedules)
-
-
-def split_state(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of an optimizer by "parameter.name", and the rest for JSON."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            target = tensors if isinstance(value, Tensor) else scalars
-            target[f"{index}.{name}"] = value
-    return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}
-
-
-def joined_state(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Put the two parts together as `Optimizer.load_state_dict` takes them."""
-    state: dict[int, dict[str, Any]] = {}
-    for key, value in {**record["scalars"], **tensors}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    return {"state": state, "param_groups": record["param_groups"]}
-
-
-def plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schedule's state for JSON.
-
-    Schedules of transformers carry their functions as None; tensors would not be plain.
-    """
-    return {k: v.item() if isinstance(v, Tensor) else v for k, v in state.items()}
 
 
 def _fused(optimizer: type[Optimizer], parameters: Sequence[nn.Parameter]) -> dict[str, bool]:

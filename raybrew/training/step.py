@@ -23,6 +23,7 @@ from raybrew.models.devices import device_fault
 from raybrew.models.pretrained import first_line
 from raybrew.objective import Objective, SoftLabels, TrainProgress
 from raybrew.objective.balancing import Balancer, TaskGradients
+from raybrew.objective.rows import ExampleInputs
 from raybrew.training.module import StudentModuleOutput
 from raybrew.training.optimization import Optimization
 from raybrew.training.snapshot import TrainerState

@@ -23,7 +23,7 @@ from raybrew.runs.checks import read_teacher
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import ADAPTORS
 from raybrew.teachers.teacher import ModelTeacher
-from raybrew.training.module import StudentModule
+from raybrew.training.module import StudentModule, TaskReader
 from tests.made import made_teacher
 from tests.models.families import family_config
 from tests.models.saved_families import FAMILIES, family_tokenizer, save_family

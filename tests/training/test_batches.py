@@ -11,7 +11,9 @@ from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Payload, Signal
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.labels.source import LabelSource, TeacherLabels
-from raybrew.training.batches import StudentTask, batch_counts, micro_batches_of
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.batches import batch_counts, micro_batches_of
+from raybrew.training.job import ResolvedTask
 from raybrew.training.world import World
 
 TOKENS, BATCH = 6, 8
@@ -72,10 +74,10 @@ def task_of(num_rows: int) -> ResolvedTask:
     match: Any = SimpleNamespace(padding_counts=True)
     teacher = ResolvedTeacher(
         config=rb.Teacher(name="a", task="t", model="a"),
-        kind="token-classification",
+        spec=None,
         fingerprint="",
-        signals=(Signal(),),
         view="other",
+        signals=(Signal(),),
     )
     config = rb.Task(name="t", kind="token-classification", train="t")
     task = ResolvedTask(config, (), 0, teachers=(teacher,), matches=(match,))
@@ -90,7 +92,7 @@ def elements_read(num_rows: int) -> int:
     store: Any = Store()
     source = LabelSource(
         teachers=[TeacherLabels("a", 0, task.train.views["other"], {Signal(): store})],
-        client=None,
+        asker=None,
         rows_of=lambda step: (0, rows),
         num_steps=1,
     )

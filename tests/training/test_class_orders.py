@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -248,8 +249,9 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
             yield None
 
     monkeypatch.setattr(sweep, "Precompute", Labelled)
+    found: Any = SimpleNamespace(passes=[preparation])
     with pytest.raises(rb.ConfigError, match="no names say which"):
-        sweep._compute_labels([preparation], Run(job, "tune", None, None))
+        sweep._label(found, Run(job, "tune", None, None), {})
 
 
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):

@@ -159,6 +159,70 @@ def test_frozen_parameters_are_not_among_those_that_learn():
     assert (first["lr"], second["lr"]) == (1e-2, 0.5)
 
 
+# Groups of parameters with options of their own.
+
+
+def grouped(*groups: dict[str, Any]) -> torch.optim.Optimizer:
+    model = nn.ModuleDict({"layer_0": nn.Linear(2, 3), "layer_1": nn.Linear(3, 1)})
+    made = rb.TrainingConfig(
+        num_steps=1,
+        optimizer_options={"weight_decay": 0.1},
+        learning_rate=1e-2,
+        parameter_groups=groups,  # pyright: ignore[reportArgumentType]
+    )
+    check_optimization(made)
+    return build_optimizer(model, made)
+
+
+def test_decay_and_learning_rates_of_some_parameters():
+    optimizer = grouped(
+        {"parameters": ["bias$"], "options": {"weight_decay": 0.0}},
+        {"parameters": [r"layer_0\."], "learning_rate": 1e-3},
+    )
+    found = {
+        tuple(tuple(p.shape) for p in group["params"]): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+    }
+    assert found == {
+        ((3, 2),): (1e-3, 0.1),
+        ((3,),): (1e-3, 0.0),
+        ((1, 3),): (1e-2, 0.1),
+        ((1,),): (1e-2, 0.0),
+    }
+
+
+def test_a_group_moves_its_parameters_as_its_options_say():
+    optimizer = grouped({"parameters": ["layer_0"], "learning_rate": 0.0})
+    (first, second) = (group["params"] for group in optimizer.param_groups)
+    before = [p.detach().clone() for p in (*first, *second)]
+    for p in (*first, *second):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = [not torch.equal(p, old) for p, old in zip((*first, *second), before, strict=True)]
+    assert moved == [False, False, True, True]
+
+
+def test_no_groups_are_one_group():
+    assert len(grouped().param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ({"parameters": ["layer_7"]}, r"\[0\]\.parameters: expected a pattern .* got 'layer_7'"),
+        ({"parameters": ["("]}, r"expected a regular expression, got '\('"),
+        ({"parameters": []}, "at least 1 item"),
+        (
+            {"parameters": ["bias"], "options": {"weight_dcay": 0}},
+            r"\[0\]\.options: .*Did you mean 'weight_decay'",
+        ),
+    ],
+)
+def test_mistakes_in_groups(group, message):
+    with pytest.raises(ValueError, match=message):
+        grouped(group)
+
+
 # Population based training: another's state, one's own learning rate and options.
 
 STEPS = 20
@@ -239,8 +303,8 @@ def test_a_skipped_step_leaves_parameters_and_moves_the_schedule():
 def test_without_a_schedule_the_learning_rate_is_constant():
     model = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    optimization = Optimization(optimizer, None, Amp(None, torch.device("cpu")))
+    optimization = Optimization(optimizer, None, Amp("fp32", torch.device("cpu")))
     assert train(model, optimization, 3) == [0.5] * 3
     tensors, record = optimization.state()
-    assert record["scheduler"] is None
+    assert record["scheduler"] == {}
     optimization.load_state(tensors, record)
