@@ -13,7 +13,7 @@ from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import sequence_classification
 
 LATENCY_SENTENCES = 64
@@ -54,7 +54,7 @@ def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
             Padding(int(str(tokenizer.pad_token_id))),
             torch.device("cpu"),
         ),
-        KINDS["sequence-classification"],
+        TASK_TYPES["sequence-classification"],
         split,
         np.arange(len(split)),
         batch_size=64,

@@ -240,7 +240,7 @@ def test_each_row_runs_on_stand_ins(row: Row, place):
     assert f"{100 * here:.1f}" in line.split("│")[-1]
     assert line.split("│")[-1].count("/") == len(row.data.metrics) - 1
     assert ("their mean" in table) == (row.teachers > 1)
-    model = kind_of(row.data.task["kind"]).model_class.from_pretrained(step.folder / "student")
+    model = task_type_of(row.data.task["kind"]).model_class.from_pretrained(step.folder / "student")
     assert model.config.num_labels == len(row.data.task.get("label_names", (0, 1)))
     if row.kind == "teacher":
         return  # made before by a row that it teaches, perhaps

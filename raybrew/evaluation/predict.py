@@ -20,7 +20,7 @@ from raybrew.labels.logits import tensors_of
 from raybrew.losses.numerics import TopK
 from raybrew.objective.rows import RowIndex, TeacherRows
 from raybrew.tasks.adaptors import Adaptor, view_of
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ModelOnDevice:
 @torch.inference_mode()
 def predict(
     asked: ModelOnDevice,
-    kind: Kind,
+    kind: TaskType,
     split: EncodedSplit,
     rows: np.ndarray,
     *,
@@ -61,7 +61,7 @@ def predict(
         on_progress: called with the rows that are done and all of them.
 
     Returns:
-        n rows of `Kind.predict`.
+        n rows of `TaskType.predict`.
     """
     if not len(rows):
         # Models of transformers refuse a batch of none: one example, of which nothing is kept.
@@ -84,7 +84,7 @@ def predict(
 
 
 def _predict_batch(
-    asked: ModelOnDevice, kind: Kind, split: EncodedSplit, rows: np.ndarray
+    asked: ModelOnDevice, kind: TaskType, split: EncodedSplit, rows: np.ndarray
 ) -> Payload:
     inputs = collate(split.student, rows, asked.padding)
     labels = collate_labels(split, rows, inputs["input_ids"].shape[1])
@@ -98,7 +98,7 @@ def _predict_batch(
 
 
 def payload_of_rows(
-    kind: Kind, index: RowIndex, logits: Sequence[Tensor], labels: Sequence[Tensor]
+    kind: TaskType, index: RowIndex, logits: Sequence[Tensor], labels: Sequence[Tensor]
 ) -> Payload:
     """Return predictions from rows of logits, one row an example.
 

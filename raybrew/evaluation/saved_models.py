@@ -35,11 +35,12 @@ from raybrew.models.pretrained import (
     read_tokenizer,
 )
 from raybrew.models.student_files import task_folders
-from raybrew.tasks import kind_of
+from raybrew.runs.checks import assumed_order, check_class_names, is_unnamed, order_of
+from raybrew.tasks import task_type_of
 from raybrew.tasks.adaptors import Adaptor, adaptor_of, first_classes, view_of
 from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
-from raybrew.tasks.task_data import read_task_data
-from raybrew.tasks.task_type import CustomModelClass, Kind
+from raybrew.tasks.task_data import encode_table, read_table
+from raybrew.tasks.task_type import CustomModelClass, TaskType
 
 logger = logging.getLogger(__name__)
 
@@ -93,12 +94,12 @@ def _pairs(job: DistillJob | TrainJob, model: str, name: str | None) -> list[tup
     return [(tasks[n], folders[n]) for n in asked]
 
 
-def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[Kind, Any]]:
+def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[TaskType, Any]]:
     """Return the kind of task, and the adaptor, for models of each class of the user's, by name."""
     people = [job.model] if isinstance(job, TrainJob) else [job.student]
     teachers = () if isinstance(job, TrainJob) else job.teachers_of(task.name)
     kinds = [
-        (kind_of(task.kind, one.architecture), one.adaptor)
+        (task_type_of(task.kind, one.architecture), one.adaptor)
         for one in (*people, *teachers)
         if one.architecture is not None
     ]

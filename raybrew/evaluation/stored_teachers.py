@@ -15,6 +15,8 @@ from raybrew.labels.store import LabelStore
 from raybrew.losses.mixture import RowInputs
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
+from raybrew.tasks import task_type_of
+from raybrew.tasks.task_type import TaskType
 from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
 
 logger = logging.getLogger(__name__)
@@ -57,13 +59,19 @@ def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
 class _Judge:
     """The evaluation rows of a task and its teachers' stored answers to them."""
 
-    def __init__(self, job: ResolvedJob, task: ResolvedTask, split: EncodedSplit):
-        self._task, self._split, self._kind = task, split, task.kind
-        self._teachers = task.teachers
-        self._answers = [_stored(job, t, split.views[t.view].keys) for t in task.teachers]
-        self._signal = task.teachers[0].signals[0]
-        weights = {teacher.name: teacher.config.weight for teacher in task.teachers}
-        self._objective = Objective(task.objective, weights, kind=self._kind)
+    def __init__(
+        self,
+        job: DistillJob,
+        task: ResolvedTask,
+        split: EncodedSplit,
+        teachers: Sequence[ResolvedTeacher],
+    ):
+        self._task, self._split, self._teachers = task, split, teachers
+        self._kind: TaskType = task_type_of(task.task.kind)
+        self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
+        self._signal = teachers[0].signals[0]
+        weights = {t.teacher.name: t.teacher.weight for t in teachers}
+        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._kind)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""

@@ -40,7 +40,7 @@ from raybrew.matches.presets import (
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.pretrained import BUILD_ERRORS, first_line, meta_model
 from raybrew.tasks.adaptors import Adaptor
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 Entry = MatchPreset | MatchSpec | CustomMatch
 _EXAMPLES, _TOKENS = 2, 4
@@ -265,7 +265,7 @@ def check_modules(
 def check_adaptor(
     matches: Sequence[MatchSpec | CustomMatch],
     adaptor: Adaptor,
-    kind: Kind,
+    kind: TaskType,
     config: PreTrainedConfig,
     side: Side,
     num_labels: int,
@@ -314,7 +314,7 @@ def _in_memory(tensor: Tensor) -> Tensor:
     return torch.zeros(tensor.shape, dtype=tensor.dtype)
 
 
-def _batch(kind: Kind, side: Side, num_labels: int) -> Mapping[str, Tensor]:
+def _batch(kind: TaskType, side: Side, num_labels: int) -> Mapping[str, Tensor]:
     shape = (_EXAMPLES, _TOKENS)
     mask = torch.ones(shape, dtype=torch.int64)
     mask[-1, -1] = 0  # padded, as batches are
@@ -328,7 +328,7 @@ def _batch(kind: Kind, side: Side, num_labels: int) -> Mapping[str, Tensor]:
     return batch
 
 
-def _labels(kind: Kind, num_labels: int) -> Tensor:
+def _labels(kind: TaskType, num_labels: int) -> Tensor:
     if kind.layout == "token":
         return torch.zeros(_EXAMPLES, _TOKENS, dtype=torch.int64)
     if kind.layout == "position":

@@ -26,9 +26,9 @@ from raybrew.models.pretrained import (
 )
 from raybrew.models.student_configs import changed_config, check_preset, preset_config
 from raybrew.models.trainable import check_trainable, limit_trainable
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.causal_lm import check_vocabulary
-from raybrew.tasks.task_type import CustomModelClass, Kind
+from raybrew.tasks.task_type import CustomModelClass, TaskType
 
 # The student: where its configuration, its tokenizer and its first weights come from.
 #
@@ -41,7 +41,7 @@ from raybrew.tasks.task_type import CustomModelClass, Kind
 # Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds
 # the same bits, and the global generators stay where they were.
 
-DEFAULT_KIND = KINDS["sequence-classification"]
+DEFAULT_KIND = TASK_TYPES["sequence-classification"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def student_config(
     label_names: Sequence[str] | None,
     teachers: Mapping[str, Teacher],
     what: str = "student",
-    kind: Kind = DEFAULT_KIND,
+    kind: TaskType = DEFAULT_KIND,
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Work out the student's configuration and tokenizer, and check all that needs no weights.
 
@@ -108,7 +108,7 @@ def build_student(
     seed: int,
     teachers: Mapping[str, Teacher],
     what: str = "student",
-    kind: Kind = DEFAULT_KIND,
+    kind: TaskType = DEFAULT_KIND,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Build the student: float32, on the CPU, in training mode, frozen as the job says.
 
@@ -156,7 +156,7 @@ def _head_names(
     num_labels: int,
     label_names: Sequence[str] | None,
     teachers: Mapping[str, Teacher],
-    kind: Kind,
+    kind: TaskType,
     what: str,
 ) -> tuple[str, ...]:
     """Return the classes of the head that comes along with weights; none where none does."""
@@ -201,7 +201,7 @@ def _tokenizer(
 
 
 def _base_config(
-    student: Student, teachers: Mapping[str, Teacher], what: str, kind: Kind
+    student: Student, teachers: Mapping[str, Teacher], what: str, kind: TaskType
 ) -> PreTrainedConfig:
     def build(config: PreTrainedConfig) -> nn.Module:
         return meta_model(kind.model_class, config, what)
@@ -228,7 +228,7 @@ def _set_labels(
     config: PreTrainedConfig,
     num_labels: int,
     label_names: Sequence[str] | None,
-    kind: Kind,
+    kind: TaskType,
     what: str,
 ) -> None:
     config.dtype = torch.float32
@@ -243,7 +243,9 @@ def _set_labels(
     config.problem_type = kind.problem_type
 
 
-def _from_weights(kind: Kind, path: str, config: PreTrainedConfig, what: str) -> PreTrainedModel:
+def _from_weights(
+    kind: TaskType, path: str, config: PreTrainedConfig, what: str
+) -> PreTrainedModel:
     field = f"{what}.model"
     model, info = load_model(kind.model_class, path, field, config)
     body = f"{model.base_model_prefix}."
@@ -315,12 +317,12 @@ class Head:
     """
 
     task: str
-    kind: Kind
+    kind: TaskType
     label_names: tuple[str, ...]
     num_labels: int
 
     @classmethod
-    def of(cls, task: str, kind: Kind, label_names: tuple[str, ...]) -> "Head":
+    def of(cls, task: str, kind: TaskType, label_names: tuple[str, ...]) -> "Head":
         """Return the head of a task."""
         return cls(task, kind, label_names, kind.num_labels(label_names))
 
@@ -436,7 +438,7 @@ def build_multitask(
     return model.train(), built[0][1]
 
 
-def _draw_head(model: PreTrainedModel, kind: Kind, seed: int) -> None:
+def _draw_head(model: PreTrainedModel, kind: TaskType, seed: int) -> None:
     with own_generator(seed):
         fresh = random_model(kind.model_class, model.config).state_dict()
     body = f"{model.base_model_prefix}."

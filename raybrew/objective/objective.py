@@ -33,7 +33,7 @@ from raybrew.objective.rows import (
 )
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 SoftLabels = Mapping[str, Mapping[str, SoftLabel]]
 """By teacher, by name of the signal: a row for each example."""
@@ -107,7 +107,7 @@ class KDTerm:
         teachers: Mapping[str, float],
         logits: Signal,
         sum_over_ranks: Callable[[Tensor], Tensor] | None,
-        kind: Kind = KINDS["sequence-classification"],
+        kind: TaskType = TASK_TYPES["sequence-classification"],
     ):
         self._config, self._signal, self._kind = config, logits, kind
         self._loss_name = config.kd_loss or kind.kd_loss
@@ -303,7 +303,7 @@ class Objective:
         sum_over_ranks: Callable[[Tensor], Tensor] | None = None,
         matches: Sequence[TaskMatch] = (),
         logits: Signal | None = None,
-        kind: Kind = KINDS["sequence-classification"],
+        kind: TaskType = TASK_TYPES["sequence-classification"],
         orders: Mapping[str, Sequence[int]] | None = None,
     ):
         self._teachers, self._kind = tuple(teachers), kind

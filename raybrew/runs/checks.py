@@ -38,7 +38,7 @@ from raybrew.models.inputs import (
 from raybrew.models.pretrained import ModelSource, meta_model, runs_own_code
 from raybrew.models.students import Head, multitask_config, student_config
 from raybrew.objective import Objective
-from raybrew.tasks import KINDS, kind_of
+from raybrew.tasks import TASK_TYPES, task_type_of
 from raybrew.tasks.adaptors import adaptor_of
 from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
 from raybrew.tasks.task_data import TaskData
@@ -128,7 +128,7 @@ class ModelMetadata:
 
 def check_augmentation(task: Task) -> None:
     """Refuse changed copies of rows that can't be changed."""
-    if task.augmentation is not None and not kind_of(task.kind).augments:
+    if task.augmentation is not None and not task_type_of(task.kind).augments:
         raise ConfigError(
             f"tasks[{task.name}].augmentation: expected a task type whose rows may be changed "
             f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
@@ -142,7 +142,7 @@ def check_columns(task: Task, teachers: Sequence[Teacher]) -> None:
         if teacher.logits is None:
             continue
         what = f"teachers[{teacher.name}].logits"
-        if not kind_of(task.kind).takes_column:
+        if not task_type_of(task.kind).takes_column:
             raise ConfigError(
                 f"{what}: expected a teacher of a task type whose logits are those of rows or "
                 f"words ({', '.join(name for name, kind in KINDS.items() if kind.takes_column)}), "
@@ -328,7 +328,7 @@ def _check_outputs(what: str, config: PreTrainedConfig, data: TaskData) -> None:
     check_class_names(what, config, data)
 
 
-def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: Kind) -> None:
+def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: TaskType) -> None:
     if enough_positions(config, task.max_length):
         return
     most = most_positions(meta_model(kind.model_class, config, what))
@@ -399,7 +399,7 @@ def _check_model(
     whose: Teacher | Student,
 ) -> None:
     side: Side = "teacher" if isinstance(whose, Teacher) else "student"
-    kind = kind_of(task.kind, whose.architecture)
+    kind = task_type_of(task.kind, whose.architecture)
     # A student of several tasks isn't a model of one of its kinds.
     if side == "teacher" or len(job.tasks) == 1:
         check_modules(matches, kind.model_class, config, side)

@@ -50,7 +50,7 @@ from raybrew.runs.checks import (
     read_teacher,
     task_matches,
 )
-from raybrew.tasks import kind_of
+from raybrew.tasks import task_type_of
 from raybrew.tasks.adaptors import adaptor_of
 from raybrew.tasks.task_data import TaskData, read_task_data
 from raybrew.teachers.teacher import ResolvedTeacher
@@ -266,7 +266,7 @@ def _code_of(teacher: Teacher, kind: str, adaptor: Any, padding: Padding) -> str
     """Name all the code that a teacher's answers depend on."""
     name = kind if adaptor is None else code_name(adaptor_of(kind, adaptor))
     if teacher.architecture is not None:
-        name += f" of {code_name(kind_of(kind, teacher.architecture).model_class.wrapped)}"
+        name += f" of {code_name(task_type_of(kind, teacher.architecture).model_class.wrapped)}"
     # Labels of these were once made in batches that were padded on the right, whatever the model.
     if padding.side == "left":
         name += ", padded on the left"

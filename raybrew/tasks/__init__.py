@@ -17,10 +17,10 @@ from raybrew.tasks.multi_label import MultiLabel
 from raybrew.tasks.question_answering import QuestionAnswering
 from raybrew.tasks.regression import Regression
 from raybrew.tasks.sequence_classification import SequenceClassification
-from raybrew.tasks.task_type import Kind, custom_model_class
+from raybrew.tasks.task_type import TaskType, custom_model_class
 from raybrew.tasks.token_classification import TokenClassification
 
-KINDS: dict[str, Kind] = {
+TASK_TYPES: dict[str, TaskType] = {
     kind.name: kind
     for kind in (
         SequenceClassification(),
@@ -34,20 +34,20 @@ KINDS: dict[str, Kind] = {
 """By the name that `Task.kind` has for it."""
 
 
-def kind_of(
+def task_type_of(
     name: str,
     architecture: Callable[..., Any] | str | None = None,
     what: str = "architecture",
-) -> Kind:
+) -> TaskType:
     """Return a kind of task by its name.
 
     Args:
-        name: a key of `KINDS`.
+        name: a key of `TASK_TYPES`.
         architecture: the user's class of its models, or its import path; transformers' if None.
         what: field of the job that gave it, for messages.
 
     Raises:
         ConfigError: that isn't a class of models.
     """
-    kind = KINDS[name]
+    kind = TASK_TYPES[name]
     return kind if architecture is None else kind.of_class(custom_model_class(architecture, what))

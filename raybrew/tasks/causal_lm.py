@@ -16,7 +16,7 @@ from raybrew.data.encoding import view_from_ids
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import ConfigError
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 # Whether a model's embedding has a row for each token of its tokenizer.
 
@@ -67,7 +67,7 @@ def check_vocabulary(
 # fewer of them.
 
 
-class CausalLM(Kind):
+class CausalLM(TaskType):
     """The next token."""
 
     name = "causal-lm"
@@ -81,7 +81,7 @@ class CausalLM(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read texts, or prompts and what follows them; see `Kind.read`."""
+        """Read texts, or prompts and what follows them; see `TaskType.read`."""
         rows = read_rows(task, train, f"tasks[{task.name}].train")
         if evaluation is None:
             return (), rows, None

@@ -22,10 +22,10 @@ from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 
-class MultiLabel(Kind):
+class MultiLabel(TaskType):
     """A set of classes for each example."""
 
     name = "multi-label"
@@ -38,7 +38,7 @@ class MultiLabel(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read texts and lists of classes; see `Kind.read`."""
+        """Read texts and lists of classes; see `TaskType.read`."""
         splits = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
         columns = {
             side: read_lists(split, task.label, f"tasks[{task.name}].{side}", "classes")

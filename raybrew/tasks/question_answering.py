@@ -17,7 +17,7 @@ from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 # What answers are worth, by their texts: as SQuAD's script says it, and as that of CMRC 2018.
 #
@@ -126,7 +126,7 @@ def _longest_run(left: Sequence[str], right: Sequence[str]) -> int:
 N_BEST = 20
 
 
-class QuestionAnswering(Kind):
+class QuestionAnswering(TaskType):
     """The start and the end of an answer."""
 
     name = "question-answering"
@@ -138,7 +138,7 @@ class QuestionAnswering(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read questions, passages and answers; see `Kind.read`."""
+        """Read questions, passages and answers; see `TaskType.read`."""
         rows = _rows(task, train, f"tasks[{task.name}].train")
         names = ("start", "end")
         if evaluation is None:

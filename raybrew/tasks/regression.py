@@ -15,12 +15,12 @@ from raybrew.data.columns import Rows, read_column, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-class Regression(Kind):
+class Regression(TaskType):
     """Numbers for each example. Its outputs are no logits: no temperature divides them."""
 
     name = "regression"
@@ -35,7 +35,7 @@ class Regression(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read texts and numbers; see `Kind.read`."""
+        """Read texts and numbers; see `TaskType.read`."""
         what = f"tasks[{task.name}]"
         column = read_column(train, task.label, f"{what}.train")
         lists = [value for value in column if isinstance(value, list)]

@@ -13,10 +13,10 @@ from raybrew.data.classes import read_labels
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 
-class SequenceClassification(Kind):
+class SequenceClassification(TaskType):
     """A class of its own for each example."""
 
     name = "sequence-classification"
@@ -26,7 +26,7 @@ class SequenceClassification(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read texts and classes; see `Kind.read`."""
+        """Read texts and classes; see `TaskType.read`."""
         names, labels, eval_labels = read_labels(task, train, evaluation)
         what = f"tasks[{task.name}]"
         rows = read_rows(task, train, f"{what}.train", labels)

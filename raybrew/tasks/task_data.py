@@ -15,8 +15,9 @@ from raybrew.data.classes import order_is_assumed
 from raybrew.data.columns import Rows, read_column, read_routes, read_supplied
 from raybrew.data.sources import load_source, with_transfer
 from raybrew.errors import DataError
-from raybrew.tasks import kind_of
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks import task_type_of
+from raybrew.tasks.task_type import TaskType
+from raybrew.training.job import ResolvedTask
 
 _COMPARED = 4096
 """Rows whose logits are compared with labels at most."""
@@ -45,9 +46,9 @@ class TaskData:
     order_assumed: bool = False
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskType:
         """Of the task."""
-        return kind_of(self.task.kind)
+        return task_type_of(self.task.kind)
 
     def encode(
         self, tokenizers: Mapping[str, PreTrainedTokenizerBase], folder: Path
@@ -95,7 +96,7 @@ def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
             train, task.augmentation, texts=texts, label=task.label, what=f"{what}.train"
         )
     evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
-    kind = kind_of(task.kind)
+    kind = task_type_of(task.kind)
     names, rows, eval_rows = kind.read(task, train, evaluation)
     data = TaskData(
         task=task,
@@ -147,7 +148,8 @@ def _with_supplied(
     columns: Mapping[str, str],
     what: str,
 ) -> Rows:
-    """Return rows with what their data holds of teachers' logits, by the teacher's name."""
+    """Return rows with what their data holds of teachers' logits."""
+    kind = task_type_of(task.kind)
     words = [len(each) for each in rows.texts] if kind.layout == "token" else None
     width = kind.num_labels(names)
     supplied = {

@@ -23,12 +23,12 @@ from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 _CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
 
-class TokenClassification(Kind):
+class TokenClassification(TaskType):
     """A class for each word."""
 
     name = "token-classification"
@@ -39,7 +39,7 @@ class TokenClassification(Kind):
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
-        """Read words and their tags; see `Kind.read`."""
+        """Read words and their tags; see `TaskType.read`."""
         what = f"tasks[{task.name}]"
         words, tags = _columns(task, train, f"{what}.train")
         feature = item_feature(train.features[task.label])

@@ -25,7 +25,7 @@ from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 from raybrew.objective.extensions import Extensions, registered
-from raybrew.tasks import kind_of
+from raybrew.tasks import task_type_of
 from raybrew.tasks.adaptors import Adaptor, View, adaptor_of, first_classes
 from raybrew.tasks.task_type import Layout
 
@@ -132,7 +132,7 @@ class ModelTeacher:
         setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
         check_device(self._device, f"teacher {spec.name!r}", setting)
         self._adaptor = first_classes(adaptor_of(spec.kind, spec.adaptor), spec.num_classes)
-        self._layout: Layout = kind_of(spec.kind).layout
+        self._layout: Layout = task_type_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}
 

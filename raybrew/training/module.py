@@ -25,9 +25,9 @@ from raybrew.matches.plan import TaskMatch
 from raybrew.matches.spec import Projections
 from raybrew.models.pretrained import describe_names, own_generator
 from raybrew.objective.balancing import Balancer
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import Adaptor, View
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from raybrew.config import Task
 from raybrew.data.classes import read_labels
 from raybrew.errors import DataError
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 
 ABC = ["A", "B", "C"]
 
@@ -141,7 +141,7 @@ def test_a_missing_column_of_labels_names_those_that_are_there(label):
     text = {"words": [["a"]]} if label == "tags" else {"text": ["a"]}
     rows = Dataset.from_dict({**text, "topic": ["x"]})
     with pytest.raises(DataError, match=rf"train: expected a column '{label}', got \w+, topic"):
-        KINDS[kind].read(task(kind=kind), rows, None)
+        TASK_TYPES[kind].read(task(kind=kind), rows, None)
 
 
 def tagged(names: list[str] | None, tags: list[list[Any]]) -> Dataset:
@@ -158,7 +158,7 @@ def tagged(names: list[str] | None, tags: list[list[Any]]) -> Dataset:
 def test_tags_mean_what_their_own_split_says(train):
     kind = "token-classification"
     evaluation = tagged(["I-X", "O"], [[0, 1], [-100, 1]])
-    names, rows, found = KINDS[kind].read(task(kind=kind), train, evaluation)
+    names, rows, found = TASK_TYPES[kind].read(task(kind=kind), train, evaluation)
     assert found is not None
     assert [names[n] for n in rows.labels[0]] == ["O", "B-X", "I-X"]
     assert [[names[n] if n >= 0 else None for n in each] for each in found.labels] == [

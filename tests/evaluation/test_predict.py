@@ -8,12 +8,12 @@ from transformers import AutoModelForSequenceClassification
 from raybrew.data.encoding import encode
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.evaluation.predict import ModelOnDevice, predict
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import sequence_classification
 from raybrew.tasks.sequence_classification import classification_metrics
 from tests.made import make_data, make_model, make_tokenizer
 
-KIND = KINDS["sequence-classification"]
+KIND = TASK_TYPES["sequence-classification"]
 
 
 def asked(model) -> ModelOnDevice:

@@ -10,7 +10,7 @@ from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.class_order import class_order, names_differ
 from raybrew.models.students import Head, build_multitask, build_student
-from raybrew.tasks import KINDS, kind_of
+from raybrew.tasks import TASK_TYPES, task_type_of
 from tests.models.checkpoints import (
     bert,
     distilbert,
@@ -35,7 +35,7 @@ def save(folder: Path, config: Any, names: tuple[str, ...] | None, kind: str) ->
         config.label2id = {name: number for number, name in enumerate(names)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = KINDS[kind].model_class.from_config(config)
+        model = TASK_TYPES[kind].model_class.from_config(config)
         for name, tensor in model.named_parameters():
             if not name.startswith(model.base_model_prefix):
                 torch.nn.init.normal_(tensor)  # biases are zero otherwise, and swaps unseen
@@ -51,7 +51,7 @@ def build(student: Student, teacher: Teacher, kind: str, names: tuple[str, ...] 
         label_names=names,
         seed=0,
         teachers={"m": teacher},
-        kind=KINDS[kind],
+        kind=TASK_TYPES[kind],
     )[0]
 
 
@@ -61,7 +61,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def loaded(teacher: Teacher, kind: str) -> Any:
-    return KINDS[kind].model_class.from_pretrained(teacher.model_path)
+    return TASK_TYPES[kind].model_class.from_pretrained(teacher.model_path)
 
 
 @pytest.mark.parametrize("origin", ["layers_from", "model"])
@@ -125,7 +125,7 @@ def test_each_head_of_several_tasks_is_in_its_own_order(tmp_path):
     kind = "sequence-classification"
     teacher = save(tmp_path / "m", bert(), OWN, kind)
     tasks = {"t": TASK, "same": OWN, "other": ("a", "b", "c")}
-    heads = [Head.of(name, KINDS[kind], names) for name, names in tasks.items()]
+    heads = [Head.of(name, TASK_TYPES[kind], names) for name, names in tasks.items()]
     student, _ = build_multitask(Student(model=teacher.model_path), heads, seed=0, teachers={})
     given: Any = loaded(teacher, kind)
     models: dict[str, Any] = {name: student.model_of(n) for n, name in enumerate(tasks)}
@@ -139,7 +139,7 @@ def test_a_class_of_ones_own_that_takes_no_number_of_classes_says_what_to_do(tmp
     names = {"id2label": dict(enumerate(OWN)), "label2id": {n: i for i, n in enumerate(OWN)}}
     OneHeadBag(BagConfig(**names)).save_pretrained(tmp_path)
     save_tokenizer(tmp_path, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-    kind = kind_of("sequence-classification", OneHeadBag)
+    kind = task_type_of("sequence-classification", OneHeadBag)
     student = Student(model=str(tmp_path), architecture=OneHeadBag)
     with pytest.raises(ConfigError, match=r"student: expected a OneHeadBag.*label_names.*'PER'"):
         build_student(student, num_labels=3, label_names=TASK, seed=0, teachers={}, kind=kind)

@@ -20,7 +20,7 @@ from raybrew.errors import ConfigError
 from raybrew.models.inputs import enough_positions, fit_tokenizer, most_positions, padding_of
 from raybrew.models.pretrained import meta_model, random_model
 from raybrew.runs.checks import read_teacher
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import ADAPTORS
 from raybrew.teachers.teacher import ModelTeacher
 from raybrew.training.module import StudentModule, TaskReader
@@ -36,7 +36,7 @@ TASKS = ("sequence-classification", "token-classification", "question-answering"
 
 def has_head(family: str, task: str) -> bool:
     config = AutoConfig.for_model(family)
-    known = type(config) in KINDS[task].model_class._model_mapping
+    known = type(config) in TASK_TYPES[task].model_class._model_mapping
     # As a language model an encoder reads the token that it predicts.
     return known and (task != "causal-lm" or FAMILIES[family][0] == "none")
 
@@ -52,8 +52,8 @@ def texts_of(tokenizer) -> EncodedView:
 
 def teacher_of(folder: str, task: str, batch_tokens: int) -> ModelTeacher:
     model = read_teacher(Teacher(name="a", task="x", model=folder, inputs="own"))
-    padding = padding_of(model.tokenizer, model.config, KINDS[task].layout)
-    return ModelTeacher(made_teacher("a", folder, "f", task, "float32", batch_tokens, padding, 1))
+    padding = padding_of(model.tokenizer, model.config, TASK_TYPES[task].layout)
+    return ModelTeacher(TeacherSpec("a", folder, "f", task, "float32", batch_tokens, padding, 1))
 
 
 def rows_of(payload: Payload) -> list[np.ndarray]:
@@ -64,11 +64,11 @@ def rows_of(payload: Payload) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("family", "task"), CASES)
 def test_an_answer_is_that_of_the_example_alone(tmp_path, family, task):
-    folder = save_family(tmp_path, family, KINDS[task].model_class)
+    folder = save_family(tmp_path, family, TASK_TYPES[task].model_class)
     view = texts_of(family_tokenizer(FAMILIES[family][0]))
     signal = Signal()
     together = rows_of(teacher_of(folder, task, 4096).answer(view, (signal,))[signal.name])
-    reference = KINDS[task].model_class.from_pretrained(folder).eval()
+    reference = TASK_TYPES[task].model_class.from_pretrained(folder).eval()
     for row, got in enumerate(together):
         ids = torch.from_numpy(view.take(np.array([row])).input_ids.astype(np.int64))[None]
         with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_an_answer_is_that_of_the_example_alone(tmp_path, family, task):
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2", "llama", "xlnet", "t5"])
 def test_what_a_tokenizer_says_of_the_side_changes_no_answer(tmp_path, family, side):
     task = "sequence-classification"
-    folder = save_family(tmp_path, family, KINDS[task].model_class, padding_side=side)
+    folder = save_family(tmp_path, family, TASK_TYPES[task].model_class, padding_side=side)
     view = texts_of(family_tokenizer(FAMILIES[family][0]))
     signal = Signal()
     alone, together = (
@@ -97,7 +97,7 @@ def test_what_a_tokenizer_says_of_the_side_changes_no_answer(tmp_path, family, s
 # The tokenizer class of Qwen2 reads no words of one token.
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "qwen2"])
 def test_a_saved_student_pads_elsewhere_as_it_was_padded_here(tmp_path, family):
-    kind = KINDS["sequence-classification"]
+    kind = TASK_TYPES["sequence-classification"]
     folder = save_family(tmp_path / "a", family, kind.model_class)
     model = read_teacher(Teacher(name="a", task="x", model=folder))
     random_model(kind.model_class, model.config).save_pretrained(tmp_path / "b")
@@ -161,7 +161,7 @@ def test_a_class_of_the_users_is_padded_where_its_tokenizer_says():
 
 def test_a_text_that_holds_what_ends_a_text_is_read_as_text(tmp_path):
     """T5's classifier refuses a batch of texts with one end and with two."""
-    kind = KINDS["sequence-classification"]
+    kind = TASK_TYPES["sequence-classification"]
     folder = save_family(tmp_path / "a", "t5", kind.model_class)
     pieces_tokenizer().save_pretrained(folder)
     model = read_teacher(Teacher(name="a", task="x", model=folder, inputs="own"))
@@ -198,7 +198,7 @@ def pieces_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def test_a_rank_without_examples_trains_an_encoder_decoder(tmp_path):
-    kind = KINDS["sequence-classification"]
+    kind = TASK_TYPES["sequence-classification"]
     folder = save_family(tmp_path, "t5", kind.model_class)
     model = kind.model_class.from_pretrained(folder)
     module = StudentModule(model, [TaskReader(model, ADAPTORS[kind.name])], seed=0)

@@ -13,7 +13,7 @@ from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import KINDS
 from raybrew.tasks.adaptors import View
 
-KIND = KINDS["token-classification"]
+KIND = TASK_TYPES["token-classification"]
 # Two examples; the first has three tokens of the task, the second two.
 LABELS = torch.tensor([[0, 1, 0], [1, 0, IGNORED]])
 MASK = torch.tensor([[1, 1, 1], [1, 1, 1]])

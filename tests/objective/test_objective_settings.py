@@ -129,7 +129,7 @@ def test_mixtures_that_need_all_logits_are_refused_with_top_k_labels(mixture, te
     ],
 )
 def test_what_needs_one_true_class_is_refused_for_rows_of_several(changes, wrong):
-    kind = KINDS["multi-label"]
+    kind = TASK_TYPES["multi-label"]
     with pytest.raises(ConfigError, match=rf"what suits multi-label.*{wrong}"):
         Objective(rb.DistillationConfig(**changes), {"a": 1.0, "b": 1.0}, kind=kind)
     assert Objective(rb.DistillationConfig(), {"a": 1.0, "b": 1.0}, kind=kind).terms == ("kd",)

@@ -13,15 +13,15 @@ import raybrew as rb
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.runs.resolve import resolve_job
-from raybrew.tasks import KINDS
+from raybrew.runs import resolve as prepare
+from raybrew.tasks import TASK_TYPES
 from tests.tasks.made_models import lm_tokenizer, make_task_model
 from tests.tasks.test_runs import job_of
 from tests.training.in_process import Recorder, build, losses_of
 
 # Texts as windows of tokens that are each predicted once; perplexity as torchmetrics has it.
 
-KIND = KINDS["causal-lm"]
+KIND = TASK_TYPES["causal-lm"]
 TOKENIZER = lm_tokenizer()
 END = TOKENIZER.convert_tokens_to_ids("</s>")
 

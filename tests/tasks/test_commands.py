@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import raybrew as rb
-from raybrew.runs.resolve import resolve_job
-from raybrew.tasks import KINDS
+from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.tasks import TASK_TYPES
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests.commands import raybrew
@@ -56,7 +56,7 @@ def train_here(job: rb.TrainJob, *, run_config: Any, **_: Any) -> SimpleNamespac
     return SimpleNamespace(folder=str(folder))
 
 
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("kind", list(TASK_TYPES))
 def test_a_teacher_is_made_and_judged_from_files(kind, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("raybrew.api.train", train_here)
     path = write_job(tmp_path, kind)
@@ -66,7 +66,7 @@ def test_a_teacher_is_made_and_judged_from_files(kind, tmp_path, monkeypatch, ca
     teacher = str(tmp_path / "teacher" / "student")
     assert raybrew("evaluate", str(path), teacher) == 0
     shown = capfd.readouterr().out
-    assert KINDS[kind].main_metric(names_of(kind)) in told
+    assert TASK_TYPES[kind].main_metric(names_of(kind)) in told
     for name, value in told.items():
         assert name in shown
         assert (value if name != "examples" else f"{float(value):.0f}") in shown, name

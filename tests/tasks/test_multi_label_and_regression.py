@@ -13,12 +13,12 @@ import raybrew as rb
 from raybrew.data.payload import Payload
 from raybrew.data.sources import load_source
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.regression import regression_metrics
 from tests.made import make_tokenizer
 from tests.tasks.made_models import TOPICS
 
-SETS, NUMBERS = KINDS["multi-label"], KINDS["regression"]
+SETS, NUMBERS = TASK_TYPES["multi-label"], TASK_TYPES["regression"]
 
 
 def task(kind: str, **changes) -> rb.Task:

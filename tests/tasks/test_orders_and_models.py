@@ -13,8 +13,8 @@ import raybrew as rb
 from raybrew.data.split import Padding, collate
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.models.student_files import save_student
-from raybrew.runs.resolve import resolve_job
-from raybrew.tasks import KINDS
+from raybrew.runs import resolve as prepare
+from raybrew.tasks import TASK_TYPES
 from tests.made import CLASSES, STUDENT_CONFIG, make_job, make_model, make_tokenizer
 from tests.tasks import user_adaptors
 from tests.tasks.made_models import make_task_model, wordpiece
@@ -67,7 +67,7 @@ def test_classes_in_another_order_are_mapped_by_their_names(tmp_path, top_k):
 
 def with_classes_turned(path: str, kind: str, folder: Path) -> str:
     """Save a model with its classes, and its head, the other way round."""
-    model = KINDS[kind].model_class.from_pretrained(path)
+    model = TASK_TYPES[kind].model_class.from_pretrained(path)
     names = [model.config.id2label[n] for n in reversed(range(model.config.num_labels))]
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: place for place, name in enumerate(names)}

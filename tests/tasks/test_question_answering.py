@@ -13,12 +13,12 @@ from raybrew.data.payload import Payload
 from raybrew.data.sources import load_source
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.question_answering import character_metrics, decode_answers, squad_metrics
 from tests.models.saved_families import WORDS, family_tokenizer
 from tests.tasks.made_models import byte_pairs, wordpiece
 
-KIND = KINDS["question-answering"]
+KIND = TASK_TYPES["question-answering"]
 PASSAGE = "one two three four five six seven eight nine ten"
 NUMBERS = PASSAGE.split()
 TOKENIZER = wordpiece("where", *NUMBERS)

@@ -12,8 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 import raybrew as rb
 from raybrew.data.split import Padding, collate, collate_labels
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.runs.resolve import resolve_job
-from raybrew.tasks import KINDS
+from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.tasks import TASK_TYPES
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests.tasks.made_models import (
@@ -122,7 +123,7 @@ def test_losses_are_those_of_transformers_outputs(kind, teachers, tmp_path):
     assert recorder.term("t", "kd")[0] == pytest.approx(expected["kd"], rel=1e-5)
     assert recorder.term("t", "hard")[0] == pytest.approx(expected["hard"], rel=1e-5)
     pool.flush()
-    main = KINDS[kind].main_metric(names_of(kind))
+    main = TASK_TYPES[kind].main_metric(names_of(kind))
     assert last["eval/score"] == pytest.approx(last[f"eval/t/{main}"], nan_ok=True)
     assert last["eval/t/examples"] > 0
     # What is saved is a model that transformers loads by itself.

@@ -7,11 +7,11 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 import raybrew as rb
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.token_classification import are_entities, word_metrics
 from tests.tasks.made_models import TAGS, byte_pairs, wordpiece
 
-KIND = KINDS["token-classification"]
+KIND = TASK_TYPES["token-classification"]
 STUDENT = wordpiece("is", "nice", "中", "国")
 
 

@@ -145,7 +145,7 @@ def test_only_rows_that_are_routed_to_a_teacher_are_its_own(made, tmp_path):
 @pytest.mark.parametrize("kind", ["token-classification", "multi-label"])
 def test_tags_and_sets_are_tried_too(kind, tmp_path):
     path = make_task_model(tmp_path / "a", kind, 0)
-    auto = KINDS[kind].model_class
+    auto = TASK_TYPES[kind].model_class
     model = auto.from_pretrained(path)
     size = model.config.num_labels
     names = [f"n{(n + 1) % size}" for n in range(size)]  # sorted: the last one comes first
