@@ -14,7 +14,7 @@ from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.models.parameters import count_parameters, latency_ms, size_mb
 from raybrew.models.pretrained import quiet_transformers
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import sequence_classification
+from raybrew.tasks.adaptors import one_output
 
 LATENCY_SENTENCES = 64
 
@@ -50,7 +50,7 @@ def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
     logits = predict(
         ModelOnDevice(
             model,
-            sequence_classification,
+            one_output,
             Padding(int(str(tokenizer.pad_token_id))),
             torch.device("cpu"),
         ),

@@ -1,4 +1,4 @@
-"""A model's predictions on the examples of a split, and what they are worth."""
+"""Predictions of a model on the examples of a split, and of teachers from their stored logits."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ from raybrew.tasks.task_type import TaskType
 
 @dataclass(frozen=True)
 class ModelOnDevice:
-    """A model that can be asked.
+    """A model with all that it takes to predict.
 
     Args:
         model: it is put into evaluation mode, and back into the mode it was in.
         adaptor: reads its outputs.
-        padding: fills shorter examples up.
+        padding: of shorter examples of a batch.
         device: where it is.
     """
 
@@ -42,8 +42,8 @@ class ModelOnDevice:
 
 @torch.inference_mode()
 def predict(
-    asked: ModelOnDevice,
-    kind: TaskType,
+    hosted: ModelOnDevice,
+    task_type: TaskType,
     split: EncodedSplit,
     rows: np.ndarray,
     *,
@@ -53,62 +53,63 @@ def predict(
     """Return what the metrics need of the model's answers to these rows, in their order.
 
     Args:
-        asked: the model.
-        kind: of the task.
+        hosted: the model.
+        task_type: of the task.
         split: the examples, as the model reads them in the student's view.
         rows: int64 (n,).
         batch_size: examples of a forward; they are sorted by length first.
-        on_progress: called with the rows that are done and all of them.
+        on_progress: called with the number of rows that are done and of all of them.
 
     Returns:
         n rows of `TaskType.predict`.
     """
     if not len(rows):
-        # Models of transformers refuse a batch of none: one example, of which nothing is kept.
-        one = predict(asked, kind, split, np.zeros(1, np.int64), batch_size=1)
+        # Models of transformers refuse an empty batch: one example is predicted and dropped.
+        one = predict(hosted, task_type, split, np.zeros(1, np.int64), batch_size=1)
         return one.take(np.empty(0, np.int64))
-    training = asked.model.training
-    asked.model.eval()
+    training = hosted.model.training
+    hosted.model.eval()
     lengths = split.student.lengths_of(rows)
-    batches = list(
-        batches_by_length(lengths, max_examples=batch_size, one_length=asked.padding.is_read)
-    )
+    order = np.argsort(lengths, kind="stable")
+    # One run of examples, or one for each length where none may be padded.
+    cuts = np.flatnonzero(np.diff(lengths[order])) + 1 if hosted.padding.is_read else ()
     parts, done = [], 0
-    for batch in batches:
-        parts.append(_predict_batch(asked, kind, split, rows[batch]))
-        done += len(batch)
-        if on_progress is not None:
-            on_progress(done, len(rows))
-    asked.model.train(training)
-    return Payload.concat(parts).take(np.argsort(np.concatenate(batches)))
+    for run in np.split(order, cuts):
+        for start in range(0, len(run), batch_size):
+            batch = rows[run[start : start + batch_size]]
+            parts.append(_predict_batch(hosted, task_type, split, batch))
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(rows))
+    hosted.model.train(training)
+    return Payload.concat(parts).take(np.argsort(order))
 
 
 def _predict_batch(
-    asked: ModelOnDevice, kind: TaskType, split: EncodedSplit, rows: np.ndarray
+    hosted: ModelOnDevice, task_type: TaskType, split: EncodedSplit, rows: np.ndarray
 ) -> Payload:
-    inputs = collate(split.student, rows, asked.padding)
-    labels = collate_labels(split, rows, inputs["input_ids"].shape[1])
-    inputs = {name: tensor.to(asked.device) for name, tensor in inputs.items()}
-    labels = labels.to(asked.device)
-    view = view_of(asked.adaptor, {**inputs, "labels": labels}, asked.model(**inputs))
-    each = view.labels or kind.labels_of(labels)
-    index = RowIndex.of(kind.layout, each[0], inputs["attention_mask"])
+    batch = collate(split.student, rows, hosted.padding)
+    labels = collate_labels(split, rows, batch["input_ids"].shape[1]).to(hosted.device)
+    inputs = {name: tensor.to(hosted.device) for name, tensor in batch.items()}
+    view = view_of(hosted.adaptor, {**inputs, "labels": labels}, hosted.model(**inputs))
+    each = view.labels or task_type.labels_of(labels)
+    index = RowIndex.of(task_type.layout, each[0], inputs["attention_mask"])
     logits = [index.of_logits(one).float() for one in view.logits]
-    return payload_of_rows(kind, index, logits, [index.of_labels(one) for one in each])
+    return payload_of_rows(task_type, index, logits, [index.of_labels(one) for one in each])
 
 
 def payload_of_rows(
-    kind: TaskType, index: RowIndex, logits: Sequence[Tensor], labels: Sequence[Tensor]
+    task_type: TaskType, index: RowIndex, logits: Sequence[Tensor], labels: Sequence[Tensor]
 ) -> Payload:
     """Return predictions from rows of logits, one row an example.
 
     Args:
-        kind: of the task.
+        task_type: of the task.
         index: whose rows they are.
         logits: of each output, (R, C).
         labels: of each output, (R, …).
     """
-    predicted = kind.predict(logits, labels)
+    predicted = task_type.predict(logits, labels)
     if index.mask is not None:  # (b, L, outputs)
         lengths = index.mask.sum(dim=1)
         predicted = predicted[index.mask]
@@ -123,7 +124,7 @@ def payload_of_rows(
 
 @dataclass(frozen=True)
 class StoredLabels:
-    """What the store has of a teacher for some examples.
+    """A teacher's logits for some examples, as they are stored.
 
     Args:
         payload: logits, a row for each example.
@@ -145,7 +146,7 @@ class StoredLabels:
         widths: Sequence[int],
         output: int = 0,
     ) -> TeacherRows:
-        """Return one output's logits, (R, C); classes that top-k logits leave out come last.
+        """Return one output's logits, (R, C); classes that top-k logits leave out rank last.
 
         Args:
             index: rows of logits of the examples.
@@ -162,7 +163,7 @@ class StoredLabels:
         found = index.of_soft(soft, widths, output, alignment, self.order)
         if not isinstance(found.logits, TopK):
             return found
-        # Below those that were kept: only the order counts.
+        # Classes that aren't stored rank below those that are; only the order counts.
         lowest = found.logits.values.amin(dim=-1, keepdim=True)
         rest = lowest.expand(-1, widths[output]).clone() - 1.0
         filled = rest.scatter(-1, found.logits.indices, found.logits.values)

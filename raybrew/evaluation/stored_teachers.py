@@ -1,4 +1,4 @@
-"""What the teachers are worth on evaluation rows, from labels that are in the store."""
+"""Metrics of the teachers on evaluation rows, from labels that are in the store."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Metrics = dict[str, dict[str, float]]
 _BATCH = 64
 
 
-def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
+def evaluate_teachers(job: DistillJob, resolved: ResolvedJob) -> tuple[Metrics, Metrics]:
     """Compare stored logits with the labels of the evaluation rows.
 
     Returns:
@@ -37,27 +37,29 @@ def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
     """
     teachers: Metrics = {}
     ensembles: Metrics = {}
-    for task in job.tasks:
-        # No teachers: all of them were dropped.
-        if task.eval is None or not task.teachers:
+    for number, task in enumerate(resolved.tasks):
+        if task.eval is None:
+            continue
+        mine = [teacher for teacher in resolved.teachers if teacher.task == number]
+        if not mine:  # all of them were dropped, or it is learnt from labels alone
             continue
         try:
-            judge = _Judge(job, task, task.eval)
-            predictions = judge.predictions()
+            stored = _StoredTeachers(job, task, task.eval, mine)
+            predictions = stored.predictions()
         except LabelError as error:
             if job.labels.on_full == "stop":
                 raise
-            # The student is trained: what it is compared with is worth less than it.
-            logger.error("teachers of task %r are not judged: %s", task.name, error)
+            # The student is trained: it is worth more than what it is compared with.
+            logger.error("teachers of task %r are not evaluated: %s", task.task.name, error)
             continue
-        for teacher, predicted in zip(task.teachers, predictions, strict=False):
-            teachers[teacher.name] = judge.metrics(predicted)
-        ensembles[task.name] = judge.metrics(predictions[-1])
+        for teacher, predicted in zip(mine, predictions, strict=False):
+            teachers[teacher.teacher.name] = stored.metrics(predicted)
+        ensembles[task.task.name] = stored.metrics(predictions[-1])
     return teachers, ensembles
 
 
-class _Judge:
-    """The evaluation rows of a task and its teachers' stored answers to them."""
+class _StoredTeachers:
+    """The evaluation rows of a task and its teachers' stored logits for them."""
 
     def __init__(
         self,
@@ -67,11 +69,11 @@ class _Judge:
         teachers: Sequence[ResolvedTeacher],
     ):
         self._task, self._split, self._teachers = task, split, teachers
-        self._kind: TaskType = task_type_of(task.task.kind)
+        self._task_type: TaskType = task_type_of(task.task.kind)
         self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
         self._signal = teachers[0].signals[0]
         weights = {t.teacher.name: t.teacher.weight for t in teachers}
-        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._kind)
+        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._task_type)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""
@@ -82,21 +84,21 @@ class _Judge:
         return [Payload.concat(each) for each in zip(*parts, strict=True)]
 
     def metrics(self, predicted: Payload) -> dict[str, float]:
-        """Say what predictions are worth, as far as what was kept of the logits allows."""
-        figures = self._kind.metrics(
+        """Return the metrics of predictions, those that the stored logits suffice for."""
+        metrics = self._task_type.metrics(
             predicted, self._split, np.arange(len(self._split)), self._task.label_names
         )
-        hidden = () if self._signal.top_k is None else self._kind.dense_metrics
-        return {name: value for name, value in figures.items() if name not in hidden}
+        hidden = () if self._signal.top_k is None else self._task_type.dense_metrics
+        return {name: value for name, value in metrics.items() if name not in hidden}
 
     def _of_batch(self, rows: np.ndarray) -> list[Payload]:
         lengths = self._split.student.lengths_of(rows)
         length = int(lengths.max())
-        labels = self._kind.labels_of(collate_labels(self._split, rows, length))
+        labels = self._task_type.labels_of(collate_labels(self._split, rows, length))
         mask = torch.from_numpy(np.arange(length) < lengths[:, None])
-        index = RowIndex.of(self._kind.layout, labels[0], mask)
+        index = RowIndex.of(self._task_type.layout, labels[0], mask)
         taken = [index.of_labels(each) for each in labels]
-        widths = self._kind.widths(self._task.num_labels)
+        widths = self._task_type.widths(self._task.num_labels)
         by_output = [self._logits(index, rows, widths, n) for n in range(len(widths))]
         keys = torch.from_numpy(self._split.student.keys[rows, 0].astype(np.int64))
         routes = self._split.routes
@@ -112,7 +114,7 @@ class _Judge:
             for output, each in enumerate(by_output)
         ]
         answers = [[each[k] for each in by_output] for k in range(len(self._teachers))]
-        return [payload_of_rows(self._kind, index, one, taken) for one in [*answers, mixed]]
+        return [payload_of_rows(self._task_type, index, one, taken) for one in [*answers, mixed]]
 
     def _logits(
         self, index: RowIndex, rows: np.ndarray, widths: Sequence[int], output: int
@@ -123,9 +125,11 @@ class _Judge:
             stored = StoredLabels(payload.take(rows), self._signal, teacher.view, teacher.order)
             one = stored.rows(index, self._split, rows, widths, output)
             logits = one.logits
-            assert isinstance(logits, Tensor), "classes that were left out are filled up"
+            assert isinstance(logits, Tensor), (
+                "StoredLabels fills classes up that top-k logits leave out"
+            )
             if one.available is not None:
-                # Where a teacher has nothing to say, no class is better than another.
+                # Where a teacher has no answer, no class is better than another.
                 logits = logits.masked_fill(~one.available[:, None], 0.0)
             found.append(logits)
         return torch.stack(found)

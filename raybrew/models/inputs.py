@@ -1,4 +1,13 @@
-"""What a model reads: its tokenizer, padding, the most positions, and a first forward pass."""
+"""What a model reads: its tokenizer, padding, the most positions, and a first forward pass.
+
+padding token   the tokenizer's, else the one that the model knows, else what ends a text
+padding side    right: positions, class tokens first and causal attention count from the left;
+                left for models that read their answer at the last place of a batch
+special tokens  a text that spells one out is read as text by models that count them
+positions       as many tokens as the model's table of positions has rows, if it has one:
+                BERT 0 … n - 1, RoBERTa pad + 1 … n - 1, BART 2 … n + 1; relative positions (T5,
+                DeBERTa-v3, XLNet) and rotary ones (Llama, ModernBERT) have no table
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -17,15 +26,10 @@ from raybrew.models.pretrained import (
     own_generator,
     quiet_transformers,
     random_model,
+    runs_own_code,
 )
+from raybrew.tasks.causal_lm import num_tokens
 from raybrew.tasks.task_type import Layout
-
-# What a model and its tokenizer have to agree on before texts reach the model.
-#
-# padding token   the tokenizer's, else the one that the model knows, else what ends a text
-# padding side    right: positions, class tokens first and causal attention count from the left;
-# left for models that read their answer at the last place of a batch
-# special tokens  a text that spells one out is read as text by models that count them
 
 LAST_PLACE = frozenset({"xlnet"})
 """Types of models of transformers that read a text's class at the last place of a batch."""
@@ -37,7 +41,7 @@ READ_PADDING = frozenset(
 
 
 def fit_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, what: str, *, own_code: bool
+    tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, what: str, *, custom: bool
 ) -> None:
     """Have a tokenizer and a configuration agree on padding and special tokens, in place.
 
@@ -47,8 +51,8 @@ def fit_tokenizer(
         tokenizer: of the model.
         config: of the model.
         what: field of the job that gave the tokenizer, for messages.
-        own_code: whether the model's class isn't transformers' own, so that only its tokenizer
-            says on which side to pad.
+        custom: whether the model's class is the user's. Of it, and of one that came with the
+            model's files, only the tokenizer says on which side to pad.
 
     Raises:
         ConfigError: no token can fill examples up.
@@ -62,7 +66,7 @@ def fit_tokenizer(
             )
         tokenizer.pad_token = token
     set_padding_token(config, int(str(tokenizer.pad_token_id)))
-    if not own_code:
+    if not (custom or runs_own_code(config)):
         tokenizer.padding_side = "left" if config.model_type in LAST_PLACE else "right"
     if config.is_encoder_decoder:
         _spell_out_ends(tokenizer)
@@ -128,11 +132,6 @@ def _filling_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     return None
 
 
-# How many tokens a model reads at most: as many as its table of positions has rows, if it has one.
-#
-# BERT      rows 0 … n - 1          RoBERTa   rows pad + 1 … n - 1     BART    rows 2 … n + 1
-# relative positions (T5, DeBERTa-v3, XLNet) and rotary ones (Llama, ModernBERT): no table
-
 _POSITIONS = re.compile(r"(^|_)(wpe|pos|positions?)(_|$)")
 """What tables of positions are called: position_embeddings, embed_positions, wpe, pos_encoding."""
 
@@ -188,7 +187,39 @@ def _tables(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
             yield buffer, 0
 
 
-# A student's first forward pass, before any teacher is loaded.
+RESIZE = (
+    "save the tokenizer that the model was trained with, or resize its embedding "
+    "(model.resize_token_embeddings(len(tokenizer))) and save it again"
+)
+"""What to do about a model that is finished."""
+
+
+def check_vocabulary(
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    what: str,
+    advice: str = RESIZE,
+) -> None:
+    """Refuse a tokenizer with tokens that the model's embedding has no row for.
+
+    Args:
+        config: of the model.
+        tokenizer: that encodes for it.
+        what: the model in the job, for messages.
+        advice: what to do.
+
+    Raises:
+        ConfigError: there is such a token.
+    """
+    # Models that read characters have no vocabulary.
+    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    needed = num_tokens(tokenizer)
+    if rows is not None and needed > rows:
+        raise ConfigError(
+            f"{what}: expected a model that knows all {needed} tokens of its tokenizer, got "
+            f"vocab_size {rows}; {advice}"
+        )
+
 
 _TOKENS = 16
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")

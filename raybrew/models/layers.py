@@ -16,15 +16,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from raybrew.config import Teacher
 from raybrew.errors import ConfigError
-from raybrew.models.pretrained import (
-    ModelSource,
-    describe_names,
-    field_of,
-    load_model,
-    random_model,
-)
+from raybrew.models.pretrained import ModelSource, describe_names, load_model, random_model
 from raybrew.models.student_configs import Builder, own_key, resized
 
 _log = logging.getLogger(__name__)
@@ -51,9 +44,9 @@ def layer_stack(model: PreTrainedModel, what: str = "model") -> str:
 
 
 def layers_config(
-    teacher: Teacher,
+    source: ModelSource,
     own: PreTrainedConfig | None,
-    layers: tuple[int, ...],
+    layers: Sequence[int],
     what: str,
     build: Builder,
 ) -> PreTrainedConfig:
@@ -62,17 +55,17 @@ def layers_config(
     Raises:
         ConfigError: The teacher lacks a layer, or `own` has another number of layers.
     """
-    source = ModelSource.of_teacher(teacher).config()
-    num_layers = getattr(source, "num_hidden_layers", 0)
+    config = source.config()
+    num_layers = getattr(config, "num_hidden_layers", 0)
     for layer in layers:
         if not 0 <= layer < num_layers:
             raise ConfigError(
-                f"{what}.layers_from: expected layers of teacher {teacher.name!r}, which has 0 to "
+                f"{what}.layers_from: expected layers of teacher {source.name!r}, which has 0 to "
                 f"{num_layers - 1}, got {layer}"
             )
     if own is None:
-        number = {own_key(source, "num_hidden_layers"): len(layers)}
-        return resized(source, number, f"{what}.layers_from", build, layers)
+        number = {own_key(config, "num_hidden_layers"): len(layers)}
+        return resized(config, number, f"{what}.layers_from", build, layers)
     if getattr(own, "num_hidden_layers", 0) != len(layers):
         raise ConfigError(
             f"{what}.layers_from: expected one layer for each of those of {what}.model, which has "
@@ -85,8 +78,7 @@ def weight_origins(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     layers: Sequence[int],
-    *,
-    teacher_name: str,
+    source: ModelSource,
     what: str,
 ) -> dict[str, str]:
     """Return for each weight of the student the name of the teacher's that it starts from.
@@ -96,20 +88,20 @@ def weight_origins(
     Raises:
         ConfigError: A weight of the body has no counterpart of its size.
     """
-    to, source = layer_stack(student, what), layer_stack(teacher, f"teachers[{teacher_name}]")
+    to, taken_from = layer_stack(student, what), layer_stack(teacher, source.field)
     shapes = {name: tuple(tensor.shape) for name, tensor in teacher.state_dict().items()}
     origins: dict[str, str] = {}
     for name, tensor in student.state_dict().items():
         origin = name
         if name.startswith(f"{to}."):
             index, _, rest = name.removeprefix(f"{to}.").partition(".")
-            origin = f"{source}.{layers[int(index)]}.{rest}"
+            origin = f"{taken_from}.{layers[int(index)]}.{rest}"
         if shapes.get(origin) == tuple(tensor.shape):
             origins[name] = origin
         elif name.startswith(f"{student.base_model_prefix}."):
             raise ConfigError(
                 f"{what}.layers_from: expected {name} of shape {tuple(tensor.shape)} in teacher "
-                f"{teacher_name!r}, got " + (f"{shapes[origin]}" if origin in shapes else "none")
+                f"{source.name!r}, got " + (f"{shapes[origin]}" if origin in shapes else "none")
             )
     return origins
 
@@ -117,7 +109,7 @@ def weight_origins(
 def model_from_layers(
     model_class: Any,
     config: PreTrainedConfig,
-    teacher: Teacher,
+    source: ModelSource,
     layers: Sequence[int],
     what: str,
 ) -> PreTrainedModel:
@@ -128,26 +120,23 @@ def model_from_layers(
     Raises:
         ConfigError: The teacher's weights can't be read, are incomplete or don't fit.
     """
-    field = field_of(teacher)
-    source, info = load_model(
-        model_class, teacher.model_path, field, ModelSource.of_teacher(teacher).config()
-    )
+    teacher, info = load_model(model_class, source.path, source.field, source.config())
     model = random_model(model_class, config)
-    origins = weight_origins(model, source, layers, teacher_name=teacher.name, what=what)
+    origins = weight_origins(model, teacher, layers, source, what)
     unread = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     body = f"{model.base_model_prefix}."
     lost = sorted(name for name, origin in origins.items() if origin in unread)
     if any(name.startswith(body) for name in lost):
         raise ConfigError(
-            f"{field}: expected all weights of the layers in {what}.layers_from, got none for "
-            f"{describe_names(lost)}"
+            f"{source.field}: expected all weights of the layers in {what}.layers_from, got none "
+            f"for {describe_names(lost)}"
         )
-    weights, given = model.state_dict(), source.state_dict()
+    weights, given = model.state_dict(), teacher.state_dict()
     taken = [name for name in weights if name in origins and name not in lost]
     with torch.no_grad():
         for name in taken:
             weights[name].copy_(given[origins[name]])
-    fresh = [name for name in weights if name not in taken]
-    if fresh:
-        _log.info("%s: newly initialised: %s", what, describe_names(fresh))
+    drawn = [name for name in weights if name not in taken]
+    if drawn:
+        _log.info("%s: newly initialised: %s", what, describe_names(drawn))
     return model

@@ -1,4 +1,13 @@
-"""How large a model is, and how fast: its parameters as a tree, memory, latency, throughput."""
+"""How large a model is, and how fast: its parameters as a tree, memory, latency, throughput.
+
+    model                      66     100.0 %     0.00 MB
+      embedding                40      60.6 %     0.00 MB
+      encoder                  26      39.4 %     0.00 MB
+      head (shared)             0       0.0 %     0.00 MB
+
+A tensor that several names share counts where it comes first. 1 MB is 2²⁰ bytes. Buffers, such as
+position ids and running means, aren't parameters and don't count.
+"""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,16 +35,6 @@ from raybrew.models.pretrained import (
 )
 from raybrew.models.student_files import task_folders
 
-# How large a model is, and how fast: a tree of its parameters, counts, MB, latency on one core.
-#
-#     model                      66     100.0 %     0.00 MB
-#       embedding                40      60.6 %     0.00 MB
-#       encoder                  26      39.4 %     0.00 MB
-#       head (shared)             0       0.0 %     0.00 MB
-#
-# A tensor that several names share counts where it comes first. 1 MB is 2²⁰ bytes. Buffers, such as
-# position ids and running means, aren't parameters and don't count.
-
 _MB = 2**20
 
 
@@ -57,6 +56,12 @@ class ParameterNode:
     shared: bool = True
     children: dict[str, "ParameterNode"] = field(default_factory=dict)
 
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor that is here or below."""
+        self.count += tensor.numel()
+        self.size_bytes += tensor.numel() * tensor.element_size()
+        self.shared = False
+
 
 def parameter_tree(model: nn.Module, max_level: int | None = None) -> ParameterNode:
     """Return the tree of a model's parameters.
@@ -68,9 +73,14 @@ def parameter_tree(model: nn.Module, max_level: int | None = None) -> ParameterN
     root = ParameterNode("model")
     seen: set[object] = set()
     for name, tensor in model.named_parameters(remove_duplicate=False):
-        key = _memory(tensor)
-        parts = name.split(".")[:max_level]
-        _add(root, parts, None if key in seen else tensor)
+        nodes = [root]
+        for part in name.split(".")[:max_level]:
+            nodes.append(nodes[-1].children.setdefault(part, ParameterNode(part)))
+        # What two names of one tensor have in common; meta tensors have no address.
+        key = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
+        if key not in seen:
+            for node in nodes:
+                node.add(tensor)
         seen.add(key)
     return root
 
@@ -83,21 +93,20 @@ def display_parameters(model: nn.Module, max_level: int | None = None) -> str:
         max_level: Levels below the root; all if None.
     """
     root = parameter_tree(model, max_level)
-    rows = [
-        (
-            "  " * level + node.name + (" (shared)" if node.shared and node is not root else ""),
-            f"{node.count:,}",
-            f"{100 * node.count / max(root.count, 1):.1f} %",
-            f"{node.size_bytes / _MB:.2f}",
-        )
-        for level, node in _walk(root)
-    ]
-    rows.insert(0, ("name", "parameters", "share", "MB"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows = [("name", "parameters", "share", "MB")]
+
+    def add_rows(node: ParameterNode, level: int) -> None:
+        shared = " (shared)" if node.shared and node is not root else ""
+        share = 100 * node.count / max(root.count, 1)
+        size = f"{node.size_bytes / _MB:.2f}"
+        rows.append(("  " * level + node.name + shared, f"{node.count:,}", f"{share:.1f} %", size))
+        for child in node.children.values():
+            add_rows(child, level + 1)
+
+    add_rows(root, 0)
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(
-        row[0].ljust(widths[0])
-        + "".join(f"  {cell.rjust(width)}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
+        "  ".join([name.ljust(first), *map(str.rjust, cells, others)]) for name, *cells in rows
     )
 
 
@@ -145,35 +154,12 @@ def latency_ms(
     with _one_thread(), _evaluating(model), torch.inference_mode():
         for index in range(warmup):
             model(**inputs[index % len(inputs)])
-        for _ in range(repeats):
-            for each in inputs:
-                begin = time.perf_counter()
-                model(**each)
-                times_s.append(time.perf_counter() - begin)
+        for each in [*inputs] * repeats:
+            begin = time.perf_counter()
+            model(**each)
+            times_s.append(time.perf_counter() - begin)
     median, low, high = (float(1e3 * np.percentile(times_s, q)) for q in (50, 10, 90))
     return median, low, high
-
-
-def _memory(tensor: Tensor) -> object:
-    """Return what two names of one tensor have in common; meta tensors have no address."""
-    return id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
-
-
-def _add(root: ParameterNode, parts: Sequence[str], counted: Tensor | None) -> None:
-    nodes = [root]
-    for part in parts:
-        nodes.append(nodes[-1].children.setdefault(part, ParameterNode(part)))
-    if counted is not None:
-        for node in nodes:
-            node.count += counted.numel()
-            node.size_bytes += counted.numel() * counted.element_size()
-            node.shared = False
-
-
-def _walk(node: ParameterNode, level: int = 0) -> Iterator[tuple[int, ParameterNode]]:
-    yield level, node
-    for child in node.children.values():
-        yield from _walk(child, level + 1)
 
 
 @contextmanager
@@ -197,25 +183,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-# What a saved model is: its parameters, its memory, how fast it answers on this machine.
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast a model answers.
-
-    Args:
-        latency_ms: one example on one core: median, 10th and 90th percentile.
-        examples_per_s: in batches on all threads.
-    """
-
-    latency_ms: tuple[float, float, float]
-    examples_per_s: float
-
-
 @dataclass(frozen=True)
 class Inspection:
-    """What was found of a model.
+    """What `raybrew inspect` shows of a model.
 
     Args:
         name: its folder or hub id.
@@ -223,10 +193,12 @@ class Inspection:
         tree: its parameters as a table.
         parameters: how many numbers they hold, shared ones once.
         megabytes: their memory, in 2²⁰ bytes.
-        speed: how fast it answers; None if it takes more than tokens.
-        untimed: why it wasn't timed, if it wasn't.
         length: tokens of an example.
         batch_size: examples of a batch.
+        latency_ms: of one example on one core: median, 10th and 90th percentile; None if the model
+            takes more than tokens.
+        examples_per_s: in batches on all threads.
+        untimed: why it wasn't timed, if it wasn't.
     """
 
     name: str
@@ -234,10 +206,26 @@ class Inspection:
     tree: str
     parameters: int
     megabytes: float
-    speed: Speed | None
-    untimed: str
     length: int
     batch_size: int
+    latency_ms: tuple[float, float, float] | None = None
+    examples_per_s: float = 0.0
+    untimed: str = ""
+
+    def __str__(self) -> str:
+        about = (
+            f"{self.name} ({self.architecture})\n\n{self.tree}\n\n"
+            f"{self.parameters:,} parameters, {self.megabytes:.1f} MB; "
+        )
+        if self.latency_ms is None:
+            return f"{about}it can't be timed on tokens alone: {self.untimed}\n"
+        median, low, high = self.latency_ms
+        return (
+            f"{about}examples of {self.length} "
+            f"tokens: {median:.1f} ms each on one core (10 % to 90 %: {low:.1f} to {high:.1f}), "
+            f"{self.examples_per_s:.0f} a second in batches of {self.batch_size} on "
+            f"{torch.get_num_threads()} threads\n"
+        )
 
 
 def inspect_model(
@@ -260,65 +248,44 @@ def inspect_model(
     return [_inspect(name, max_level, length, batch_size, repeats) for name in names]
 
 
-def render_inspection(found: Inspection) -> str:
-    """Return it as text that a person reads."""
-    about = (
-        f"{found.name} ({found.architecture})\n\n{found.tree}\n\n"
-        f"{found.parameters:,} parameters, {found.megabytes:.1f} MB; "
-    )
-    if found.speed is None:
-        return f"{about}it can't be timed on tokens alone: {found.untimed}\n"
-    median, low, high = found.speed.latency_ms
-    return (
-        f"{about}examples of {found.length} "
-        f"tokens: {median:.1f} ms each on one core (10 % to 90 %: {low:.1f} to {high:.1f}), "
-        f"{found.speed.examples_per_s:.0f} a second in batches of {found.batch_size} on "
-        f"{torch.get_num_threads()} threads\n"
-    )
-
-
 def _inspect(name: str, max_level: int, length: int, batch_size: int, repeats: int) -> Inspection:
     config = read_config(name, "model")
     if getattr(config.get_text_config(), "pad_token_id", 0) is None:
-        set_padding_token(config, 0)  # no token of `_some_ids`
+        set_padding_token(config, 0)  # no token of `_random_ids`
     model = _load(name, config)
     most = most_positions(model)
     if most is not None and length > most:
         raise ConfigError(f"--length: expected at most {most} for {name}, got {length}")
-    speed, untimed = None, ""
+    timed: dict[str, Any]
     try:
-        ids = _some_ids(config, batch_size, length)
-        speed = Speed(
-            latency_ms(model, [{"input_ids": row[None]} for row in ids], repeats=repeats),
-            _examples_per_s(model, {"input_ids": ids}, repeats),
-        )
+        ids = _random_ids(config, batch_size, length)
+        latency = latency_ms(model, [{"input_ids": row[None]} for row in ids], repeats=repeats)
+        timed = {"latency_ms": latency, "examples_per_s": _examples_per_s(model, ids, repeats)}
     except BUILD_ERRORS as error:  # it reads pictures or sounds, or wants more than a text
-        untimed = _reason(model, error)
+        timed = {"untimed": _why_untimed(model, error)}
     return Inspection(
         name=name,
         architecture=type(model).__name__,
         tree=display_parameters(model, max_level),
         parameters=count_parameters(model),
         megabytes=size_mb(model),
-        speed=speed,
-        untimed=untimed,
         length=length,
         batch_size=batch_size,
+        **timed,
     )
 
 
-def _reason(model: nn.Module, error: Exception) -> str:
-    reads = getattr(model, "main_input_name", "input_ids")
-    if reads != "input_ids":
-        return f"it reads {reads}"
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+def _why_untimed(model: PreTrainedModel, error: Exception) -> str:
+    if model.main_input_name != "input_ids":
+        return f"it reads {model.main_input_name}"
+    if model.config.is_encoder_decoder:
         return "it has a decoder, which reads a text of its own"
     if isinstance(error, (AttributeError, TypeError)):
         return "it needs other inputs besides"
     return first_line(error)
 
 
-def _load(name: str, config: PreTrainedConfig) -> nn.Module:
+def _load(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     model, info = load_model(_class_of(config, name), name, "model", config)
     if wrong := info["mismatched_keys"]:
         names = describe_names(str(each[0] if isinstance(each, tuple) else each) for each in wrong)
@@ -343,7 +310,7 @@ def _class_of(config: PreTrainedConfig, name: str) -> Any:
     return AutoModel
 
 
-def _some_ids(config: PreTrainedConfig, batch_size: int, length: int) -> Tensor:
+def _random_ids(config: PreTrainedConfig, batch_size: int, length: int) -> Tensor:
     vocabulary = int(config.get_text_config().vocab_size)
     generator = torch.Generator().manual_seed(0)
     lowest = min(5, vocabulary - 1)  # past the special tokens of most vocabularies
@@ -354,9 +321,9 @@ def _some_ids(config: PreTrainedConfig, batch_size: int, length: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _examples_per_s(model: nn.Module, batch: dict[str, Tensor], repeats: int) -> float:
-    model(**batch)
+def _examples_per_s(model: nn.Module, ids: Tensor, repeats: int) -> float:
+    model(input_ids=ids)
     start = time.perf_counter()
     for _ in range(repeats):
-        model(**batch)
-    return repeats * len(batch["input_ids"]) / (time.perf_counter() - start)
+        model(input_ids=ids)
+    return repeats * len(ids) / (time.perf_counter() - start)

@@ -1,6 +1,7 @@
-"""Reads configurations, tokenizers and weights that transformers saved.
+"""Reads configurations, tokenizers and weights that transformers saved, in a folder or on the hub.
 
-From a folder or the hub.
+Each reader takes `what`, the field of the job that asked for the path, and turns every way in
+which a path can be wrong into one `ConfigError` that names this field.
 """
 
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from os.path import isdir, isfile  # of what may not be looked at they say no
+from os.path import isdir, isfile  # False for what may not be looked at
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
-from pydantic import Field
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -34,8 +34,21 @@ from raybrew.config.paths import held_by, names_in, user_path
 from raybrew.data.sources import hub_in_reach
 from raybrew.errors import ConfigError, did_you_mean
 
-# Where a model's files are: in a folder of the user's, or on the hub.
-
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+BUILD_ERRORS = (
+    StrictDataclassError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+)
+"""What transformers raises on values that make no model."""
+_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
+"""And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -77,28 +90,6 @@ def _sibling(folder: Path) -> str:
         return ""
     names = [name for name in names_in(folder.parent) if isdir(folder.parent / name)]
     return did_you_mean(folder.name, names, count=1)
-
-
-# Reading what transformers saved: configurations, tokenizers, models, without its chatter.
-#
-# Each reader takes `what`, the field of the job that asked for the path, and turns every way in
-# which a path can be wrong into one `ConfigError` that names this field.
-
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-BUILD_ERRORS = (
-    StrictDataclassError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-)
-"""What transformers raises on values that make no model."""
-_READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
-"""And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
 
 
 @contextmanager
@@ -151,7 +142,7 @@ def architecture_of(config: PreTrainedConfig, path: str) -> str:
 def runs_own_code(config: PreTrainedConfig) -> bool:
     """Return whether a configuration is of a class that came with the model's files.
 
-    Nobody has one but who read it with `trust`: its model's class comes from there too.
+    Only a reader with `trust` makes one: its model's class comes from there too.
     """
     return type(config).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME)
 
@@ -234,8 +225,8 @@ def load_model(
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    # transformers maps the file into memory: a file written anew would change the live model, and
-    # the odd addresses change the last bits of a product. Memory of our own does neither.
+    # transformers maps the file into memory: rewriting the file would change the live model, and
+    # the odd addresses change the last bits of a product. A copy avoids both.
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
@@ -330,40 +321,27 @@ def _section(what: str) -> str:
     return section + point
 
 
-# Where a model's files are, which field of the job said so, and whether their code may run.
-
-
-class LayerSource(Teacher):
-    """A model that is no teacher, whose layers the student takes."""
-
-    field: str = Field(description="Of the job that gave it.")
-
-
-def field_of(teacher: Teacher) -> str:
-    """Return the job's field that gave a teacher's model."""
-    if isinstance(teacher, LayerSource):
-        return teacher.field
-    return f"teachers[{teacher.name}].model"
-
-
 @dataclass(frozen=True)
 class ModelSource:
-    """A folder or a hub id.
+    """Where a model's files are, which field of the job gave them, and whether their code may run.
 
     Args:
-        path: of it.
+        path: a folder or a hub id.
         field: of the job that gave it, for messages.
         trust: whether code that comes with it may run.
+        name: of the teacher; the path of what is no teacher.
     """
 
     path: str
     field: str
     trust: bool
+    name: str
 
     @staticmethod
     def of_teacher(teacher: Teacher) -> "ModelSource":
         """Return that of a teacher of the job."""
-        return ModelSource(teacher.model_path, field_of(teacher), teacher.trust_remote_code)
+        field = f"teachers[{teacher.name}].model"
+        return ModelSource(teacher.model_path, field, teacher.trust_remote_code, teacher.name)
 
     def config(self) -> PreTrainedConfig:
         """Read the configuration; see `read_config`."""

@@ -29,14 +29,14 @@ from raybrew.matches.presets import MATCH_FAMILIES, resolve_matches
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.class_order import check_class_names, model_classes
 from raybrew.models.inputs import (
-    check_runs,
+    check_vocabulary,
     enough_positions,
     fit_tokenizer,
     most_positions,
     trained_positions,
 )
-from raybrew.models.pretrained import ModelSource, meta_model, runs_own_code
-from raybrew.models.students import Head, multitask_config, student_config
+from raybrew.models.pretrained import ModelSource, meta_model
+from raybrew.models.students import Head, student_config
 from raybrew.objective import Objective
 from raybrew.tasks import TASK_TYPES, task_type_of
 from raybrew.tasks.adaptors import adaptor_of
@@ -217,8 +217,7 @@ def read_teacher(teacher: Teacher) -> ModelMetadata:
     """Read a teacher's configuration and tokenizer."""
     source = ModelSource.of_teacher(teacher)
     config, tokenizer = source.config(), source.tokenizer()
-    own_code = teacher.architecture is not None or runs_own_code(config)
-    fit_tokenizer(tokenizer, config, source.field, own_code=own_code)
+    fit_tokenizer(tokenizer, config, source.field, custom=teacher.architecture is not None)
     return ModelMetadata(config, tokenizer)
 
 

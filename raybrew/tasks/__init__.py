@@ -6,23 +6,27 @@
                                                         └──► hard_loss, kd_loss
 
 The engine around them knows layouts (one row of logits an example, a token, or a set of positions)
-and no kind.
+and no task type.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+from raybrew.errors import import_callable
+from raybrew.tasks.adaptors import Adaptor
 from raybrew.tasks.causal_lm import CausalLM
 from raybrew.tasks.multi_label import MultiLabel
 from raybrew.tasks.question_answering import QuestionAnswering
 from raybrew.tasks.regression import Regression
 from raybrew.tasks.sequence_classification import SequenceClassification
-from raybrew.tasks.task_type import TaskType, custom_model_class
+from raybrew.tasks.task_type import Layout, TaskType, custom_model_class
 from raybrew.tasks.token_classification import TokenClassification
 
+__all__ = ["TASK_TYPES", "Layout", "TaskType", "adaptor_of", "task_type_of"]
+
 TASK_TYPES: dict[str, TaskType] = {
-    kind.name: kind
-    for kind in (
+    task_type.name: task_type
+    for task_type in (
         SequenceClassification(),
         MultiLabel(),
         Regression(),
@@ -39,7 +43,7 @@ def task_type_of(
     architecture: Callable[..., Any] | str | None = None,
     what: str = "architecture",
 ) -> TaskType:
-    """Return a kind of task by its name.
+    """Return a task type by its name.
 
     Args:
         name: a key of `TASK_TYPES`.
@@ -49,5 +53,23 @@ def task_type_of(
     Raises:
         ConfigError: that isn't a class of models.
     """
-    kind = TASK_TYPES[name]
-    return kind if architecture is None else kind.of_class(custom_model_class(architecture, what))
+    task_type = TASK_TYPES[name]
+    if architecture is None:
+        return task_type
+    return task_type.of_class(custom_model_class(architecture, what))
+
+
+def adaptor_of(name: str, *given: Adaptor | str | None) -> Adaptor:
+    """Return the first adaptor that is given, or that of the task type.
+
+    Args:
+        name: a key of `TASK_TYPES`.
+        given: callables or import paths, the more special first.
+
+    Raises:
+        ConfigError: an import path that leads nowhere.
+    """
+    for one in given:
+        if one is not None:
+            return import_callable(one, "adaptor")
+    return TASK_TYPES[name].adaptor

@@ -4,14 +4,14 @@ The contract is TextBrewer's: `adaptor(batch, model_outputs) -> dict`, every key
 least one present. `View` is that dict with its values brought into one form.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raybrew.errors import ConfigError, import_callable
+from raybrew.errors import ConfigError
 
 Adaptor = Callable[[Mapping[str, Any], Any], Mapping[str, Any]]
 
@@ -40,19 +40,22 @@ class View:
 
     def without_examples(self) -> "View":
         """Return the same view of a batch without examples, with its graph."""
-        masks = tuple(None if mask is None else mask[:0] for mask in self.logits_mask)
+
+        def none_of(tensors: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(None if each is None else each[:0] for each in tensors)
+
         return View(
-            logits=tuple(each[:0] for each in self.logits),
-            logits_mask=masks,
-            labels=tuple(each[:0] for each in self.labels),
+            logits=none_of(self.logits),
+            logits_mask=none_of(self.logits_mask),
+            labels=none_of(self.labels),
             # A mean over no label is NaN, and 0 times that as well.
             losses=tuple(
-                each.masked_fill(each.new_ones(each.shape, dtype=torch.bool), 0.0)
+                each.masked_fill(torch.ones_like(each, dtype=torch.bool), 0.0)
                 for each in self.losses
             ),
-            hidden=tuple(each[:0] for each in self.hidden),
-            attention=tuple(each[:0] for each in self.attention),
-            inputs_mask=None if self.inputs_mask is None else self.inputs_mask[:0],
+            hidden=none_of(self.hidden),
+            attention=none_of(self.attention),
+            inputs_mask=none_of([self.inputs_mask])[0],
         )
 
 
@@ -63,46 +66,45 @@ def view_of(adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> View:
         ConfigError: it returned no known key, or one that is unknown.
     """
     found = dict(adaptor(batch, outputs))
-    known = tuple(View.__dataclass_fields__)
+    known = tuple(field.name for field in fields(View))
     unknown = sorted(found.keys() - set(known))
     if unknown or not found:
         raise ConfigError(
             f"adaptor {getattr(adaptor, '__name__', adaptor)}: expected one or more of "
             f"{', '.join(known)}, got {', '.join(unknown) or 'an empty dict'}"
         )
-    logits = _tuple(found.get("logits"))
-    masks = _tuple(found.get("logits_mask")) or (None,)
+    inputs_mask = found.pop("inputs_mask", None)
+    view = View(**{name: _tuple(value) for name, value in found.items()}, inputs_mask=inputs_mask)
+    masks = view.logits_mask or (None,)
     # One mask may serve several logits.
-    masks = masks * len(logits) if len(masks) == 1 else masks
-    if len(masks) != len(logits):
+    masks = masks * len(view.logits) if len(masks) == 1 else masks
+    if len(masks) != len(view.logits):
         raise ConfigError(
-            f"adaptor: expected one logits_mask or one for each of the {len(logits)} logits, "
+            f"adaptor: expected one logits_mask or one for each of the {len(view.logits)} logits, "
             f"got {len(masks)}"
         )
-    return View(
-        logits=logits,
-        logits_mask=masks,
-        labels=_tuple(found.get("labels")),
-        losses=_tuple(found.get("losses")),
-        hidden=_tuple(found.get("hidden")),
-        attention=_tuple(found.get("attention")),
-        inputs_mask=found.get("inputs_mask"),
-    )
+    return replace(view, logits_mask=masks)
 
 
-def first_classes(adaptor: Adaptor, number: int | None) -> Adaptor:
-    """Return the adaptor with the first logits of each row alone; with all if None."""
-    if number is None:
+def with_classes(adaptor: Adaptor, classes: slice | Sequence[int] | None) -> Adaptor:
+    """Return the adaptor with only these logits of each row, in this order.
+
+    Args:
+        adaptor: to be wrapped; it is returned itself for all logits.
+        classes: the first n as `slice(n)`, all as `slice(None)` or None, or an order of them.
+    """
+    if classes is None or classes == slice(None):
         return adaptor
+    chosen = classes if isinstance(classes, slice) else list(classes)
 
-    def first(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+    def adapted(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
         view = view_of(adaptor, batch, outputs)
-        return {**vars(view), "logits": [logits[..., :number] for logits in view.logits]}
+        return {**vars(view), "logits": [logits[..., chosen] for logits in view.logits]}
 
-    return first
+    return adapted
 
 
-def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+def one_output(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
     """Adaptor of transformers' models with one output: classifiers of texts or of tokens, LMs."""
     found: dict[str, Any] = {"logits": outputs.logits} | _features(batch, outputs)
     if "labels" in batch:
@@ -110,7 +112,7 @@ def sequence_classification(batch: Mapping[str, Any], outputs: Any) -> dict[str,
     return found
 
 
-def question_answering(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
+def start_and_end(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
     """Adaptor of transformers' models that find answers: starts and ends, (B, L) each."""
     found = {"logits": [outputs.start_logits, outputs.end_logits]} | _features(batch, outputs)
     if "labels" in batch:
@@ -125,33 +127,6 @@ def _features(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
     if outputs.get("attentions") is not None:
         found["attention"] = outputs.attentions
     return found
-
-
-ADAPTORS: dict[str, Adaptor] = {
-    "sequence-classification": sequence_classification,
-    "multi-label": sequence_classification,
-    "regression": sequence_classification,
-    "token-classification": sequence_classification,
-    "question-answering": question_answering,
-    "causal-lm": sequence_classification,
-}
-"""The built-in adaptor of each kind of task."""
-
-
-def adaptor_of(kind: str, *given: Adaptor | str | None) -> Adaptor:
-    """Return the first adaptor that is given, or that of the kind of task.
-
-    Args:
-        kind: a key of `ADAPTORS`.
-        given: callables or import paths, the more special first.
-
-    Raises:
-        ConfigError: an import path that leads nowhere.
-    """
-    for one in given:
-        if one is not None:
-            return import_callable(one, "adaptor")
-    return ADAPTORS[kind]
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:

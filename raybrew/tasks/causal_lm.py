@@ -1,4 +1,13 @@
-"""Language models that predict the next token; vocabularies of one family."""
+"""Causal language modelling: the next token, at every token of a text.
+
+    tokens  The cat sat .        ids are cut into windows; each token but the first of a text is
+    labels  cat sat .  –         predicted once
+
+With a second text the first is a prompt, which is read and not learnt. Vocabularies are large:
+`labels.top_k` keeps the largest logits of each token with their logsumexp. Logits behind the
+tokenizer's last token belong to no token; they are left out, as models of one family have more or
+fewer of them.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,63 +17,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from raybrew.config import Task
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.encoding import view_from_ids
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
-from raybrew.errors import ConfigError
-from raybrew.tasks.task_type import TaskType
-
-# Whether a model's embedding has a row for each token of its tokenizer.
-
-RESIZE = (
-    "save the tokenizer that the model was trained with, or resize its embedding "
-    "(model.resize_token_embeddings(len(tokenizer))) and save it again"
-)
-"""What to do about a model that is finished."""
-
-
-def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return how many rows of an embedding a tokenizer needs; ids may have gaps."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
-
-
-def check_vocabulary(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, what: str, advice: str
-) -> None:
-    """Refuse a tokenizer with tokens that the model has no row for.
-
-    Args:
-        config: of the model.
-        tokenizer: that encodes for it.
-        what: the model in the job, for messages.
-        advice: what to do.
-
-    Raises:
-        ConfigError: there is such a token.
-    """
-    # Models that read characters have no vocabulary.
-    rows: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    needed = num_tokens(tokenizer)
-    if rows is not None and needed > rows:
-        raise ConfigError(
-            f"{what}: expected a model that knows all {needed} tokens of its tokenizer, got "
-            f"vocab_size {rows}; {advice}"
-        )
-
-
-# Causal language modelling: the next token, at every token of a text.
-#
-#     tokens  The cat sat .        ids are cut into windows; each token but the first of a text is
-#     labels  cat sat .  –         predicted once
-#
-# With a second text the first is a prompt, which is read and not learnt. Vocabularies are large:
-# `labels.top_k` keeps the largest logits of each token with their logsumexp. Logits behind the
-# tokenizer's last token belong to no token; they are left out, as models of one family have more or
-# fewer of them.
+from raybrew.tasks.task_type import Metrics, TaskType
 
 
 class CausalLM(TaskType):
@@ -77,15 +37,18 @@ class CausalLM(TaskType):
     own_inputs = False
     takes_column = False
     dense_metrics = ("loss", "perplexity", "token_probability")
+    # The inverse of perplexity: the geometric mean of the tokens' probabilities.
+    ranking_metric = "token_probability"
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read texts, or prompts and what follows them; see `TaskType.read`."""
-        rows = read_rows(task, train, f"tasks[{task.name}].train")
-        if evaluation is None:
-            return (), rows, None
-        return (), rows, read_rows(task, evaluation, f"tasks[{task.name}].eval")
+        rows = {
+            side: read_rows(task, split, f"tasks[{task.name}].{side}")
+            for side, split in splits.items()
+        }
+        return (), rows
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -123,7 +86,7 @@ class CausalLM(TaskType):
         return 0 if tokenizer is None else num_tokens(tokenizer)
 
     def num_labelled(self, rows: Rows) -> int:
-        """Every text is its own label."""
+        """Count rows: every text is its own label."""
         return len(rows)
 
     def counts(self, labels: np.ndarray) -> tuple[int, int]:
@@ -132,30 +95,31 @@ class CausalLM(TaskType):
         return known, known
 
     def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Keep the negative log-probability of the true token, and whether it ranks first."""
+        """Return the negative log-probability of the true token, and whether it ranks first."""
         losses = cross_entropy(logits[0].float(), labels[0], reduction="none")
         right = logits[0].argmax(dim=-1) == labels[0]
         return torch.stack([losses.double(), right.double()], dim=-1)
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return the loss in nats a token, perplexity, its inverse, and accuracy."""
         values = predicted.values.reshape(-1, 2)
-        figures = {"examples": float(len(values))}
+        metrics = {"examples": float(len(values))}
         if not len(values):
-            return figures
+            return metrics
         loss, accuracy = values.mean(axis=0).tolist()
-        return figures | {
+        return metrics | {
             "loss": loss,
             "perplexity": math.exp(min(loss, 700.0)),
             "token_probability": math.exp(-loss),
             "accuracy": accuracy,
         }
 
-    def main_metric(self, names: Sequence[str]) -> str:
-        """Rank by the inverse of perplexity, the geometric mean of the tokens' probabilities."""
-        return "token_probability"
+
+def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many rows of an embedding a tokenizer needs; ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, rows: Rows) -> list[tuple[list[int], list[bool]]]:

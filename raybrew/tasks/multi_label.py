@@ -22,7 +22,7 @@ from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Metrics, TaskType
 
 
 class MultiLabel(TaskType):
@@ -34,12 +34,12 @@ class MultiLabel(TaskType):
     kd_loss = "bce"
     exclusive = False
     problem_type = "multi_label_classification"
+    ranking_metric = "f1_micro"
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read texts and lists of classes; see `TaskType.read`."""
-        splits = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
         columns = {
             side: read_lists(split, task.label, f"tasks[{task.name}].{side}", "classes")
             for side, split in splits.items()
@@ -60,11 +60,7 @@ class MultiLabel(TaskType):
                 _classes(reader, row, value, places) for row, value in enumerate(columns[side])
             ]
             rows[side] = read_rows(task, split, reader.what, np.stack(labels))
-        return classes.names, rows["train"], rows.get("eval")
-
-    def num_labelled(self, rows: Rows) -> int:
-        """Count rows whose classes are known."""
-        return self.counts(rows.labels)[1]
+        return classes.names, rows
 
     def counts(self, labels: np.ndarray) -> tuple[int, int]:
         """Count rows, and rows whose classes are known."""
@@ -72,7 +68,7 @@ class MultiLabel(TaskType):
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return micro and macro F1 and the share of exact sets; a class counts from ½ on."""
         from torchmetrics.functional.classification import (
             multilabel_exact_match,
@@ -80,21 +76,17 @@ class MultiLabel(TaskType):
         )
 
         labels = split.labels[rows]
-        kept = (labels >= 0).any(axis=1)
-        figures = {"examples": float(kept.sum())}
-        if not kept.any():
-            return figures
-        found = torch.from_numpy(predicted.values[kept] > 0).long()
-        true, classes = torch.from_numpy(labels[kept]), labels.shape[1]
-        return figures | {
+        labelled = (labels >= 0).any(axis=1)
+        metrics = {"examples": float(labelled.sum())}
+        if not labelled.any():
+            return metrics
+        found = torch.from_numpy(predicted.values[labelled] > 0).long()
+        true, classes = torch.from_numpy(labels[labelled]), labels.shape[1]
+        return metrics | {
             "f1_micro": float(multilabel_f1_score(found, true, classes, average="micro")),
             "f1_macro": float(multilabel_f1_score(found, true, classes, average="macro")),
             "exact_match": float(multilabel_exact_match(found, true, classes)),
         }
-
-    def main_metric(self, names: Sequence[str]) -> str:
-        """Rank by micro F1."""
-        return "f1_micro"
 
 
 def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[str, Any]) -> bool:

@@ -1,4 +1,17 @@
-"""Questions whose answers are spans of a context (SQuAD): windows, spans, answers as text."""
+"""Extractive question answering: where in a passage the answer begins, and where it ends.
+
+    question + passage ──windows of max_length, `stride` tokens shared──► examples
+    start, end scores of each window ──n-best pairs of all windows──► the answer's text
+
+The tokens of a window are the classes of two outputs, start and end. A window that doesn't hold the
+whole answer points at its class token, or its first where it has none, which also stands for
+questions without an answer.
+
+Answers are compared by their texts, as SQuAD's script does it, or as that of CMRC 2018:
+
+    SQuAD      words between white space, without case, articles and punctuation; F1 of the bags
+    CMRC 2018  characters of Chinese, words of the rest; F1 of the longest run that both share
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,117 +26,17 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from raybrew.config import Task
-from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
-from raybrew.data.encoding import Windows, align_windows, encode_windows
+from raybrew.data.columns import Answer, Rows, read_answers, read_rows
+from raybrew.data.encoding import Windows, encode_windows, same_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.adaptors import start_and_end
+from raybrew.tasks.task_type import Metrics, TaskType
 
-# What answers are worth, by their texts: as SQuAD's script says it, and as that of CMRC 2018.
-#
-# SQuAD      words between white space, without case, articles and punctuation; F1 of the bags
-# CMRC 2018  characters of Chinese, words of the rest; F1 of the longest run that both share
+N_BEST = 20
 
 _PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 _UNIT = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")
-
-
-def squad_metrics(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Compare texts as SQuAD's script does.
-
-    Args:
-        predicted: N texts.
-        answers: of each question its true texts; none where it has no answer.
-
-    Returns:
-        `exact_match` and `f1` in [0, 1], and `examples`.
-    """
-    figures = {"examples": float(len(predicted))}
-    if not predicted:
-        return figures
-    from torchmetrics.functional.text import squad
-
-    found = [{"prediction_text": text, "id": str(n)} for n, text in enumerate(predicted)]
-    true = [
-        {"answers": {"text": list(texts) or [""], "answer_start": [0]}, "id": str(n)}
-        for n, texts in enumerate(answers)
-    ]
-    scores = squad(found, true)  # type: ignore[arg-type]
-    return figures | {name: float(scores[name]) / 100 for name in ("exact_match", "f1")}
-
-
-def character_metrics(
-    predicted: Sequence[str], answers: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """Compare texts as the script of CMRC 2018 does.
-
-    A unit is a Chinese character, or what stands together of anything else; F1 is that of the
-    longest run of units that both texts have. Case and punctuation don't count.
-
-    Args:
-        predicted: N texts.
-        answers: of each question its true texts; none where it has no answer.
-
-    Returns:
-        `exact_match` and `f1` in [0, 1], and `examples`.
-    """
-    figures = {"examples": float(len(predicted))}
-    if not predicted:
-        return figures
-    pairs = [
-        (_bare(text), [_bare(true) for true in list(each) or [""]])
-        for text, each in zip(predicted, answers, strict=True)
-    ]
-    exact = sum(text in true for text, true in pairs)
-    f1 = sum(max(_run_f1(_units(text), _units(one)) for one in true) for text, true in pairs)
-    return figures | {"exact_match": exact / len(pairs), "f1": f1 / len(pairs)}
-
-
-ANSWER_METRICS: Mapping[
-    str, Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
-] = {"word": squad_metrics, "character": character_metrics}
-"""By `Task.answers_by`."""
-
-
-def _bare(text: str) -> str:
-    return "".join(c for c in text.lower().strip() if c not in _PUNCTUATION)
-
-
-def _units(text: str) -> list[str]:
-    return _UNIT.findall(text)
-
-
-def _run_f1(predicted: Sequence[str], true: Sequence[str]) -> float:
-    if not predicted or not true:
-        return float(predicted == true)
-    shared = _longest_run(predicted, true)
-    # 2PR / (P + R) with P = shared / predicted and R = shared / true.
-    return 2 * shared / (len(predicted) + len(true))
-
-
-def _longest_run(left: Sequence[str], right: Sequence[str]) -> int:
-    """Return the length of the longest contiguous run that both have."""
-    longest = 0
-    ending = [0] * (len(right) + 1)
-    for unit in left:
-        # Runs that end here: one longer than those that end one before, on both sides.
-        ending = [0] + [
-            before + 1 if unit == other else 0 for before, other in zip(ending, right, strict=False)
-        ]
-        longest = max(longest, *ending)
-    return longest
-
-
-# Extractive question answering: where in a passage the answer begins, and where it ends.
-#
-#     question + passage ──windows of max_length, `stride` tokens shared──► examples
-#     start, end scores of each window ──n-best pairs of all windows──► the answer's text
-#
-# The tokens of a window are the classes of two outputs, start and end. A window that doesn't hold
-# the whole answer points at its class token, or its first where it has none, which also stands
-# for questions without an answer.
-
-N_BEST = 20
 
 
 class QuestionAnswering(TaskType):
@@ -131,19 +44,20 @@ class QuestionAnswering(TaskType):
 
     name = "question-answering"
     model_class = AutoModelForQuestionAnswering
+    adaptor = staticmethod(start_and_end)
     layout = "position"
     takes_column = False
     needs_offsets = True
+    ranking_metric = "f1"
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read questions, passages and answers; see `TaskType.read`."""
-        rows = _rows(task, train, f"tasks[{task.name}].train")
-        names = ("start", "end")
-        if evaluation is None:
-            return names, rows, None
-        return names, rows, _rows(task, evaluation, f"tasks[{task.name}].eval")
+        rows = {
+            side: _rows(task, split, f"tasks[{task.name}].{side}") for side, split in splits.items()
+        }
+        return ("start", "end"), rows
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -159,13 +73,16 @@ class QuestionAnswering(TaskType):
         counts = {"questions": len(rows), "windows": len(windows.source)}
         for name, tokenizer in tokenizers.items():
             if name != STUDENT_VIEW:
-                views[name], alignments[name] = align_windows(
+                views[name], alignments[name] = same_windows(
                     windows, tokenizer, rows.texts, rows.pairs, task.max_length
                 )
                 unaligned = (windows.starts >= 0)[:, None] & (alignments[name] < 0)
                 counts[f"positions_unaligned_{name}"] = int(unaligned.any(axis=1).sum())
         labels = np.array(
-            [_position(windows, number, rows.labels[row]) for number, row in _numbered(windows)],
+            [
+                _position(windows, number, rows.labels[row])
+                for number, row in enumerate(windows.source.tolist())
+            ],
             np.int64,
         ).reshape(-1, 2)
         answered = np.array([bool(rows.labels[row]) for row in windows.source])
@@ -201,30 +118,26 @@ class QuestionAnswering(TaskType):
         return labels[:, 0], labels[:, 1]
 
     def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Keep both scores of each token, (b, L, 2)."""
+        """Return both scores of each token, (b, L, 2)."""
         return torch.stack(list(logits), dim=-1)
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return exact match and F1 of the answers' texts, as the task compares them, in [0, 1]."""
-        assert split.reference is not None, "answers are judged by their texts"
+        assert split.reference is not None, "answers are compared by their texts"
         given = split.reference.column("answers").to_pylist()
-        facts = split.reference.schema.metadata
+        settings = split.reference.schema.metadata
         found = decode_answers(
             predicted,
             split,
             rows,
             may_be_none=any(answers == [] for answers in given),
-            max_answer_tokens=int(facts[b"max_answer_tokens"]),
+            max_answer_tokens=int(settings[b"max_answer_tokens"]),
         )
         known = {row: text for row, text in found.items() if given[row] is not None}
-        compare = ANSWER_METRICS[facts[b"answers_by"].decode()]
+        compare = ANSWER_METRICS[settings[b"answers_by"].decode()]
         return compare(list(known.values()), [given[row] for row in known])
-
-    def main_metric(self, names: Sequence[str]) -> str:
-        """Rank by F1."""
-        return "f1"
 
 
 @dataclass(frozen=True)
@@ -331,10 +244,6 @@ def _marked(windows: Windows) -> np.ndarray:
     return marked
 
 
-def _numbered(windows: Windows) -> list[tuple[int, int]]:
-    return list(enumerate(windows.source.tolist()))
-
-
 def _rows(task: Task, dataset: Dataset, what: str) -> Rows:
     rows = read_rows(task, dataset, what)
     assert rows.pairs is not None, "the kind of task names the passage's column"
@@ -351,7 +260,7 @@ def _searched(rows: Rows) -> dict[str, int]:
 
 
 def _reference(task: Task, rows: Rows) -> pa.Table:
-    """Return what answers are judged by, and in the table's metadata how."""
+    """Return what answers are compared by, and in the table's metadata how."""
     texts: list[Any] = [
         None if answers is None else [answer.text for answer in answers] for answers in rows.labels
     ]
@@ -365,3 +274,87 @@ def _reference(task: Task, rows: Rows) -> pa.Table:
             "max_answer_tokens": str(task.max_answer_tokens),
         },
     )
+
+
+def squad_metrics(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> Metrics:
+    """Compare texts as SQuAD's script does.
+
+    Args:
+        predicted: N texts.
+        answers: of each question its true texts; none where it has no answer.
+
+    Returns:
+        `exact_match` and `f1` in [0, 1], and `examples`.
+    """
+    metrics = {"examples": float(len(predicted))}
+    if not predicted:
+        return metrics
+    from torchmetrics.functional.text import squad
+
+    found = [{"prediction_text": text, "id": str(n)} for n, text in enumerate(predicted)]
+    true = [
+        {"answers": {"text": list(texts) or [""], "answer_start": [0]}, "id": str(n)}
+        for n, texts in enumerate(answers)
+    ]
+    scores = squad(found, true)  # type: ignore[arg-type]
+    return metrics | {name: float(scores[name]) / 100 for name in ("exact_match", "f1")}
+
+
+def character_metrics(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> Metrics:
+    """Compare texts as the script of CMRC 2018 does.
+
+    A unit is a Chinese character, or what stands together of anything else; F1 is that of the
+    longest run of units that both texts have. Case and punctuation don't count.
+
+    Args:
+        predicted: N texts.
+        answers: of each question its true texts; none where it has no answer.
+
+    Returns:
+        `exact_match` and `f1` in [0, 1], and `examples`.
+    """
+    metrics = {"examples": float(len(predicted))}
+    if not predicted:
+        return metrics
+    pairs = [
+        (_bare(text), [_bare(true) for true in list(each) or [""]])
+        for text, each in zip(predicted, answers, strict=True)
+    ]
+    exact = sum(text in true for text, true in pairs)
+    f1 = sum(max(_run_f1(_units(text), _units(one)) for one in true) for text, true in pairs)
+    return metrics | {"exact_match": exact / len(pairs), "f1": f1 / len(pairs)}
+
+
+ANSWER_METRICS: Mapping[
+    str, Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, float]]
+] = {"word": squad_metrics, "character": character_metrics}
+"""By `Task.answers_by`."""
+
+
+def _bare(text: str) -> str:
+    return "".join(c for c in text.lower().strip() if c not in _PUNCTUATION)
+
+
+def _units(text: str) -> list[str]:
+    return _UNIT.findall(text)
+
+
+def _run_f1(predicted: Sequence[str], true: Sequence[str]) -> float:
+    if not predicted or not true:
+        return float(predicted == true)
+    shared = _longest_run(predicted, true)
+    # 2PR / (P + R) with P = shared / predicted and R = shared / true.
+    return 2 * shared / (len(predicted) + len(true))
+
+
+def _longest_run(left: Sequence[str], right: Sequence[str]) -> int:
+    """Return the length of the longest contiguous run that both have."""
+    longest = 0
+    ending = [0] * (len(right) + 1)
+    for unit in left:
+        # Runs that end here: one longer than those that end one before, on both sides.
+        ending = [0] + [
+            before + 1 if unit == other else 0 for before, other in zip(ending, right, strict=False)
+        ]
+        longest = max(longest, *ending)
+    return longest

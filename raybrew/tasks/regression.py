@@ -1,7 +1,7 @@
 """One number, or several, for each text or pair of texts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from raybrew.data.columns import Rows, read_column, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Metrics, TaskType
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -31,27 +31,19 @@ class Regression(TaskType):
     softened = False
     has_names = False
     problem_type = "regression"
+    ranking_metric = "pearson"
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read texts and numbers; see `TaskType.read`."""
-        what = f"tasks[{task.name}]"
-        column = read_column(train, task.label, f"{what}.train")
-        lists = [value for value in column if isinstance(value, list)]
-        width = max(1, len(lists[0])) if lists else 1
-        names = tuple(task.label_names or [f"{task.label}_{n}" for n in range(width)])
-        if len(names) == 1 or not lists:
-            names = (task.label,)
-        rows = read_rows(task, train, f"{what}.train", _numbers(task, column, names, "train"))
-        if evaluation is None:
-            return names, rows, None
-        other = _numbers(task, read_column(evaluation, task.label, f"{what}.eval"), names, "eval")
-        return names, rows, read_rows(task, evaluation, f"{what}.eval", other)
-
-    def num_labelled(self, rows: Rows) -> int:
-        """Count rows with a number."""
-        return self.counts(rows.labels)[1]
+        names, rows = (), {}
+        for side, split in splits.items():
+            what = f"tasks[{task.name}].{side}"
+            column = read_column(split, task.label, what)
+            names = names or _output_names(task, column)
+            rows[side] = read_rows(task, split, what, _numbers(task.label, column, names, what))
+        return names, rows
 
     def counts(self, labels: np.ndarray) -> tuple[int, int]:
         """Count rows, and rows with a number."""
@@ -59,18 +51,14 @@ class Regression(TaskType):
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return Pearson's and Spearman's correlation and the mean squared error."""
         return regression_metrics(
             torch.from_numpy(predicted.values), torch.from_numpy(split.labels[rows])
         )
 
-    def main_metric(self, names: Sequence[str]) -> str:
-        """Rank by Pearson's correlation."""
-        return "pearson"
 
-
-def regression_metrics(predicted: Tensor, true: Tensor) -> dict[str, float]:
+def regression_metrics(predicted: Tensor, true: Tensor) -> Metrics:
     """Return correlations and the squared error, as torchmetrics has them; means over outputs.
 
     Args:
@@ -86,19 +74,19 @@ def regression_metrics(predicted: Tensor, true: Tensor) -> dict[str, float]:
         spearman_corrcoef,
     )
 
-    kept = ~true.isnan().any(dim=1)
-    figures = {"examples": float(kept.sum())}
-    if not kept.any():
-        return figures
-    found, known = predicted[kept].double(), true[kept].double()
-    figures["mse"] = float(mean_squared_error(found, known))
-    pairs = list(zip(found.T, known.T, strict=True))
+    labelled = ~true.isnan().any(dim=1)
+    metrics = {"examples": float(labelled.sum())}
+    if not labelled.any():
+        return metrics
+    predicted, true = predicted[labelled].double(), true[labelled].double()
+    metrics["mse"] = float(mean_squared_error(predicted, true))
+    pairs = list(zip(predicted.T, true.T, strict=True))
     if any(len(side.unique()) < 2 for pair in pairs for side in pair):
-        return figures | {"pearson": math.nan, "spearman": math.nan}
+        return metrics | {"pearson": math.nan, "spearman": math.nan}
     for name, correlation in (("pearson", pearson_corrcoef), ("spearman", spearman_corrcoef)):
         each = [float(correlation(_scaled(one), _scaled(other))) for one, other in pairs]
-        figures[name] = sum(each) / len(each)
-    return figures
+        metrics[name] = sum(each) / len(each)
+    return metrics
 
 
 def _scaled(values: Tensor) -> Tensor:
@@ -106,7 +94,16 @@ def _scaled(values: Tensor) -> Tensor:
     return (values - values.mean()) / values.std()
 
 
-def _numbers(task: Task, column: Sequence[Any], names: Sequence[str], side: str) -> np.ndarray:
+def _output_names(task: Task, column: Sequence[Any]) -> tuple[str, ...]:
+    """Return a name for each number of a row: the column's for a single one."""
+    first = next((value for value in column if isinstance(value, list)), None)
+    width = max(1, len(first or ()))
+    names = tuple(task.label_names or [f"{task.label}_{n}" for n in range(width)])
+    return names if first is not None and len(names) > 1 else (task.label,)
+
+
+def _numbers(label: str, column: Sequence[Any], names: Sequence[str], what: str) -> np.ndarray:
+    """Return the numbers of each row, float32 (N, D), NaN where there is none."""
     numbers = np.full((len(column), len(names)), np.nan, np.float32)
     for row, value in enumerate(column):
         values = value if isinstance(value, list) else [value]
@@ -114,10 +111,7 @@ def _numbers(task: Task, column: Sequence[Any], names: Sequence[str], side: str)
         if wrong or (value is not None and len(values) != len(names)):
             expected = "a finite number" if len(names) == 1 else f"{len(names)} finite numbers"
             expected += f" up to ±{_LARGEST:.1e}" if wrong else ""
-            raise DataError(
-                f"tasks[{task.name}].{side}: row {row}: expected {expected} in {task.label!r}, "
-                f"got {value!r}"
-            )
+            raise DataError(f"{what}: row {row}: expected {expected} in {label!r}, got {value!r}")
         numbers[row] = [math.nan if v is None else v for v in values]
     return numbers
 

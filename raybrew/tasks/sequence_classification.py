@@ -1,6 +1,6 @@
 """One class for each text, or for each pair of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from raybrew.data.classes import read_labels
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Metrics, TaskType
 
 
 class SequenceClassification(TaskType):
@@ -22,31 +22,28 @@ class SequenceClassification(TaskType):
     name = "sequence-classification"
     model_class = AutoModelForSequenceClassification
     problem_type = "single_label_classification"
+    ranking_metric = "accuracy"
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read texts and classes; see `TaskType.read`."""
-        names, labels, eval_labels = read_labels(task, train, evaluation)
-        what = f"tasks[{task.name}]"
-        rows = read_rows(task, train, f"{what}.train", labels)
-        if evaluation is None:
-            return names, rows, None
-        return names, rows, read_rows(task, evaluation, f"{what}.eval", eval_labels)
+        names, *labels = read_labels(task, splits["train"], splits.get("eval"))
+        rows = {
+            side: read_rows(task, split, f"tasks[{task.name}].{side}", numbers)
+            for (side, split), numbers in zip(splits.items(), labels, strict=False)
+        }
+        return names, rows
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return accuracy, macro F1 and Matthews' correlation."""
         logits = torch.from_numpy(predicted.values)
         return classification_metrics(logits, torch.from_numpy(split.labels[rows]))
 
-    def main_metric(self, names: Sequence[str]) -> str:
-        """Rank by accuracy."""
-        return "accuracy"
 
-
-def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+def classification_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Return accuracy, macro F1 and Matthews' correlation, as torchmetrics has them.
 
     Args:
@@ -64,14 +61,14 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         multiclass_matthews_corrcoef,
     )
 
-    kept = labels >= 0
-    logits, labels = logits[kept], labels[kept]
-    figures = {"examples": float(len(labels))}
+    labelled = labels >= 0
+    logits, labels = logits[labelled], labels[labelled]
+    metrics = {"examples": float(len(labels))}
     if not len(labels):
-        return figures
+        return metrics
     classes = logits.shape[-1]
     predicted = logits.argmax(dim=-1)
-    return figures | {
+    return metrics | {
         "accuracy": float(multiclass_accuracy(predicted, labels, classes, average="micro")),
         "f1_macro": float(multiclass_f1_score(predicted, labels, classes, average="macro")),
         "matthews": float(multiclass_matthews_corrcoef(predicted, labels, classes)),

@@ -1,4 +1,9 @@
-"""What the engine asks of a task type, and task types for a user's own class of models."""
+"""What the engine asks of a task type, and task types for a user's own class of models.
+
+The contract of such a class: a subclass of `transformers.PreTrainedModel` with a `config_class` of
+its own type, whose `forward` takes `input_ids` and `attention_mask`; the adaptor says what its
+outputs mean.
+"""
 
 import copy
 from abc import ABC, abstractmethod
@@ -24,18 +29,19 @@ from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.errors import ConfigError, import_callable
+from raybrew.tasks.adaptors import Adaptor, one_output
 
-# A class of models of the user's, with the two methods that transformers' Auto classes have.
-#
-#     from_config      random weights                from_pretrained  what `save_pretrained` wrote
-#
-# The contract: a subclass of `transformers.PreTrainedModel` with a `config_class` of its own type,
-# whose `forward` takes `input_ids` and `attention_mask`; what it returns is for the adaptor to say.
+Layout = Literal["example", "token", "position"]
+"""Where a model's logits are: (b, C), a row of classes for each example; (b, L, C), one for each
+token; or (b, L), where the tokens themselves are the classes."""
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class CustomModelClass:
-    """The class in the place of an Auto class.
+    """A class of models of the user's, with the two methods that transformers' Auto classes have.
 
     Args:
         wrapped: the user's.
@@ -58,7 +64,7 @@ class CustomModelClass:
     def from_config(
         self, config: PreTrainedConfig, dtype: torch.dtype = torch.float32
     ) -> PreTrainedModel:
-        """Build a model with random weights, as transformers' Auto classes do."""
+        """Build a model with random weights."""
         return self.wrapped._from_config(config, dtype=dtype)
 
     def from_pretrained(self, path: str, **options: Any) -> Any:
@@ -68,7 +74,7 @@ class CustomModelClass:
 
 
 def custom_model_class(target: Callable[..., Any] | str, what: str) -> CustomModelClass:
-    """Resolve a class or its import path, and let transformers know the type of its configuration.
+    """Resolve a class or its import path, and register the type of its configuration.
 
     Args:
         target: either.
@@ -97,21 +103,13 @@ def custom_model_class(target: Callable[..., Any] | str, what: str) -> CustomMod
     return CustomModelClass(found)
 
 
-# What the engine asks of a kind of task.
-
-Layout = Literal["example", "token", "position"]
-"""Where a model's logits are: (b, C), a row of classes for each example; (b, L, C), one for each
-token; or (b, L), where the tokens themselves are the classes."""
-
-ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
-
-
-class Kind(ABC):
-    """A kind of task. Instances hold no state.
+class TaskType(ABC):
+    """A task type. Instances hold no state.
 
     Attributes:
         name: as `Task.kind` has it.
-        model_class: transformers' class of models with the head of this kind, or the user's.
+        model_class: transformers' class of models with the head of this type, or the user's.
+        adaptor: reads the outputs of such models.
         layout: of the logits.
         hard_loss: loss on true labels, a key of `HARD_LOSSES`.
         kd_loss: loss on the teachers' logits where the job names none.
@@ -124,11 +122,13 @@ class Kind(ABC):
         own_inputs: whether a teacher with a tokenizer of its own can teach it.
         takes_column: whether logits in a column of the data can stand in for a teacher.
         needs_offsets: whether tokens have to be found in the text, which fast tokenizers can.
-        dense_metrics: metrics that can't be told from the largest logits alone.
+        dense_metrics: metrics that the largest logits alone don't give.
+        ranking_metric: the metric by which checkpoints are ranked, the larger the better.
     """
 
     name: ClassVar[str]
     model_class: Any
+    adaptor: ClassVar[Adaptor] = staticmethod(one_output)
     layout: ClassVar[Layout] = "example"
     hard_loss: ClassVar[str] = "cross_entropy"
     kd_loss: ClassVar[str] = "ce"
@@ -141,12 +141,18 @@ class Kind(ABC):
     takes_column: ClassVar[bool] = True
     needs_offsets: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
+    ranking_metric: ClassVar[str]
 
-    def of_class(self, model_class: Any) -> "Kind":
-        """Return the same kind of task for models of another class."""
+    def of_class(self, model_class: Any) -> "TaskType":
+        """Return the same task type for models of another class."""
         other = copy.copy(self)
         other.model_class = model_class
         return other
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether its models are of a class of the user's."""
+        return isinstance(self.model_class, CustomModelClass)
 
     @property
     def names_classes(self) -> bool:
@@ -158,7 +164,6 @@ class Kind(ABC):
         """Whether its rows may be read changed: no place in a text, nor the text, is the answer."""
         return self.layout != "position" and self.has_labels
 
-    @abstractmethod
     def read(
         self, task: Task, train: Dataset, evaluation: Dataset | None
     ) -> tuple[tuple[str, ...], Rows, Rows | None]:
@@ -168,8 +173,17 @@ class Kind(ABC):
             Names of the classes in the order of the logits, and the rows of either split.
 
         Raises:
-            DataError: a column or a row isn't what the kind of task needs; names them.
+            DataError: a column or a row isn't what the task type needs; names them.
         """
+        splits = {"train": train} if evaluation is None else {"train": train, "eval": evaluation}
+        names, rows = self.read_splits(task, splits)
+        return names, rows["train"], rows.get("eval")
+
+    @abstractmethod
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
+        """Read the splits, `train` and maybe `eval`; see `read`."""
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -193,12 +207,12 @@ class Kind(ABC):
         return len(names)
 
     def widths(self, num_labels: int) -> tuple[int, ...]:
-        """Return the numbers of each of a row's outputs; 1 each where tokens are classes."""
+        """Return how many logits each output of a row has; 1 each where tokens are classes."""
         return (num_labels,)
 
     def num_labelled(self, rows: Rows) -> int:
         """Return how many rows of the data have a label."""
-        return int((rows.labels >= 0).sum())
+        return self.counts(rows.labels)[1]
 
     def counts(self, labels: np.ndarray) -> tuple[int, int]:
         """Return how many rows of logits count, and how many of them have a label.
@@ -213,7 +227,7 @@ class Kind(ABC):
         return (labels,)
 
     def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Keep of rows of logits what the metrics need.
+        """Reduce rows of logits to what the metrics need.
 
         Args:
             logits: of each output, float32 (R, C).
@@ -249,19 +263,19 @@ class Kind(ABC):
     @abstractmethod
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
-        """Say what predictions are worth.
+    ) -> Metrics:
+        """Compare predictions with labels.
 
         Args:
             predicted: of `predict`, a row for each example.
-            split: labels, and what else it takes to judge.
+            split: labels, and what else the metrics need.
             rows: of the split that were predicted, int64 (n,).
             names: of the classes.
 
         Returns:
-            Figures by name, and `examples` that were counted; no metric where nothing is labelled.
+            Metrics by name, and `examples` that were counted; no metric where nothing is labelled.
         """
 
-    @abstractmethod
     def main_metric(self, names: Sequence[str]) -> str:
-        """Return the metric by which checkpoints are ranked, the larger the better."""
+        """Return the metric by which checkpoints are ranked, for classes of these names."""
+        return self.ranking_metric

@@ -3,9 +3,9 @@
     words  Zürich   is nice          labels of the words   B-LOC  O  O
     tokens z ##uric ##h  is nice     labels of the tokens  B-LOC  –  –  O  O
 
-A word speaks through its first token; the others are no positions of the task. Where a teacher has
-a tokenizer of its own, first tokens of the same word answer for each other; logits that the data
-has already are those of its words.
+The first token of a word stands for it; the others are no positions of the task. Where a teacher
+has a tokenizer of its own, first tokens of the same word are aligned; logits that the data already
+has are those of its words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Metrics, TaskType
 
 _CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
@@ -36,24 +36,21 @@ class TokenClassification(TaskType):
     layout = "token"
     needs_offsets = True
 
-    def read(
-        self, task: Task, train: Dataset, evaluation: Dataset | None
-    ) -> tuple[tuple[str, ...], Rows, Rows | None]:
+    def read_splits(
+        self, task: Task, splits: Mapping[str, Dataset]
+    ) -> tuple[tuple[str, ...], dict[str, Rows]]:
         """Read words and their tags; see `TaskType.read`."""
-        what = f"tasks[{task.name}]"
-        words, tags = _columns(task, train, f"{what}.train")
-        feature = item_feature(train.features[task.label])
-        classes = read_classes(task, (t or () for t in tags), feature)
-        rows = _rows(task, words, tags, classes.reader(feature, f"{what}.train"))
-        if evaluation is None:
-            return classes.names, rows, None
-        words, tags = _columns(task, evaluation, f"{what}.eval")
-        feature = item_feature(evaluation.features[task.label])
-        return (
-            classes.names,
-            rows,
-            _rows(task, words, tags, classes.reader(feature, f"{what}.eval")),
-        )
+        classes, rows = None, {}
+        for side, split in splits.items():
+            what = f"tasks[{task.name}].{side}"
+            words = read_words(split, task.text, what)
+            tags = read_lists(split, task.label, what, "tags")
+            feature = item_feature(split.features[task.label])
+            if classes is None:
+                classes = read_classes(task, (each or () for each in tags), feature)
+            rows[side] = _rows(task.text, words, tags, classes.reader(feature, what))
+        assert classes is not None, "there is a training split"
+        return classes.names, rows
 
     def encode(
         self, task: Task, rows: Rows, tokenizers: Mapping[str, PreTrainedTokenizerBase]
@@ -62,23 +59,22 @@ class TokenClassification(TaskType):
         views: dict[str, EncodedView] = {}
         firsts: dict[str, list[np.ndarray]] = {}
         for name, tokenizer in tokenizers.items():
-            views[name], firsts[name] = encode_words(tokenizer, rows.texts, task.max_length)
-        lengths = views[STUDENT_VIEW].lengths
-        labels = _by_token(lengths, firsts[STUDENT_VIEW], rows.labels, IGNORED)
-        alignments = {
-            name: _by_token(lengths, firsts[STUDENT_VIEW], tokens, -1).astype(np.int32)
-            for name, tokens in firsts.items()
-            if name != STUDENT_VIEW
-        }
+            encoded = encode_words(tokenizer, rows.texts, task.max_length)
+            views[name] = view_from_ids(encoded.input_ids, encoded.token_type_ids)
+            firsts[name] = encoded.first_tokens
+        lengths, own = views[STUDENT_VIEW].lengths, firsts.pop(STUDENT_VIEW)
+        labels = _by_token(lengths, own, rows.labels, IGNORED)
         for name, logits in rows.supplied.items():
             views[name] = logits.view()
-            words = [np.arange(len(each)) for each in firsts[STUDENT_VIEW]]
-            by_token = _by_token(lengths, firsts[STUDENT_VIEW], words, -1)
-            alignments[name] = by_token.astype(np.int32)
+            firsts[name] = [np.arange(len(each)) for each in own]
+        alignments = {
+            name: _by_token(lengths, own, tokens, -1).astype(np.int32)
+            for name, tokens in firsts.items()
+        }
         positions = labels != IGNORED
         counts = {
             "words": sum(map(len, rows.texts)),
-            "words_unseen": int(sum((f < 0).sum() for f in firsts[STUDENT_VIEW])),
+            "words_unseen": int(sum((first < 0).sum() for first in own)),
         }
         for name, alignment in alignments.items():
             counts[f"words_unaligned_{name}"] = int((positions & (alignment < 0)).sum())
@@ -93,12 +89,12 @@ class TokenClassification(TaskType):
         return int((labels != IGNORED).sum()), int((labels >= 0).sum())
 
     def predict(self, logits: Sequence[Tensor], labels: Sequence[Tensor]) -> Tensor:
-        """Keep the class of each word."""
+        """Return the class of each word."""
         return logits[0].argmax(dim=-1, keepdim=True)
 
     def metrics(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
-    ) -> dict[str, float]:
+    ) -> Metrics:
         """Return accuracy by word; of entities precision, recall and F1, as seqeval has them."""
         labels = split.labels_of(rows)
         labels = labels[labels != IGNORED]
@@ -120,8 +116,8 @@ def are_entities(names: Iterable[str]) -> bool:
 
 def word_metrics(
     true: Sequence[np.ndarray], predicted: Sequence[np.ndarray], names: Sequence[str]
-) -> dict[str, float]:
-    """Judge the classes of words.
+) -> Metrics:
+    """Compare the predicted classes of words with the true ones.
 
     Args:
         true: of each sentence, class numbers; negative ones are left out.
@@ -131,37 +127,31 @@ def word_metrics(
     Returns:
         `accuracy` and the words it counts, `examples`; for entities `precision`, `recall`, `f1`.
     """
-    kept = [labels >= 0 for labels in true]
-    true = [labels[keep] for labels, keep in zip(true, kept, strict=True)]
-    predicted = [labels[keep] for labels, keep in zip(predicted, kept, strict=True)]
+    known = [labels >= 0 for labels in true]
+    true = [labels[mask] for labels, mask in zip(true, known, strict=True)]
+    predicted = [labels[mask] for labels, mask in zip(predicted, known, strict=True)]
     words = sum(map(len, true))
     if not words:
         return {"examples": 0.0}
     correct = np.concatenate(true) == np.concatenate(predicted)
-    figures = {"examples": float(words), "accuracy": float(correct.mean())}
+    metrics = {"examples": float(words), "accuracy": float(correct.mean())}
     if not are_entities(names):
-        return figures
+        return metrics
     # Takes over a second to import, which a process that only trains need not spend.
     from seqeval.metrics import f1_score, precision_score, recall_score
 
     spelled = [[[str(names[c]) for c in labels] for labels in side] for side in (true, predicted)]
     # seqeval's annotations say less than its functions take.
     scores: dict[str, Any] = {"precision": precision_score, "recall": recall_score, "f1": f1_score}
-    return figures | {
+    return metrics | {
         name: float(score(*spelled, zero_division=0)) for name, score in scores.items()
     }
 
 
-def _columns(
-    task: Task, dataset: Dataset, what: str
-) -> tuple[list[list[str]], list[list[Any] | None]]:
-    words = read_words(dataset, task.text, what)
-    return words, read_lists(dataset, task.label, what, "tags")
-
-
 def _rows(
-    task: Task, words: list[list[str]], tags: list[list[Any] | None], reader: LabelReader
+    column: str, words: list[list[str]], tags: list[list[Any] | None], reader: LabelReader
 ) -> Rows:
+    """Return sentences with the class of each word; `column` is that of the words."""
     labels = []
     for row, (sentence, given) in enumerate(zip(words, tags, strict=True)):
         if given is None:
@@ -170,7 +160,7 @@ def _rows(
         if len(given) != len(sentence):
             raise DataError(
                 f"{reader.what}: row {row}: expected a tag for each of the {len(sentence)} words "
-                f"in {task.text!r}, got {len(given)} in {task.label!r}"
+                f"in {column!r}, got {len(given)} in {reader.label!r}"
             )
         labels.append(reader.numbers(given, row))
     return Rows(words, labels=labels)

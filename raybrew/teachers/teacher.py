@@ -25,8 +25,8 @@ from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 from raybrew.objective.extensions import Extensions, registered
-from raybrew.tasks import task_type_of
-from raybrew.tasks.adaptors import Adaptor, View, adaptor_of, first_classes
+from raybrew.tasks import adaptor_of, task_type_of
+from raybrew.tasks.adaptors import Adaptor, View, with_classes
 from raybrew.tasks.task_type import Layout
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class ModelTeacher:
         self._device = torch.device(spec.device)
         setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
         check_device(self._device, f"teacher {spec.name!r}", setting)
-        self._adaptor = first_classes(adaptor_of(spec.kind, spec.adaptor), spec.num_classes)
+        self._adaptor = with_classes(adaptor_of(spec.kind, spec.adaptor), slice(spec.num_classes))
         self._layout: Layout = task_type_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}

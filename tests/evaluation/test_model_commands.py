@@ -142,7 +142,7 @@ def test_inspect_shows_the_tree_and_the_figures(folder, student, capfd):
     assert "classifier" in out
     found = inspect_model(str(student), length=8, batch_size=2, repeats=2)
     assert [Path(each.name).name for each in found] == ["sum", "among"]
-    assert all(each.speed and each.speed.examples_per_s > 0 for each in found)
+    assert all(each.latency_ms and each.examples_per_s > 0 for each in found)
     assert raybrew("inspect", str(folder / "a"), "--length", "1000") == 2
     assert raybrew("inspect", str(folder / "nowhere")) == 2
     err = capfd.readouterr().err

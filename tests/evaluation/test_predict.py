@@ -9,7 +9,7 @@ from raybrew.data.encoding import encode
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import sequence_classification
+from raybrew.tasks.adaptors import one_output
 from raybrew.tasks.sequence_classification import classification_metrics
 from tests.made import make_data, make_model, make_tokenizer
 
@@ -17,7 +17,7 @@ KIND = TASK_TYPES["sequence-classification"]
 
 
 def asked(model) -> ModelOnDevice:
-    return ModelOnDevice(model, sequence_classification, Padding(0), torch.device("cpu"))
+    return ModelOnDevice(model, one_output, Padding(0), torch.device("cpu"))
 
 
 def split_of(texts: list[str]) -> EncodedSplit:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raybrew.errors import ConfigError
-from raybrew.tasks.adaptors import ADAPTORS, View, adaptor_of, view_of
+from raybrew.tasks import TASK_TYPES, adaptor_of
+from raybrew.tasks.adaptors import View, view_of
 from tests.training import user_adaptors
 
 torch.set_num_threads(1)
@@ -90,7 +91,7 @@ def test_the_built_in_one_of_classifiers():
     outputs = SimpleNamespace(logits=START, hidden_states=hidden, attentions=maps)
     outputs.get = lambda name: getattr(outputs, name)
     view = view_of(
-        ADAPTORS["sequence-classification"],
+        TASK_TYPES["sequence-classification"].adaptor,
         {"attention_mask": MASK, "labels": CLASSES},
         outputs,
     )
@@ -103,7 +104,7 @@ def test_the_built_in_one_of_classifiers():
 def test_the_more_special_adaptor_wins_and_paths_are_resolved():
     path = "tests.training.user_adaptors:last_layer_first"
     kind = "sequence-classification"
-    assert adaptor_of(kind, None, None) is ADAPTORS[kind]
+    assert adaptor_of(kind, None, None) is TASK_TYPES[kind].adaptor
     assert adaptor_of(kind, path, user_adaptors.no_attention) is user_adaptors.last_layer_first
     assert adaptor_of(kind, None, user_adaptors.no_attention) is user_adaptors.no_attention
 
