@@ -38,8 +38,9 @@ from experiments.benchmarks.record import Record
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.split import Padding, collate
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.models.students import build_student
+from raybrew.models.students import Head, build_student
 from raybrew.runs.cluster import ray_session
+from raybrew.tasks import TASK_TYPES
 
 ROWS, EVAL_ROWS = 1200, 200
 EPOCHS, BATCH, MAX_LENGTH = 3, 32, 64
@@ -186,10 +187,9 @@ def _textbrewer_run(
         tokenizer = AutoTokenizer.from_pretrained(teachers[0])
     student, _ = build_student(
         rb.Student(config=STUDENT),
-        num_labels=len(CLASSES),
-        label_names=CLASSES,
+        [Head("mr", TASK_TYPES["sequence-classification"], tuple(CLASSES))],
+        {"a": rb.Teacher(name="a", task="mr", model=teachers[0])},
         seed=0,
-        teachers={"a": rb.Teacher(name="a", task="mr", model=teachers[0])},
     )
     view, _ = encode(tokenizer, train["text"][:], None, MAX_LENGTH)
     settings: Any = textbrewer.TrainingConfig(

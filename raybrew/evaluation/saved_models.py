@@ -77,13 +77,13 @@ def _folders(job: DistillJob | TrainJob, model: str, name: str | None) -> list[t
                 f"({', '.join(tasks)}), got none"
             )
         return [(tasks[name or next(iter(tasks))], model)]
-    asked = [name] if name is not None else [n for n in tasks if n in folders]
-    if not asked or asked[0] not in folders:
+    chosen = [name] if name is not None else [n for n in tasks if n in folders]
+    if not chosen or chosen[0] not in folders:
         raise ConfigError(
             f"{model}: expected a student of one of the job's tasks ({', '.join(tasks)}), got one "
             f"of {', '.join(folders)}"
         )
-    return [(tasks[n], folders[n]) for n in asked]
+    return [(tasks[n], folders[n]) for n in chosen]
 
 
 def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:

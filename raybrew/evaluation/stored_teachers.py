@@ -41,7 +41,7 @@ def evaluate_teachers(job: DistillJob, resolved: ResolvedJob) -> tuple[Metrics, 
         if task.eval is None:
             continue
         mine = [teacher for teacher in resolved.teachers if teacher.task == number]
-        if not mine:  # all of them were dropped, or it is learnt from labels alone
+        if not mine:  # all of them were dropped, or the task has none
             continue
         try:
             stored = _StoredTeachers(job, task, task.eval, mine)

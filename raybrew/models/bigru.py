@@ -103,7 +103,7 @@ class BiGruModel(BiGruPreTrainedModel):
         Args:
             input_ids: int64 (b, L).
             attention_mask: (b, L), 1 = real token; padding is on the right.
-            token_type_ids: not looked at; the separator tells the texts of a pair apart.
+            token_type_ids: ignored; the separator marks the texts of a pair.
             output_hidden_states: whether the layers' outputs are returned, embeddings first.
             unused: what else transformers' callers pass, such as `return_dict`.
         """

@@ -39,9 +39,9 @@ def class_order(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]
         None where they aren't the same names, upper and lower case alike.
     """
     for spelled in (str, str.casefold):
-        own, asked = [spelled(name) for name in names], [spelled(name) for name in classes]
-        if sorted(own) == sorted(asked) and len(set(own)) == len(own):
-            return tuple(own.index(name) for name in asked)
+        own, wanted = [spelled(name) for name in names], [spelled(name) for name in classes]
+        if sorted(own) == sorted(wanted) and len(set(own)) == len(own):
+            return tuple(own.index(name) for name in wanted)
     return None
 
 

@@ -234,7 +234,7 @@ def check_runs(
     """Refuse a model that can be built and can't read a batch.
 
     Args:
-        model_class: transformers' class for models with the head of a kind of task.
+        model_class: transformers' class for models with the head of a task type, or the user's.
         config: of the model.
         tokenizer: that encodes for it.
         what: the model in the job, for messages.

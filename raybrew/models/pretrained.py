@@ -1,7 +1,7 @@
 """Reads configurations, tokenizers and weights that transformers saved, in a folder or on the hub.
 
-Each reader takes `what`, the field of the job that asked for the path, and turns every way in
-which a path can be wrong into one `ConfigError` that names this field.
+Each reader takes `what`, the field of the job that gives the path, and turns every way in which a
+path can be wrong into one `ConfigError` that names this field.
 """
 
 import re
@@ -48,7 +48,7 @@ BUILD_ERRORS = (
 )
 """What transformers raises on values that make no model."""
 _READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
-"""And on files; the last two are PyTorch's, of a pickle that holds code, which is never run."""
+"""And on files; PyTorch raises the last two on a pickle that holds code, which is never run."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -158,7 +158,7 @@ def read_tokenizer(path: str, what: str, *, trust: bool = False) -> PreTrainedTo
     Raises:
         ConfigError: The folder is missing, has no tokenizer, or it can't be read.
     """
-    # Which files a tokenizer is in, if it is in any, is for transformers to know.
+    # Only transformers knows in which files a tokenizer is.
     source = locate(path, what, ("*",), "a tokenizer")
     among = f" among {held_by(Path(source))}" if Path(source).is_dir() else ""
     noun = f"a tokenizer{among}"
@@ -201,7 +201,7 @@ def load_model(
     generator.
 
     Args:
-        model_class: transformers' class for models with the head of a kind of task.
+        model_class: transformers' class for models with the head of a task type, or the user's.
         path: Folder that `save_pretrained` wrote, or a hub id.
         what: Field of the job that gave the path, for messages.
         config: Of the model.
@@ -226,7 +226,7 @@ def load_model(
         output_loading_info=True,
     )
     # transformers maps the file into memory: rewriting the file would change the live model, and
-    # the odd addresses change the last bits of a product. A copy avoids both.
+    # its unaligned addresses change the last bits of a product. A copy avoids both.
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = tensor.data.clone()
@@ -236,7 +236,7 @@ def load_model(
 def random_model(model_class: Any, config: PreTrainedConfig) -> PreTrainedModel:
     """Build the model in float32 with random weights."""
     with quiet_transformers():
-        # What transformers knows itself is never asked of the files.
+        # Code from the files runs only for a configuration that came with it.
         own = {"trust_remote_code": True} if runs_own_code(config) else {}
         return model_class.from_config(config, dtype=torch.float32, **own)
 
@@ -246,7 +246,7 @@ def meta_model(model_class: Any, config: PreTrainedConfig, what: str) -> PreTrai
     try:
         with torch.device("meta"), own_generator(0):
             return random_model(model_class, config)
-    except Exception as error:  # a class may refuse a configuration by whatever it likes
+    except Exception as error:  # of any class: the code of any model raises it
         raise ConfigError(
             f"{what}: expected a configuration that makes a {_noun(model_class)}, "
             f"got: {first_line(error)}"

@@ -10,7 +10,7 @@ worth the trunk's repeated bytes.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from raybrew.errors import CheckpointError, ConfigError
 from raybrew.models.students import MultiTaskStudent
 
 _TASKS = "tasks.json"
+_TRUNK = "trunk."
 
 
 def save_student(
@@ -33,19 +34,17 @@ def save_student(
 
     Args:
         model: a model of transformers, or a `MultiTaskStudent`.
-        tokenizer: saved beside each model.
+        tokenizer: saved with each model.
         folder: where.
         weights: of an earlier moment, by the names of the model's state; the model's own if None.
     """
     state = model.state_dict() if weights is None else weights
+    for part, place, prefix in _parts(model, folder):
+        own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        part.save_pretrained(place, state_dict=own)
+        tokenizer.save_pretrained(str(place))
     if isinstance(model, MultiTaskStudent):
-        _save(model.trunk, tokenizer, folder, _below("trunk.", state))
-        for number, name in enumerate(model.names):
-            part = _below(f"tasks.{number}.", state)
-            _save(model.model_of(number), tokenizer, folder / name, part)
         (folder / _TASKS).write_text(json.dumps({"tasks": list(model.names)}) + "\n")
-    else:
-        _save(model, tokenizer, folder, dict(state))
 
 
 def load_student(model: nn.Module, folder: Path) -> None:
@@ -55,50 +54,46 @@ def load_student(model: nn.Module, folder: Path) -> None:
         CheckpointError: weights of another model.
         OSError: a file is missing.
     """
+    for part, place, prefix in _parts(model, folder):
+        if prefix == _TRUNK:  # also in the models of the tasks
+            continue
+        missing, unexpected = part.load_state_dict(
+            load_file(place / "model.safetensors"), strict=False
+        )
+        lacking = sorted(set(missing) - set(part.all_tied_weights_keys or {}))
+        if lacking or unexpected:
+            raise CheckpointError(
+                f"checkpoint {place}: expected this model's weights, got {unexpected or 'none'} "
+                f"besides and {lacking or 'none'} missing"
+            )
+
+
+def _parts(model: nn.Module, folder: Path) -> Iterator[tuple[PreTrainedModel, Path, str]]:
+    """Yield each model that is saved, its folder, and how the names of its weights begin."""
     if isinstance(model, MultiTaskStudent):
+        assert isinstance(model.trunk, PreTrainedModel), type(model.trunk)
+        yield model.trunk, folder, _TRUNK
         for number, name in enumerate(model.names):
-            _load(model.model_of(number), folder / name)
+            yield model.model_of(number), folder / name, f"tasks.{number}."
     else:
-        _load(model, folder)
+        assert isinstance(model, PreTrainedModel), type(model)
+        yield model, folder, ""
 
 
 def task_folders(student: Path) -> dict[str, Path]:
     """Return the folder of each task's model; empty where there is one task.
 
     Raises:
-        ConfigError: its list of tasks is none.
+        ConfigError: tasks.json is no list of tasks.
     """
     path = student / _TASKS
     if not path.is_file():
         return {}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: expected the tasks of a student, got: {error}") from None
-    names = said.get("tasks") if isinstance(said, dict) else None
+    names = found.get("tasks") if isinstance(found, dict) else None
     if not (isinstance(names, list) and names and all(isinstance(n, str) and n for n in names)):
-        raise ConfigError(f'{path}: expected {{"tasks": [names]}}, got {str(said)[:80]}')
+        raise ConfigError(f'{path}: expected {{"tasks": [names]}}, got {str(found)[:80]}')
     return {name: student / name for name in names}
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def _save(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, state: dict[str, Tensor]
-) -> None:
-    assert isinstance(model, PreTrainedModel), type(model)
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(str(folder))
-
-
-def _load(model: nn.Module, folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    missing, unexpected = model.load_state_dict(weights, strict=False)
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    if set(missing) - tied or unexpected:
-        raise CheckpointError(
-            f"checkpoint {folder}: expected this model's weights, got {unexpected or 'none'} "
-            f"besides and {sorted(set(missing) - tied) or 'none'} missing"
-        )

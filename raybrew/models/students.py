@@ -3,7 +3,7 @@
     student_config   configurations and tokenizers only: every check that needs no weights
          │
     build_student ── config       random weights; so has `preset`, a named configuration
-                  ├─ model        pretrained weights, a fresh head where sizes or classes differ
+                  ├─ model        pretrained weights, a new head where sizes or classes differ
                   └─ layers_from  chosen layers of a teacher, with its embeddings, pooler and head
 
 Whatever is random is drawn from a generator of its own, seeded with `seed`: each process builds

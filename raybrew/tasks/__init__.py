@@ -1,4 +1,4 @@
-"""Task types: one file each with everything that sets it apart from the others.
+"""Task types: one file each with everything that is its own.
 
     rows of the data ──read──► Rows ──encode──► EncodedSplit ──► batches ──► model_class ──► adaptor
                                                                                                │

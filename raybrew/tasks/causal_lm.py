@@ -3,7 +3,7 @@
     tokens  The cat sat .        ids are cut into windows; each token but the first of a text is
     labels  cat sat .  –         predicted once
 
-With a second text the first is a prompt, which is read and not learnt. Vocabularies are large:
+With a second text the first is a prompt, which is read and not trained on. Vocabularies are large:
 `labels.top_k` keeps the largest logits of each token with their logsumexp. Logits behind the
 tokenizer's last token belong to no token; they are left out, as models of one family have more or
 fewer of them.
@@ -59,11 +59,11 @@ class CausalLM(TaskType):
         labels: list[list[int]] = []
         source: list[int] = []
         truncated = 0
-        for row, (text, learnt) in enumerate(_tokens(tokenizer, rows)):
+        for row, (text, trained) in enumerate(_tokens(tokenizer, rows)):
             following = [*text[1:], IGNORED]
             wanted = [
                 token if known else IGNORED
-                for token, known in zip(following, [*learnt[1:], False], strict=True)
+                for token, known in zip(following, [*trained[1:], False], strict=True)
             ]
             starts = range(0, len(text), task.max_length) if rows.pairs is None else (0,)
             truncated += rows.pairs is not None and len(text) > task.max_length
@@ -123,7 +123,7 @@ def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, rows: Rows) -> list[tuple[list[int], list[bool]]]:
-    """Return each row's token ids, and which of them are learnt."""
+    """Return each row's token ids, and which of them are trained on."""
     first = _encoded(tokenizer, rows.texts, special=True)
     if rows.pairs is None:
         return [(ids, [True] * len(ids)) for ids in (_ended(tokenizer, each) for each in first)]

@@ -1,5 +1,6 @@
 """Tiny checkpoints of several architectures, with a tokenizer of eight words."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from transformers import (
 
 from raybrew.config import Student, Teacher
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.models.students import build_student, student_config
+from raybrew.models.students import Head, build_student, student_config
+from raybrew.tasks import TASK_TYPES
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "plot"]
 SIZES: dict[str, Any] = {
@@ -104,15 +106,23 @@ def weights(path: str) -> dict[str, torch.Tensor]:
         return AutoModelForSequenceClassification.from_pretrained(path).state_dict()
 
 
-def build(student: Student, teachers: dict[str, Teacher], num_labels: int = 2, seed: int = 0):
-    names = [f"class {index}" for index in range(num_labels)]
-    return build_student(
-        student, num_labels=num_labels, label_names=names, seed=seed, teachers=teachers
-    )
+def one_head(names: Sequence[str], kind: str = "sequence-classification") -> list[Head]:
+    """The head of the only task."""
+    return [Head("t", TASK_TYPES[kind], tuple(names))]
 
 
-def check(student: Student, teachers: dict[str, Teacher], num_labels: int = 2):
-    return student_config(student, num_labels=num_labels, label_names=None, teachers=teachers)
+def build(
+    student: Student, teachers: dict[str, Teacher], num_labels: int = 2, seed: int = 0
+) -> tuple[Any, Any]:
+    heads = one_head([f"class {index}" for index in range(num_labels)])
+    return build_student(student, heads, teachers, seed=seed)
+
+
+def check(
+    student: Student, teachers: dict[str, Teacher], num_labels: int = 2, what: str = "student"
+) -> tuple[Any, Any]:
+    heads = one_head([f"LABEL_{index}" for index in range(num_labels)])
+    return student_config(student, heads, teachers, what)
 
 
 def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.class_order import class_order, names_differ
-from raybrew.models.students import Head, build_multitask, build_student
+from raybrew.models.students import Head, build_student
 from raybrew.tasks import TASK_TYPES, task_type_of
 from tests.models.checkpoints import (
     bert,
@@ -17,6 +17,7 @@ from tests.models.checkpoints import (
     electra,
     gpt2,
     modernbert,
+    one_head,
     roberta,
     save_tokenizer,
 )
@@ -45,14 +46,7 @@ def save(folder: Path, config: Any, names: tuple[str, ...] | None, kind: str) ->
 
 
 def build(student: Student, teacher: Teacher, kind: str, names: tuple[str, ...] = TASK) -> Any:
-    return build_student(
-        student,
-        num_labels=3,
-        label_names=names,
-        seed=0,
-        teachers={"m": teacher},
-        kind=TASK_TYPES[kind],
-    )[0]
+    return build_student(student, one_head(names, kind), {"m": teacher}, seed=0)[0]
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -125,8 +119,8 @@ def test_each_head_of_several_tasks_is_in_its_own_order(tmp_path):
     kind = "sequence-classification"
     teacher = save(tmp_path / "m", bert(), OWN, kind)
     tasks = {"t": TASK, "same": OWN, "other": ("a", "b", "c")}
-    heads = [Head.of(name, TASK_TYPES[kind], names) for name, names in tasks.items()]
-    student, _ = build_multitask(Student(model=teacher.model_path), heads, seed=0, teachers={})
+    heads = [Head(name, TASK_TYPES[kind], names) for name, names in tasks.items()]
+    student: Any = build_student(Student(model=teacher.model_path), heads, {}, seed=0)[0]
     given: Any = loaded(teacher, kind)
     models: dict[str, Any] = {name: student.model_of(n) for n, name in enumerate(tasks)}
     rows = {name: model.classifier.weight for name, model in models.items()}
@@ -142,7 +136,7 @@ def test_a_class_of_ones_own_that_takes_no_number_of_classes_says_what_to_do(tmp
     kind = task_type_of("sequence-classification", OneHeadBag)
     student = Student(model=str(tmp_path), architecture=OneHeadBag)
     with pytest.raises(ConfigError, match=r"student: expected a OneHeadBag.*label_names.*'PER'"):
-        build_student(student, num_labels=3, label_names=TASK, seed=0, teachers={}, kind=kind)
+        build_student(student, [Head("t", kind, TASK)], {}, seed=0)
 
 
 def test_names_are_the_same_in_upper_and_lower_case():

@@ -114,7 +114,7 @@ def test_a_saved_student_pads_elsewhere_as_it_was_padded_here(tmp_path, family):
 def fitted(form: str, family: str, **options) -> tuple[Padding, PreTrainedTokenizerBase]:
     tokenizer = family_tokenizer(form, **options)
     config = AutoConfig.for_model(family, pad_token_id=None)
-    fit_tokenizer(tokenizer, config, "model", own_code=False)
+    fit_tokenizer(tokenizer, config, "model", custom=False)
     assert config.pad_token_id == tokenizer.pad_token_id
     return padding_of(tokenizer, config, "example"), tokenizer
 
@@ -132,11 +132,11 @@ def test_a_padding_token_that_the_model_knows_comes_first():
     tokenizer = family_tokenizer("none")
     tokenizer.add_special_tokens({"extra_special_tokens": ["<mask>"]})
     config = AutoConfig.for_model("gpt2", pad_token_id=6)
-    fit_tokenizer(tokenizer, config, "model", own_code=False)
+    fit_tokenizer(tokenizer, config, "model", custom=False)
     assert tokenizer.pad_token_id == config.pad_token_id == 6
     # A word is none, whatever a configuration says: it would no longer be read as a word.
     tokenizer, config = family_tokenizer("none"), AutoConfig.for_model("gpt2", pad_token_id=20)
-    fit_tokenizer(tokenizer, config, "model", own_code=False)
+    fit_tokenizer(tokenizer, config, "model", custom=False)
     assert tokenizer.pad_token_id == config.pad_token_id == 3
 
 
@@ -146,13 +146,13 @@ def test_a_tokenizer_that_has_nothing_to_fill_up_with_is_refused():
             family_tokenizer("none", eos_token=None),
             AutoConfig.for_model("gpt2"),
             "teachers[a].model",
-            own_code=False,
+            custom=False,
         )
 
 
 def test_a_class_of_the_users_is_padded_where_its_tokenizer_says():
     tokenizer, config = family_tokenizer("last"), AutoConfig.for_model("bert")
-    fit_tokenizer(tokenizer, config, "model", own_code=True)
+    fit_tokenizer(tokenizer, config, "model", custom=True)
     assert padding_of(tokenizer, config, "example").side == "left"
     assert padding_of(tokenizer, config, "token").side == "right"
 

@@ -9,11 +9,10 @@ from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
-from raybrew.models.inputs import check_runs
 from raybrew.models.pretrained import meta_model, quiet_transformers
 from raybrew.models.student_configs import resized
-from raybrew.models.students import build_student, student_config
 from tests.made import make_tokenizer
+from tests.models.checkpoints import build, check
 from tests.models.families import family_config
 
 CLASSES = AutoModelForSequenceClassification
@@ -73,23 +72,15 @@ def teachers_of(folder: Path, family: str, **changes) -> dict[str, Teacher]:
     return {"t": Teacher(name="t", task="t", model=str(folder))}
 
 
-def accept(student: Student, teachers: dict[str, Teacher]) -> None:
-    """Check a student as a job does before it starts."""
-    config, tokenizer = student_config(student, num_labels=2, label_names=None, teachers=teachers)
-    check_runs(CLASSES, config, tokenizer, "student")
-
-
 @pytest.mark.parametrize(("family", "form"), OUTCOMES)
 def test_a_student_runs_or_is_refused_before_anything_is_loaded(family, form, tmp_path):
     teachers, student = teachers_of(tmp_path, family), STUDENTS[form]
     if (outcome := OUTCOMES[family, form]) != "runs":
         with pytest.raises(ConfigError, match=outcome):
-            accept(student, teachers)
+            check(student, teachers)
         return
-    accept(student, teachers)
-    model, tokenizer = build_student(
-        student, num_labels=2, label_names=None, seed=0, teachers=teachers
-    )
+    check(student, teachers)
+    model, tokenizer = build(student, teachers)
     batch = tokenizer(["w1 w2 w3", "w4"], padding=True, return_tensors="pt")
     assert model(**batch).logits.shape == (2, 2)
 
@@ -98,16 +89,14 @@ def test_a_model_whose_first_forward_pass_fails_is_refused(tmp_path):
     teachers = teachers_of(tmp_path, "DebertaV2")
     student = Student(config={"hidden_size": 16, "pooler_hidden_size": 32})
     with pytest.raises(ConfigError, match=r"whose first forward pass fails: mat1 and mat2"):
-        accept(student, teachers)
+        check(student, teachers)
 
 
 def test_an_odd_number_of_windows_is_asked_for_and_taken(tmp_path):
     teachers = teachers_of(tmp_path, "Longformer")
-    accept(Student(config={"num_hidden_layers": 2, "attention_window": [4, 8]}), teachers)
+    check(Student(config={"num_hidden_layers": 2, "attention_window": [4, 8]}), teachers)
     alike = teachers_of(tmp_path / "alike", "Longformer", attention_window=[4, 4, 4, 4])
-    config, _ = student_config(
-        Student(config={"num_hidden_layers": 2}), num_labels=2, label_names=None, teachers=alike
-    )
+    config, _ = check(Student(config={"num_hidden_layers": 2}), alike)
     assert config.attention_window == [4, 4]
 
 
@@ -123,20 +112,18 @@ def test_an_odd_number_of_windows_is_asked_for_and_taken(tmp_path):
     ],
 )
 def test_a_preset_has_its_feed_forward_size_whatever_it_is_called(family, key, width, tmp_path):
-    config, _ = student_config(
-        PRESET, num_labels=2, label_names=None, teachers=teachers_of(tmp_path, family)
-    )
+    config, _ = check(PRESET, teachers_of(tmp_path, family))
     assert getattr(config, key) == width
     assert (config.num_hidden_layers, config.hidden_size) == (4, 312)
 
 
-def build(family: str) -> Callable[..., torch.nn.Module]:
+def builder(family: str) -> Callable[..., torch.nn.Module]:
     return lambda config: meta_model(CLASSES, config, "student")
 
 
 def chosen(family: str, layers: tuple[int, ...], **changes):
     config = family_config(family, **changes)
-    return resized(config, {"num_hidden_layers": len(layers)}, "student", build(family), layers)
+    return resized(config, {"num_hidden_layers": len(layers)}, "student", builder(family), layers)
 
 
 def test_lists_with_an_entry_for_each_layer_follow_the_layers_and_others_stay():
@@ -153,13 +140,13 @@ def test_lists_with_an_entry_for_each_layer_follow_the_layers_and_others_stay():
 def test_sizes_that_hang_on_another_follow_it_and_those_that_were_chosen_stay():
     def head_dim(**changes) -> tuple[int, int]:
         base = family_config("Llama", **changes)
-        made = resized(base, {"hidden_size": 64}, "student", build("Llama"))
+        made = resized(base, {"hidden_size": 64}, "student", builder("Llama"))
         return base.head_dim, made.head_dim
 
     assert head_dim() == (16, 32)
     assert head_dim(head_dim=8) == (8, 8)
     deberta = family_config("DebertaV2")
-    made = resized(deberta, {"hidden_size": 16}, "student", build("DebertaV2"))
+    made = resized(deberta, {"hidden_size": 16}, "student", builder("DebertaV2"))
     assert made.pooler_hidden_size == 16
     assert {k: v for k, v in made.to_dict().items() if "hidden_size" not in k} == {
         k: v for k, v in deberta.to_dict().items() if "hidden_size" not in k

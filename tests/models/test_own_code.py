@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,8 +11,9 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.models.students import build_student, student_config
 from raybrew.runs.resolve import MetadataCache
-from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
-from tests.made import CLASSES, made_teacher, make_model, make_tokenizer
+from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from tests.made import CLASSES, make_model, make_tokenizer
+from tests.models.checkpoints import one_head
 
 OWN_CODE = """
 import pathlib
@@ -63,7 +63,7 @@ def test_code_of_a_model_runs_where_it_is_asked_for_by_name(tmp_path, monkeypatc
         "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
     )
     model = own_code(tmp_path / "own", sprung, 7.0)
-    names: dict[str, Any] = {"num_labels": 3, "label_names": CLASSES}
+    heads = one_head(CLASSES)
     trusted = {"a": rb.Teacher(name="a", task="sum", model=model, trust_remote_code=True)}
     untrusted = {"a": rb.Teacher(name="a", task="sum", model=model)}
     # A teacher's trust is not the student's, nor the other way round.
@@ -74,7 +74,7 @@ def test_code_of_a_model_runs_where_it_is_asked_for_by_name(tmp_path, monkeypatc
         (rb.Student(layers_from=(model, [0])), {}),
     ]:
         with pytest.raises(rb.ConfigError, match=r"trust_remote_code: true"):
-            student_config(student, teachers=teachers, **names)
+            student_config(student, heads, teachers)
     with pytest.raises(rb.TeacherError, match=r"trust_remote_code: true"):
         ModelTeacher(spec(model, trust=False))
     assert not sprung.exists()
@@ -83,7 +83,7 @@ def test_code_of_a_model_runs_where_it_is_asked_for_by_name(tmp_path, monkeypatc
         (rb.Student(layers_from=("a", [1])), trusted),
         (rb.Student(model=model, trust_remote_code=True), {}),
     ]:
-        built, _ = build_student(student, teachers=teachers, seed=0, **names)
+        built, _ = build_student(student, heads, teachers, seed=0)
         assert type(built).__name__ == "OwnModel"
     assert sprung.exists()
     view = encode(make_tokenizer(), ["w1 w2"], None, 32)[0]

@@ -1,6 +1,7 @@
 """The paper's students: their sizes as published, and BiGRU as a model of transformers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from raybrew.models.pretrained import meta_model
 from raybrew.models.student_configs import PRESETS, preset_config
 from raybrew.models.students import build_student
 from tests.made import CLASSES, make_model
+from tests.models.checkpoints import one_head
 
 # Parameters in millions, embeddings counted, heads not, with BERT-base-cased's vocabulary.
 PUBLISHED = {"T6": 65, "T3": 44, "T3-small": 17, "T4-tiny": 14, "T12-nano": 17, "BiGRU": 31}
@@ -51,9 +53,8 @@ def test_electra_small_has_the_published_size_with_the_chinese_vocabulary():
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_a_student_of_its_teachers_vocabulary(name, tmp_path):
     teachers = {"a": rb.Teacher(name="a", task="sum", model=make_model(tmp_path / "a", 0))}
-    model, tokenizer = build_student(
-        rb.Student(preset=name), num_labels=3, label_names=CLASSES, seed=0, teachers=teachers
-    )
+    built: Any = build_student(rb.Student(preset=name), one_head(CLASSES), teachers, seed=0)
+    model, tokenizer = built
     assert model.config.vocab_size == len(tokenizer) == 45
     assert model.config.id2label == dict(enumerate(CLASSES))
     model.eval()

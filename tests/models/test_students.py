@@ -9,7 +9,6 @@ from transformers.utils import logging as transformers_logging
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.models.students import student_config
 from tests.models.checkpoints import (
     bert,
     build,
@@ -97,9 +96,7 @@ def test_configurations_that_make_no_model_are_refused_before_weights(teachers, 
 
 def test_config_without_teachers_needs_a_base(teachers):
     with pytest.raises(ConfigError, match=r"model\.tokenizer_from"):
-        student_config(
-            Student(config={}), num_labels=2, label_names=None, teachers={}, what="model"
-        )
+        check(Student(config={}), {}, what="model")
     config, _ = check(Student(config={}, tokenizer_from=teachers["a"].model), {})
     assert config.num_hidden_layers == 4
 
@@ -166,11 +163,6 @@ def test_damaged_weights_are_refused(teachers):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ConfigError, match=r"student\.model: expected weights"):
         build(Student(model=teachers["a"].model), {})
-
-
-def test_wrong_number_of_names_is_refused(teachers):
-    with pytest.raises(ConfigError, match="expected 3 label names, got 2"):
-        student_config(Student(config={}), num_labels=3, label_names=["x", "y"], teachers=teachers)
 
 
 def test_layers_may_come_from_a_model_that_is_no_teacher(tmp_path):
