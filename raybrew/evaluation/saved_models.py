@@ -110,17 +110,17 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     )
     check_device(model.device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
     model.model.to(model.device)
-    with TemporaryDirectory(prefix="raybrew-") as temporary:
-        folders = data.encode({STUDENT_VIEW: tokenizer}, Path(temporary))
-        split = EncodedSplit.load(Path(folders["eval"]))
-        rows = np.arange(len(split))
-        predicted = predict(model, task_type, split, rows, batch_size=job.training.eval_batch_size)
-        if unnamed:
-            labels = split.labels[split.labels != IGNORED] if split.per_token else split.labels
-            flags = task_type.class_flags(labels, predicted.values, len(names))
-            if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
-                raise ConfigError(problem)
-        return task_type.metrics(predicted, split, rows, names)
+    assert data.eval is not None, task.name
+    split = task_type.encode(task, data.eval, {STUDENT_VIEW: tokenizer})
+    rows = np.arange(len(split))
+    predicted = predict(model, task_type, split, rows, batch_size=job.training.eval_batch_size)
+    if unnamed:
+        labels = split.labels[split.labels != IGNORED] if split.per_token else split.labels
+        names = data.label_names
+        flags = task_type.class_flags(labels, predicted.values, len(names))
+        if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
+            raise ConfigError(problem)
+    return task_type.metrics(predicted, split, rows, data.label_names)
 
 
 def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[TaskType, Any]]:
