@@ -1,4 +1,4 @@
-"""`raybrew evaluate` and `raybrew inspect`: figures by hand, tables, mistakes."""
+"""`raybrew evaluate` and `raybrew inspect`: metrics by hand, tables, mistakes."""
 
 import json
 import re

@@ -20,7 +20,7 @@ from tests import own_models
 from tests.commands import raybrew
 from tests.tasks.made_models import make_task_model
 from tests.tasks.made_tasks import EVAL, LM, TASKS, TOKENIZER, TRAIN, rows_of, windows, write_tasks
-from tests.tasks.reference_metrics import JUDGES, figures, load_alone
+from tests.tasks.reference_metrics import REFERENCES, load_alone, metrics_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.beside, pytest.mark.usefixtures("cluster")]
 
@@ -146,9 +146,9 @@ def assert_heads(student: Path, metrics: dict[str, float]) -> None:
     """Assert that each head is a model of its kind, and worth what the run said."""
     for name, task in TASKS.items():
         load_alone(task["kind"], student / name)
-        if task["kind"] in JUDGES:
+        if task["kind"] in REFERENCES:
             rows = rows_of(name, "eval")
-            assert_told(metrics, name, figures(task["kind"], student / name, rows))
+            assert_told(metrics, name, metrics_of(task["kind"], student / name, rows))
 
 
 def test_teachers_of_five_kinds_are_made_in_one_run(heads, capfd):
@@ -209,7 +209,7 @@ def test_one_student_learns_five_kinds_of_task_with_matches(heads, tmp_path):
 
 def test_a_language_model_is_made(language_model, capfd):
     assert_falls(language_model.folder, "text/hard")
-    found = figures("causal-lm", language_model.student, rows_of("text", "eval"))
+    found = metrics_of("causal-lm", language_model.student, rows_of("text", "eval"))
     assert_told(language_model.metrics, "text", found)
     assert raybrew("evaluate", str(language_model.folder)) == 0
     assert f"{found['loss']:.4f}" in capfd.readouterr().out.split()
@@ -229,7 +229,7 @@ def test_a_language_model_with_adapters_learns_from_the_largest_logits(language_
     assert_labelled(result, TRAIN + EVAL)
     for term in ("kd", "hard"):
         assert_falls(result.folder, f"text/{term}")
-    found = figures("causal-lm", Path(result.student), rows_of("text", "eval"))
+    found = metrics_of("causal-lm", Path(result.student), rows_of("text", "eval"))
     assert_told(result.metrics, "text", found)
     # Merged: nothing of peft is left, and only what had an adapter, and the head, has changed.
     before = load_alone("causal-lm", Path(base)).state_dict()
@@ -266,5 +266,7 @@ def test_a_student_of_ones_own_class_learns(heads, tmp_path):
     def model(**batch: Any) -> dict[str, torch.Tensor]:
         return {"logits": student(**batch)["scores"]}
 
-    found = figures("sequence-classification", Path(result.student), rows_of("sum", "eval"), model)
+    found = metrics_of(
+        "sequence-classification", Path(result.student), rows_of("sum", "eval"), model
+    )
     assert_told(result.metrics, "sum", found)

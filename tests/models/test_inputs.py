@@ -134,7 +134,7 @@ def test_a_padding_token_that_the_model_knows_comes_first():
     config = AutoConfig.for_model("gpt2", pad_token_id=6)
     fit_tokenizer(tokenizer, config, "model", custom=False)
     assert tokenizer.pad_token_id == config.pad_token_id == 6
-    # A word is none, whatever a configuration says: it would no longer be read as a word.
+    # A word is none, whatever the configuration: it would no longer be read as a word.
     tokenizer, config = family_tokenizer("none"), AutoConfig.for_model("gpt2", pad_token_id=20)
     fit_tokenizer(tokenizer, config, "model", custom=False)
     assert tokenizer.pad_token_id == config.pad_token_id == 3

@@ -174,9 +174,9 @@ def test_every_linear_layer_of_the_trunk_where_none_is_named(models, tmp_path):
 
 
 def test_mistakes(models, tmp_path, monkeypatch):
-    def refused(lora: rb.Lora, said: str):
+    def refused(lora: rb.Lora, message: str):
         student = rb.Student(model=models["b"], lora=lora)
-        with pytest.raises(rb.ConfigError, match=said):
+        with pytest.raises(rb.ConfigError, match=message):
             resolve_job(job_of(models, tmp_path / "store", student=student), tmp_path / "data")
 
     # A norm is there, and is no linear layer.

@@ -130,20 +130,20 @@ def test_other_code_has_other_labels(teacher, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("architecture", "said"),
+    ("architecture", "message"),
     [
-        ("tests.own_models:Nobody", r"student\.architecture 'tests.own_models:Nobody' can't be"),
+        ("tests.own_models:Missing", r"student\.architecture 'tests.own_models:Missing' can't be"),
         ("tests.own_models:NoModel", r"student\.architecture: expected a subclass of transformers"),
     ],
 )
-def test_mistakes_are_said_at_start(teacher, tmp_path, architecture, said):
+def test_mistakes_are_refused_at_the_start(teacher, tmp_path, architecture, message):
     student = rb.Student(
         config={"width": 8},
         tokenizer_from=teacher,
         adaptor=OWN["adaptor"],
         architecture=architecture,
     )
-    with pytest.raises(rb.ConfigError, match=said):
+    with pytest.raises(rb.ConfigError, match=message):
         resolve_job(job_of(teacher, tmp_path / "store", student=student), tmp_path / "data")
 
 

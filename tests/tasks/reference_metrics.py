@@ -1,4 +1,4 @@
-"""What saved models are worth by transformers alone: one text at a time, nothing of raybrew's."""
+"""Metrics of saved models by transformers alone: one text at a time, without raybrew."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from tests.tasks.made_models import MODELS, TAGS, TOPICS
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 
 
 def load_alone(kind: str, folder: Path) -> Any:
@@ -24,10 +24,10 @@ def load_alone(kind: str, folder: Path) -> Any:
 
 
 @torch.inference_mode()
-def figures(kind: str, folder: Path, rows: Dataset, model: Any = None) -> Figures:
-    """Return figures of a model on rows that are shorter than it reads at once."""
+def metrics_of(kind: str, folder: Path, rows: Dataset, model: Any = None) -> Metrics:
+    """Return the metrics of a model on rows that are shorter than it reads at once."""
     model = load_alone(kind, folder) if model is None else model
-    return JUDGES[kind](model, AutoTokenizer.from_pretrained(folder), rows)
+    return REFERENCES[kind](model, AutoTokenizer.from_pretrained(folder), rows)
 
 
 def _outputs(model: Any, tokenizer: Any, texts: list[Any], **options: Any) -> Iterator[Tensor]:
@@ -40,33 +40,35 @@ def _share(right: list[bool]) -> float:
     return float(np.mean(right))
 
 
-def _classes(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
-    said = [int(each.argmax()) for each in _outputs(model, tokenizer, rows["text"][:])]
-    return {"accuracy": _share([a == b for a, b in zip(said, rows["label"], strict=True)])}
+def _classes(model: Any, tokenizer: Any, rows: Dataset) -> Metrics:
+    predicted = [int(each.argmax()) for each in _outputs(model, tokenizer, rows["text"][:])]
+    return {"accuracy": _share([a == b for a, b in zip(predicted, rows["label"], strict=True)])}
 
 
-def _sets(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
+def _sets(model: Any, tokenizer: Any, rows: Dataset) -> Metrics:
     outputs = _outputs(model, tokenizer, rows["text"][:])
-    said = [{t for t, x in zip(TOPICS, each, strict=True) if x > 0} for each in outputs]
-    return {"exact_match": _share([a == set(b) for a, b in zip(said, rows["label"], strict=True)])}
+    predicted = [{t for t, x in zip(TOPICS, each, strict=True) if x > 0} for each in outputs]
+    return {
+        "exact_match": _share([a == set(b) for a, b in zip(predicted, rows["label"], strict=True)])
+    }
 
 
-def _numbers(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
-    said = [float(each) for each in _outputs(model, tokenizer, rows["text"][:])]
-    return {"mse": float(np.mean((np.array(said) - np.array(rows["label"])) ** 2))}
+def _numbers(model: Any, tokenizer: Any, rows: Dataset) -> Metrics:
+    predicted = [float(each) for each in _outputs(model, tokenizer, rows["text"][:])]
+    return {"mse": float(np.mean((np.array(predicted) - np.array(rows["label"])) ** 2))}
 
 
-def _words(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
+def _words(model: Any, tokenizer: Any, rows: Dataset) -> Metrics:
     right = []
     outputs = _outputs(model, tokenizer, rows["words"][:], is_split_into_words=True)
     for each, tags in zip(outputs, rows["tags"], strict=True):
         # Each word is one token, between [CLS] and [SEP].
-        said = [TAGS[int(logits.argmax())] for logits in each[1:-1]]
-        right += [a == b for a, b in zip(said, tags, strict=True)]
+        predicted = [TAGS[int(logits.argmax())] for logits in each[1:-1]]
+        right += [a == b for a, b in zip(predicted, tags, strict=True)]
     return {"accuracy": _share(right)}
 
 
-def _next_tokens(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
+def _next_tokens(model: Any, tokenizer: Any, rows: Dataset) -> Metrics:
     losses = []
     for text in rows["text"]:
         ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
@@ -76,7 +78,7 @@ def _next_tokens(model: Any, tokenizer: Any, rows: Dataset) -> Figures:
     return {"loss": loss, "perplexity": float(np.exp(loss))}
 
 
-JUDGES: dict[str, Callable[[Any, Any, Dataset], Figures]] = {
+REFERENCES: dict[str, Callable[[Any, Any, Dataset], Metrics]] = {
     "sequence-classification": _classes,
     "multi-label": _sets,
     "regression": _numbers,

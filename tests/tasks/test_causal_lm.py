@@ -76,8 +76,8 @@ def test_perplexity_is_that_of_torchmetrics():
     logits = torch.randn(3, 7, 11, generator=generator)
     labels = torch.randint(0, 11, (3, 7), generator=generator)
     labels[1, 4:] = IGNORED
-    kept = labels != IGNORED
-    predicted = KIND.predict([logits[kept]], [labels[kept]])
+    known = labels != IGNORED
+    predicted = KIND.predict([logits[known]], [labels[known]])
     offsets = np.array([0, 7, 11, 18]) * 2
     got = KIND.metrics(
         Payload(predicted.reshape(-1).numpy(), offsets), encoded(["w1"]), np.arange(3), ()
@@ -87,7 +87,7 @@ def test_perplexity_is_that_of_torchmetrics():
     assert got["loss"] == pytest.approx(math.log(expected), rel=1e-5)
     assert got["token_probability"] == pytest.approx(1 / expected, rel=1e-5)
     assert got["accuracy"] == pytest.approx(
-        float((logits.argmax(-1) == labels)[kept].double().mean())
+        float((logits.argmax(-1) == labels)[known].double().mean())
     )
     assert got["examples"] == 18
 
@@ -152,8 +152,8 @@ def test_rows_beyond_the_tokenizer_are_in_neither_softmax(models, top_k, tmp_pat
         found[name] = (losses_of(recorder, "t", ["loss", "kd", "hard"]), last["eval/t/loss"])
         (folder / "saved").mkdir()
         training.save(folder / "saved")
-        judged = rb.evaluate(made, folder / "saved" / "student")["t"]["loss"]
-        assert judged == pytest.approx(last["eval/t/loss"])
+        loss = rb.evaluate(made, folder / "saved" / "student")["t"]["loss"]
+        assert loss == pytest.approx(last["eval/t/loss"])
     for term, losses in found[""][0].items():
         np.testing.assert_allclose(found["longer "][0][term], losses, rtol=1e-5, err_msg=term)
     assert found["longer "][1] == pytest.approx(found[""][1], rel=1e-5)

@@ -1,4 +1,4 @@
-"""`raybrew train-teacher` and `raybrew evaluate` for every kind of task, from files to figures.
+"""`raybrew train-teacher` and `raybrew evaluate` for every task type, from files to metrics.
 
 What trains is what trains on Ray, in this process: the processes around it are the same for every
 kind, and tests/integration starts them.
@@ -57,16 +57,16 @@ def train_here(job: rb.TrainJob, *, run_config: Any, **_: Any) -> SimpleNamespac
 
 
 @pytest.mark.parametrize("kind", list(TASK_TYPES))
-def test_a_teacher_is_made_and_judged_from_files(kind, tmp_path, monkeypatch, capfd):
+def test_a_teacher_is_trained_and_evaluated_from_files(kind, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("raybrew.api.train", train_here)
     path = write_job(tmp_path, kind)
     assert raybrew("train-teacher", str(path)) == 0
     lines = [line.split() for line in capfd.readouterr().out.splitlines()]
-    told = {name.removeprefix("eval/t/"): value for name, value in lines if "eval/t/" in name}
+    found = {name.removeprefix("eval/t/"): value for name, value in lines if "eval/t/" in name}
     teacher = str(tmp_path / "teacher" / "student")
     assert raybrew("evaluate", str(path), teacher) == 0
     shown = capfd.readouterr().out
-    assert TASK_TYPES[kind].main_metric(names_of(kind)) in told
-    for name, value in told.items():
+    assert TASK_TYPES[kind].main_metric(names_of(kind)) in found
+    for name, value in found.items():
         assert name in shown
         assert (value if name != "examples" else f"{float(value):.0f}") in shown, name

@@ -1,4 +1,4 @@
-"""Jobs of kinds of task that can't be, said before any model is loaded."""
+"""Impossible jobs of any task type are refused before any model is loaded."""
 
 import typing
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_every_kind_has_its_name_and_its_adaptor():
 
 
 @pytest.mark.parametrize(
-    ("kind", "sections", "said"),
+    ("kind", "sections", "message"),
     [
         (
             "multi-label",
@@ -57,8 +57,8 @@ def test_every_kind_has_its_name_and_its_adaptor():
         ),
     ],
 )
-def test_objectives_that_dont_suit_the_kind(models, tmp_path, kind, sections, said):
-    with pytest.raises(rb.ConfigError, match=said):
+def test_objectives_that_dont_suit_the_kind(models, tmp_path, kind, sections, message):
+    with pytest.raises(rb.ConfigError, match=message):
         resolve_job(job_of(kind, models[kind], tmp_path / "store", **sections), tmp_path / "data")
 
 

@@ -43,7 +43,7 @@ def rows_of(kind, labels: list, **changes):
         ([[1, 0, 0], [0, 1, 1]], {}, ("0", "1", "2"), [[1, 0, 0], [0, 1, 1]]),
         ([[1, 0, 0], [0, 1, 1]], {"label_names": TOPICS}, TOPICS, [[1, 0, 0], [0, 1, 1]]),
         ([[1, 0], [0, 1]], {"label_names": TOPICS}, TOPICS, [[1, 1, 0], [1, 1, 0]]),
-        # Numbers as names say the order, of classes and of flags.
+        # Numbers as names give the order, of classes and of flags.
         ([[0], [1, 2]], {"label_names": ["2", "0", "1"]}, ("2", "0", "1"), [[0, 1, 0], [1, 0, 1]]),
         (
             [[True, False, False], [False, True, True], None],
@@ -64,7 +64,7 @@ def test_sets_of_classes(labels, changes, names, expected):
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ([["art"], ["arts"]], r"row 1: expected a label.*sport, money, art.*got 'arts'"),
         ([[True, False]], r"row 0: expected true or false for each of the 3 classes.*got 2"),
@@ -74,8 +74,8 @@ def test_sets_of_classes(labels, changes, names, expected):
         ([[0.5, 0.0, 1.0]], r"row 0: expected a class as a name.*got 0\.5"),
     ],
 )
-def test_wrong_sets_are_named(labels, said):
-    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {said}"):
+def test_wrong_sets_are_named(labels, message):
+    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {message}"):
         rows_of(SETS, labels, label_names=TOPICS)
 
 
@@ -161,15 +161,15 @@ def split_of(labels: np.ndarray) -> EncodedSplit:
     return EncodedSplit(views, labels)
 
 
-def test_sets_are_judged_as_scikit_learn_judges_them():
+def test_metrics_of_sets_are_those_of_scikit_learn():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 2, (40, 3))
     logits = generator.normal(size=(40, 3)).astype(np.float32)
     labels[7] = -1
     order = generator.permutation(40)
     got = SETS.metrics(Payload(logits[order]), split_of(labels), order, TOPICS)
-    kept = labels[:, 0] >= 0
-    true, found = labels[kept], logits[kept] > 0
+    known = labels[:, 0] >= 0
+    true, found = labels[known], logits[known] > 0
     assert got["f1_micro"] == pytest.approx(sklearn.metrics.f1_score(true, found, average="micro"))
     assert got["f1_macro"] == pytest.approx(sklearn.metrics.f1_score(true, found, average="macro"))
     assert got["exact_match"] == pytest.approx(sklearn.metrics.accuracy_score(true, found))
@@ -187,7 +187,7 @@ def test_numbers():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ([[1.0, 2.0], [1.0]], r"row 1: expected 2 finite numbers in 'label', got \[1.0\]"),
         (["much"], r"row 0: expected a finite number up to ±3\.4e\+38 in 'label', got 'much'"),
@@ -195,19 +195,19 @@ def test_numbers():
         ([[], []], r"row 0: expected a finite number in 'label', got \[\]"),
     ],
 )
-def test_wrong_numbers_are_named(labels, said):
-    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {said}"):
+def test_wrong_numbers_are_named(labels, message):
+    with pytest.raises(rb.DataError, match=rf"tasks\[t\].train: {message}"):
         rows_of(NUMBERS, labels)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
-def test_numbers_are_judged_as_scipy_judges_them(scale):
+def test_metrics_of_numbers_are_those_of_scipy(scale):
     generator = np.random.default_rng(0)
     found, true = generator.normal(size=(2, 50, 1)) * scale
     true[3] = math.nan
     got = regression_metrics(torch.from_numpy(found), torch.from_numpy(true))
-    kept = ~np.isnan(true[:, 0])
-    a, b = found[kept, 0], true[kept, 0]
+    known = ~np.isnan(true[:, 0])
+    a, b = found[known, 0], true[known, 0]
     assert got["pearson"] == pytest.approx(scipy.stats.pearsonr(a, b)[0])
     assert got["spearman"] == pytest.approx(scipy.stats.spearmanr(a, b)[0])
     assert got["mse"] == pytest.approx(np.square(a - b).mean())

@@ -59,10 +59,10 @@ def test_classes_in_another_order_are_mapped_by_their_names(tmp_path, top_k):
     distillation = {"distillation": rb.DistillationConfig(temperature=2, mixture="sum_losses")}
     plain = {name: make_model(tmp_path / name, seed) for seed, name in enumerate("ab")}
     other = {"a": plain["a"], "b": permuted(plain["b"], (2, 0, 1), tmp_path / "p")}
-    expected, judged = ran(plain, tmp_path / "1", **labels, **distillation)
-    got, judged_too = ran(other, tmp_path / "2", **labels, **distillation)
+    expected, metrics = ran(plain, tmp_path / "1", **labels, **distillation)
+    got, metrics_too = ran(other, tmp_path / "2", **labels, **distillation)
     assert got == pytest.approx(expected, rel=1e-5)
-    assert judged_too == judged
+    assert metrics_too == metrics
 
 
 def with_classes_turned(path: str, kind: str, folder: Path) -> str:

@@ -135,7 +135,7 @@ def test_no_answer_wins_where_every_window_says_so():
     assert decoded(split, peaks(split, [0, 0], [0, 0])) != {0: ""}
 
 
-def test_texts_are_judged_as_squad_judges_them():
+def test_metrics_of_texts_are_those_of_squad():
     found = ["the Rhine", "1903", "", "sea", ""]
     true = [["Rhine", "river Rhine"], ["in 1903"], [], [], ["Alps"]]
     got = squad_metrics(found, true)
@@ -153,7 +153,7 @@ def test_texts_are_judged_as_squad_judges_them():
     assert squad_metrics([], []) == {"examples": 0.0}
 
 
-def test_texts_without_spaces_are_judged_as_cmrc_judges_them():
+def test_metrics_of_texts_without_spaces_are_those_of_cmrc():
     found = ["光荣和ω-force", "光荣", "1990年代", "北京。", "", "上海"]
     true = [
         ["光荣和ω-force"],
@@ -183,7 +183,7 @@ def test_a_task_says_how_its_answers_are_compared():
     passage = "one two three four five"
     answer = {"answers": {"text": ["three, four two"], "answer_start": [0]}}
     for by, f1 in (("word", 2 * 2 / 5), ("character", 2 * 1 / 5)):
-        # What the text of the answer says needn't be in the passage to be compared with.
+        # The text of an answer needn't be in the passage to be compared with.
         changes = {"answers_by": by, "answers_at": "search", "max_length": 32}
         split = encoded([row("two", passage, **answer)], **changes)
         scores = peaks(split, [4], [5])
@@ -246,7 +246,7 @@ def at(text: str, start: int) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (
             row("two", answers={"text": ["two"], "answer_start": [5]}),
@@ -259,8 +259,8 @@ def at(text: str, start: int) -> dict:
         (row("two", question="where " * 9), r"row 1: expected a question that leaves room"),
     ],
 )
-def test_wrong_rows_are_named(wrong, said):
-    with pytest.raises(rb.DataError, match=said):
+def test_wrong_rows_are_named(wrong, message):
+    with pytest.raises(rb.DataError, match=message):
         encoded([row("two"), wrong])
 
 

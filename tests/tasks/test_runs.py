@@ -90,8 +90,8 @@ def by_transformers(kind: str, models: list, student, split, rows: np.ndarray) -
         return {"kd": kd, "hard": hard}
     mean, mine = torch.stack([a.logits for a in answers]).mean(0), own.logits
     if kind in ("token-classification", "causal-lm"):
-        kept = labels >= 0
-        mean, mine, labels = mean[kept], mine[kept], labels[kept]
+        known = labels >= 0
+        mean, mine, labels = mean[known], mine[known], labels[known]
     return {"kd": float(_kd(kind, mine, mean)), "hard": float(_hard(kind, mine, labels))}
 
 
@@ -138,7 +138,7 @@ def test_losses_are_those_of_transformers_outputs(kind, teachers, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KIND_NAMES)
-def test_teachers_are_judged_by_their_stored_answers_as_students_are(kind, teachers, tmp_path):
+def test_teachers_are_evaluated_by_their_stored_answers_as_students_are(kind, teachers, tmp_path):
     # A student that is its teacher, evaluated live, against the teacher's labels in the store.
     job = job_of(
         kind,
@@ -154,10 +154,10 @@ def test_teachers_are_judged_by_their_stored_answers_as_students_are(kind, teach
     teacher = preparation.teachers[0]
     pool.replicas["a"].ask(evaluation.views[teacher.view], teacher.signals)
     pool.flush()
-    judged, ensembles = evaluate_teachers(preparation)
-    for name, value in judged["a"].items():
+    metrics, ensembles = evaluate_teachers(preparation)
+    for name, value in metrics["a"].items():
         assert value == pytest.approx(alone[f"eval/t/{name}"], rel=1e-4, nan_ok=True), name
-    assert ensembles["t"] == pytest.approx(judged["a"], nan_ok=True)
+    assert ensembles["t"] == pytest.approx(metrics["a"], nan_ok=True)
 
 
 def test_the_largest_logits_of_a_language_model(teachers, tmp_path):

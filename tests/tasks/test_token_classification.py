@@ -1,4 +1,4 @@
-"""Words and tokens by hand: accents, emoji, Chinese, words that are cut or say nothing."""
+"""Words and tokens by hand: accents, emoji, Chinese, words that are cut or empty."""
 
 import numpy as np
 import pytest
@@ -117,14 +117,14 @@ def test_words_that_a_teacher_has_no_room_for_are_masked_and_counted():
 
 
 @pytest.mark.parametrize(
-    ("words", "tags", "said"),
+    ("words", "tags", "message"),
     [
         ([["a"], ["a", "b"]], [["O"], ["O"]], r"row 1: expected a tag for each of the 2 words"),
         ([["a"]], [["B-ORG"]], r"row 0: expected a label of.*O, B-PER.*got 'B-ORG'"),
     ],
 )
-def test_wrong_rows_are_named(words, tags, said):
-    with pytest.raises(rb.DataError, match=rf"tasks\[t\]\.train: {said}"):
+def test_wrong_rows_are_named(words, tags, message):
+    with pytest.raises(rb.DataError, match=rf"tasks\[t\]\.train: {message}"):
         encoded(words, tags)
 
 
@@ -180,7 +180,7 @@ def test_classes_come_from_the_data():
     assert rows.labels[0].tolist() == [1]
 
 
-def test_entities_are_judged_as_seqeval_judges_them():
+def test_entities_are_metrics_as_seqeval_judges_them():
     generator = np.random.default_rng(0)
     true = [generator.integers(-1, 4, n) for n in (5, 9, 1, 7)]
     found = [generator.integers(0, 4, len(labels)) for labels in true]
