@@ -27,7 +27,7 @@ from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from raybrew.config import Task
 from raybrew.data.columns import Answer, Rows, read_answers, read_rows
-from raybrew.data.encoding import Windows, encode_windows, same_windows
+from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.tasks.adaptors import start_and_end
@@ -73,7 +73,7 @@ class QuestionAnswering(TaskType):
         counts = {"questions": len(rows), "windows": len(windows.source)}
         for name, tokenizer in tokenizers.items():
             if name != STUDENT_VIEW:
-                views[name], alignments[name] = same_windows(
+                views[name], alignments[name] = align_windows(
                     windows, tokenizer, rows.texts, rows.pairs, task.max_length
                 )
                 unaligned = (windows.starts >= 0)[:, None] & (alignments[name] < 0)
