@@ -39,11 +39,22 @@ READ_PADDING = frozenset(
 )
 """Types of models of transformers that mix neighbouring places without looking at the mask."""
 
+RESIZE = (
+    "save the tokenizer that the model was trained with, or resize its embedding "
+    "(model.resize_token_embeddings(len(tokenizer))) and save it again"
+)
+"""What to do about a model that is finished."""
+
+_POSITIONS = re.compile(r"(^|_)(wpe|pos|positions?)(_|$)")
+"""What tables of positions are called: position_embeddings, embed_positions, wpe, pos_encoding."""
+_TOKENS = 16
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
 
 def fit_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, what: str, *, custom: bool
 ) -> None:
-    """Have a tokenizer and a configuration agree on padding and special tokens, in place.
+    """Make a tokenizer and a configuration agree on padding and special tokens, in place.
 
     A tokenizer that is saved afterwards encodes and pads elsewhere as it did here.
 
@@ -77,7 +88,7 @@ def fit_tokenizer(
 
 
 def set_padding_token(config: PreTrainedConfig, token_id: int) -> None:
-    """Have a model take this token for padding: it looks for the last token that isn't."""
+    """Make a model treat this token as padding: it looks for the last token that isn't."""
     for part in (config, config.get_text_config()):
         part.pad_token_id = token_id
 
@@ -102,7 +113,7 @@ def padding_of(
 
 
 def _spell_out_ends(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Have what ends a text, where a text holds it, be read as text, letter by letter.
+    """Make the end token be read as text, letter by letter, where a text holds it.
 
     An encoder-decoder reads its answer at the token that ends a text; transformers' classes refuse
     batches of texts that have different numbers of it.
@@ -132,10 +143,6 @@ def _filling_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig)
     return None
 
 
-_POSITIONS = re.compile(r"(^|_)(wpe|pos|positions?)(_|$)")
-"""What tables of positions are called: position_embeddings, embed_positions, wpe, pos_encoding."""
-
-
 def trained_positions(config: PreTrainedConfig) -> int | None:
     """Return how many positions a model was made for; None where its configuration says none."""
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
@@ -144,7 +151,7 @@ def trained_positions(config: PreTrainedConfig) -> int | None:
 
 
 def enough_positions(config: PreTrainedConfig, length: int) -> bool:
-    """Return whether a text of `length` tokens fits for certain, without a look at the model."""
+    """Return whether a text of `length` tokens surely fits, by the configuration alone."""
     positions = trained_positions(config)
     # Models reserve a few rows of their table, never half of it.
     return positions is None or length <= positions // 2
@@ -187,13 +194,6 @@ def _tables(model: nn.Module) -> Iterator[tuple[Tensor, int]]:
             yield buffer, 0
 
 
-RESIZE = (
-    "save the tokenizer that the model was trained with, or resize its embedding "
-    "(model.resize_token_embeddings(len(tokenizer))) and save it again"
-)
-"""What to do about a model that is finished."""
-
-
 def check_vocabulary(
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -221,10 +221,6 @@ def check_vocabulary(
         )
 
 
-_TOKENS = 16
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
 def check_runs(
     model_class: Any,
     config: PreTrainedConfig,
@@ -245,16 +241,16 @@ def check_runs(
     model = meta_model(model_class, config, what)
     batch = _batch(tokenizer, min(_TOKENS, most_positions(model) or _TOKENS))
     try:
-        # Only this way of computing attention asks nothing of the mask's values.
+        # The only attention that doesn't look at the mask's values, which meta tensors lack.
         model.set_attn_implementation("eager")
         _run(model, {name: tensor.to("meta") for name, tensor in batch.items()})
         return
     except Exception:
-        pass  # also models that are fine, but look at values: memory will show
+        pass  # also of sound models that look at values: run those with weights
     try:
         with own_generator(0):
             _run(random_model(model_class, config), batch)
-    except Exception as error:  # of whatever class: it comes from the model's own code
+    except Exception as error:  # of any class: it comes from the model's own code
         raise ConfigError(
             f"{what}: expected a model that reads texts as they are encoded for it, got a "
             f"{type(model).__name__} whose first forward pass fails: {first_line(error)}; change "

@@ -205,7 +205,7 @@ def resized(
         return type(config).from_dict({**values, **changes})
     except ConfigError:
         raise
-    except Exception as error:  # of whatever class: it comes from the configuration's own
+    except Exception as error:  # of any class: it comes from the configuration's own
         raise ConfigError(
             f"{what}: expected a valid configuration, got: {first_line(error)}"
         ) from error
@@ -269,7 +269,7 @@ def _layer_lists(config: PreTrainedConfig, build: Builder) -> dict[str, list[Any
         changed = {key: [*lists[key], lists[key][-1]] for key in longer}
         try:
             build(type(config).from_dict({**more, **changed}))
-        except Exception:  # of whatever class: it comes from the configuration's or the model's own
+        except Exception:  # of any class: it comes from the configuration's or the model's own
             return False
         return True
 
