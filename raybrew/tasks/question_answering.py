@@ -44,11 +44,15 @@ class QuestionAnswering(TaskType):
 
     name = "question-answering"
     model_class = AutoModelForQuestionAnswering
-    adaptor = staticmethod(start_and_end)
     layout = "position"
     takes_column = False
     needs_offsets = True
     ranking_metric = "f1"
+
+    @staticmethod
+    def adaptor(batch: Mapping[str, Any], outputs: Any) -> Mapping[str, Any]:
+        """Read starts and ends; see `TaskType.adaptor`."""
+        return start_and_end(batch, outputs)
 
     def read_splits(
         self, task: Task, splits: Mapping[str, Dataset]

@@ -29,7 +29,7 @@ from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit
 from raybrew.errors import ConfigError, import_callable
-from raybrew.tasks.adaptors import Adaptor, one_output
+from raybrew.tasks.adaptors import one_output
 
 Layout = Literal["example", "token", "position"]
 """Where a model's logits are: (b, C), a row of classes for each example; (b, L, C), one for each
@@ -109,7 +109,6 @@ class TaskType(ABC):
     Attributes:
         name: as `Task.kind` has it.
         model_class: transformers' class of models with the head of this type, or the user's.
-        adaptor: reads the outputs of such models.
         layout: of the logits.
         hard_loss: loss on true labels, a key of `HARD_LOSSES`.
         kd_loss: loss on the teachers' logits where the job names none.
@@ -128,7 +127,6 @@ class TaskType(ABC):
 
     name: ClassVar[str]
     model_class: Any
-    adaptor: ClassVar[Adaptor] = staticmethod(one_output)
     layout: ClassVar[Layout] = "example"
     hard_loss: ClassVar[str] = "cross_entropy"
     kd_loss: ClassVar[str] = "ce"
@@ -142,6 +140,11 @@ class TaskType(ABC):
     needs_offsets: ClassVar[bool] = False
     dense_metrics: ClassVar[tuple[str, ...]] = ()
     ranking_metric: ClassVar[str]
+
+    @staticmethod
+    def adaptor(batch: Mapping[str, Any], outputs: Any) -> Mapping[str, Any]:
+        """Read the outputs of its models; see `raybrew.tasks.adaptors`."""
+        return one_output(batch, outputs)
 
     def of_class(self, model_class: Any) -> "TaskType":
         """Return the same task type for models of another class."""
