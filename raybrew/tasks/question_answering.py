@@ -250,7 +250,7 @@ def _marked(windows: Windows) -> np.ndarray:
 
 def _rows(task: Task, dataset: Dataset, what: str) -> Rows:
     rows = read_rows(task, dataset, what)
-    assert rows.pairs is not None, "the kind of task names the passage's column"
+    assert rows.pairs is not None, "the task type names the passage's column"
     search = task.answers_at == "search"
     answers = read_answers(dataset, task.label, rows.pairs, what, search=search)
     return Rows(rows.texts, rows.pairs, answers, what=what)

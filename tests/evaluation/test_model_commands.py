@@ -221,7 +221,7 @@ def test_a_broken_folder_is_one_message(case, folder, tmp_path, capfd):
     if name == "tasks.json" or "class" in case:
         commands.append(["evaluate", write(folder, "sum"), str(broken)])
     for command in commands:
-        # What reads a class by the kind of task doesn't care which wrote the folder.
+        # What reads a class by the task type doesn't care which wrote the folder.
         assert raybrew(*command) == (0 if "type's" in case and command[0] == "evaluate" else 2)
         shown = " ".join(capfd.readouterr().err.split())
         assert "Traceback" not in shown

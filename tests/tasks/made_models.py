@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and data of every kind of task; the data is made, the texts are real."""
+"""Tiny models, tokenizers and data of every task type; the data is made, the texts are real."""
 
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def config_of(kind: str, vocabulary: int, **changes: Any) -> PreTrainedConfig:
 def make_task_model(
     folder: Path, kind: str, seed: int, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> str:
-    """Save a random model of a kind of task that has opinions, with its tokenizer."""
+    """Save a random model of a task type with clear answers, with its tokenizer."""
     tokenizer = tokenizer or tokenizer_of(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -123,7 +123,7 @@ def _head(model: Any) -> torch.nn.Linear:
 
 
 def make_rows(kind: str, rows: int, seed: int = 0) -> Dataset:
-    """Return data that a kind of task reads under its columns' usual names."""
+    """Return data that a task type reads under its columns' usual names."""
     generator = np.random.default_rng(seed)
     if kind == "question-answering":
         return Dataset.from_list([_question(generator, row) for row in range(rows)])

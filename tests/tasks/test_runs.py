@@ -1,4 +1,4 @@
-"""Each kind of task through the whole engine in this process, against transformers' own models."""
+"""Each task type through the whole engine in this process, against transformers' own models."""
 
 from pathlib import Path
 from typing import Any
