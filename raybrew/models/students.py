@@ -253,12 +253,11 @@ class _Origin:
 
     def _base(self) -> ModelSource:
         """Return what `tokenizer_from` names, or the first teacher."""
-        name = self._student.tokenizer_from
-        if name is not None and name not in self._teachers:
+        name = self._student.tokenizer_from or next(iter(self._teachers), None)
+        if name in self._teachers:
+            return ModelSource.of_teacher(self._teachers[name])
+        if name is not None:
             return self._path(name, "tokenizer_from")
-        for each, teacher in self._teachers.items():
-            if name in (None, each):
-                return ModelSource.of_teacher(teacher)
         what = self._what
         raise ConfigError(
             f"{what}.tokenizer_from: expected a folder or hub id, as a job without a teacher that "
