@@ -26,7 +26,7 @@ from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.matches.presets import PRESETS, ModelGeometry, resolve_matches
 from raybrew.models.student_files import save_student
 from raybrew.runs.resolve import resolve_job
-from raybrew.tasks import kind_of
+from raybrew.tasks import task_type_of
 from raybrew.training.build import build_training
 from raybrew.training.world import World
 from tests.made import make_tokenizer

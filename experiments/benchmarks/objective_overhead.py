@@ -29,7 +29,7 @@ from raybrew.labels.logits import tensors_of
 from raybrew.matches.capture import pack_features
 from raybrew.matches.plan import geometry_of, plan_matches
 from raybrew.objective import BatchCounts, Objective, TrainProgress
-from raybrew.tasks.adaptors import ADAPTORS
+from raybrew.tasks import TASK_TYPES
 from raybrew.training.module import StudentModule, TaskReader
 from raybrew.training.prefetch import map_tensors
 
@@ -64,7 +64,7 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     )
     teachers = {"a": geometry_of(teacher)}
     matches = plan_matches(config.matches, "t", teachers, ["a"], geometry_of(student), "float32")
-    adaptor = ADAPTORS["sequence-classification"]
+    adaptor = TASK_TYPES["sequence-classification"].adaptor
     model: Any = BertForSequenceClassification(student)
     model.to(device)
     with_matches = StudentModule(model, [TaskReader(model, adaptor, matches)], 0)

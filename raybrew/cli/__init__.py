@@ -188,10 +188,10 @@ def inspect(
     batch_size: Annotated[int, typer.Option(min=1, help="Examples of a timed batch.")] = 32,
 ) -> None:
     """Show what a model is made of, and how fast it is on this machine."""
-    from raybrew.models.parameters import inspect_model, render_inspection
+    from raybrew.models.parameters import inspect_model
 
     for found in inspect_model(model, max_level=max_level, length=length, batch_size=batch_size):
-        print(render_inspection(found))
+        print(found)
 
 
 def main() -> None:

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from raybrew.data.payload import Payload, Signal
-from raybrew.data.split import (
-    EncodedSplit,
-    Padding,
-    batches_by_length,
-    collate,
-    collate_labels,
-    collate_tokens,
-)
+from raybrew.data.split import EncodedSplit, Padding, collate, collate_labels, collate_tokens
 from raybrew.labels.logits import tensors_of
 from raybrew.losses.numerics import TopK
 from raybrew.objective.rows import RowIndex, TeacherRows

@@ -5,7 +5,6 @@ model ──► its folder for the task ──► own tokenizer ──► rows e
 
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers import PreTrainedConfig
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.paths import user_path
 from raybrew.data.agreement import order_problem
-from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
+from raybrew.data.split import IGNORED, STUDENT_VIEW
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.models.class_order import assumed_order, check_outputs, is_unnamed, order_of
@@ -31,8 +30,8 @@ from raybrew.models.pretrained import (
 )
 from raybrew.models.student_files import task_folders
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.adaptors import with_classes
-from raybrew.tasks.task_data import encode_table, read_table
+from raybrew.tasks.adaptors import first_classes, ordered_classes
+from raybrew.tasks.task_data import read_task_data
 from raybrew.tasks.task_type import Metrics, TaskType
 
 logger = logging.getLogger(__name__)
@@ -89,21 +88,21 @@ def _folders(job: DistillJob | TrainJob, model: str, name: str | None) -> list[t
 def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     check_vocabulary(config, tokenizer, "model")
-    table = read_table(task)
+    data = read_task_data(task)
     own = _own_classes(job, task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
-    task_type, adaptor = own.get(architecture_of(config, folder), (table.kind, None))
-    check_outputs(folder, config, table)
+    task_type, adaptor = own.get(architecture_of(config, folder), (data.kind, None))
+    check_outputs(folder, config, data)
     fit_tokenizer(tokenizer, config, "model", custom=task_type.is_custom)
-    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, table)
-    if unnamed and table.order_assumed:
-        logger.warning(assumed_order(folder, table))
-    names = table.label_names
-    num_labels = task_type.num_labels(names, tokenizer)
-    classes = order_of(config, table) if task_type.has_labels else slice(num_labels)
+    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, data)
+    if unnamed and data.order_assumed:
+        logger.warning(assumed_order(folder, data))
+    read = adaptor_of(task.kind, adaptor, task.adaptor)
+    if not task_type.has_labels:
+        read = first_classes(read, task_type.num_labels(data.label_names, tokenizer))
     model = ModelOnDevice(
         _load(task_type, folder, config),
-        with_classes(adaptor_of(task.kind, adaptor, task.adaptor), classes),
+        ordered_classes(read, order_of(config, data)),
         padding_of(tokenizer, config, task_type.layout),
         # This process has no resources of Ray's: it may use all the GPUs that it sees.
         device_for(torch.cuda.device_count()),

@@ -12,11 +12,8 @@ from raybrew.data.split import EncodedSplit, collate_labels
 from raybrew.errors import LabelError
 from raybrew.evaluation.predict import StoredLabels, payload_of_rows
 from raybrew.labels.store import LabelStore
-from raybrew.losses.mixture import RowInputs
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
-from raybrew.tasks import task_type_of
-from raybrew.tasks.task_type import TaskType
 from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
 
 logger = logging.getLogger(__name__)
@@ -26,54 +23,45 @@ Metrics = dict[str, dict[str, float]]
 _BATCH = 64
 
 
-def evaluate_teachers(job: DistillJob, resolved: ResolvedJob) -> tuple[Metrics, Metrics]:
+def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
     """Compare stored logits with the labels of the evaluation rows.
 
     Returns:
         Metrics of each teacher, and of each task's mixture of teachers as the job mixes them.
 
     Raises:
-        LabelError: a label is missing, and the store may not go on without storing.
+        LabelError: a label is missing, and `labels.on_full` is `stop`.
     """
     teachers: Metrics = {}
     ensembles: Metrics = {}
-    for number, task in enumerate(resolved.tasks):
-        if task.eval is None:
-            continue
-        mine = [teacher for teacher in resolved.teachers if teacher.task == number]
-        if not mine:  # all of them were dropped, or the task has none
+    for task in job.tasks:
+        # No teachers: all of them were dropped.
+        if task.eval is None or not task.teachers:
             continue
         try:
-            stored = _StoredTeachers(job, task, task.eval, mine)
+            stored = _StoredTeachers(job, task, task.eval)
             predictions = stored.predictions()
         except LabelError as error:
             if job.labels.on_full == "stop":
                 raise
             # The student is trained: it is worth more than what it is compared with.
-            logger.error("teachers of task %r are not evaluated: %s", task.task.name, error)
+            logger.error("teachers of task %r are not evaluated: %s", task.name, error)
             continue
-        for teacher, predicted in zip(mine, predictions, strict=False):
-            teachers[teacher.teacher.name] = stored.metrics(predicted)
-        ensembles[task.task.name] = stored.metrics(predictions[-1])
+        for teacher, predicted in zip(task.teachers, predictions, strict=False):
+            teachers[teacher.name] = stored.metrics(predicted)
+        ensembles[task.name] = stored.metrics(predictions[-1])
     return teachers, ensembles
 
 
 class _StoredTeachers:
     """The evaluation rows of a task and its teachers' stored logits for them."""
 
-    def __init__(
-        self,
-        job: DistillJob,
-        task: ResolvedTask,
-        split: EncodedSplit,
-        teachers: Sequence[ResolvedTeacher],
-    ):
-        self._task, self._split, self._teachers = task, split, teachers
-        self._task_type: TaskType = task_type_of(task.task.kind)
-        self._answers = [_stored(job, t, split.views[t.view].keys) for t in teachers]
-        self._signal = teachers[0].signals[0]
-        weights = {t.teacher.name: t.teacher.weight for t in teachers}
-        self._objective = Objective(job.objective_of(task.task.name), weights, kind=self._task_type)
+    def __init__(self, job: ResolvedJob, task: ResolvedTask, split: EncodedSplit):
+        self._task, self._split, self._task_type = task, split, task.kind
+        self._answers = [_stored(job, t, split.views[t.view].keys) for t in task.teachers]
+        self._signal = task.teachers[0].signals[0]
+        weights = {teacher.name: teacher.config.weight for teacher in task.teachers}
+        self._objective = Objective(task.objective, weights, kind=self._task_type)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""
@@ -105,15 +93,13 @@ class _StoredTeachers:
         mixed = [
             self._objective.target(
                 each,
-                RowInputs(
-                    taken[output],
-                    None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
-                    index.of_examples(keys),
-                ),
+                labels=taken[output],
+                row_keys=index.of_examples(keys),
+                route=None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
             )
             for output, each in enumerate(by_output)
         ]
-        answers = [[each[k] for each in by_output] for k in range(len(self._teachers))]
+        answers = [[each[k] for each in by_output] for k in range(len(self._task.teachers))]
         return [payload_of_rows(self._task_type, index, one, taken) for one in [*answers, mixed]]
 
     def _logits(
@@ -121,13 +107,11 @@ class _StoredTeachers:
     ) -> Tensor:
         """Return the logits of one output of each teacher, (K, R, C)."""
         found = []
-        for teacher, payload in zip(self._teachers, self._answers, strict=True):
+        for teacher, payload in zip(self._task.teachers, self._answers, strict=True):
             stored = StoredLabels(payload.take(rows), self._signal, teacher.view, teacher.order)
             one = stored.rows(index, self._split, rows, widths, output)
             logits = one.logits
-            assert isinstance(logits, Tensor), (
-                "StoredLabels fills classes up that top-k logits leave out"
-            )
+            assert isinstance(logits, Tensor), "classes that top-k leaves out are filled up"
             if one.available is not None:
                 # Where a teacher has no answer, no class is better than another.
                 logits = logits.masked_fill(~one.available[:, None], 0.0)

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import meta_model, random_model
-from raybrew.tasks.task_data import Table
+from raybrew.tasks.task_data import TaskData
 
 
 def model_classes(config: PreTrainedConfig) -> tuple[str, ...]:
@@ -50,63 +50,63 @@ def names_differ(names: Sequence[str], classes: Sequence[str]) -> bool:
     return are_named(names) and are_named(classes) and class_order(names, classes) is None
 
 
-def check_outputs(what: str, config: PreTrainedConfig, table: Table) -> None:
+def check_outputs(what: str, config: PreTrainedConfig, data: TaskData) -> None:
     """Refuse a model whose logits aren't those of the task.
 
     Args:
         what: the model, for messages.
         config: of the model.
-        table: rows of the task.
+        data: of the task.
 
     Raises:
         ConfigError: it has another number of classes, or classes of other names.
     """
-    classes, names = table.label_names, model_classes(config)
-    if not table.kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
+    classes, names = data.label_names, model_classes(config)
+    if not data.kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
         return
-    expected, found = table.kind.num_labels(classes), table.kind.num_labels(names)
+    expected, found = data.kind.num_labels(classes), data.kind.num_labels(names)
     if found != expected:
         named = f" ({', '.join(classes)})" if classes else ""
         raise ConfigError(
-            f"{what}: expected {expected} labels as task {table.task.name!r} has{named}, got a "
+            f"{what}: expected {expected} labels as task {data.task.name!r} has{named}, got a "
             f"model with {found}"
         )
-    if table.kind.names_classes and names_differ(names, classes):
+    if data.kind.names_classes and names_differ(names, classes):
         raise ConfigError(
             f"{what}: expected the task's labels ({', '.join(classes)}) in any order, got "
-            f"{', '.join(names)}; set tasks[{table.task.name}].label_names to the names that the "
+            f"{', '.join(names)}; set tasks[{data.task.name}].label_names to the names that the "
             "model has, in the order of the data's numbers"
         )
 
 
-def order_of(config: PreTrainedConfig, table: Table) -> tuple[int, ...] | None:
+def order_of(config: PreTrainedConfig, data: TaskData) -> tuple[int, ...] | None:
     """Return a model's number of each of the task's classes.
 
     Returns:
         None where they are the task's, or names don't say.
     """
-    if not table.kind.names_classes:
+    if not data.kind.names_classes:
         return None
-    order = class_order(model_classes(config), table.label_names)
-    return None if order == tuple(range(len(table.label_names))) else order
+    order = class_order(model_classes(config), data.label_names)
+    return None if order == tuple(range(len(data.label_names))) else order
 
 
-def is_unnamed(config: PreTrainedConfig, table: Table) -> bool:
+def is_unnamed(config: PreTrainedConfig, data: TaskData) -> bool:
     """Return whether a model has no names that say which of its classes is which.
 
     The order is then taken to be the task's, and tried on labelled rows: also the job's
     `label_names` may be in another order.
     """
     names = model_classes(config)
-    return table.kind.names_classes and class_order(names, table.label_names) is None
+    return data.kind.names_classes and class_order(names, data.label_names) is None
 
 
-def assumed_order(what: str, table: Table) -> str:
+def assumed_order(what: str, data: TaskData) -> str:
     """Return the warning about a model without names for classes that were sorted."""
     return (
         f"{what}: no names say which of its classes is which; they are taken to be in the sorted "
-        f"order of the labels ({', '.join(table.label_names)}); set "
-        f"tasks[{table.task.name}].label_names to be sure"
+        f"order of the labels ({', '.join(data.label_names)}); set "
+        f"tasks[{data.task.name}].label_names to be sure"
     )
 
 

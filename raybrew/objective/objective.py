@@ -31,7 +31,7 @@ from raybrew.objective.rows import (
     align_rows,
     index_of,
 )
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import View
 from raybrew.tasks.task_type import TaskType
 

@@ -27,7 +27,7 @@ from raybrew.matches.plan import (
 )
 from raybrew.matches.presets import MATCH_FAMILIES, resolve_matches
 from raybrew.matches.spec import CustomMatch, MatchSpec
-from raybrew.models.class_order import check_class_names, model_classes
+from raybrew.models.class_order import check_outputs
 from raybrew.models.inputs import (
     check_vocabulary,
     enough_positions,
@@ -38,11 +38,9 @@ from raybrew.models.inputs import (
 from raybrew.models.pretrained import ModelSource, meta_model
 from raybrew.models.students import Head, student_config
 from raybrew.objective import Objective
-from raybrew.tasks import TASK_TYPES, task_type_of
-from raybrew.tasks.adaptors import adaptor_of
-from raybrew.tasks.causal_lm import RESIZE, check_vocabulary
+from raybrew.tasks import TASK_TYPES, adaptor_of, task_type_of
 from raybrew.tasks.task_data import TaskData
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks.task_type import TaskType
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def check_objective_names(job: DistillJob, task: Task) -> None:
     }
     for name, build in builders.items():
         given, options = getattr(config, name), getattr(config, f"{name}_options")
-        given = kind_of(task.kind).kd_loss if given is None else given
+        given = task_type_of(task.kind).kd_loss if given is None else given
         _with_field(_field(task, name, f"{name}_options"), build, given, options)
     for number, match in enumerate(config.matches):
         name = match.preset if isinstance(match, MatchPreset) else match
@@ -97,9 +95,9 @@ def check_architectures(job: DistillJob | TrainJob) -> None:
         for teacher in job.hosts().values():
             field = f"teachers[{teacher.name}].architecture"
             # Registers the configurations of the user's models, before one is read.
-            kind_of(tasks[teacher.task].kind, teacher.architecture, field)
+            task_type_of(tasks[teacher.task].kind, teacher.architecture, field)
     for task in job.tasks:
-        kind_of(task.kind, student.architecture, f"{what}.architecture")
+        task_type_of(task.kind, student.architecture, f"{what}.architecture")
 
 
 def _field(task: Task, *names: str) -> str:
@@ -131,7 +129,7 @@ def check_augmentation(task: Task) -> None:
     if task.augmentation is not None and not task_type_of(task.kind).augments:
         raise ConfigError(
             f"tasks[{task.name}].augmentation: expected a task type whose rows may be changed "
-            f"({', '.join(name for name, kind in KINDS.items() if kind.augments)}), got "
+            f"({', '.join(name for name, kind in TASK_TYPES.items() if kind.augments)}), got "
             f"{task.kind!r}; leave the augmentation out"
         )
 
@@ -145,7 +143,7 @@ def check_columns(task: Task, teachers: Sequence[Teacher]) -> None:
         if not task_type_of(task.kind).takes_column:
             raise ConfigError(
                 f"{what}: expected a teacher of a task type whose logits are those of rows or "
-                f"words ({', '.join(name for name, kind in KINDS.items() if kind.takes_column)}), "
+                f"words ({', '.join(n for n, kind in TASK_TYPES.items() if kind.takes_column)}), "
                 f"got one of {task.kind!r}; give it a `model`"
             )
         if task.augmentation is not None:
@@ -228,23 +226,11 @@ def check_student(
     what: str = "student",
 ) -> ModelMetadata:
     """Check the student, and return its configuration and tokenizer."""
-    kinds = [kind_of(d.task.kind, student.architecture, f"{what}.architecture") for d in data]
+    kinds = [task_type_of(d.task.kind, student.architecture, f"{what}.architecture") for d in data]
     heads = [
-        Head.of(each.task.name, kind, each.label_names)
-        for each, kind in zip(data, kinds, strict=True)
+        Head(each.task.name, kind, each.label_names) for each, kind in zip(data, kinds, strict=True)
     ]
-    if len(heads) == 1:
-        config, tokenizer = student_config(
-            student,
-            num_labels=heads[0].num_labels,
-            label_names=heads[0].label_names,
-            teachers=hosts,
-            what=what,
-            kind=heads[0].kind,
-        )
-        check_runs(heads[0].kind.model_class, config, tokenizer, what)
-    else:
-        config, tokenizer = multitask_config(student, heads, hosts, what)
+    config, tokenizer = student_config(student, heads, hosts, what)
     for each, kind in zip(data, kinds, strict=True):
         _check_tokenizer(what, tokenizer, each)
         _check_length(what, config, each.task, kind)
@@ -259,8 +245,8 @@ def check_teacher(
 ) -> None:
     """Refuse a teacher of other classes, another vocabulary or encoding, or too few positions."""
     what = f"teachers[{teacher.name}]"
-    _check_outputs(f"{what}.model", model.config, data)
-    check_vocabulary(model.config, model.tokenizer, f"{what}.model", RESIZE)
+    check_outputs(f"{what}.model", model.config, data)
+    check_vocabulary(model.config, model.tokenizer, f"{what}.model")
     if teacher.inputs == "own" and not data.kind.own_inputs:
         raise ConfigError(
             f"{what}.inputs: expected `shared` for {data.task.kind}, whose classes are the "
@@ -270,7 +256,7 @@ def check_teacher(
         _check_tokenizer(what, model.tokenizer, data)
     else:
         _check_shared(what, teacher.name, model, data, student_tokenizer)
-    kind = kind_of(data.task.kind, teacher.architecture, f"{what}.architecture")
+    kind = task_type_of(data.task.kind, teacher.architecture, f"{what}.architecture")
     _check_length(what, model.config, data.task, kind)
 
 
@@ -310,21 +296,6 @@ def _check_tokenizer(what: str, tokenizer: PreTrainedTokenizerBase, data: TaskDa
             f"{what}: expected a fast tokenizer, which finds each token in the text, as "
             f"{data.task.kind} needs, got {type(tokenizer).__name__}"
         )
-
-
-def _check_outputs(what: str, config: PreTrainedConfig, data: TaskData) -> None:
-    """Refuse a model whose logits aren't those of the task."""
-    kind, classes = data.kind, data.label_names
-    if not kind.has_labels:  # its classes are the tokens, and one tokenizer is the condition
-        return
-    expected, found = kind.num_labels(classes), kind.num_labels(model_classes(config))
-    if found != expected:
-        named = f" ({', '.join(classes)})" if classes else ""
-        raise ConfigError(
-            f"{what}: expected {expected} labels as task {data.task.name!r} has{named}, got a "
-            f"model with {found}"
-        )
-    check_class_names(what, config, data)
 
 
 def _check_length(what: str, config: PreTrainedConfig, task: Task, kind: TaskType) -> None:

@@ -50,8 +50,7 @@ from raybrew.runs.checks import (
     read_teacher,
     task_matches,
 )
-from raybrew.tasks import task_type_of
-from raybrew.tasks.adaptors import adaptor_of
+from raybrew.tasks import adaptor_of, task_type_of
 from raybrew.tasks.task_data import TaskData, read_task_data
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.callbacks import check_extensions
@@ -106,7 +105,9 @@ def check_names(job: DistillJob | TrainJob) -> list[Objective]:
             weights = {teacher.name: teacher.weight for teacher in job.teachers_of(task.name)}
             config = job.objective_of(task.name)
             logits = _logits_signal(job.labels, config.temperature)
-            objectives.append(Objective(config, weights, logits=logits, kind=kind_of(task.kind)))
+            objectives.append(
+                Objective(config, weights, logits=logits, kind=task_type_of(task.kind))
+            )
     check_adaptor_paths(job)
     check_architectures(job)
     check_optimization(job.training)

@@ -86,17 +86,17 @@ def view_of(adaptor: Adaptor, batch: Mapping[str, Any], outputs: Any) -> View:
     return replace(view, logits_mask=masks)
 
 
-def with_classes(adaptor: Adaptor, classes: slice | Sequence[int] | None) -> Adaptor:
-    """Return the adaptor with only these logits of each row, in this order.
+def first_classes(adaptor: Adaptor, number: int | None) -> Adaptor:
+    """Return the adaptor with the first logits of each row alone; with all if None."""
+    return adaptor if number is None else _with_logits(adaptor, slice(number))
 
-    Args:
-        adaptor: to be wrapped; it is returned itself for all logits.
-        classes: the first n as `slice(n)`, all as `slice(None)` or None, or an order of them.
-    """
-    if classes is None or classes == slice(None):
-        return adaptor
-    chosen = classes if isinstance(classes, slice) else list(classes)
 
+def ordered_classes(adaptor: Adaptor, order: Sequence[int] | None) -> Adaptor:
+    """Return the adaptor with the logits of each row in another order; as they are if None."""
+    return adaptor if order is None else _with_logits(adaptor, list(order))
+
+
+def _with_logits(adaptor: Adaptor, chosen: slice | list[int]) -> Adaptor:
     def adapted(batch: Mapping[str, Any], outputs: Any) -> dict[str, Any]:
         view = view_of(adaptor, batch, outputs)
         return {**vars(view), "logits": [logits[..., chosen] for logits in view.logits]}

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
 from raybrew.config import Task
-from raybrew.data.columns import Answer, Rows, read_answers, read_rows
+from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit

@@ -17,7 +17,6 @@ from raybrew.data.sources import load_source, with_transfer
 from raybrew.errors import DataError
 from raybrew.tasks import task_type_of
 from raybrew.tasks.task_type import TaskType
-from raybrew.training.job import ResolvedTask
 
 _COMPARED = 4096
 """Rows whose logits are compared with labels at most."""
@@ -141,15 +140,14 @@ def _check_column_order(data: TaskData, teacher: Teacher, number: int) -> None:
 
 
 def _with_supplied(
-    kind: Kind,
+    kind: TaskType,
     names: Sequence[str],
     data: Dataset,
     rows: Rows,
     columns: Mapping[str, str],
     what: str,
 ) -> Rows:
-    """Return rows with what their data holds of teachers' logits."""
-    kind = task_type_of(task.kind)
+    """Return rows with what their data holds of teachers' logits, by the teacher's name."""
     words = [len(each) for each in rows.texts] if kind.layout == "token" else None
     width = kind.num_labels(names)
     supplied = {

@@ -19,7 +19,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from raybrew.config import Task
 from raybrew.data.classes import LabelReader, item_feature, read_classes
 from raybrew.data.columns import Rows, read_lists, read_words
-from raybrew.data.encoding import EncodedView, encode_words
+from raybrew.data.encoding import EncodedView, encode_words, view_from_ids
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError

@@ -26,7 +26,7 @@ from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 from raybrew.objective.extensions import Extensions, registered
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.adaptors import Adaptor, View, with_classes
+from raybrew.tasks.adaptors import Adaptor, View, first_classes
 from raybrew.tasks.task_type import Layout
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class ModelTeacher:
         self._device = torch.device(spec.device)
         setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
         check_device(self._device, f"teacher {spec.name!r}", setting)
-        self._adaptor = with_classes(adaptor_of(spec.kind, spec.adaptor), slice(spec.num_classes))
+        self._adaptor = first_classes(adaptor_of(spec.kind, spec.adaptor), spec.num_classes)
         self._layout: Layout = task_type_of(spec.kind).layout
         self._model = _load(spec).to(self._device)
         self._readers: dict[tuple[Signal, ...], FeatureReader] = {}
@@ -220,7 +220,7 @@ def _load(spec: ResolvedTeacher) -> nn.Module:
     try:
         # A copy in memory: the weights of a teacher at work don't change with its files.
         # Has transformers know the configuration of a user's class first.
-        kind = kind_of(spec.kind, spec.config.architecture)
+        kind = task_type_of(spec.kind, spec.config.architecture)
         config = read_config(spec.model, what, trust=spec.config.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
         set_padding_token(config, spec.padding.token_id)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from raybrew.errors import CheckpointError, RaybrewError
 from raybrew.models.student_files import save_student
-from raybrew.tasks import kind_of
+from raybrew.tasks import task_type_of
 
 _SHOWN = 8
 _BUFFERS = ("position_ids", "token_type_ids")
@@ -56,7 +56,7 @@ def convert_checkpoint(
     head = weights.get("classifier.bias", weights.get("qa_outputs.bias"))
     given = {} if head is None else {"num_labels": len(head)}
     config = AutoConfig.from_pretrained(model, **{**given, **(changes or {})})
-    built = kind_of(task_type).model_class.from_config(config)
+    built = task_type_of(task_type).model_class.from_config(config)
     expected = built.state_dict()
     wrong = [
         f"{name}: {None if name not in weights else list(weights[name].shape)} in the file, "

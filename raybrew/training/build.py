@@ -17,11 +17,11 @@ from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import StoredLabels
 from raybrew.labels.source import LabelSource, TeacherClient, TeacherLabels
 from raybrew.labels.store import LabelStore
-from raybrew.models.students import Head, MultiTaskStudent, build_multitask, build_student
+from raybrew.models.students import Head, MultiTaskStudent, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
 from raybrew.objective.rows import RowIndex
-from raybrew.tasks import kind_of
+from raybrew.tasks import task_type_of
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
@@ -79,20 +79,9 @@ def _build_model(job: ResolvedJob) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     what = "model" if isinstance(job.config, TrainJob) else "student"
     own = job.student.architecture
     heads = [
-        Head.of(task.name, kind_of(task.config.kind, own), task.label_names) for task in job.tasks
+        Head(task.name, task_type_of(task.config.kind, own), task.label_names) for task in job.tasks
     ]
-    seed = job.config.training.seed
-    if len(heads) > 1:
-        return build_multitask(job.student, heads, seed=seed, teachers=job.hosts, what=what)
-    return build_student(
-        job.student,
-        num_labels=heads[0].num_labels,
-        label_names=heads[0].label_names,
-        seed=seed,
-        teachers=job.hosts,
-        what=what,
-        kind=heads[0].kind,
-    )
+    return build_student(job.student, heads, job.hosts, seed=job.config.training.seed, what=what)
 
 
 def _model_of(model: nn.Module, task: int) -> nn.Module:

@@ -28,9 +28,9 @@ from raybrew.data.split import EncodedSplit
 from raybrew.labels.remote import StoreSpec
 from raybrew.matches.plan import TaskMatch
 from raybrew.objective.extensions import Extensions, registered
-from raybrew.tasks import kind_of
-from raybrew.tasks.adaptors import Adaptor, adaptor_of, first_classes
-from raybrew.tasks.task_type import Kind
+from raybrew.tasks import adaptor_of, task_type_of
+from raybrew.tasks.adaptors import Adaptor, first_classes
+from raybrew.tasks.task_type import TaskType
 from raybrew.teachers.teacher import ResolvedTeacher
 
 
@@ -68,9 +68,9 @@ class ResolvedTask:
         return self.config.name
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> TaskType:
         """Its task type."""
-        return kind_of(self.config.kind)
+        return task_type_of(self.config.kind)
 
     @cached_property
     def train(self) -> EncodedSplit:

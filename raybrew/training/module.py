@@ -63,7 +63,7 @@ class TaskReader:
         model: nn.Module,
         adaptor: Adaptor,
         matches: Sequence[TaskMatch] = (),
-        task_type: Kind = KINDS["sequence-classification"],
+        task_type: TaskType = TASK_TYPES["sequence-classification"],
         terms: Collection[str] = ("kd", "hard"),
     ):
         self.model, self.matches, self.terms = model, tuple(matches), frozenset(terms)

@@ -21,7 +21,7 @@ from raybrew.losses.kd import KD_LOSSES
 from raybrew.losses.mixture import MIXTURES
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import View
 from tests.losses.feature_inputs import (
     ALL_LOSSES,
@@ -99,7 +99,7 @@ def of_positions(config: rb.DistillationConfig, seed: int, extra: int) -> tuple[
         labels=labels,
         inputs_mask=padded,
     )
-    objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=KINDS["question-answering"])
+    objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=TASK_TYPES["question-answering"])
     examples = ExampleInputs(torch.tensor([11, 12, 13]), route=torch.tensor([0, 1, 1]))
     sums = objective.numerators(view, kept, TrainProgress(), examples)
     counts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())

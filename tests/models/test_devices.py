@@ -32,7 +32,7 @@ def test_a_replica_without_a_gpu_stays_on_the_cpu_where_its_node_has_some(tmp_pa
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that can't be used")
 def test_a_gpu_that_pytorch_cannot_use_is_an_error_that_says_what_to_change(monkeypatch):
-    # Also one that is seen but of no use: a driver that is too old, for example.
+    # Seen but of no use, too: a driver that is too old, say.
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     pattern = r"teacher 'a'.*PyTorch .* can't use one.*set teachers\[a\].resources to \{CPU: 1\}"
     spec = ("a", "nowhere", "f", "sequence-classification", "float32", 64, Padding(0), 1)

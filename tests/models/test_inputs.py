@@ -21,8 +21,9 @@ from raybrew.models.inputs import enough_positions, fit_tokenizer, most_position
 from raybrew.models.pretrained import meta_model, random_model
 from raybrew.runs.checks import read_teacher
 from raybrew.tasks import TASK_TYPES
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
+from raybrew.teachers.teacher import ModelTeacher
 from raybrew.training.module import StudentModule
+from tests.made import made_teacher
 from tests.models.families import family_config
 from tests.models.saved_families import FAMILIES, family_tokenizer, save_family
 
@@ -51,7 +52,7 @@ def texts_of(tokenizer) -> EncodedView:
 def teacher_of(folder: str, task: str, batch_tokens: int) -> ModelTeacher:
     model = read_teacher(Teacher(name="a", task="x", model=folder, inputs="own"))
     padding = padding_of(model.tokenizer, model.config, TASK_TYPES[task].layout)
-    return ModelTeacher(TeacherSpec("a", folder, "f", task, "float32", batch_tokens, padding, 1))
+    return ModelTeacher(made_teacher("a", folder, "f", task, "float32", batch_tokens, padding, 1))
 
 
 def rows_of(payload: Payload) -> list[np.ndarray]:

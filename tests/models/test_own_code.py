@@ -11,8 +11,8 @@ from raybrew.data.payload import Signal
 from raybrew.data.split import Padding
 from raybrew.models.students import build_student, student_config
 from raybrew.runs.resolve import MetadataCache
-from raybrew.teachers.teacher import ModelTeacher, TeacherSpec
-from tests.made import CLASSES, make_model, make_tokenizer
+from raybrew.teachers.teacher import ModelTeacher, ResolvedTeacher
+from tests.made import CLASSES, made_teacher, make_model, make_tokenizer
 from tests.models.checkpoints import one_head
 
 OWN_CODE = """

@@ -18,7 +18,7 @@ from raybrew.matches.presets import ModelGeometry
 from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import View
 
 HEADS, LENGTH, CLASSES = 2, 6, 3
@@ -61,7 +61,7 @@ COUNTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
 )
 def test_the_hard_loss_is_divided_by_the_rows_that_have_a_label(task_type, labels):
     config = rb.DistillationConfig(kd_loss_weight=0, hard_label_weight=1)
-    objective = Objective(config, {}, kind=KINDS[task_type])
+    objective = Objective(config, {}, kind=TASK_TYPES[task_type])
     assert objective.denominators(BatchCounts(np.array(labels))) == {"hard": 2.0}
 
 

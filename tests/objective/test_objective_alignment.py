@@ -10,7 +10,7 @@ from raybrew.errors import ConfigError
 from raybrew.losses.match_loss import Ragged
 from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import View
 
 KIND = TASK_TYPES["token-classification"]

@@ -16,7 +16,7 @@ from raybrew.matches.presets import ModelGeometry
 from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.adaptors import View
 
 LABELS = torch.tensor([0, 2, -1, 1, 1, 0])

@@ -13,7 +13,7 @@ import raybrew as rb
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.models.pretrained import quiet_transformers
-from raybrew.runs import resolve as prepare
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import TASK_TYPES
 from tests.tasks.made_models import lm_tokenizer, make_task_model
 from tests.tasks.test_runs import job_of

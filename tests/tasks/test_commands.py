@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import raybrew as rb
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import TASK_TYPES
 from raybrew.training.build import build_training
 from raybrew.training.world import World

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 import raybrew as rb
 from raybrew.config.task import TaskTypeName
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import TASK_TYPES
 from tests.made import CLASSES, make_data, make_job, make_model
 from tests.tasks.made_models import TAGS, make_task_model

@@ -12,8 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 import raybrew as rb
 from raybrew.data.split import Padding, collate, collate_labels
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.runs import resolve as prepare
-from raybrew.runs.resolve import prepare_supervised, supervised_plan
+from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import TASK_TYPES
 from raybrew.training.build import build_training
 from raybrew.training.world import World

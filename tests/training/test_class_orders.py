@@ -21,7 +21,7 @@ from raybrew.runs.precompute import Precompute
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run
 from raybrew.sweeps import sweep
-from raybrew.tasks import KINDS
+from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.task_data import read_task_data
 from raybrew.training.build import check_class_orders
 from raybrew.training.world import World

@@ -312,7 +312,7 @@ def test_training_goes_on_without_storing_where_the_store_is_full_and_may(
     _, losses = trained(training)
     assert losses == expected
     pool.flush()
-    unstored = sum(replica.figures()["unstored"] for replica in pool.replicas.values())
+    unstored = sum(replica.metrics()["unstored"] for replica in pool.replicas.values())
     assert unstored > 0
     assert "going on without storing" in caplog.text
     assert not list((tmp_path / "full").rglob("*.arrow"))

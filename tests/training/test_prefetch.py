@@ -187,7 +187,7 @@ def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_p
         store = tmp_path / f"store-{prefetch}"
         training, _, pool = trained(models, tmp_path / f"{prefetch}", store, prefetch=prefetch)
         assert training.labels is not None
-        forwards = {name: r.figures()["examples"] for name, r in pool.replicas.items()}
+        forwards = {name: r.metrics()["examples"] for name, r in pool.replicas.items()}
         counts.append((training.labels.figures, forwards))
     assert counts[0] == counts[1]
     # 90 rows, 6 of them twice.

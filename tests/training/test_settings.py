@@ -63,7 +63,7 @@ def test_labels_are_kept_in_their_dtype(models, tmp_path, dtype, bytes_of_a_valu
     training.run(Recorder())
     pool.flush()
     # 84 sentences that differ, three classes.
-    assert pool.replicas["a"].figures()["payload_bytes"] == 84 * 3 * bytes_of_a_value
+    assert pool.replicas["a"].metrics()["payload_bytes"] == 84 * 3 * bytes_of_a_value
 
 
 @pytest.mark.parametrize(("top_k", "entries"), [(1, 1), (2, 2)])
@@ -74,7 +74,7 @@ def test_so_many_of_the_largest_logits_are_kept(models, tmp_path, top_k, entries
     pool.flush()
     # Values, their classes, and the logsumexp at the two temperatures and at the job's own.
     expected = 84 * 4 * (2 * entries + 3)
-    assert pool.replicas["a"].figures()["payload_bytes"] == expected
+    assert pool.replicas["a"].metrics()["payload_bytes"] == expected
 
 
 @pytest.mark.parametrize(("window", "requests"), [(1, 6), (2, 3), (4, 2), (8, 1)])

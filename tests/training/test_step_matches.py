@@ -150,8 +150,8 @@ def test_only_what_matches_need_is_asked_of_the_models(models, store, tmp_path):
     assert attention_of(training.model) != "eager"
     trained(training)
     # 50 rows that differ, one forward for each teacher; b ships logits alone.
-    assert {n: r.figures()["examples"] for n, r in pool.replicas.items()} == {"a": 50, "b": 50}
-    figures = {name: r.figures()["payload_bytes"] for name, r in pool.replicas.items()}
+    assert {n: r.metrics()["examples"] for n, r in pool.replicas.items()} == {"a": 50, "b": 50}
+    figures = {name: r.metrics()["payload_bytes"] for name, r in pool.replicas.items()}
     assert figures["b"] == 50 * 3 * 4
     assert figures["a"] > 50 * 5 * 32 * 4
     eager, _ = made(models, store / "own", tmp_path / "2", MATCHES[2:3])
