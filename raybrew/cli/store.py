@@ -101,9 +101,8 @@ def prune(
             teachers=find_teachers(location, teacher or ()),
             damaged=damaged,
         )
-        for pruned in files:
-            if not dry_run:
-                location.remove(pruned.file.path)
+        for file in files if not dry_run else ():
+            location.remove(file.path)
         _print_pruned(files, dry_run)
         if damaged:
             print(

@@ -176,7 +176,7 @@ def explain(
         extra: Keys of the top level that are known besides the model's.
         between: What separates the mistakes.
     """
-    mistakes = [dict(mistake) for mistake in error.errors(include_url=False)]
+    mistakes: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
     places = {tuple(mistake["loc"]) for mistake in mistakes}
     lines: dict[str, None] = {}
     for mistake in mistakes:

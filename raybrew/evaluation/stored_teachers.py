@@ -12,6 +12,7 @@ from raybrew.data.split import EncodedSplit, collate_labels
 from raybrew.errors import LabelError
 from raybrew.evaluation.predict import StoredLabels, payload_of_rows
 from raybrew.labels.store import LabelStore
+from raybrew.losses.mixture import RowInputs
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
 from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
@@ -93,9 +94,11 @@ class _StoredTeachers:
         mixed = [
             self._objective.target(
                 each,
-                labels=taken[output],
-                row_keys=index.of_examples(keys),
-                route=None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
+                RowInputs(
+                    taken[output],
+                    None if routes is None else index.of_examples(torch.from_numpy(routes[rows])),
+                    index.of_examples(keys),
+                ),
             )
             for output, each in enumerate(by_output)
         ]

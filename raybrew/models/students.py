@@ -254,9 +254,10 @@ class _Origin:
     def _base(self) -> ModelSource:
         """Return what `tokenizer_from` names, or the first teacher."""
         name = self._student.tokenizer_from or next(iter(self._teachers), None)
-        if name in self._teachers:
-            return ModelSource.of_teacher(self._teachers[name])
         if name is not None:
+            teacher = self._teachers.get(name)
+            if teacher is not None:
+                return ModelSource.of_teacher(teacher)
             return self._path(name, "tokenizer_from")
         what = self._what
         raise ConfigError(

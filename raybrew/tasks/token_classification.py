@@ -19,7 +19,7 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBas
 from raybrew.config import Task
 from raybrew.data.classes import LabelReader, item_feature, read_classes
 from raybrew.data.columns import Rows, read_lists, read_words
-from raybrew.data.encoding import EncodedView, encode_words, view_from_ids
+from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import DataError
@@ -59,9 +59,7 @@ class TokenClassification(TaskType):
         views: dict[str, EncodedView] = {}
         firsts: dict[str, list[np.ndarray]] = {}
         for name, tokenizer in tokenizers.items():
-            encoded = encode_words(tokenizer, rows.texts, task.max_length)
-            views[name] = view_from_ids(encoded.input_ids, encoded.token_type_ids)
-            firsts[name] = encoded.first_tokens
+            views[name], firsts[name] = encode_words(tokenizer, rows.texts, task.max_length)
         lengths, own = views[STUDENT_VIEW].lengths, firsts.pop(STUDENT_VIEW)
         labels = _by_token(lengths, own, rows.labels, IGNORED)
         for name, logits in rows.supplied.items():

@@ -72,7 +72,7 @@ def train_rank(
     with flush_at_end(local), CheckpointWriter(checkpoints) as writer:
         metrics = training.run(_RayHooks(channel, world, writer))
     if training.labels is not None:
-        counts = training.labels.figures
+        counts = training.labels.counts
         mine = {
             "labels/hits": counts.hits,
             "labels/misses": counts.misses,
@@ -98,7 +98,7 @@ def host_teachers(
         world: the rank.
         on_event: called with events of a teacher.
     """
-    mine = [(t.worker_spec, t.signals) for t in job.teachers if t.worker_spec is not None]
+    mine = [(t, t.signals) for t in job.teachers if t.in_worker]
     return LocalClient(mine, job.store, num_threads, world.device, on_event) if mine else None
 
 
@@ -108,7 +108,7 @@ def client_of(
     """Return what computes the labels of all teachers; None if the store has everything."""
     if local is None:
         return pool
-    clients = {t.name: pool if t.worker_spec is None else local for t in job.teachers}
+    clients = {t.name: local if t.in_worker else pool for t in job.teachers}
     return CombinedClient({name: each for name, each in clients.items() if each is not None})
 
 
@@ -121,7 +121,7 @@ def precompute_shares(job: ResolvedJob, local: LocalClient, world: World) -> Non
     """
     at_once = job.labels.when == "ahead" or world.size > 1
     for teacher in job.teachers:
-        if teacher.worker_spec is None:
+        if not teacher.in_worker:
             continue
         task = job.task_of(teacher)
         needed = [task.train] if at_once else []

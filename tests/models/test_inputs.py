@@ -22,7 +22,7 @@ from raybrew.models.pretrained import meta_model, random_model
 from raybrew.runs.checks import read_teacher
 from raybrew.tasks import TASK_TYPES
 from raybrew.teachers.teacher import ModelTeacher
-from raybrew.training.module import StudentModule
+from raybrew.training.module import StudentModule, TaskReader
 from tests.made import made_teacher
 from tests.models.families import family_config
 from tests.models.saved_families import FAMILIES, family_tokenizer, save_family
@@ -200,7 +200,7 @@ def test_a_rank_without_examples_trains_an_encoder_decoder(tmp_path):
     kind = TASK_TYPES["sequence-classification"]
     folder = save_family(tmp_path, "t5", kind.model_class)
     model = kind.model_class.from_pretrained(folder)
-    module = StudentModule(model, [kind.adaptor], [()], seed=0)
+    module = StudentModule(model, [TaskReader(model, kind.adaptor)], seed=0)
     inputs = {
         name: torch.zeros((0, 4), dtype=torch.int64) for name in ("input_ids", "attention_mask")
     }

@@ -119,9 +119,7 @@ def answered(model: str, folder, dtype: Any) -> tuple[np.ndarray, set[torch.dtyp
     """Return the logits of the training examples, and the dtypes of all linear layers' outputs."""
     teacher = rb.Teacher(name="a", task="sum", model=model, dtype=dtype)
     preparation = resolve_job(make_job({}, folder / "store", teachers=[teacher]), folder)
-    spec = preparation.teachers[0].spec
-    assert spec is not None
-    host = ModelTeacher(spec)
+    host = ModelTeacher(preparation.teachers[0])
     seen: set[torch.dtype] = set()
 
     def hook(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:

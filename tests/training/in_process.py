@@ -31,9 +31,9 @@ class LocalPool:
 
     def __init__(self, preparation: ResolvedJob, store: StoreSpec | str, device: str = "cpu"):
         self.replicas = {
-            t.name: Replica(replace(t.spec, device=device), t.signals, store)
+            t.name: Replica(replace(t, device=device), t.signals, store)
             for t in preparation.teachers
-            if t.spec is not None
+            if t.model is not None
         }
 
     def ask(self, teacher: str, view: EncodedView, signals: tuple[Signal, ...]) -> Answered:

@@ -74,7 +74,7 @@ def task_of(num_rows: int) -> ResolvedTask:
     match: Any = SimpleNamespace(padding_counts=True)
     teacher = ResolvedTeacher(
         config=rb.Teacher(name="a", task="t", model="a"),
-        spec=None,
+        kind="token-classification",
         fingerprint="",
         view="other",
         signals=(Signal(),),
@@ -92,7 +92,7 @@ def elements_read(num_rows: int) -> int:
     store: Any = Store()
     source = LabelSource(
         teachers=[TeacherLabels("a", 0, task.train.views["other"], {Signal(): store})],
-        asker=None,
+        client=None,
         rows_of=lambda step: (0, rows),
         num_steps=1,
     )

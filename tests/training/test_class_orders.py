@@ -3,10 +3,10 @@
 import json
 import logging
 import re
+from collections.abc import Collection
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,7 +240,7 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
     view = preparation.tasks[0].split("eval").views[preparation.teachers[0].view]
 
     class Labelled(Precompute):
-        def fill(self, pool: Any, sides: tuple[str, ...]) -> None:
+        def fill(self, pool: Any, sides: Collection[str]) -> None:
             local.replicas["a"].ask(view, preparation.teachers[0].signals)
             local.flush()
 
@@ -249,9 +249,8 @@ def test_a_sweep_tries_the_order_once_it_has_the_labels(made, tmp_path, monkeypa
             yield None
 
     monkeypatch.setattr(sweep, "Precompute", Labelled)
-    found: Any = SimpleNamespace(passes=[preparation])
     with pytest.raises(rb.ConfigError, match="no names say which"):
-        sweep._label(found, Run(job, "tune", None, None), {})
+        sweep._compute_labels([preparation], Run(job, "tune", None, None))
 
 
 def test_all_ranks_refuse_what_rank_0_finds(made, tmp_path, monkeypatch):

@@ -178,7 +178,7 @@ def test_a_run_with_batches_made_ahead_is_bit_for_bit_the_run_without(models, tm
         assert all(torch.equal(v, state[k]) for k, v in plain.model.state_dict().items())
         assert prefetched.labels is not None
         assert plain.labels is not None
-        assert prefetched.labels.figures == plain.labels.figures
+        assert prefetched.labels.counts == plain.labels.counts
 
 
 def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_path):
@@ -188,7 +188,7 @@ def test_labels_asked_for_ahead_are_computed_as_often_as_otherwise(models, tmp_p
         training, _, pool = trained(models, tmp_path / f"{prefetch}", store, prefetch=prefetch)
         assert training.labels is not None
         forwards = {name: r.metrics()["examples"] for name, r in pool.replicas.items()}
-        counts.append((training.labels.figures, forwards))
+        counts.append((training.labels.counts, forwards))
     assert counts[0] == counts[1]
     # 90 rows, 6 of them twice.
     assert counts[0][1] == {"a": 84, "b": 84}
