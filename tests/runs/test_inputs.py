@@ -228,9 +228,9 @@ def test_malformed_rows_are_a_data_error_or_read_as_they_are(files, rows, cut, n
     task = rb.Task(
         name="sum", train=str(path), label_names=CLASSES if named else None, max_length=32
     )
-    said = refusal(lambda: read_task_data(task))
-    if said is not None:
-        assert "tasks[sum]" in said
+    message = refusal(lambda: read_task_data(task))
+    if message is not None:
+        assert "tasks[sum]" in message
         return
     table = read_task_data(task)
     assert len(table.train.labels) == len(table.train)

@@ -1,4 +1,4 @@
-"""Mistakes of matches and objectives: said at start, without weights, naming the match."""
+"""Mistakes of matches and objectives: errors at the start, without weights, that name the match."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def prepared(models, tmp_path, matches=(), *, labels=None, changes=None, **disti
 
 
 @pytest.mark.parametrize(
-    ("match", "said"),
+    ("match", "message"),
     [
         ({**HIDDEN, **PROJ, "layer_T": 5}, r"'hidden_mse'.*teacher 'a' layer 5.*0 to 2"),
         ({**HIDDEN, **PROJ, "layer_S": 2}, r"'hidden_mse'.*student layer 2.*0 to 1"),
@@ -76,8 +76,8 @@ def prepared(models, tmp_path, matches=(), *, labels=None, changes=None, **disti
         ),
     ],
 )
-def test_matches(models, tmp_path, match, said):
-    with pytest.raises(rb.ConfigError, match=said):
+def test_matches(models, tmp_path, match, message):
+    with pytest.raises(rb.ConfigError, match=message):
         prepared(models, tmp_path, match)
 
 
@@ -160,7 +160,7 @@ ATTENTION = {
 
 
 @pytest.mark.parametrize(
-    ("whose", "adaptor", "match", "said"),
+    ("whose", "adaptor", "match", "message"),
     [
         (
             "teacher",
@@ -185,7 +185,7 @@ ATTENTION = {
     ],
 )
 def test_what_a_users_adaptor_does_not_give_is_said_at_start(
-    models, tmp_path, whose, adaptor, match, said
+    models, tmp_path, whose, adaptor, match, message
 ):
     path = f"tests.training.user_adaptors:{adaptor}"
     teachers = [
@@ -193,7 +193,7 @@ def test_what_a_users_adaptor_does_not_give_is_said_at_start(
         for name, model in models.items()
     ]
     student = rb.Student(config=STUDENT_CONFIG, adaptor=path if whose == "student" else None)
-    with pytest.raises(rb.ConfigError, match=rf"distillation\.matches: .*{said}"):
+    with pytest.raises(rb.ConfigError, match=rf"distillation\.matches: .*{message}"):
         prepared(models, tmp_path, match, changes={"teachers": teachers, "student": student})
 
 
@@ -294,7 +294,7 @@ def test_textbrewers_configs_are_taken_as_they_are(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"kd_loss_type": "ce", "temprature": 2}, r"'temprature'.*did you mean 'temperature'"),
         ({"kd_loss_type": "ce", "mixture": "route"}, r"'mixture'.*TextBrewer's"),
@@ -311,6 +311,6 @@ def test_textbrewers_configs_are_taken_as_they_are(tmp_path: Path):
         ("nowhere.json", r"JSON file.*'nowhere.json'"),
     ],
 )
-def test_what_textbrewer_does_not_know_is_refused(given, said):
-    with pytest.raises(rb.ConfigError, match=rf"distillation.*{said}"):
+def test_what_textbrewer_does_not_know_is_refused(given, message):
+    with pytest.raises(rb.ConfigError, match=rf"distillation.*{message}"):
         job_with(given)

@@ -16,7 +16,7 @@ from tests.made import CLASSES, STUDENT_CONFIG, make_data, make_job, make_model,
 from tests.models.families import family_config
 from tests.training.in_process import LocalPool, Recorder
 
-# What ranks are told holds wherever they are: Ray Train gives them a working directory.
+# What ranks get holds wherever they are: Ray Train gives them a working directory.
 
 TRAINING = rb.TrainingConfig(num_steps=2, batch_size=8, learning_rate=1e-3, num_threads=1)
 STUDENTS: dict[str, dict[str, Any]] = {

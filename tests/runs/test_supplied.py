@@ -22,7 +22,7 @@ from tests.tasks.made_models import make_task_model
 from tests.tasks.test_runs import job_of
 from tests.training.in_process import LocalPool, Recorder, build
 
-SAID = "said"
+COLUMN = "logits"
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +62,8 @@ def answers(job: rb.DistillJob, folder: Path, side: str) -> list[Any]:
 def of_column(job: rb.DistillJob, columns: dict[str, list[Any]], **changes: Any) -> rb.DistillJob:
     """The job with its first teacher's answers in its data, in place of the model."""
     task = job.tasks[0]
-    rows = {side: getattr(task, side).add_column(SAID, columns[side]) for side in columns}
-    first = rb.Teacher(name=job.teachers[0].name, task=task.name, logits=SAID)
+    rows = {side: getattr(task, side).add_column(COLUMN, columns[side]) for side in columns}
+    first = rb.Teacher(name=job.teachers[0].name, task=task.name, logits=COLUMN)
     return job.model_copy(
         update={
             "tasks": (task.model_copy(update=rows),),
@@ -128,16 +128,16 @@ def test_words_have_a_list_each(tmp_path):
 
 def test_rows_that_read_the_same_may_have_different_logits(models, tmp_path):
     rows = make_data(20, twice=10)
-    said = np.random.default_rng(0).normal(size=(20, 3))
-    said[13] = said[3]
+    logits = np.random.default_rng(0).normal(size=(20, 3))
+    logits[13] = logits[3]
     job = make_job({"b": models["b"]}, tmp_path / "store")
     task = job.tasks[0].model_copy(
-        update={"train": rows.add_column(SAID, said.tolist()), "eval": None}
+        update={"train": rows.add_column(COLUMN, logits.tolist()), "eval": None}
     )
     job = job.model_copy(
         update={
             "tasks": (task,),
-            "teachers": (rb.Teacher(name="c", task="sum", logits=SAID),),
+            "teachers": (rb.Teacher(name="c", task="sum", logits=COLUMN),),
             "student": rb.Student(config=STUDENT, tokenizer_from=models["b"]),
         }
     )
@@ -149,12 +149,12 @@ def test_rows_that_read_the_same_may_have_different_logits(models, tmp_path):
     found, payload = store.read(view.keys)
     assert found.all()
     assert payload is not None
-    np.testing.assert_array_equal(payload.values, said.astype(np.float32))
+    np.testing.assert_array_equal(payload.values, logits.astype(np.float32))
     # Preparing again, as a resumed run does, writes nothing twice; other values are other labels.
     resolve_job(job, tmp_path / "data")
     assert len(LabelStore(StoreSpec.of(job.labels)).signal(teacher.fingerprint, Signal())) == 19
     other = task.model_copy(
-        update={"train": rows.add_column(SAID, (said + 1).tolist()), "eval": None}
+        update={"train": rows.add_column(COLUMN, (logits + 1).tolist()), "eval": None}
     )
     job = job.model_copy(update={"tasks": (other,)})
     assert resolve_job(job, tmp_path / "other").teachers[0].fingerprint != teacher.fingerprint
@@ -164,7 +164,7 @@ GOOD = [[0.5, -1.0, 2]] * 6
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ([0.5, 1.0], r"got \[0\.5, 1\.0\]"),
         (None, "got None"),
@@ -172,14 +172,14 @@ GOOD = [[0.5, -1.0, 2]] * 6
         ([0.5, 1e300, 1.0], r"1e\+300"),
     ],
 )
-def test_a_row_without_logits_is_named(models, tmp_path, bad, said):
-    rows = make_data(6).add_column(SAID, [*GOOD[:4], bad, GOOD[0]])
+def test_a_row_without_logits_is_named(models, tmp_path, bad, message):
+    rows = make_data(6).add_column(COLUMN, [*GOOD[:4], bad, GOOD[0]])
     task = rb.Task(name="sum", train=rows, max_length=32)
-    teachers = [rb.Teacher(name="c", task="sum", logits=SAID)]
+    teachers = [rb.Teacher(name="c", task="sum", logits=COLUMN)]
     job = make_job(models, tmp_path, tasks=[task], teachers=teachers)
     with pytest.raises(
         rb.DataError,
-        match=rf"tasks\[sum\]\.train: row 4: expected 3 finite numbers.*'said'.*{said}",
+        match=rf"tasks\[sum\]\.train: row 4: expected 3 finite numbers.*'logits'.*{message}",
     ):
         resolve_job(job, tmp_path / "data")
 
@@ -203,12 +203,12 @@ def test_values_of_other_forms_are_refused():
 
 
 def test_mistakes(models, tmp_path):
-    rows = make_data(6).add_column(SAID, GOOD)
+    rows = make_data(6).add_column(COLUMN, GOOD)
     task = {"name": "sum", "train": rows, "max_length": 32}
-    column = rb.Teacher(name="c", task="sum", logits=SAID)
+    column = rb.Teacher(name="c", task="sum", logits=COLUMN)
 
-    def refused(said: str, *, task=task, teachers=(column,), **changes):
-        with pytest.raises(rb.RaybrewError, match=said):
+    def refused(message: str, *, task=task, teachers=(column,), **changes):
+        with pytest.raises(rb.RaybrewError, match=message):
             resolve_job(
                 make_job(models, tmp_path, tasks=[rb.Task(**task)], teachers=teachers, **changes),
                 tmp_path / "data",
@@ -230,26 +230,26 @@ def test_mistakes(models, tmp_path):
         r"teachers\[c\]\.logits: expected a teacher of a task type.*got one of 'causal-lm'",
         task={**task, "kind": "causal-lm"},
     )
-    wrong = rb.Teacher(name="c", task="sum", logits="sayd")
-    refused(r"expected a column 'sayd'.*Did you mean 'said'", teachers=(wrong,))
+    wrong = rb.Teacher(name="c", task="sum", logits="logit")
+    refused(r"expected a column 'logit'.*did you mean 'logits'", teachers=(wrong,))
     refused(
-        "row 0: expected logits that float16 can hold in 'said', got larger ones",
-        task={**task, "train": make_data(6).add_column(SAID, [[1e6, 0.0, 0.0]] * 6)},
+        "row 0: expected logits that float16 can hold in 'logits', got larger ones",
+        task={**task, "train": make_data(6).add_column(COLUMN, [[1e6, 0.0, 0.0]] * 6)},
         student=student,
         labels=labels(tmp_path / "half", dtype="float16"),
     )
     wrong_teachers: list[tuple[dict[str, Any], str]] = [
         ({}, "expected one of `model` and `logits`, got neither"),
-        ({"model": "m", "logits": SAID}, "got both"),
-        ({"logits": SAID, "replicas": 2, "dtype": "float16"}, "without dtype, replicas"),
+        ({"model": "m", "logits": COLUMN}, "got both"),
+        ({"logits": COLUMN, "replicas": 2, "dtype": "float16"}, "without dtype, replicas"),
     ]
-    for given, said in wrong_teachers:
-        with pytest.raises(ValueError, match=said):
+    for given, message in wrong_teachers:
+        with pytest.raises(ValueError, match=message):
             rb.Teacher(name="c", task="sum", **given)
 
 
 def test_a_saved_job_reads_the_same(tmp_path, models):
-    make_data(6).add_column(SAID, GOOD).to_parquet(str(tmp_path / "rows.parquet"))
+    make_data(6).add_column(COLUMN, GOOD).to_parquet(str(tmp_path / "rows.parquet"))
     job = make_job(
         models,
         tmp_path,
@@ -257,7 +257,7 @@ def test_a_saved_job_reads_the_same(tmp_path, models):
             rb.Task(name="sum", train=str(tmp_path / "rows.parquet"), label_names=CLASSES),
         ],
         teachers=[
-            rb.Teacher(name="c", task="sum", logits=SAID, weight=0.5),
+            rb.Teacher(name="c", task="sum", logits=COLUMN, weight=0.5),
             rb.Teacher(name="a", task="sum", model=models["a"], placement="worker"),
         ],
     )
@@ -266,10 +266,10 @@ def test_a_saved_job_reads_the_same(tmp_path, models):
 
 
 def test_labels_of_a_column_that_were_deleted_are_an_error(models, tmp_path):
-    rows = make_data(20).add_column(SAID, np.zeros((20, 3)).tolist())
+    rows = make_data(20).add_column(COLUMN, np.zeros((20, 3)).tolist())
     task = rb.Task(name="sum", train=rows, max_length=32)
     teachers = [
-        rb.Teacher(name="c", task="sum", logits=SAID),
+        rb.Teacher(name="c", task="sum", logits=COLUMN),
         rb.Teacher(name="a", task="sum", model=models["a"]),
     ]
     job = make_job(models, tmp_path / "store", tasks=[task], teachers=teachers)

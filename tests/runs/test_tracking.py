@@ -218,7 +218,7 @@ for number in range(int(sys.argv[3])):
     Tracker(Path(sys.argv[1], str(number)), config, {}, "folder", is_trial=trial).finish()
 print(json.dumps(shown))
 """
-"""What W&B is told, as JSON; arguments: folder, settings of the job, how many runs, which kind."""
+"""What W&B gets, as JSON; arguments: folder, settings of the job, how many runs, which kind."""
 
 
 def shown_runs(folder: Path, settings: dict, env: dict[str, str], *, trials: int = 0) -> list:
