@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,18 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "from a folder": {"model": "models/a"},
     "from layers of a folder": {"layers_from": ("models/a", [0])},
 }
+
+
+def test_a_resolved_job_travels_without_rows_and_finds_them_in_its_files(tmp_path):
+    job = make_job({"a": make_model(tmp_path / "a", 0)}, tmp_path / "store")
+    resolved = resolve_job(job, tmp_path / "data")
+    keys = resolved.tasks[0].train.student.keys
+    pickled = pickle.dumps(resolved)
+    assert job.tasks[0].train["text"][0].encode() not in pickled
+    assert keys[0].tobytes() not in pickled
+    again = pickle.loads(pickled)
+    assert again == resolved
+    assert (again.tasks[0].train.student.keys == keys).all()
 
 
 @pytest.mark.parametrize("student", STUDENTS.values(), ids=STUDENTS)
