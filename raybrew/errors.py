@@ -103,6 +103,23 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 3) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """Build the error for a name that isn't known: nearest names first, then all of them.
+
+    Args:
+        what: the kind of name, e.g. "KD loss".
+        name: the name that came.
+        known: the names that would do.
+
+    Returns:
+        The error, for the caller to raise.
+    """
+    names = sorted(known)
+    hint = did_you_mean(name, names) or "."
+    expected = f"one of {', '.join(names)}" if names else "none at all"
+    return ConfigError(f"Unknown {what} {name!r}: expected {expected}{hint}")
+
+
 def import_object(path: str, what: str) -> Any:
     """Return what an import path, "package.module:name", leads to; the name may have dots.
 
