@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification
 
 import raybrew as rb
 from raybrew.config.job_file import load_job
+from raybrew.errors import Terminated
 from tests.commands import raybrew
 from tests.made import STUDENT_CONFIG, make_data, make_model
 from tests.traces import temporaries
@@ -187,6 +188,27 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     assert found.startswith("raybrew: ")
     assert re.search(message, found), found
     assert not (files / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "error", "code", "message"),
+    [
+        ("distill", KeyboardInterrupt(), 130, "interrupted; --resume continues the run"),
+        ("distill", Terminated(), 143, "terminated; --resume continues the run"),
+        ("label", KeyboardInterrupt(), 130, "interrupted; what was computed is in the store"),
+        ("distill", rb.TeacherError("lost"), 2, "lost"),
+    ],
+)
+def test_what_ends_a_command_is_one_message_and_an_exit_code(
+    command, error, code, message, files, monkeypatch, capfd
+):
+    def end(*_, **__):
+        raise error
+
+    monkeypatch.setattr(f"raybrew.api.{command}", end)
+    monkeypatch.chdir(files)
+    assert raybrew(command, write(files, job(files))) == code
+    assert capfd.readouterr().err.startswith(f"raybrew: {message}")
 
 
 def test_every_mistake_of_a_file_is_reported_at_once(files, monkeypatch, capfd):
