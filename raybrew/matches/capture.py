@@ -105,7 +105,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
     if name in modules:
         return modules[name]
     raise ConfigError(
-        f"{type(model).__name__} has no module {name!r}.{did_you_mean(name, modules)} "
+        f"{type(model).__name__} has no module {name!r}{did_you_mean(name, modules) or '.'} "
         "model.named_modules() lists them."
     )
 

@@ -90,7 +90,7 @@ def test_a_module_the_forward_leaves_out():
 
 def test_a_name_the_model_hasnt_got_leaves_no_hook():
     model = Model(4)
-    with pytest.raises(ConfigError, match=r"'layers\.2\.dense'\. Did you mean 'layers\."):
+    with pytest.raises(ConfigError, match=r"'layers\.2\.dense'; did you mean 'layers\."):
         ModuleCapture(model, [("layers.0", 0), ("layers.2.dense", 0)])
     assert hooks_of(model) == 0
 
