@@ -75,11 +75,11 @@ class Checkpoints:
                 write(temporary)
                 sums = {name: _checksum(temporary / name) for name in _files(temporary)}
                 (temporary / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-                _sync(temporary)
+                _sync_all(temporary)
                 # It was written before, and the run fell back to an earlier one since.
                 shutil.rmtree(target, ignore_errors=True)
                 temporary.rename(target)
-                _sync_folder(self.folder)
+                _sync(self.folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             self._prune()
@@ -220,15 +220,13 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
 
 
-def _sync(folder: Path) -> None:
-    for name in _files(folder):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    for path in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        _sync_folder(path)
+def _sync_all(folder: Path) -> None:
+    # Files first, then the folders that name them.
+    for path in [*sorted(folder.rglob("*"), key=Path.is_dir), folder]:
+        _sync(path)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
