@@ -14,10 +14,10 @@ import sys
 
 from raybrew.textbrewer import data_utils, distillers, presets, utils
 from raybrew.textbrewer.configurations import DistillationConfig, TrainingConfig
+from raybrew.textbrewer.distiller_basic import BasicDistiller
 from raybrew.textbrewer.distiller_train import BasicTrainer
 from raybrew.textbrewer.distiller_utils import CustomMatch
 from raybrew.textbrewer.distillers import (
-    BasicDistiller,
     GeneralDistiller,
     MultiTaskDistiller,
     MultiTeacherDistiller,
@@ -68,7 +68,6 @@ Distillers = {
 
 # TextBrewer's other modules, for scripts that import them.
 for _name, _module in {
-    "distiller_basic": distillers,
     "distiller_general": distillers,
     "distiller_multitask": distillers,
     "distiller_multiteacher": distillers,

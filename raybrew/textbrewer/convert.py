@@ -56,17 +56,12 @@ def convert_checkpoint(
     head = weights.get("classifier.bias", weights.get("qa_outputs.bias"))
     given = {} if head is None else {"num_labels": len(head)}
     config = AutoConfig.from_pretrained(model, **{**given, **(changes or {})})
-    built = task_type_of(task_type).model_class.from_config(config)
-    expected = built.state_dict()
+    built = kind_of(task_type).model_class.from_config(config)
+    theirs, own = _shapes(weights), _shapes(built.state_dict())
     wrong = [
-        f"{name}: {None if name not in weights else list(weights[name].shape)} in the file, "
-        f"{None if name not in expected else list(expected[name].shape)} in the model"
-        for name in sorted({*weights, *expected})
-        if name.rpartition(".")[2] not in _BUFFERS
-        and (
-            name not in weights
-            or expected.get(name, weights[name][:0]).shape != weights[name].shape
-        )
+        f"{name}: {theirs.get(name)} in the file, {own.get(name)} in the model"
+        for name in sorted({*theirs, *own})
+        if theirs.get(name) != own.get(name)
     ]
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} others" if len(wrong) > _SHOWN else ""
@@ -74,12 +69,18 @@ def convert_checkpoint(
             f"{checkpoint}: expected the weights of {type(built).__name__} of {model}, got others: "
             f"{'; '.join(wrong[:_SHOWN])}{more}; give the task type, and --set what differs"
         )
-    built.load_state_dict(
-        {name: weights[name] for name in expected if name in weights}, strict=False
-    )
-    folder = Path(out)
+    built.load_state_dict({name: weights[name] for name in own}, strict=False)
+    tokenizer, folder = AutoTokenizer.from_pretrained(model), Path(out)
     folder.mkdir(parents=True)
-    save_student(built, AutoTokenizer.from_pretrained(model), folder)
+    save_student(built, tokenizer, folder)
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {
+        name: list(value.shape)
+        for name, value in state.items()
+        if name.rpartition(".")[2] not in _BUFFERS
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,8 +28,9 @@ from raybrew.textbrewer.distiller_utils import (
     no_op,
     read_results,
 )
+from raybrew.textbrewer.feed import Feed, Stream, TrainingSchedule
 from raybrew.textbrewer.label_cache import model_fingerprint
-from raybrew.textbrewer.resumption import Feed, Resumption, Stream
+from raybrew.textbrewer.resumption import Resumption
 from raybrew.training.callbacks import Bars
 from raybrew.training.optimization import Amp
 from raybrew.training.world import World
@@ -44,78 +44,6 @@ _SAME_TO_RESUME = (
     *("gradient_accumulation_steps", "fp16", "bf16", "fp16_opt_level"),
     *("ckpt_frequency", "ckpt_epoch_frequency", "ckpt_steps"),
 )
-
-
-@dataclass
-class TrainingSchedule:
-    """When a training steps, saves and ends, which follows from the batches, and where it is.
-
-    Args:
-        num_epochs: passes over the loader; 1 where `train` is given `num_steps`.
-        per_epoch: batches of an epoch, the last of which may make no whole step.
-        accumulation: batches of an optimizer step.
-        checkpoints: steps with a checkpoint after them.
-        done: batches that were trained on.
-    """
-
-    num_epochs: int
-    per_epoch: int
-    accumulation: int
-    checkpoints: set[int]
-    done: int = 0
-
-    @staticmethod
-    def of(
-        config: TrainingConfig, loader: Any, num_epochs: int | None, num_steps: int | None
-    ) -> "TrainingSchedule":
-        """Return the schedule of so many steps, or of so many passes over a loader.
-
-        Raises:
-            ConfigError: neither is given, the loader has no length, or an epoch is less than a
-                step.
-        """
-        accumulation = config.gradient_accumulation_steps
-        if num_steps is not None:
-            every = config.ckpt_steps or max(1, int(num_steps))
-            saved = {*range(every, int(num_steps) + 1, every), int(num_steps)}
-            return TrainingSchedule(1, int(num_steps) * accumulation, accumulation, saved)
-        if num_epochs is None:
-            raise ConfigError("train: expected num_epochs or num_steps, got neither")
-        if not hasattr(loader, "__len__"):
-            raise ConfigError("train: expected num_steps with a dataloader without a length")
-        num_epochs, steps, parts = (
-            int(num_epochs),
-            len(loader) // accumulation,
-            config.ckpt_frequency,
-        )
-        if not steps:
-            raise ConfigError(
-                f"gradient_accumulation_steps: expected no more than the {len(loader)} batches of "
-                f"an epoch, got {accumulation}"
-            )
-        # As in TextBrewer, the place 0 of an epoch is its end.
-        parts = config.ckpt_frequency
-        places = {int(steps * part / parts) or steps for part in range(parts)}
-        every = config.ckpt_epoch_frequency
-        epochs = {*range(every - 1, num_epochs, every), num_epochs - 1}
-        saved = {epoch * steps + place for epoch in epochs for place in places}
-        return TrainingSchedule(num_epochs, len(loader), accumulation, saved)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps of an epoch."""
-        return self.per_epoch // self.accumulation
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps in all."""
-        return self.num_epochs * self.steps_per_epoch
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps that were taken."""
-        epochs, rest = divmod(self.done, self.per_epoch)
-        return epochs * self.steps_per_epoch + rest // self.accumulation
 
 
 class Trainer(ABC):

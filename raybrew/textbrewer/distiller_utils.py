@@ -25,7 +25,6 @@ from raybrew.textbrewer.configurations import (  # noqa: F401
     IntermediateMatch,
     TrainingConfig,
 )
-from raybrew.textbrewer.label_cache import has_rows
 from raybrew.textbrewer.presets import (  # noqa: F401
     ADAPTOR_KEYS,
     FEATURES,
@@ -320,24 +319,6 @@ class CustomMatch:
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ConfigError(f"CustomMatch: the loss returned {got}; expected one number")
         return value.reshape(())
-
-
-def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
-    """Return some rows of a batch.
-
-    Args:
-        batch: tensors whose first axis is as long as the batch have a row for each example;
-            whatever else it holds is of the whole batch.
-        rows: int64 (n,).
-        size: examples in the batch.
-    """
-    if isinstance(batch, Tensor):
-        return batch[rows.to(batch.device)] if has_rows(batch, size) else batch
-    if isinstance(batch, list | tuple):
-        return tuple(take_rows(each, rows, size) for each in batch)
-    if isinstance(batch, Mapping):
-        return {key: take_rows(each, rows, size) for key, each in batch.items()}
-    return batch
 
 
 class no_op:

@@ -11,7 +11,7 @@ is part of a key; where the padding isn't read, neither is that.
 import functools
 import inspect
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,10 +26,23 @@ from raybrew.labels.contents import write_manifest
 from raybrew.labels.store import LabelStore, SignalStore
 from raybrew.losses.match_loss import Axis, FeatureSizes, Ragged, pack, unpack
 from raybrew.matches.capture import code_name
+from raybrew.textbrewer.configurations import IntermediateMatch
+from raybrew.textbrewer.distiller_utils import Results, match_features
 
 Wanted = Mapping[Signal, tuple[Axis, ...]]
 """By signal, what each axis of the tensor after the first is."""
 
+Asked = dict[Signal, tuple[str, int, Tensor]]
+"""By signal its key in the results, its place there, and the student's tensor that it is for."""
+
+_AXES: dict[tuple[str, int], tuple[Axis, ...]] = {
+    ("logits", 2): ("hidden",),
+    ("logits", 3): ("token", "hidden"),
+    ("hidden", 2): ("hidden",),
+    ("hidden", 3): ("token", "hidden"),
+    ("attention", 3): ("token", "token"),
+    ("attention", 4): ("head", "token", "token"),
+}
 _PLAIN = (bool, int, float, str, bytes, type(None))
 _THIS_PROCESS = uuid.uuid4().hex
 
@@ -273,3 +286,87 @@ def batch_digest(batch: Any) -> str:
 def _bytes(rows: Tensor) -> np.ndarray:
     """Return the bytes of each row of a matrix, uint8 (n, bytes)."""
     return rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+
+
+def take_rows(batch: Any, rows: Tensor, size: int) -> Any:
+    """Return some rows of a batch.
+
+    Args:
+        batch: tensors whose first axis is as long as the batch have a row for each example;
+            whatever else it holds is of the whole batch.
+        rows: int64 (n,).
+        size: examples in the batch.
+    """
+    if isinstance(batch, Tensor):
+        return batch[rows.to(batch.device)] if has_rows(batch, size) else batch
+    if isinstance(batch, list | tuple):
+        return tuple(take_rows(each, rows, size) for each in batch)
+    if isinstance(batch, Mapping):
+        return {key: take_rows(each, rows, size) for key, each in batch.items()}
+    return batch
+
+
+def asked_of(
+    results_S: Results, logits: Sequence[Tensor], matches: Sequence[IntermediateMatch]
+) -> Asked:
+    """Return what is asked of a teacher: logits as the student's, and the layers of matches."""
+    found: Asked = {}
+    for number, own in enumerate(logits):
+        tokens = ".tokens" if own.dim() == 3 else ""
+        found[Signal(f"logits.{number}{tokens}", dtype=_kept_dtype(own))] = ("logits", number, own)
+    for match in matches:
+        own = match_features(results_S, match, "student")
+        own = own if isinstance(own, Tensor) else own[0]
+        for layer in match.spec.teacher_layers:
+            signal = Signal(match.feature, (layer,), _kept_dtype(own))
+            found[signal] = (match.feature, layer, own)
+    return found
+
+
+def _kept_dtype(tensor: Tensor) -> str:
+    # Keeping labels changes no loss: what is computed in half precision is compared in float32.
+    return "float64" if tensor.dtype == torch.float64 else "float32"
+
+
+def axes_of(asked: tuple[str, int, Tensor]) -> tuple[Axis, ...]:
+    """Return what the axes of a tensor that is asked for are, after the first."""
+    key, _, own = asked
+    return _AXES[key, own.dim()]
+
+
+def all_tokens(asked: Asked) -> Tensor:
+    """Return a mask of every token, (B, L)."""
+    sizes = [own.shape[-2 if key != "attention" else -1] for key, _, own in asked.values()]
+    tokens = ["token" in axes_of(each) for each in asked.values()]
+    lengths = [size for size, has_tokens in zip(sizes, tokens, strict=True) if has_tokens]
+    size = len(next(iter(asked.values()))[2])
+    return torch.ones(size, max(lengths, default=1))
+
+
+def mask_that_suffices(batch: Any, results_S: Results, asked: Asked) -> Tensor | None:
+    """Return a batch's mask of real tokens, (B, L), if what is learnt reads no others."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or not has_rows(mask, size_of(results_S)) or mask.dim() != 2:
+        return None
+    logits = [own for key, _, own in asked.values() if key == "logits"]
+    # As many classes as tokens: scores of tokens, as question answering has them.
+    if any(own.dim() == 2 and own.shape[1] == mask.shape[1] for own in logits):
+        return None
+    masks = results_S.get("logits_mask", [None] * len(logits))
+    read = [each for own, each in zip(logits, masks, strict=False) if own.dim() > 2]
+    read += [results_S.get("inputs_mask")] * (len(asked) > len(logits))
+    return mask if all(_is_within(each, mask) for each in read) else None
+
+
+def _is_within(read: Tensor | None, real: Tensor) -> bool:
+    if read is None or read.shape != real.shape:
+        return False
+    return not bool((read[real.to(read.device) == 0] != 0).any())
+
+
+def size_of(results: Results) -> int:
+    """Return the examples of a batch."""
+    for key in ("logits", "hidden", "attention", "labels"):
+        for each in results.get(key, ()):
+            return len(each)
+    return 0

@@ -7,5 +7,5 @@ from tests.textbrewer.script import SHUFFLES
 
 @pytest.fixture(autouse=True)
 def own_shuffles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raybrew.textbrewer.resumption.random", SHUFFLES)
+    monkeypatch.setattr("raybrew.textbrewer.feed.random", SHUFFLES)
     monkeypatch.setattr("random.shuffle", SHUFFLES.shuffle)
