@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raybrew.errors import ConfigError, unknown_name
+from raybrew.errors import ConfigError
 from raybrew.losses.numerics import log_probs, promoted
 from raybrew.losses.registry import Limits, OptionValue, checked_options, find_method
 
