@@ -162,18 +162,3 @@ def import_callable(target: Callable[..., Any] | str, what: str) -> Callable[...
     if not callable(found):
         raise ConfigError(f"{what} {target!r} is a {type(found).__name__}, which can't be called.")
     return found
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:
-    """Build the error for a name that isn't known; the caller raises it.
-
-    Args:
-        what: what the name is of, e.g. "KD loss".
-        name: as configured.
-        known: the names there are.
-    """
-    names = sorted(known)
-    expected = f"one of {', '.join(names)}" if names else "none at all"
-    return ConfigError(
-        f"Unknown {what} {name!r}: expected {expected}{did_you_mean(name, names) or '.'}"
-    )

@@ -55,7 +55,7 @@ def convert_checkpoint(
     head = weights.get("classifier.bias", weights.get("qa_outputs.bias"))
     given = {} if head is None else {"num_labels": len(head)}
     config = AutoConfig.from_pretrained(model, **{**given, **(changes or {})})
-    built = kind_of(task_type).model_class.from_config(config)
+    built = task_type_of(task_type).model_class.from_config(config)
     theirs, own = _shapes(weights), _shapes(built.state_dict())
     wrong = [
         f"{name}: {theirs.get(name)} in the file, {own.get(name)} in the model"
