@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from raybrew.errors import CheckpointError, RaybrewError
 from raybrew.models.student_files import save_student
+from raybrew.tasks import task_type_of
 
 _SHOWN = 8
 _BUFFERS = ("position_ids", "token_type_ids")
