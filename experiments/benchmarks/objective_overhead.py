@@ -21,8 +21,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import raybrew as rb
-from experiments.benchmarks.interleave import interleaved
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.measuring import Record, interleaved
 from raybrew.data.files import to_json
 from raybrew.data.payload import Payload, Signal, to_storage
 from raybrew.labels.logits import tensors_of

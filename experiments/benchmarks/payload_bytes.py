@@ -1,12 +1,4 @@
-"""Bytes per example that each preset ships: padded float32 tensors against reduced statistics.
-
-    python experiments/benchmarks/payload_bytes.py
-    python experiments/benchmarks/payload_bytes.py --lengths lengths.txt --json table.json
-
-Without a file of lengths (one number a line) a made distribution stands in for MR's sentences: a
-gamma distribution of mean 27 and standard deviation 12 over 3 to 64 tokens, by its quantiles, so
-the table is the same on any machine. Sizes are BERT-base's. Deterministic: nothing is timed.
-"""
+"""Bytes of an example's labels: by preset, and as they are shipped."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,10 +10,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import gamma
+from transformers import AutoTokenizer
 
+from experiments.benchmarks.measuring import Record
+from experiments.data import encoder, mr
 from raybrew.data.files import to_json
+from raybrew.matches.capture import pack_features, signal_of
 from raybrew.matches.presets import PRESETS, ModelGeometry, generate_matches, statistic_sizes
 from raybrew.matches.spec import MatchSpec
+
+# Bytes per example that each preset ships: padded float32 tensors against reduced statistics.
+#
+#     python experiments/benchmarks/payload_bytes.py
+#     python experiments/benchmarks/payload_bytes.py --lengths lengths.txt --json table.json
+#
+# Without a file of lengths (one number a line) a made distribution stands in for MR's sentences: a
+# gamma distribution of mean 27 and standard deviation 12 over 3 to 64 tokens, by its quantiles, so
+# the table is the same on any machine. Sizes are BERT-base's. Deterministic: nothing is timed.
 
 BERT_BASE = ModelGeometry(num_layers=12, hidden_size=768, num_heads=12)
 BYTES_OF = {"float32": 4, "bfloat16": 2}
@@ -136,6 +141,74 @@ def main() -> None:
     Console(width=110).print(printed(rows, title))
     if arguments.json:
         arguments.json.write_text(to_json([asdict(row) for row in rows], indent=2))
+
+
+# Bytes of a label on the wire against the padded float32 tensors that it stands for.
+#
+#     python -m experiments.benchmarks wire_bytes
+#
+# Teachers of BERT-base's sizes, lengths of MR's training sentences (MiniLM's tokens, which are
+# BERT's) padded to 64. What is shipped is made by the code that teachers run, of random features of
+# each length that occurs, with its offsets; nothing is timed. `L4t_hidden_mse` ships whole hidden
+# states of the real tokens, of which the lengths alone save 2 to 3 times: its figure is that of
+# `labels.dtype: bfloat16`. The others' are float32's, the default.
+
+PADDED_LENGTH = 64
+TARGET = 4.0
+ASKED = {
+    "L4t_hidden_mse": "bfloat16",
+    "L4_hidden_smmd": "float32",
+    "L3_attention_mse_sum": "float32",
+    "pkd (5 layers)": "float32",
+}
+
+
+def wire_bytes() -> list[Record]:
+    """Count the bytes of the presets that the figure names."""
+    lengths = mr_lengths()
+    found = []
+    for preset, dtype in ASKED.items():
+        matches = presets()[preset]
+        padded = padded_bytes(matches, BERT_BASE, PADDED_LENGTH)
+        shipped = {each: shipped_bytes(matches, lengths, each) for each in {dtype, "float32"}}
+        note = "; ".join(
+            f"{each}: {count:,.0f} of {padded:,} bytes an example, {padded / count:.1f} × fewer"
+            for each, count in sorted(shipped.items())
+        )
+        name = f"bytes_{preset.split()[0]}_{dtype}"
+        found.append(Record(name, padded / shipped[dtype], "× fewer", TARGET, "≥", note=note))
+    return found
+
+
+def mr_lengths() -> np.ndarray:
+    """Return the tokens of each of MR's training sentences, at most 64."""
+    tokenizer = AutoTokenizer.from_pretrained(encoder())
+    ids = tokenizer(mr()["train"]["text"][:], truncation=True, max_length=PADDED_LENGTH)
+    return np.array([len(each) for each in ids["input_ids"]])
+
+
+def shipped_bytes(matches: Sequence[MatchSpec], lengths: np.ndarray, dtype: str) -> float:
+    """Return the mean bytes of an example, each distinct signal once."""
+    signals = {signal.name: signal for signal in (signal_of(match, dtype) for match in matches)}
+    total = 0
+    for length, count in zip(*np.unique(lengths, return_counts=True), strict=True):
+        for signal in signals.values():
+            payload, _ = pack_features(
+                signal,
+                [features(signal.recipe.feature, int(length)) for _ in signal.layers],
+                torch.ones(1, int(length)),
+            )
+            total += int(count) * payload.nbytes
+    return total / len(lengths)
+
+
+def features(kind: str, length: int) -> torch.Tensor:
+    """Return one layer's features of one example."""
+    generator = torch.Generator().manual_seed(length)
+    shape = (1, length, BERT_BASE.hidden_size)
+    if kind == "attention":
+        shape = (1, BERT_BASE.num_heads, length, length)
+    return torch.rand(shape, generator=generator)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ import numpy as np
 import ray
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.benchmarks.interleave import interleaved
-from experiments.benchmarks.record import Record, ratio
+from experiments.benchmarks.measuring import Record, interleaved, ratio
 from raybrew.data.encoding import EncodedView
 from raybrew.data.payload import Signal
 from raybrew.data.split import Padding

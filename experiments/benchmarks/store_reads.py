@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.benchmarks.interleave import interleaved
+from experiments.benchmarks.measuring import Record, interleaved, ratio
 from experiments.benchmarks.payload_bytes import made_lengths
-from experiments.benchmarks.record import Record, ratio
 from raybrew.data.payload import Payload, Signal
 from raybrew.labels.store import LabelStore, SignalStore
 

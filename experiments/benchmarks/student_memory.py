@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.measuring import Record
 from experiments.benchmarks.student_setting import SMALLEST, Setting, label, mr_setting
 from raybrew.training.callbacks import Saver
 from tests.training.in_process import Recorder

@@ -34,7 +34,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import raybrew as rb
 from experiments import data
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.measuring import Record
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.split import Padding, collate
 from raybrew.models.pretrained import quiet_transformers

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.benchmarks.__main__ import machine
-from experiments.scaling.costs import CallCosts, measured_costs
-from experiments.scaling.simulation import Outcome, Setting, simulated
+from experiments.scaling.simulation import CallCosts, Outcome, Setting, measured_costs, simulated
 from experiments.scaling.store import StoreFigures, measured_store
 from raybrew.data.files import to_json
 from raybrew.runs.report import render_table

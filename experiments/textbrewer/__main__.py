@@ -12,9 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 import raybrew as rb
-from experiments.textbrewer.rows import ROWS, Row, find
-from experiments.textbrewer.running import run_row, write_jobs
+from experiments.textbrewer.published import ROWS, Row, find
 from experiments.textbrewer.smoke import StandIns
+from experiments.textbrewer.steps import run_row, write_jobs
 from raybrew.runs.report import render_table
 
 

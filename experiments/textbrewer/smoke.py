@@ -27,7 +27,7 @@ from transformers import (
 
 from experiments.data import made_whole
 from experiments.textbrewer.benchmarks import BENCHMARKS, Benchmark
-from experiments.textbrewer.students import MODELS
+from experiments.textbrewer.published import MODELS
 from raybrew.data.sources import quiet_datasets
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import quiet_transformers

@@ -24,14 +24,7 @@ from torch import Tensor, nn
 
 from raybrew.errors import ConfigError, import_callable
 from raybrew.losses.hidden import cos, emd, fsp, hidden_mse, mmd, pkd
-from raybrew.losses.match_loss import (
-    Axis,
-    Feature,
-    Features,
-    MatchLoss,
-    Partial,
-    examples,
-)
+from raybrew.losses.match_loss import Axis, Feature, Features, MatchLoss, Partial, examples
 from raybrew.losses.numerics import Keep, stacked_layers, widen
 from raybrew.losses.registry import unknown_name
 from raybrew.losses.relations import (

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from experiments import data, sources, wheels
+from experiments import data, wheels
+from experiments import data as sources
 from experiments.wheels import Wheel
 from raybrew.errors import DataError
 

@@ -13,15 +13,13 @@ import torch
 from transformers import AutoConfig, BertConfig, ElectraConfig
 
 import raybrew as rb
-from experiments.textbrewer import rows
+from experiments.textbrewer import published as rows
 from experiments.textbrewer.__main__ import listing, main
 from experiments.textbrewer.benchmarks import BENCHMARKS
 from experiments.textbrewer.hotpotqa import main as make_hotpotqa
-from experiments.textbrewer.jobs import Step, steps_of
-from experiments.textbrewer.rows import ROWS, Row, find
-from experiments.textbrewer.running import run_row, write_jobs
+from experiments.textbrewer.published import MODELS, ROWS, STUDENTS, Row, find
 from experiments.textbrewer.smoke import NUM_ROWS, TRAINING, StandIns
-from experiments.textbrewer.students import MODELS, STUDENTS
+from experiments.textbrewer.steps import Step, run_row, steps_of, write_jobs
 from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.matches.presets import PRESETS, ModelGeometry, resolve_matches
 from raybrew.models.student_files import save_student
@@ -315,10 +313,10 @@ def test_job_files_are_written_with_the_commands_that_run_them(tmp_path, capsys)
 
 
 def test_a_row_that_needs_hotpotqa_says_how_it_is_made(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("experiments.textbrewer.running.HOTPOTQA", Path("none/train.parquet"))
+    monkeypatch.setattr("experiments.textbrewer.steps.HOTPOTQA", Path("none/train.parquet"))
     conll = replace(BENCHMARKS["conll2003"], transfer=("none/train.parquet",))
     data = {**BENCHMARKS, "conll2003": conll}
-    monkeypatch.setattr("experiments.textbrewer.rows.BENCHMARKS", data)
+    monkeypatch.setattr("experiments.textbrewer.published.BENCHMARKS", data)
     assert main(["conll2003", "T12-nano", "--runs", str(tmp_path)]) == 2
     out, err = capsys.readouterr()
     assert "make it first: python -m experiments.textbrewer.hotpotqa" in err

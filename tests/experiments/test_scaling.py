@@ -2,8 +2,7 @@
 
 import pytest
 
-from experiments.scaling.costs import CallCosts
-from experiments.scaling.simulation import Setting, simulated
+from experiments.scaling.simulation import CallCosts, Setting, simulated
 from experiments.scaling.store import measured_store
 
 FREE = CallCosts(0.0, 0.0, 0.0, 0.0)

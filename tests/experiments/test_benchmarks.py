@@ -2,13 +2,12 @@
 
 import json
 import sys
-from types import ModuleType
+from importlib import import_module
 
 import pytest
 
 from experiments.benchmarks import __main__ as harness
-from experiments.benchmarks.interleave import interleaved
-from experiments.benchmarks.record import Record, ratio
+from experiments.benchmarks.measuring import Record, interleaved, ratio
 
 
 @pytest.mark.parametrize(
@@ -54,13 +53,13 @@ def test_contenders_take_turns_in_every_round():
 
 def test_chosen_benchmarks_run_in_their_own_process_and_are_written(tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
-    module = "tests.made_benchmark"
-    assert harness.main(["made", "--json", str(out)], {"made": module}) == 0
+    function = "tests.experiments.made_benchmark:records"
+    assert harness.main(["made", "--json", str(out)], {"made": function}) == 0
     (record,) = json.loads(out.read_text())
     assert {"name", "value", "unit", "target", "met", "spread", "repetitions"} <= record.keys()
     assert record["name"] == "a process of its own"
     assert record["met"]
-    assert module not in sys.modules
+    assert function.partition(":")[0] not in sys.modules
     printed = capsys.readouterr().out
     assert "a process of its own" in printed
     assert "what else has to be known" in printed
@@ -68,7 +67,10 @@ def test_chosen_benchmarks_run_in_their_own_process_and_are_written(tmp_path, ca
 
 def test_one_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
     out = tmp_path / "bench.json"
-    modules = {"broken": "tests.nothing_here", "made": "tests.made_benchmark"}
+    modules = {
+        "broken": "tests.nothing_here:records",
+        "made": "tests.experiments.made_benchmark:records",
+    }
     assert harness.main(["--json", str(out)], modules) == 1
     assert len(json.loads(out.read_text())) == 1
     assert "broken failed" in capsys.readouterr().out
@@ -76,12 +78,11 @@ def test_one_that_fails_is_named_and_the_others_are_kept(tmp_path, capsys):
 
 def test_an_unknown_name_is_refused_with_those_that_are_known(capsys):
     with pytest.raises(SystemExit, match="2"):
-        harness.main(["warm"], {"made": "tests.made_benchmark"})
+        harness.main(["warm"], {"made": "tests.experiments.made_benchmark:records"})
     assert "expected some of made, got warm" in capsys.readouterr().err
 
 
 def test_every_benchmark_of_the_list_has_records():
-    for name, module in harness.BENCHMARKS.items():
-        found = __import__(module, fromlist=["records"])
-        assert isinstance(found, ModuleType)
-        assert callable(found.records), name
+    for path in harness.BENCHMARKS.values():
+        module, _, name = path.partition(":")
+        assert callable(getattr(import_module(module), name)), path

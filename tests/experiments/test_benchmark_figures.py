@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.benchmarks import against_textbrewer, first_epoch, gpu, student_memory, warm_epoch
+from experiments.benchmarks import against_textbrewer, epochs, gpu, student_memory
 from experiments.benchmarks.student_setting import SMALLEST, Setting, bare_loop, label, sizes_of
 from raybrew.errors import ConfigError
 from tests.made import make_data, make_model
@@ -51,8 +51,8 @@ def test_textbrewer_takes_the_same_steps_as_ours(setting):
 
 def test_each_figure_comes_with_its_target(setting):
     found = [
-        *warm_epoch.measured(setting, rounds=1),
-        first_epoch.measured(setting, rounds=1),
+        *epochs.measure_warm_epoch(setting, rounds=1),
+        epochs.measure_first_epoch(setting, rounds=1),
         *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
         student_memory.measured(setting, num_epochs=2),
     ]
@@ -89,11 +89,11 @@ def test_a_figure_is_ours_over_theirs_or_how_many_times_faster_ours_is(setting, 
         # Each runs once, for what it notes of its run besides the time.
         return {name: [SECONDS[name]] * rounds for name, run in contenders.items() if run()}
 
-    for module in (warm_epoch, first_epoch, against_textbrewer):
+    for module in (epochs, against_textbrewer):
         monkeypatch.setattr(module, "interleaved", made_up)
     found = [
-        *warm_epoch.measured(setting, rounds=1)[:1],
-        first_epoch.measured(setting, rounds=1),
+        *epochs.measure_warm_epoch(setting, rounds=1)[:1],
+        epochs.measure_first_epoch(setting, rounds=1),
         *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
     ]
     assert [(record.value, record.met) for record in found] == [

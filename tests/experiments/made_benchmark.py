@@ -2,7 +2,7 @@
 
 from multiprocessing import parent_process
 
-from experiments.benchmarks.record import Record
+from experiments.benchmarks.measuring import Record
 
 
 def records() -> list[Record]:

@@ -1,11 +1,15 @@
-"""One figure of a benchmark: what was measured, what is to be reached, whether it is."""
+"""What a figure is, and contenders that take turns."""
 
+import gc
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from rich.progress import track
+
+# One figure of a benchmark: what was measured, what is to be reached, whether it is.
 
 Bound = Literal["≤", "≥", "="]
 
@@ -72,9 +76,39 @@ def ratio(
     return Record(name, middle, unit, target, bound, (low, high), len(ratios), note)
 
 
-def records_of(module: str) -> list[Record]:
+def records_of(function: str) -> list[Record]:
     """Run a benchmark in this process.
 
     Here and not where it is called: a fresh process finds it by its import path.
     """
-    return importlib.import_module(module).records()
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)()
+
+
+# Times of several contenders whose repetitions alternate, in an order drawn anew for each round.
+#
+# A machine that is shared gets slower and faster by itself. Contenders that take turns see the same
+# of it, so their ratio says more than either time.
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], float]], repetitions: int, *, what: str, seed: int = 0
+) -> dict[str, list[float]]:
+    """Run every contender once a round.
+
+    Args:
+        contenders: by name; each returns what it measured, its own set-up left out.
+        repetitions: rounds.
+        what: title of the progress bar.
+        seed: of the order within each round.
+
+    Returns:
+        By name, a value a round.
+    """
+    order = np.random.default_rng(seed)
+    values: dict[str, list[float]] = {name: [] for name in contenders}
+    turns = [name for _ in range(repetitions) for name in order.permutation(list(contenders))]
+    for name in track(turns, what, transient=True):
+        gc.collect()
+        values[name].append(contenders[name]())
+    return values
