@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo bench quick test test-faults check lint types lock clean
+.PHONY: help demo bench quick test test-faults check lint types structure compat lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,11 +53,18 @@ check: $(VENV)/installed
 lint: $(VENV)/installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache > $(VENV)/layers.log || { cat $(VENV)/layers.log; exit 1; }
 
 types: $(VENV)/installed
 	@$(BIN)/pyright
 
-lock: ## write requirements.lock anew from pyproject.toml
+structure: $(VENV)/installed ## count modules, lines, importers, words
+	@$(BIN)/python -m tests.structure
+
+compat: ## the quick tests with the oldest and the newest torch, transformers and Ray that are allowed
+	@.ci/compat
+
+lock: ## write requirements.lock from pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
 	.venv-lock/bin/python -m pip install --quiet torch==2.13.0 hatchling editables --editable '.[peft,tensorboard,tune]' --group dev

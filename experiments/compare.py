@@ -87,7 +87,7 @@ def judge(folder: Path, test: Dataset, max_length: int) -> Judged:
     )
 
 
-def verdict(alone: list[Judged], distilled: list[Judged]) -> str:
+def conclusion(alone: list[Judged], distilled: list[Judged]) -> str:
     """Say what distilling changed, and what these numbers show of it."""
     if len(alone) == 1:
         return _one_seed(alone[0], distilled[0])
@@ -236,7 +236,7 @@ class Comparison:
         examples = len(judged[ALONE][0].correct)
         columns = ["", "accuracy", "of each seed", "parameters", "MB", "ms, one core"]
         title = f"{self.name}: {examples} test examples"
-        parts = [render_table(title, columns, rows), verdict(judged[ALONE], judged[DISTILLED])]
+        parts = [render_table(title, columns, rows), conclusion(judged[ALONE], judged[DISTILLED])]
         labels = [
             [f"seed {seed}", *(f"{one.labels.get(key, 0):.0f}" for key in LABEL_COUNTS)]
             for seed, one in zip(self.seeds, distilled, strict=True)

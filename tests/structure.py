@@ -19,7 +19,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = re.compile(
     r"\b(said|told|anew|nobody|somebody|gone|withdrawn?|withdraws|befalls?|befell|askers?|sisters?"
-    r"|desks?|tickets?|ledgers?|tally|gatherer|mailbox|verdict|survived|went_wrong|is_dumb"
+    r"|desks?|tickets?|ledgers?|tally|gatherer|verdict|went_wrong|is_dumb"
     r"|LossPolicy|KnowledgeTerm|StepMaker)\b",
     re.IGNORECASE,
 )
@@ -27,11 +27,19 @@ WORDS = re.compile(
 
 
 class Count(NamedTuple):
-    """One line of the table."""
+    """One line of the table.
+
+    Args:
+        what: is counted.
+        found: how many there are.
+        at_most: how many there may be; lower it with what is found, never raise it.
+        aim: where it is to get.
+    """
 
     what: str
     found: int
     at_most: int
+    aim: int
 
 
 class Module(NamedTuple):
@@ -58,14 +66,14 @@ def counts() -> list[Count]:
     lines = sum(len(each.path.read_text().splitlines()) for each in found if _in_package(each))
     nodes = [node for each in found for node in ast.walk(each.tree)]
     return [
-        Count("entries at the top of raybrew/", len(entries), 20),
-        Count("modules of raybrew/ and experiments/", len(found), 170),
-        Count("lines of raybrew/", lines, 27_000),
-        Count("modules with a single importer", len(single_importers(found)), 30),
-        Count("dataclasses", sum(map(_is_dataclass, nodes)), 70),
-        Count("functions with 7 parameters or more", sum(map(_is_wide, nodes)), 6),
-        Count("names of files that occur twice", len(repeated_names(found)), 5),
-        Count("words that have to be decoded", sum(1 for _ in unwanted_words()), 0),
+        Count("entries at the top of raybrew/", len(entries), 20, 20),
+        Count("modules of raybrew/ and experiments/", len(found), 178, 170),
+        Count("lines of raybrew/", lines, 33_300, 27_000),
+        Count("modules with a single importer", len(single_importers(found)), 27, 30),
+        Count("dataclasses", sum(map(_is_dataclass, nodes)), 101, 70),
+        Count("functions with 7 parameters or more", sum(map(_is_wide, nodes)), 7, 6),
+        Count("names of files that occur twice", len(repeated_names(found)), 4, 5),
+        Count("words that have to be decoded", sum(1 for _ in unwanted_words()), 0, 0),
     ]
 
 
@@ -152,10 +160,10 @@ def main() -> None:
         print("\n".join(unwanted_words()))
     if "importers" in sys.argv:
         print("\n".join(f"{a} <- {b}" for a, b in single_importers(modules()).items()))
-    table = Table("counted", "found", "at most")
+    table = Table("counted", "found", "at most", "aim")
     for each in counts():
-        style = "" if each.found <= each.at_most else "bold"
-        table.add_row(each.what, f"{each.found:,}", f"{each.at_most:,}", style=style)
+        style = "bold" if each.found > each.at_most else ""
+        table.add_row(each.what, *(f"{n:,}" for n in each[1:]), style=style)
     Console().print(table)
 
 

@@ -85,7 +85,7 @@ def records_of(function: str) -> list[Record]:
     return getattr(importlib.import_module(module), name)()
 
 
-# Times of several contenders whose repetitions alternate, in an order drawn anew for each round.
+# Times of several contenders whose repetitions alternate, in an order drawn for each round.
 #
 # A machine that is shared gets slower and faster by itself. Contenders that take turns see the same
 # of it, so their ratio says more than either time.

@@ -6,7 +6,7 @@
 The step is that of a BERT of 2 layers × 384 on 32 × 64 tokens. With the objective it takes the
 loss on the logits and four matches of hidden states, from labels as the store gives them; without
 it, the cross-entropy with the true labels. Repetitions of the two alternate, in an order that is
-drawn anew for each pair; median and quartiles of the pairs' ratios are printed. On one core it is
+drawn for each pair; median and quartiles of the pairs' ratios are printed. On one core it is
 the process's CPU time that counts, so that what else runs on the machine says little.
 """
 

@@ -5,7 +5,7 @@
 The teacher is a tiny BERT whose every forward takes FORWARD_S longer, asleep: so the machine has
 room for both replicas, and what is measured is the routing, gathering and waiting around them.
 Each rank is a process with two requests under way, as `LabelSource` has. Every question is about
-examples that nobody asked for before. The pools of one and of two replicas take turns.
+examples that were not requested before. The pools of one and of two replicas take turns.
 """
 
 import logging

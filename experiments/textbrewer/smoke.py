@@ -41,7 +41,7 @@ TRAINING = {
 }
 """What a smoke run changes of the training besides models and data."""
 
-_ENGLISH = "the river ran past a small town where nobody knew why it was so cold and so clear"
+_ENGLISH = "the river ran past a small town where no one knew why it was so cold and so clear"
 _CHINESE = "河水流过一座小城没有人知道为什么它这样冷又这样清澈见底北京上海广州"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

@@ -22,7 +22,7 @@ class RunResult:
         labels: label counts, in (teacher, example): `needed`, `in_store` before the run,
             `forwards` of the teachers, `hits` and `misses` of the student's workers.
         times: seconds of each stage.
-        survived: faults on the way, see `raybrew.runs.events`.
+        recovered: faults on the way, see `raybrew.runs.events`.
         best: the checkpoint with the highest `eval/score`; None without evaluation.
         data: by task and split, its examples, and what was cut, lost or masked on the way to them.
     """
@@ -34,7 +34,7 @@ class RunResult:
     ensembles: dict[str, dict[str, float]]
     labels: dict[str, float]
     times: dict[str, float]
-    survived: list[dict[str, Any]] = field(default_factory=list)
+    recovered: list[dict[str, Any]] = field(default_factory=list)
     best: str | None = None
     data: dict[str, dict[str, float]] = field(default_factory=dict)
 

@@ -208,7 +208,7 @@ class Run:
             labels={**(labels or {}), **counted},
             data=job.data_counts(),
             times=self.times,
-            survived=self.events.all(),
+            recovered=self.events.all(),
             best=None if best is None else str(best),
         )
         self.folder.write_json("report.json", asdict(result))

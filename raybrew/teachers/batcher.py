@@ -110,7 +110,7 @@ class DynamicBatcher:
 
     def _work(self) -> None:
         while batch := self._gather():
-            # From here on nobody can cancel them.
+            # From here on they can't be cancelled.
             batch = [work for work in batch if work.future.set_running_or_notify_cancel()]
             for work, answer in zip(batch, self._answers(batch), strict=True):
                 if isinstance(answer, Exception):

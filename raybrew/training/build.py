@@ -33,7 +33,7 @@ from raybrew.training.optimization import (
 from raybrew.training.world import World
 
 
-def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) -> StudentTraining:
+def build_training(job: ResolvedJob, world: World, client: TeacherClient | None) -> StudentTraining:
     """Build what a rank runs."""
     job.extensions.install()
     config, tasks = job.config.training, job.tasks
@@ -65,7 +65,7 @@ def build_training(job: ResolvedJob, world: World, asker: TeacherClient | None) 
         objectives=objectives,
         weights=[task.config.weight for task in tasks],
         sequence=sequence,
-        labels=_label_source(job, sequence, num_steps, world, asker),
+        labels=_label_source(job, sequence, num_steps, world, client),
         optimization=build_optimization(model, config, num_steps, world.device, groups),
         config=config,
         tracking=job.config.tracking,
@@ -140,7 +140,7 @@ def _label_source(
     sequence: BatchSequence,
     num_steps: int,
     world: World,
-    asker: TeacherClient | None,
+    client: TeacherClient | None,
 ) -> LabelSource | None:
     if not job.teachers:
         return None
@@ -162,7 +162,7 @@ def _label_source(
             for number, task in enumerate(job.tasks)
             for teacher in task.teachers
         ],
-        client=asker,
+        client=client,
         # Labels are asked for batch by batch, however many of them a step takes.
         rows_of=rows_of,
         num_steps=num_steps * sequence.batches_per_step,
@@ -200,7 +200,7 @@ _MAX_DRAWN = 8 * MAX_COMPARED
 """Examples among which those with labels are looked for."""
 
 
-def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | None) -> None:
+def check_class_orders(job: ResolvedJob, world: World, client: TeacherClient | None) -> None:
     """Compare the teachers whose classes have no names with labelled rows, before training.
 
     Every rank calls it; rank 0 compares.
@@ -208,7 +208,7 @@ def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | No
     Args:
         job: what the rank trains.
         world: the rank.
-        asker: computes what the store lacks; None if it has everything.
+        client: computes what the store lacks; None if it has everything.
 
     Raises:
         ConfigError: a teacher's logits fit the labels far better in another order of the classes;
@@ -220,14 +220,14 @@ def check_class_orders(job: ResolvedJob, world: World, asker: TeacherClient | No
         return
     problem = None
     if world.rank == 0:
-        problems = (_order_problem(job, task, teacher, asker) for task, teacher in unnamed)
+        problems = (_order_problem(job, task, teacher, client) for task, teacher in unnamed)
         problem = next((each for each in problems if each is not None), None)
     if problem := world.all_gather(problem)[0]:
         raise ConfigError(problem)
 
 
 def _order_problem(
-    job: ResolvedJob, task: ResolvedTask, teacher: ResolvedTeacher, asker: TeacherClient | None
+    job: ResolvedJob, task: ResolvedTask, teacher: ResolvedTeacher, client: TeacherClient | None
 ) -> str | None:
     """Return the message about a teacher whose order of classes is wrong."""
     route = [each.name for each in task.teachers].index(teacher.name)
@@ -236,7 +236,7 @@ def _order_problem(
     side = "eval" if len(rows["eval"]) >= MIN_ROWS else "train"
     if not len(rows[side]):
         return None
-    flags = _class_flags(job, task, task.split(side), teacher, asker, rows[side])
+    flags = _class_flags(job, task, task.split(side), teacher, client, rows[side])
     what = f"teachers[{teacher.name}].model"
     return order_problem(flags, what, task.label_names, task=task.name, side=side)
 
@@ -258,7 +258,7 @@ def _class_flags(
     task: ResolvedTask,
     split: EncodedSplit,
     teacher: ResolvedTeacher,
-    asker: TeacherClient | None,
+    client: TeacherClient | None,
     rows: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which classes the logits of these rows have, by label and by teacher, bool (R, C)."""
@@ -267,9 +267,9 @@ def _class_flags(
     labels = TeacherLabels(
         teacher.name, 0, view, {signal: store.signal(teacher.fingerprint, signal)}
     )
-    if asker is None:  # labels that the store had no space for can't be had
+    if client is None:  # labels that the store had no space for can't be had
         rows = rows[labels.stores[signal].contains(view.keys[rows])]
-    source = LabelSource([labels], asker, lambda step: (0, rows), 1)
+    source = LabelSource([labels], client, lambda step: (0, rows), 1)
     found = source.get(0) if len(rows) else {}
     if teacher.name not in found:  # dropped since
         return np.empty((0, size), bool), np.empty((0, size), bool)

@@ -2,7 +2,7 @@
 
     ray.io_rayclusters.yaml, ray.io_rayjobs.yaml of KubeRay v1.7.0 (Apache-2.0) ──► kuberay.json.xz
 
-`python -m tests.cluster.schemas FOLDER` makes it anew from a folder with KubeRay's own files
+`python -m tests.cluster.schemas FOLDER` makes it from a folder with KubeRay's own files
 (helm-chart/kuberay-operator/crds of its repository). Descriptions are left out, nothing else.
 """
 

@@ -248,8 +248,8 @@ def test_sms_reads_quoted_text() -> None:
 
 
 def test_trec_letter_that_was_lost_becomes_a_space() -> None:
-    assert sources.parse_trec("LOC:city sister\ufffdcity ?\n".encode()) == [
-        {"text": "sister city ?", "label": "LOC", "fine": "LOC:city"}
+    assert sources.parse_trec("LOC:city river\ufffdcity ?\n".encode()) == [
+        {"text": "river city ?", "label": "LOC", "fine": "LOC:city"}
     ]
 
 

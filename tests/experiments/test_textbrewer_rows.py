@@ -85,7 +85,7 @@ def published() -> dict[str, str]:
 
 def test_the_readme_lists_the_rows():
     readme = Path(rows.__file__).with_name("README.md").read_text(encoding="utf-8")
-    assert listing() in readme, "write the output of --list into README.md anew"
+    assert listing() in readme, "write the output of --list into README.md"
 
 
 def test_there_is_a_row_for_every_published_score():
@@ -285,7 +285,7 @@ def test_every_name_of_the_hub_has_a_stand_in(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "expected a benchmark and a row, or --list"),
         (["mnli", "T5"], "expected a row of mnli (bert-base-cased, "),
@@ -293,11 +293,11 @@ def test_every_name_of_the_hub_has_a_stand_in(tmp_path):
         (["mnli", "T3", "--set", "trainig.seed=1"], "did you mean 'training' or"),
     ],
 )
-def test_a_mistake_is_one_message_before_anything_runs(arguments, said, tmp_path, capsys):
+def test_a_mistake_is_one_message_before_anything_runs(arguments, message, tmp_path, capsys):
     runs = ["--runs", str(tmp_path)]
     assert main([*arguments, *runs]) == 2
     out, err = capsys.readouterr()
-    assert said in err
+    assert message in err
     assert out == ""
 
 

@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes in a process of its own, runs on it, and faults that befall them.
+"""A Ray cluster of several nodes in a process of its own, runs on it, and faults that hit them.
 
 pytest ──submit──► lab process: cluster (`lab_cluster`), driver of the run, a thread that `strikes`
 """

@@ -38,7 +38,7 @@ def start() -> str:
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "1"
     os.environ["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "0.3"
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "30"
-    # W&B's process of the tests' own process would serve this one too, and nobody here find it.
+    # W&B's process of the tests' own process would serve this one too, and no test would find it.
     os.environ.pop("WANDB_SERVICE", None)
     _cluster = Cluster(
         initialize_head=True,
@@ -111,7 +111,7 @@ def _actor_processes() -> list[str]:
 def _command(pid: int) -> str:
     try:
         text = Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:  # gone since
+    except OSError:  # it has ended
         return ""
     return text.replace("\0", " ").strip() if text.startswith("ray::") else ""
 

@@ -1,4 +1,4 @@
-"""What can befall a run in the fault lab. Each is a function of nothing; its name is its fault."""
+"""What can hit a run in the fault lab. Each is a function of nothing; its name is its fault."""
 
 import contextlib
 import os
@@ -76,7 +76,7 @@ def node_is_preempted() -> None:
     assert accepted, why
     events = _folder / "events.jsonl"
     wait_for(lambda: events.exists() and "preemption" in events.read_text(), PREEMPTION_S)
-    # It is said when it is begun.
+    # It is announced when it begins.
     checkpoints = Checkpoints(_folder / "checkpoints")
     before, deadline = checkpoints.paths(), time.monotonic() + PREEMPTION_S
     while checkpoints.paths() == before and time.monotonic() < deadline:
@@ -86,9 +86,9 @@ def node_is_preempted() -> None:
 
 
 def nodes_leave() -> None:
-    """End all nodes of students but the one of the first of two ranks; nobody joins.
+    """End all nodes of students but the one of the first of two ranks; no node joins.
 
-    In order, so that Ray knows at once that they are gone and Train asks for no worker on them.
+    In order, so that Ray knows at once that they have ended and Train asks for no worker on them.
     """
     first, _ = alive(RANK)
     stays = first["Address"]["NodeID"]

@@ -68,9 +68,9 @@ def test_a_replica_whose_gpu_is_sick_is_given_up_and_its_neighbour_teaches(model
     faulty.plan("sick")
     faulty.plan("sleep", "0.3")  # so that its neighbour hasn't done everything before it is back
     sick = run(job(tmp_path / "sick"), tmp_path / "sick")
-    faults = [event["fault"] for event in sick.survived]
+    faults = [event["fault"] for event in sick.recovered]
     assert faults.count("replica failed") >= 1
-    assert all("uncorrectable ECC" in e["what"] for e in sick.survived if "failed" in e["fault"])
+    assert all("uncorrectable ECC" in e["what"] for e in sick.recovered if "failed" in e["fault"])
     assert sick.labels["forwards"] == sick.labels["needed"] == UNIQUE
     assert sick.labels["losses"] == faults.count("replica failed")
     for name, value in weights(well).items():
@@ -119,7 +119,7 @@ def test_teachers_leave_while_training_goes_on_and_come_back_for_a_label_that_is
     # Long before the end the replicas have ended, and every label was computed once.
     assert 0 < seen["left_at"] <= 60
     assert seen["left_at"] <= seen["back_until"]
-    faults = [event["fault"] for event in result.survived]
+    faults = [event["fault"] for event in result.recovered]
     assert "labels lost" in faults
     assert "teacher left" not in faults
     labels = result.labels
@@ -139,7 +139,7 @@ def test_a_teacher_in_the_worker_is_unloaded_after_its_last_label(models, tmp_pa
     (event,) = events(tmp_path)
     assert (event["fault"], event["who"]) == ("teacher left", "teacher 'a'")
     assert "unloaded" in event["what"]
-    assert result.survived == []
+    assert result.recovered == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs that can't be used")

@@ -87,9 +87,9 @@ def test_what_a_run_leaves_behind(job, result):
     assert "student on sum" in (folder / "report.txt").read_text()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {1, 12} <= {line.get("step") for line in lines}
-    # The teachers' figures are told while the student trains, not at the end alone.
-    told = [line["step"] for line in lines if "teacher/a/tokens_per_s" in line]
-    assert any(0 < step < 12 for step in told)
+    # The teachers' metrics are reported while the student trains, not at the end alone.
+    reported = [line["step"] for line in lines if "teacher/a/tokens_per_s" in line]
+    assert any(0 < step < 12 for step in reported)
     assert len(losses(result)) == 12
 
 

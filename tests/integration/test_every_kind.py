@@ -138,12 +138,12 @@ def assert_falls(run: str | Path, term: str) -> None:
 
 def assert_told(metrics: dict[str, float], task: str, found: dict[str, float]) -> None:
     for name, value in found.items():
-        told = metrics[f"eval/{task}/{name}"]
-        assert told == pytest.approx(value, rel=1e-4, nan_ok=True), (task, name)
+        reported = metrics[f"eval/{task}/{name}"]
+        assert reported == pytest.approx(value, rel=1e-4, nan_ok=True), (task, name)
 
 
 def assert_heads(student: Path, metrics: dict[str, float]) -> None:
-    """Assert that each head is a model of its kind, and worth what the run said."""
+    """Assert that each head is a model of its kind, and worth what the run reported."""
     for name, task in TASKS.items():
         load_alone(task["kind"], student / name)
         if task["kind"] in REFERENCES:
@@ -158,9 +158,9 @@ def test_teachers_of_five_kinds_are_made_in_one_run(heads, capfd):
     assert raybrew("evaluate", str(heads.folder)) == 0
     shown = capfd.readouterr().out
     for name in TASKS:
-        told = {k: v for k, v in heads.metrics.items() if k.startswith(f"eval/{name}/")}
-        assert len(told) >= 3
-        for key, value in told.items():
+        reported = {k: v for k, v in heads.metrics.items() if k.startswith(f"eval/{name}/")}
+        assert len(reported) >= 3
+        for key, value in reported.items():
             figure = f"{value:.0f}" if key.endswith("/examples") else f"{value:.4f}"
             assert figure in shown.split(), key
 
@@ -201,7 +201,7 @@ def test_one_student_learns_five_kinds_of_task_with_matches(heads, tmp_path):
     assert_heads(Path(result.student), result.metrics)
     for name, found in rb.evaluate(job, result.student).items():
         assert_told(result.metrics, name, found)
-    # Teachers are judged by what they said, as they were when they were made.
+    # Teachers are judged by their answers, as they were when they were made.
     assert set(result.ensembles) == set(TASKS)
     for name in TASKS:
         assert_told(heads.metrics, name, result.teachers[name])

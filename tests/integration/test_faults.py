@@ -77,12 +77,12 @@ def job(models: dict[str, str], store: Path, **training: Any) -> rb.DistillJob:
 
 @pytest.fixture(scope="module")
 def whole(lab: Lab, models, store, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The run that nothing befalls; it fills the store for the others."""
+    """The run that nothing hits; it fills the store for the others."""
     folder = str(tmp_path_factory.mktemp("whole"))
     lab(fault_lab.fill, job(models, store), folder)
     outcome = lab(fault_lab.run, job(models, store), folder)
     assert outcome.result, outcome.error
-    assert outcome.result["survived"] == []
+    assert outcome.result["recovered"] == []
     print(f"undisturbed: {outcome.wall_s:.1f} s")
     return outcome
 
@@ -110,7 +110,7 @@ def assert_same_weights(outcome: Outcome, whole: Outcome) -> None:
 def assert_same_student(outcome: Outcome, whole: Outcome) -> None:
     assert_same_weights(outcome, whole)
     assert outcome.result["metrics"]["eval/score"] == whole.result["metrics"]["eval/score"]
-    # Every label was in the store: nobody asked a teacher, whatever died.
+    # Every label was in the store: no teacher was asked, whatever died.
     counts = outcome.result["labels"]
     assert counts["needed"] == counts["in_store"] == whole.result["labels"]["needed"]
     assert counts["forwards"] == counts["misses"] == 0
@@ -126,8 +126,8 @@ def assert_nothing_left(lab: Lab, store: Path, folder: Path) -> None:
 
 def recoveries(outcome: Outcome) -> list[dict[str, Any]]:
     """Return the faults that training started again after: of each start the first."""
-    survived = outcome.result["survived"]
-    return [event for event in survived if "went on after" in event["what"] and event["lost_s"]]
+    recovered = outcome.result["recovered"]
+    return [event for event in recovered if "went on after" in event["what"] and event["lost_s"]]
 
 
 def assert_went_on(struck: str, event: dict[str, Any], fault: str, most_steps: int) -> None:
@@ -149,9 +149,9 @@ def test_whatever_dies_the_student_comes_out_the_same(faults, lab, models, store
     strikes = [Strike(fault, step) for fault, step in zip(faults, (9, 22), strict=True)]
     outcome = lab(fault_lab.run, job(models, store), str(tmp_path), strikes)
     assert_same_student(outcome, whole)
-    for event, (struck, said) in zip(recoveries(outcome), faults.items(), strict=True):
-        assert_went_on(struck, event, said, 3 * EVERY)
-    others = {event["fault"] for event in outcome.result["survived"]}
+    for event, (struck, expected) in zip(recoveries(outcome), faults.items(), strict=True):
+        assert_went_on(struck, event, expected, 3 * EVERY)
+    others = {event["fault"] for event in outcome.result["recovered"]}
     assert others <= {"rank died", "rank failed", "controller died"}
     assert_nothing_left(lab, store, tmp_path)
 
@@ -164,13 +164,13 @@ def test_wandb_and_memory_are_lost_and_a_node_is_taken_away(lab, models, store, 
     strikes = [Strike(fault, step) for fault, step in zip(faults, (3, 5, 8), strict=True)]
     outcome = lab(fault_lab.run, rarely, str(tmp_path), strikes)
     assert_same_student(outcome, whole)
-    survived = {event["fault"]: event for event in outcome.result["survived"]}
-    assert survived.keys() >= {"W&B lost", "object store spilled", "preemption"}
+    recovered = {event["fault"]: event for event in outcome.result["recovered"]}
+    assert recovered.keys() >= {"W&B lost", "object store spilled", "preemption"}
     lines = Path(outcome.result["folder"], "metrics.jsonl").read_text().splitlines()
     steps = [json.loads(line).get("step") for line in lines]
     assert set(range(1, STEPS + 1)) <= set(steps)
-    # It goes on from what was saved when the node was said to go, not from the beginning.
-    assert "are being taken away; saved at once" in survived["preemption"]["what"]
+    # It goes on from what was saved when the node was announced to go, not from the beginning.
+    assert "are being taken away; saved at once" in recovered["preemption"]["what"]
     (died,) = recoveries(outcome)
     assert_went_on("node_is_preempted", died, "rank died", 14)
     assert_nothing_left(lab, store, tmp_path)
@@ -199,25 +199,25 @@ def test_shards_are_damaged_and_deleted_while_the_student_learns_from_them(
     lab, models, store, whole, tmp_path
 ):
     counts = split_up(store, tmp_path / "store")
-    # First nobody notices. Then labels are missing, and nobody could compute them; then somebody.
+    # At first the loss is not noticed. Then labels are missing and no teacher is up; then one is.
     faults = ("shard_is_deleted", "shard_is_flipped", "shard_is_cut_short")
     strikes = [Strike(fault, step) for fault, step in zip(faults, (3, 8, 18), strict=True)]
     outcome = lab(fault_lab.run, job(models, tmp_path / "store"), str(tmp_path / "run"), strikes)
     assert_same_weights(outcome, whole)
     shards = {path.name for path in (tmp_path / "store").rglob("shard-*")}
-    gone = counts.keys() - shards
+    deleted = counts.keys() - shards
     damaged = {name.removesuffix(".damaged") for name in shards if name.endswith(".damaged")}
-    assert len(gone) == 3
+    assert len(deleted) == 3
     assert len(damaged) == 2
     labels = outcome.result["labels"]
     assert labels["needed"] == labels["in_store"] == sum(counts.values())
     # What was lost, each once.
-    assert labels["forwards"] == sum(counts[name] for name in gone)
-    survived = outcome.result["survived"]
-    said = [event["what"] for event in survived if event["fault"] == "label shard damaged"]
-    assert len(said) == 2
-    assert all(any(name in what for what in said) for name in damaged)
-    lost = next(event for event in survived if event["fault"] == "labels lost")
+    assert labels["forwards"] == sum(counts[name] for name in deleted)
+    recovered = outcome.result["recovered"]
+    messages = [event["what"] for event in recovered if event["fault"] == "label shard damaged"]
+    assert len(messages) == 2
+    assert all(any(name in what for what in messages) for name in damaged)
+    lost = next(event for event in recovered if event["fault"] == "labels lost")
     assert "labels are missing from the store" in lost["what"]
     assert_went_on("shard_is_flipped", lost, "labels lost", 3 * EVERY)
     assert_nothing_left(lab, tmp_path / "store", tmp_path / "run")

@@ -49,9 +49,9 @@ def test_a_submitted_job_runs_its_parts_on_their_nodes_and_leaves_nothing(tmp_pa
     witnesses = tmp_path / "witnesses"
     with three_nodes(witnesses) as nodes:
         assert len({nodes.head, nodes.teachers, nodes.students}) == 3
-        said = nodes.submit(SUBMITTED, sys.executable, "driver.py", str(tmp_path))
-        assert said.returncode == 0, said.stdout + said.stderr
-        assert "Job 'submitted' succeeded" in said.stdout
+        submission = nodes.submit(SUBMITTED, sys.executable, "driver.py", str(tmp_path))
+        assert submission.returncode == 0, submission.stdout + submission.stderr
+        assert "Job 'submitted' succeeded" in submission.stdout
         job = nodes.job()
         assert (job.status, job.driver_exit_code) == (JobStatus.SUCCEEDED, 0)
         assert job.driver_node_id == nodes.head
@@ -68,7 +68,7 @@ def test_a_submitted_job_runs_its_parts_on_their_nodes_and_leaves_nothing(tmp_pa
     report = json.loads((run / "report.json").read_text())
     assert report["labels"]["needed"] == report["labels"]["forwards"] == 2 * UNIQUE
     assert report["labels"]["in_store"] == report["labels"]["losses"] == 0
-    assert report["survived"] == []
+    assert report["recovered"] == []
     accuracy = report["metrics"]["eval/sum/accuracy"]
-    assert f"student: {accuracy:.3f}, in {run / 'student'}\n" in said.stdout
+    assert f"student: {accuracy:.3f}, in {run / 'student'}\n" in submission.stdout
     assert_has_learnt(run / "student", accuracy)

@@ -44,12 +44,12 @@ def test_words_from_two_tokenizers_with_two_workers_as_with_one(tmp_path):
     ]
     # A third one is a column of the data: a list of numbers a word.
     (task,) = job.tasks
-    said = {
+    answers = {
         side: [[[float(len(word))] * 4 for word in words] for words in getattr(task, side)["words"]]
         for side in ("train", "eval")
     }
-    rows = {side: getattr(task, side).add_column("said", said[side]) for side in said}
-    teachers.append(rb.Teacher(name="c", task="t", logits="said", weight=0.5))
+    rows = {side: getattr(task, side).add_column("answers", answers[side]) for side in answers}
+    teachers.append(rb.Teacher(name="c", task="t", logits="answers", weight=0.5))
     job = job.model_copy(
         update={"teachers": tuple(teachers), "tasks": (task.model_copy(update=rows),)}
     )

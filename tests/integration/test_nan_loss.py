@@ -68,10 +68,10 @@ def test_a_loss_that_is_nan_on_one_of_two_ranks_stops_both_or_is_left_out_by_bot
     result = rb.distill(skipping, scaling_config=WORKERS, run_config=run_config, resume=True)
 
     assert result.metrics["train/skipped_steps"] == figures["train/skipped_steps"] == len(skipped)
-    events = [each for each in result.survived if each["fault"] == "gradient not finite"]
+    events = [each for each in result.recovered if each["fault"] == "gradient not finite"]
     assert [each["who"] for each in events] == [f"step {step}" for step in skipped]
     assert all("left out on every worker" in each["what"] for each in events)
-    # A rank that had taken such a step would have NaN for weights, or others than its sister.
+    # A rank that had taken such a step would have NaN for weights, or others than the other one.
     found = load_file(Path(result.student, "model.safetensors"))
     for name, value in alone.model.state_dict().items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)

@@ -92,7 +92,7 @@ def values_of(result: rb.RunResult) -> list[dict[str, float]]:
 def test_two_workers_are_one_with_teachers_tasks_and_matches_together(models, tmp_path):
     names = ("no", "yes")
     three = {**models, "c": make_model(tmp_path / "c", 2, labels=names)}
-    # One store: what the teachers said is the same to the last bit. One worker is this process.
+    # One store: the teachers' answers are the same to the last bit. One worker is this process.
     every = job_of(three, tmp_path / "store", {"sampling": "every"})
     two = run(every, tmp_path / "2")
     assert two.labels["forwards"] == two.labels["needed"]

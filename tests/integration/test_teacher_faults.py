@@ -172,7 +172,7 @@ def test_a_store_that_is_full_keeps_nothing_and_the_student_is_the_same(
     result = run(models, tmp_path, 1, {"max_bytes": 1, "on_full": "go_on"})
     assert_same(result, undisturbed)
     assert not list((tmp_path / "store").rglob("*.arrow"))
-    (full,) = [event for event in result.survived if event["fault"] == "label store full"]
+    (full,) = [event for event in result.recovered if event["fault"] == "label store full"]
     assert f"{UNIQUE} labels" in full["what"]
     assert any("label store full (teacher 'a')" in line for line in recovered(caplog))
     # The teacher's labels of the evaluation rows can't be read.
@@ -193,7 +193,7 @@ def test_the_node_with_the_teacher_dies(models, tmp_path, undisturbed):
     # A process that is dying may answer once more after it was thought lost.
     assert result.labels["losses"] >= 2
     assert "recovered: teacher down (teacher 'a'" in done.stderr
-    down = [event["lost_s"] for event in result.survived if event["fault"] == "teacher down"]
+    down = [event["lost_s"] for event in result.recovered if event["fault"] == "teacher down"]
     print(f"the node of all replicas killed: {sum(down)} s, 0 steps")
 
 

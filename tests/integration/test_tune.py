@@ -73,8 +73,8 @@ def test_a_sweep_labels_once_and_leaves_a_report_and_the_best_job(models, tmp_pa
     page = (folder / "report.html").read_text()
     assert all(row.name in page for row in result.trials)
     # What separates trials is nothing where all score the same.
-    told = ["importance"] if len(set(scores)) > 1 else []
-    for name in ("learning_curves", "parallel_coordinates", *told):
+    shown = ["importance"] if len(set(scores)) > 1 else []
+    for name in ("learning_curves", "parallel_coordinates", *shown):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG", name
     lines = (folder / "trials" / result.best.name / "metrics.jsonl").read_text().splitlines()
     assert len([line for line in lines if "train/sum/loss" in line]) >= 12
@@ -160,7 +160,7 @@ def test_population_based_training_goes_on_from_the_better_ones_checkpoint(model
     assert {row.step for row in result.trials} == {36}
     assert result.labels["misses"] == 0
     copies = (Path(result.folder) / "trials" / "pbt_global.txt").read_text().splitlines()
-    assert copies  # somebody went on from somebody else's checkpoint
+    assert copies  # a trial went on from another one's checkpoint
     changed = [json.loads(line) for line in copies]
     rates = [
         (old["training.learning_rate"], new["training.learning_rate"]) for *_, old, new in changed
@@ -254,9 +254,9 @@ def test_a_stopped_sweep_goes_on_where_it_was(models, tmp_path):
             time.sleep(0.2)
         first.send_signal(signal.SIGINT)
         assert first.wait(timeout=90) == 130
-    said = (tmp_path / "err.txt").read_text()
-    assert "--resume" in said
-    assert "Traceback" not in said
+    output = (tmp_path / "err.txt").read_text()
+    assert "--resume" in output
+    assert "Traceback" not in output
     assert steps(0)[-1] == 400
     assert not steps(3)
     second = subprocess.run(
