@@ -50,17 +50,17 @@ def prepared(models, tmp_path, matches=(), *, labels=None, changes=None, **disti
         ({**HIDDEN, **PROJ, "layer_T": 5}, r"'hidden_mse'.*teacher 'a' layer 5.*0 to 2"),
         ({**HIDDEN, **PROJ, "layer_S": 2}, r"'hidden_mse'.*student layer 2.*0 to 1"),
         (HIDDEN, r"'hidden_mse'.*16 and the teacher's 32.*\"proj\": \[\"linear\", 16, 32\]"),
-        ({**HIDDEN, "loss": "hiden_mse"}, r"no match loss 'hiden_mse'; did you mean 'hidden_mse"),
+        ({**HIDDEN, "loss": "hiden_mse"}, r"match loss 'hiden_mse'.*; did you mean 'hidden_mse"),
         ({**HIDDEN, **PROJ, "teacher": "c"}, r"'hidden_mse'.*this job \(a, b\), got 'c'"),
         ({**HIDDEN, **PROJ, "teacher": None}, r"'hidden_mse'.*several \(a, b\), got none"),
         ("hidden_mse", r"hidden_mse.*several \(a, b\), got none; write \{preset"),
         (
             {"preset": "L3_hiden_mse", "teacher": "a"},
-            r"'L3_hiden_mse'; did you mean 'L3_hidden_mse",
+            r"'L3_hiden_mse'.*; did you mean 'L3_hidden_mse",
         ),
         (
             {**HIDDEN, "proj": ["linear", 16, 32, {"lrr": 1}]},
-            r"'hidden_mse'.*'lrr'; did you mean 'lr'",
+            r"'hidden_mse'.*'lrr'.*; did you mean 'lr'",
         ),
         (
             {"module_T": "x", "module_S": "y", "loss": "nowhere:x", "teacher": "a"},

@@ -96,7 +96,7 @@ def test_teachers_whose_evaluation_labels_a_full_store_did_not_keep_are_not_judg
     labels = filled.labels.model_copy(update={"on_full": "go_on"})
     going_on = filled.model_copy(update={"labels": labels})
     assert evaluate_teachers(resolve_job(going_on, tmp_path / "again")) == ({}, {})
-    assert "teachers of task 'sum' are not judged" in caplog.text
+    assert "teachers of task 'sum' are not evaluated" in caplog.text
 
 
 class UpPool:

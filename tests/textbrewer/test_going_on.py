@@ -333,11 +333,11 @@ def test_configs_from_files_and_their_mistakes(tmp_path):
     torch.testing.assert_close(config.temperature_scheduler(*logits, 8), theirs)
     assert "temperature : 8\n" in str(config)
     wrong = {
-        "'temprature': expected one of .* Did you mean 'temperature'": {"temprature": 2},
-        "There is no match loss 'hiden_mse'": {
+        "'temprature': expected one of .*; did you mean 'temperature'": {"temprature": 2},
+        "Unknown match loss 'hiden_mse'": {
             "intermediate_matches": [{**MATCHES[0], "loss": "hiden_mse"}]
         },
-        "expected one of constant, cwsm, flsw. Did you": {"temperature_scheduler": ["fslw", 1]},
+        "expected one of constant, cwsm, flsw; did you": {"temperature_scheduler": ["fslw", 1]},
     }
     for message, values in wrong.items():
         with pytest.raises(ConfigError, match=message):

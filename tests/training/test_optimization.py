@@ -124,7 +124,7 @@ def test_the_learning_rate_of_each_step(name):
 @pytest.mark.parametrize(
     ("options", "wrong"),
     [
-        ({"momentun": 0.9}, r"'momentun'\. Did you mean 'momentum'\?"),
+        ({"momentun": 0.9}, r"'momentun'; did you mean 'momentum'\?"),
         ({"betas": (0.9, 0.98)}, "'betas'"),
         # The job has a field of its own for it.
         ({"lr": 0.1}, "'lr'"),
@@ -214,7 +214,7 @@ def test_no_groups_are_one_group():
         ({"parameters": []}, "at least 1 item"),
         (
             {"parameters": ["bias"], "options": {"weight_dcay": 0}},
-            r"\[0\]\.options: .*Did you mean 'weight_decay'",
+            r"\[0\]\.options: .*did you mean 'weight_decay'",
         ),
     ],
 )
