@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from raybrew.matches.presets import resolve_matches
 from tests.textbrewer.script import OURS, PUBLISHED, SHUFFLES, Losses, seed_all
 
 BOTH = (PUBLISHED, OURS)
@@ -644,3 +645,26 @@ def test_probability_shift_and_masks_as_theirs():
     logits, mask = torch.randn(2, 4, 3, generator=generator), torch.tensor([[1, 0, 1, 1]] * 2)
     found = [each.select_logits_with_mask([logits] * 2, [mask] * 2) for each in (theirs, ours)]
     torch.testing.assert_close(*found)
+
+
+# The published recipes, as jobs have them.
+
+
+@pytest.mark.parametrize(("real", "padded"), [(40, 40), (40, 128), (128, 128)])
+def test_smmd_of_the_recipes_weighs_as_theirs_whatever_the_padding(real, padded):
+    """TextBrewer's recipes give no mask, so their mmd divides by the hidden size."""
+    spec = resolve_matches("L4_hidden_smmd")[1]
+    generator = torch.Generator().manual_seed(0)
+    states = [
+        nn.functional.layer_norm(torch.randn(4, padded, size, generator=generator), (size,))
+        for size in (312, 768)
+    ]
+    mask = (torch.arange(padded) < real).long().expand(4, -1)
+    own, other = ([each, each] for each in states)
+    loss = spec.build_loss()
+    partial = loss.loss(own, mask, loss.teacher_statistic(other, mask))
+    ours = float(partial.numerator.sum() / partial.denominator.sum())
+    theirs = PUBLISHED.MATCH_LOSS_MAP["mmd"](
+        *([each[:, :real] for each in side] for side in (own, other))
+    )
+    assert ours == pytest.approx(float(theirs), rel=1e-5)
