@@ -254,6 +254,8 @@ class _Origin:
     def _base(self) -> ModelSource:
         """Return what `tokenizer_from` names, or the first teacher."""
         name = self._student.tokenizer_from or next(iter(self._teachers), None)
+        if name is not None and name in self._teachers:
+            return ModelSource.of_teacher(self._teachers[name])
         if name is not None:
             teacher = self._teachers.get(name)
             if teacher is not None:
