@@ -24,8 +24,8 @@ from raybrew.losses.match_loss import Ragged
 from raybrew.losses.numerics import TopK
 from raybrew.tasks.task_type import Layout
 
-_BLOCK_LOGITS = 1 << 22
-"""Logits of a block, 16 MiB in float32."""
+_BLOCK_LOGITS = 1 << 21
+"""Logits of a block, 8 MiB in float32."""
 
 _DIMS = {"example": 2, "token": 3, "position": 2}
 _SHAPES = {

@@ -257,9 +257,6 @@ class _Origin:
         if name is not None and name in self._teachers:
             return ModelSource.of_teacher(self._teachers[name])
         if name is not None:
-            teacher = self._teachers.get(name)
-            if teacher is not None:
-                return ModelSource.of_teacher(teacher)
             return self._path(name, "tokenizer_from")
         what = self._what
         raise ConfigError(

@@ -310,5 +310,5 @@ def _is_supported(value: object) -> bool:
 def _check_known(field: str, got: str, known: Iterable[str]) -> None:
     names = sorted(known)
     if got not in names:
-        expected = f"expected one of {', '.join(names)}, got {got!r}."
-        raise ConfigError(f"{field}: {expected}{did_you_mean(got, names)}")
+        expected = f"expected one of {', '.join(names)}, got {got!r}"
+        raise ConfigError(f"{field}: {expected}{did_you_mean(got, names) or '.'}")
