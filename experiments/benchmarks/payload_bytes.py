@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,8 @@ def presets() -> dict[str, Sequence[MatchSpec]]:
     """TextBrewer's names, and one for each loss that they leave out."""
     layers = [match.layer_T for match in PRESETS["L4t_hidden_mse"]]
     named: dict[str, Sequence[MatchSpec]] = dict(PRESETS)
-    named["pkd (5 layers)"] = generate_matches("hidden_pkd", 12, 4)
+    student = replace(BERT_BASE, num_layers=4)
+    named["pkd (5 layers)"] = generate_matches("hidden_pkd", BERT_BASE, student)
     named["pkd (1 layer)"] = named["pkd (5 layers)"][:1]
     for loss in ("attention_transfer", "rkd_distance", "sp", "cka"):
         named[f"{loss} (5 layers)"] = [
