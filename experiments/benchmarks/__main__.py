@@ -34,14 +34,14 @@ BENCHMARKS = {
     "first_epoch": f"{_HERE}.epochs:first_epoch",
     "under_ray": f"{_HERE}.epochs:under_ray",
     "against_textbrewer": f"{_HERE}.against_textbrewer:records",
-    "student_memory": f"{_HERE}.student_memory:records",
+    "student_memory": f"{_HERE}.student:student_memory",
     "objective_overhead": f"{_HERE}.objective_overhead:records",
     "pool_throughput": f"{_HERE}.pool_throughput:records",
     "store_reads": f"{_HERE}.store_reads:records",
     "wire_bytes": f"{_HERE}.payload_bytes:wire_bytes",
-    "label_logits": f"{_HERE}.label_logits:records",
+    "label_logits": f"{_HERE}.payload_bytes:label_logits",
     "sweep": f"{_HERE}.sweep:records",
-    "gpu": f"{_HERE}.gpu:records",
+    "gpu": f"{_HERE}.student:gpu",
 }
 BY_NAME_ALONE = ("gpu",)
 """Not among all: it needs a machine that not everybody has."""

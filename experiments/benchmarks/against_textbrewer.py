@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from experiments.benchmarks.measuring import Record, interleaved, ratio
-from experiments.benchmarks.student_setting import (
+from experiments.benchmarks.student import (
     MINILM,
     TEMPERATURE,
     Setting,
@@ -91,8 +91,7 @@ def measured(setting: Setting, num_epochs: int, rounds: int) -> list[Record]:
             f"faster than textbrewer, its caching {caching}, {batches}",
             times[caching],
             times[batches],
-            target=TARGETS[caching],
-            bound="≥",
+            to_reach=("≥", TARGETS[caching]),
             note=note,
         )
         for caching in TARGETS

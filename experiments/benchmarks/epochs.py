@@ -11,7 +11,7 @@ from ray.train import RunConfig, ScalingConfig
 
 import raybrew as rb
 from experiments.benchmarks.measuring import Record, interleaved, ratio
-from experiments.benchmarks.student_setting import (
+from experiments.benchmarks.student import (
     MINI,
     SMALLEST,
     Setting,
@@ -67,16 +67,14 @@ def measure_warm_epoch(setting: Setting, rounds: int) -> list[Record]:
             "warm epoch against a bare loop",
             times["ours"],
             times["bare"],
-            target=1.03,
-            bound="≤",
+            to_reach=("≤", 1.03),
             note=note,
         ),
         ratio(
             "student's wait for labels, warm",
             waits,
             [1.0] * len(waits),
-            target=0.01,
-            bound="≤",
+            to_reach=("≤", 0.01),
             unit="of the step",
             note="share of the same epochs that the student stood still for labels and batches",
         ),
@@ -121,8 +119,7 @@ def measure_first_epoch(setting: Setting, rounds: int) -> Record:
         "first epoch, labels on the way, against teachers + bare loop",
         times["on the way"],
         times["apart"],
-        target=1.10,
-        bound="≤",
+        to_reach=("≤", 1.10),
         note=f"{len(setting.rows)} sentences of MR, 3 BERT-mini teachers (4 × 256, 512 tokens a "
         f"forward), BERT-tiny student, all on one core; teachers and bare loop apart "
         f"{min(times['apart']):.1f} s; the store is written in it",
@@ -196,16 +193,14 @@ def measure_under_ray(setting: Setting, warm_epochs: int, rounds: int) -> list[R
             "first epoch through a real pool on Ray, against teachers + bare loop",
             cold["pool"],
             cold["apart"],
-            target=1.10,
-            bound="≤",
+            to_reach=("≤", 1.10),
             note=f"{note}teachers and bare loop apart {min(cold['apart']):.1f} s",
         ),
         ratio(
             "warm epoch under Ray Train, against a bare loop",
             again["ray"],
             again["bare"],
-            target=1.03,
-            bound="≤",
+            to_reach=("≤", 1.03),
             note=f"{note}{warm_epochs} epochs, bare {min(again['bare']):.1f} s",
         ),
     ]

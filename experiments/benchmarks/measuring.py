@@ -55,8 +55,7 @@ def ratio(
     above: Sequence[float],
     below: Sequence[float],
     *,
-    target: float,
-    bound: Bound,
+    to_reach: tuple[Bound, float],
     note: str = "",
     unit: str = "×",
 ) -> Record:
@@ -66,13 +65,13 @@ def ratio(
         name: of the figure.
         above: of each repetition, what is divided.
         below: of the same repetition, what it is divided by.
-        target: to be reached.
-        bound: which side of it is good.
+        to_reach: which side of the target is good, and the target.
         note: what else has to be known.
         unit: of the ratio.
     """
     ratios = np.asarray(above, float) / np.asarray(below, float)
     low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
+    bound, target = to_reach
     return Record(name, middle, unit, target, bound, (low, high), len(ratios), note)
 
 

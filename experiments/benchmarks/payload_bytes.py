@@ -1,6 +1,9 @@
-"""Bytes of an example's labels: by preset, and as they are shipped."""
+"""Bytes and time of an example's labels: by preset, as shipped, and of top-k logits."""
 
 import argparse
+import ctypes
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,14 +13,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import gamma
+from torch import Tensor
 from transformers import AutoTokenizer
 
-from experiments.benchmarks.measuring import Record
+from experiments.benchmarks.measuring import Record, ratio
 from experiments.data import encoder, mr
 from raybrew.data.files import to_json
+from raybrew.data.payload import Signal
+from raybrew.labels.logits import pack_logits
 from raybrew.matches.capture import pack_features, signal_of
 from raybrew.matches.presets import PRESETS, ModelGeometry, generate_matches, statistic_sizes
 from raybrew.matches.spec import MatchSpec
+
+# Bytes of an example's labels: by preset, and as they are shipped.
 
 # Bytes per example that each preset ships: padded float32 tensors against reduced statistics.
 #
@@ -210,6 +218,109 @@ def features(kind: str, length: int) -> torch.Tensor:
     if kind == "attention":
         shape = (1, BERT_BASE.num_heads, length, length)
     return torch.rand(shape, generator=generator)
+
+
+# What it takes to turn a language model's logits into top-k labels: memory and time.
+#
+#     python -m experiments.benchmarks label_logits
+#
+# Logits are random, in bf16 on the device, 50 are kept a token. Memory is what the process (on a
+# GPU PyTorch's allocator) needs at its peak beyond the logits, divided by their number. Time is
+# set against the same numbers from one float32 copy of all logits.
+
+SIGNAL = Signal(dtype="bfloat16", top_k=50, temperatures=(1.0, 2.0))
+
+
+def label_logits(
+    vocabularies: tuple[int, ...] = (49_152, 151_936), num_tokens: int = 512, rounds: int = 5
+) -> list[Record]:
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return [
+        record
+        for size in vocabularies
+        for record in measure_label_logits(size, num_tokens, rounds, device)
+    ]
+
+
+def measure_label_logits(
+    vocabulary: int, num_tokens: int, rounds: int, device: torch.device
+) -> list[Record]:
+    logits = torch.randn(1, num_tokens, vocabulary, dtype=torch.bfloat16, device=device)
+    mask = torch.ones(1, num_tokens, dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        label(logits[:, :8], mask[:, :8])
+        before = _begin(device)
+        label(logits, mask)
+        extra_bytes = _peak(device) - before
+        ours, plain = [], []
+        for _ in range(rounds):
+            ours.append(_seconds(device, lambda: label(logits, mask)))
+            plain.append(_seconds(device, lambda: whole(logits)))
+    where = f"{num_tokens} tokens, {vocabulary:,} classes, bf16, top 50, {device.type}"
+    return [
+        Record(
+            name=f"top-k labels of {vocabulary:,} classes, extra memory",
+            value=extra_bytes / logits.numel(),
+            unit="bytes a logit",
+            target=4.0,
+            bound="≤",
+            note=where,
+        ),
+        ratio(
+            f"top-k labels of {vocabulary:,} classes, time against whole tensors",
+            ours,
+            plain,
+            to_reach=("≤", 1.1),
+            note=f"{where}; {sorted(ours)[rounds // 2]:.2f} s",
+        ),
+    ]
+
+
+def label(logits: Tensor, mask: Tensor) -> None:
+    _, unusable = pack_logits((logits,), mask, "token", SIGNAL)
+    assert unusable is None
+
+
+def whole(logits: Tensor) -> None:
+    """Compute the same numbers from a float32 copy of all logits, as short as PyTorch has it."""
+    copy = logits[0].float()
+    assert copy.isfinite().all()
+    copy.topk(50)
+    for temperature in SIGNAL.temperatures:
+        (copy / temperature).logsumexp(dim=-1)
+
+
+def _begin(device: torch.device) -> int:
+    """Forget the peak so far; return what is in use."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_bytes("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _seconds(device: torch.device, work) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

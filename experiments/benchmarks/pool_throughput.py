@@ -141,8 +141,7 @@ def _measured(pools: dict[str, TeacherPool]) -> Record:
         "throughput of 2 replicas / 1, 8 ranks asking",
         got["2"],
         got["1"],
-        target=TARGET,
-        bound="≥",
+        to_reach=("≥", TARGET),
         note=(
             f"forwards asleep for {FORWARD_S * 1000:.0f} ms; medians {np.median(got['1']):.0f} and "
             f"{np.median(got['2']):.0f} examples/s, one replica can give {ideal:.0f}; batches "

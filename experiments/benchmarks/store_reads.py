@@ -157,8 +157,7 @@ def bandwidth_of(store: SignalStore, keys: np.ndarray) -> list[Record]:
         "store_hidden_states_to_memcpy",
         times["memcpy"],
         times["store"],
-        target=MEMCPY_TARGET,
-        bound="≥",
+        to_reach=("≥", MEMCPY_TARGET),
     )
     note = (
         f"batches of {block / 1e6:.1f} MB; {share.value:.2f} of memcpy of as large blocks in turns"

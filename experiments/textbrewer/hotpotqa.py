@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from experiments.textbrewer.benchmarks import HOTPOTQA
+from experiments.textbrewer.published import HOTPOTQA
 from raybrew.data.sources import load_source, quiet_datasets
 from raybrew.errors import DataError
 

@@ -26,8 +26,7 @@ from transformers import (
 )
 
 from experiments.data import made_whole
-from experiments.textbrewer.benchmarks import BENCHMARKS, Benchmark
-from experiments.textbrewer.published import MODELS
+from experiments.textbrewer.published import BENCHMARKS, MODELS, Benchmark
 from raybrew.data.sources import quiet_datasets
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import quiet_transformers

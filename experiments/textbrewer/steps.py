@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import raybrew as rb
-from experiments.textbrewer.benchmarks import HOTPOTQA
-from experiments.textbrewer.published import MODELS, Row
+from experiments.textbrewer.published import HOTPOTQA, MODELS, Row
 from experiments.textbrewer.smoke import StandIns, smoked
 from raybrew.config import DistillJob, TrainJob
 from raybrew.config.job_file import JobFile, dump_yaml, load_job

@@ -156,7 +156,7 @@ def evaluate(
 ) -> None:
     """Evaluate models on the evaluation rows of a job's tasks."""
     from raybrew.config.job_file import load_job
-    from raybrew.config.paths import user_path
+    from raybrew.config.section import user_path
     from raybrew.evaluation.saved_models import evaluate as run
     from raybrew.runs.report import render_table
 

@@ -15,8 +15,14 @@ from pydantic import (
     model_validator,
 )
 
-from raybrew.config.paths import user_path
-from raybrew.config.section import Options, Section, changed_fields, explain, import_path_of
+from raybrew.config.section import (
+    Options,
+    Section,
+    changed_fields,
+    explain,
+    import_path_of,
+    user_path,
+)
 from raybrew.errors import ConfigError, did_you_mean
 
 # Matches as a job gives them: names stay names until the sizes of the models are known.

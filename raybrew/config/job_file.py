@@ -27,8 +27,7 @@ from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
 from raybrew.config.job import DistillJob, TrainJob, set_path
-from raybrew.config.paths import data_path, is_uri, user_path
-from raybrew.config.section import explain, shown
+from raybrew.config.section import data_path, explain, is_uri, shown, user_path
 from raybrew.errors import ConfigError, collect_mistakes
 
 JobT = TypeVar("JobT", bound=DistillJob | TrainJob)

@@ -21,7 +21,7 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
 from raybrew.config import Task
-from raybrew.config.paths import data_path, held_by, names_in, try_to_write, user_path
+from raybrew.config.section import data_path, held_by, names_in, try_to_write, user_path
 from raybrew.data.columns import read_column
 from raybrew.data.formats import is_squad, read_conll, read_csv, read_squad
 from raybrew.errors import DataError, did_you_mean

@@ -12,8 +12,7 @@ from raybrew.data.split import EncodedSplit, Padding, collate, collate_labels, c
 from raybrew.labels.logits import tensors_of
 from raybrew.losses.numerics import TopK
 from raybrew.objective.rows import RowIndex, TeacherRows
-from raybrew.tasks.adaptors import Adaptor, view_of
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Adaptor, TaskType, view_of
 
 
 @dataclass(frozen=True)

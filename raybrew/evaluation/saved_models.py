@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from raybrew.config import DistillJob, Task, TrainJob
-from raybrew.config.paths import user_path
+from raybrew.config.section import user_path
 from raybrew.data.agreement import order_problem
 from raybrew.data.split import IGNORED, STUDENT_VIEW
 from raybrew.errors import ConfigError
@@ -28,11 +28,10 @@ from raybrew.models.pretrained import (
     read_config,
     read_tokenizer,
 )
-from raybrew.models.student_files import task_folders
+from raybrew.models.students import task_folders
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.adaptors import first_classes, ordered_classes
 from raybrew.tasks.task_data import read_task_data
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, TaskType, first_classes, ordered_classes
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from raybrew.labels.store import LabelStore
 from raybrew.losses.mixture import RowInputs
 from raybrew.objective import Objective
 from raybrew.objective.rows import RowIndex
-from raybrew.training.job import ResolvedJob, ResolvedTask, ResolvedTeacher
+from raybrew.teachers.teacher import ResolvedTeacher
+from raybrew.training.job import ResolvedJob, ResolvedTask
 
 logger = logging.getLogger(__name__)
 

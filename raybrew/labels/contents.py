@@ -18,7 +18,7 @@ from pathlib import Path
 
 import xxhash
 
-from raybrew.config.paths import held_by
+from raybrew.config.section import held_by
 from raybrew.data.files import explain
 from raybrew.errors import ConfigError, LabelError
 from raybrew.labels.location import FULL, Location, StoredFile, checked_name

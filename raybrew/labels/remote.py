@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import xxhash
 
-from raybrew.config.paths import is_uri, user_path
+from raybrew.config.section import is_uri, user_path
 from raybrew.data.files import map_file
 from raybrew.errors import ConfigError, StoreFullError
 from raybrew.labels.location import (

@@ -20,7 +20,7 @@ from raybrew.data.payload import DTYPES, Payload, Signal, to_storage
 from raybrew.errors import ConfigError, did_you_mean
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.layers import layer_stack
-from raybrew.tasks.adaptors import Adaptor, View, view_of
+from raybrew.tasks.task_type import Adaptor, View, view_of
 
 Side = Literal["teacher", "student"]
 Match = MatchSpec | CustomMatch

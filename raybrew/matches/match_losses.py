@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pydantic import (
-    ValidationError,
-    validate_call,
-)
+from pydantic import ValidationError, validate_call
 from torch import Tensor
 
 from raybrew.errors import ConfigError, import_object, unknown_name

@@ -39,8 +39,7 @@ from raybrew.matches.presets import (
 )
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.pretrained import BUILD_ERRORS, first_line, meta_model
-from raybrew.tasks.adaptors import Adaptor
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Adaptor, TaskType
 
 Entry = MatchPreset | MatchSpec | CustomMatch
 _EXAMPLES, _TOKENS = 2, 4

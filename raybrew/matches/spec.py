@@ -7,14 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveInt,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
 from raybrew.errors import ConfigError, import_callable, unknown_name

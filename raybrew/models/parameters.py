@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from raybrew.config.paths import user_path
+from raybrew.config.section import user_path
 from raybrew.errors import ConfigError
 from raybrew.models import bigru
 from raybrew.models.inputs import most_positions, set_padding_token
@@ -33,7 +33,7 @@ from raybrew.models.pretrained import (
     load_model,
     read_config,
 )
-from raybrew.models.student_files import task_folders
+from raybrew.models.students import task_folders
 
 _MB = 2**20
 

@@ -30,7 +30,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.config import Teacher
-from raybrew.config.paths import held_by, names_in, user_path
+from raybrew.config.section import held_by, names_in, user_path
 from raybrew.data.sources import hub_in_reach
 from raybrew.errors import ConfigError, did_you_mean
 

@@ -32,8 +32,7 @@ from raybrew.objective.rows import (
     index_of,
 )
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import View
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import TaskType, View
 
 SoftLabels = Mapping[str, Mapping[str, SoftLabel]]
 """By teacher, by name of the signal: a row for each example."""

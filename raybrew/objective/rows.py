@@ -25,8 +25,7 @@ from raybrew.labels.logits import SoftLabel, TokenTopK
 from raybrew.losses.match_loss import Ragged
 from raybrew.losses.mixture import RowInputs
 from raybrew.losses.numerics import TopK
-from raybrew.tasks.adaptors import View
-from raybrew.tasks.task_type import Layout
+from raybrew.tasks.task_type import Layout, View
 
 
 class TeacherRows(NamedTuple):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A run, from the job to the report: resolve, precompute, train, and what its folder holds."""

@@ -18,13 +18,7 @@ from raybrew.losses.kd import make_kd_loss
 from raybrew.losses.mixture import make_mixture
 from raybrew.losses.schedules import make_temperature_scheduler, make_weight_schedule
 from raybrew.matches.capture import Side
-from raybrew.matches.plan import (
-    TaskMatch,
-    check_adaptor,
-    check_modules,
-    geometry_of,
-    plan_matches,
-)
+from raybrew.matches.plan import TaskMatch, check_adaptor, check_modules, geometry_of, plan_matches
 from raybrew.matches.presets import MATCH_FAMILIES, resolve_matches
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.class_order import check_outputs

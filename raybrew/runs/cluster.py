@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.train import RunConfig, ScalingConfig
 
-from raybrew.config.paths import try_to_write
+from raybrew.config.section import try_to_write
 from raybrew.errors import ConfigError, RaybrewError, Terminated
 from raybrew.models.devices import check_device, device_for
 from raybrew.runs.folder import RunFolder

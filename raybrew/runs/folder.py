@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 from raybrew.config import DistillJob, TrainJob
 from raybrew.config.job_file import absolute_plain, parse_yaml, resolve_paths
-from raybrew.config.paths import is_uri, user_path
+from raybrew.config.section import is_uri, user_path
 from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
 from raybrew.runs.ray_config import RUN, check_arguments

@@ -27,7 +27,7 @@ from raybrew.runs.ray_config import MAX_FAILURES, NOTHING_TO_RESUME
 from raybrew.runs.report import RunResult, render_report
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.tracking import Tracker
-from raybrew.teachers.client import PoolAddress
+from raybrew.teachers.router_actor import PoolAddress
 from raybrew.training.callbacks import Bars
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.job import ResolvedJob

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from raybrew.errors import import_callable
-from raybrew.tasks.adaptors import Adaptor
 from raybrew.tasks.causal_lm import CausalLM
 from raybrew.tasks.multi_label import MultiLabel
 from raybrew.tasks.question_answering import QuestionAnswering
 from raybrew.tasks.regression import Regression
 from raybrew.tasks.sequence_classification import SequenceClassification
-from raybrew.tasks.task_type import Layout, TaskType, custom_model_class
+from raybrew.tasks.task_type import Adaptor, Layout, TaskType, custom_model_class
 from raybrew.tasks.token_classification import TokenClassification
 
 __all__ = ["TASK_TYPES", "Layout", "TaskType", "adaptor_of", "task_type_of"]

@@ -30,8 +30,7 @@ from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
-from raybrew.tasks.adaptors import start_and_end
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, TaskType, start_and_end
 
 N_BEST = 20
 

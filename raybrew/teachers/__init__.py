@@ -1,1 +1,1 @@
-"""The teachers: one, a replica of it, the pool of Ray actors, and who asks them."""
+"""The teachers: a teacher, a replica of it, the pool of Ray actors, and the clients of the pool."""

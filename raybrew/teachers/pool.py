@@ -27,12 +27,7 @@ from raybrew.teachers.client import PoolClient, PrecomputeRequest, as_raised
 from raybrew.teachers.failure import FailurePolicy, ReplicaFailure
 from raybrew.teachers.host import ReplicaHost
 from raybrew.teachers.monitor import HostedTeacher
-from raybrew.teachers.router_actor import (
-    MAX_CONCURRENCY,
-    PoolAddress,
-    remote_router,
-    start_router,
-)
+from raybrew.teachers.router_actor import MAX_CONCURRENCY, PoolAddress, remote_router, start_router
 from raybrew.teachers.teacher import ResolvedTeacher
 
 logger = logging.getLogger(__name__)

@@ -26,8 +26,7 @@ from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
 from raybrew.objective.extensions import Extensions, registered
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.adaptors import Adaptor, View, first_classes
-from raybrew.tasks.task_type import Layout
+from raybrew.tasks.task_type import Adaptor, Layout, View, first_classes
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from raybrew.config import DistillationConfig as Objective
-from raybrew.errors import ConfigError
-from raybrew.losses.registry import unknown_name
+from raybrew.errors import ConfigError, unknown_name
 from raybrew.matches.presets import resolve_matches
 from raybrew.matches.spec import MatchSpec
 from raybrew.textbrewer.losses import build_match_loss, match_function

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from raybrew.errors import CheckpointError, RaybrewError
-from raybrew.models.student_files import save_student
+from raybrew.models.students import save_student
 from raybrew.tasks import task_type_of
 
 _SHOWN = 8

@@ -13,14 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raybrew.config.paths import is_uri, user_path
+from raybrew.config.section import is_uri, user_path
 from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.configurations import DistillationConfig, IntermediateMatch, TrainingConfig
-from raybrew.textbrewer.distiller_train import (  # noqa: F401  scripts find BasicTrainer here
-    BasicTrainer,
-    Callback,
-    Postprocessor,
+from raybrew.textbrewer.distiller_train import (
     Trainer,
     sum_of_means,
 )

@@ -16,13 +16,7 @@ from raybrew.config import TrainingConfig
 from raybrew.data.batch_sequence import BatchSequence, micro_batches, rank_rows
 from raybrew.data.encoding import spans
 from raybrew.data.payload import Payload
-from raybrew.data.split import (
-    IGNORED,
-    Padding,
-    collate,
-    collate_labels,
-    collate_tokens,
-)
+from raybrew.data.split import IGNORED, Padding, collate, collate_labels, collate_tokens
 from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
 from raybrew.objective import BatchCounts, Objective, SoftLabels

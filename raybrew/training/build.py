@@ -26,10 +26,7 @@ from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.job import ResolvedJob, ResolvedTask
 from raybrew.training.loop import StudentTraining
 from raybrew.training.module import StudentModule, TaskReader
-from raybrew.training.optimization import (
-    build_optimization,
-    optimizer_class,
-)
+from raybrew.training.optimization import build_optimization, optimizer_class
 from raybrew.training.world import World
 
 

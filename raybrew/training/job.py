@@ -29,8 +29,7 @@ from raybrew.labels.remote import StoreSpec
 from raybrew.matches.plan import TaskMatch
 from raybrew.objective.extensions import Extensions, registered
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.adaptors import Adaptor, first_classes
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Adaptor, TaskType, first_classes
 from raybrew.teachers.teacher import ResolvedTeacher
 
 

@@ -26,8 +26,7 @@ from raybrew.matches.spec import Projections
 from raybrew.models.pretrained import describe_names, own_generator
 from raybrew.objective.balancing import Balancer
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import Adaptor, View
-from raybrew.tasks.task_type import TaskType
+from raybrew.tasks.task_type import Adaptor, TaskType, View
 
 logger = logging.getLogger(__name__)
 

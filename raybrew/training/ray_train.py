@@ -29,7 +29,7 @@ from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.ray_private import root_error
 
 if TYPE_CHECKING:
-    from raybrew.teachers.client import PoolAddress
+    from raybrew.teachers.router_actor import PoolAddress
     from raybrew.training.job import ResolvedJob
 
 DEATHS = (RayActorError, OutOfMemoryError)

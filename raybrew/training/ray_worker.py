@@ -23,8 +23,9 @@ from ray.util.placement_group import get_current_placement_group
 from raybrew.errors import Event
 from raybrew.labels.source import TeacherClient
 from raybrew.models.devices import check_device
-from raybrew.teachers.client import PoolAddress, PoolClient
+from raybrew.teachers.client import PoolClient
 from raybrew.teachers.local import CombinedClient, LocalClient
+from raybrew.teachers.router_actor import PoolAddress
 from raybrew.training.build import build_training, check_class_orders
 from raybrew.training.callbacks import Hooks
 from raybrew.training.checkpoints import Checkpoints, CheckpointWriter

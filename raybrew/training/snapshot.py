@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from raybrew.errors import CheckpointError
-from raybrew.models.student_files import load_student, save_student
+from raybrew.models.students import load_student, save_student
 from raybrew.models.trainable import load_trainable_state, merged_state, trainable_state
 from raybrew.training.checkpoints import STATE
 from raybrew.training.optimization import Optimization

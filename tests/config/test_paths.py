@@ -15,7 +15,7 @@ from ray.train import RunConfig
 import raybrew as rb
 from raybrew.config.distillation import from_textbrewer
 from raybrew.config.job_file import load_job
-from raybrew.config.paths import data_path, held_by, names_in, user_path
+from raybrew.config.section import data_path, held_by, names_in, user_path
 from raybrew.data.sources import load_source
 from raybrew.labels.remote import StoreSpec
 from raybrew.models.parameters import inspect_model

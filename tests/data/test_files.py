@@ -12,7 +12,7 @@ from raybrew.errors import Event
 from raybrew.runs.events import EventLog
 from raybrew.runs.folder import RunFolder
 
-PLACE = Path(__file__).resolve().parents[1]
+PLACE = Path(__file__).resolve().parents[2]
 
 
 def strict(text: str):
@@ -51,7 +51,7 @@ def test_figures_are_written_by_one_writer():
         "raybrew/data/files.py",
         "raybrew/data/split.py",
         "raybrew/labels/contents.py",
-        "raybrew/models/student_files.py",
+        "raybrew/models/students.py",
         "raybrew/runs/resolve.py",
         "raybrew/training/snapshot.py",
         "raybrew/training/checkpoints.py",

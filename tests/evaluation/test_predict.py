@@ -9,8 +9,8 @@ from raybrew.data.encoding import encode
 from raybrew.data.split import STUDENT_VIEW, EncodedSplit, Padding
 from raybrew.evaluation.predict import ModelOnDevice, predict
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import one_output
 from raybrew.tasks.sequence_classification import classification_metrics
+from raybrew.tasks.task_type import one_output
 from tests.made import make_data, make_model, make_tokenizer
 
 KIND = TASK_TYPES["sequence-classification"]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from experiments.benchmarks import against_textbrewer, epochs, gpu, student_memory
-from experiments.benchmarks.student_setting import SMALLEST, Setting, bare_loop, label, sizes_of
+from experiments.benchmarks import against_textbrewer, epochs, student
+from experiments.benchmarks.student import SMALLEST, Setting, bare_loop, label, sizes_of
 from raybrew.errors import ConfigError
 from tests.made import make_data, make_model
 from tests.training.in_process import Recorder
@@ -43,9 +43,9 @@ def test_textbrewer_takes_the_same_steps_as_ours(setting):
     ours, _ = setting.training(job, preparation)
     ours.run(Recorder())
     theirs = against_textbrewer.Theirs(setting, preparation, num_epochs=2)
-    student = theirs.train(caching=False)[1]
+    trained = theirs.train(caching=False)[1]
     state = ours.model.state_dict()
-    for name, value in student.state_dict().items():
+    for name, value in trained.state_dict().items():
         torch.testing.assert_close(value, state[name], atol=1e-5, rtol=1e-4)
 
 
@@ -54,7 +54,7 @@ def test_each_figure_comes_with_its_target(setting):
         *epochs.measure_warm_epoch(setting, rounds=1),
         epochs.measure_first_epoch(setting, rounds=1),
         *against_textbrewer.measured(setting, num_epochs=1, rounds=1),
-        student_memory.measured(setting, num_epochs=2),
+        student.measure_student_memory(setting, num_epochs=2),
     ]
     assert all(np.isfinite(record.value) and record.value > 0 for record in found)
     targets = {record.name: f"{record.bound} {record.target}" for record in found}
@@ -107,11 +107,11 @@ def test_a_figure_is_ours_over_theirs_or_how_many_times_faster_ours_is(setting, 
 
 
 def test_the_figures_of_a_gpu_are_made_and_refuse_a_machine_without(setting, monkeypatch):
-    shares = gpu.measured(setting, torch.device("cpu"), rounds=1, num_epochs=1)
+    shares = student.measure_gpu(setting, torch.device("cpu"), rounds=1, num_epochs=1)
     assert all(np.isfinite(record.value) and record.value > 0 for record in shares)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="expected a CUDA device, got none"):
-        gpu.records()
+        student.gpu()
 
 
 def test_operations_are_those_that_torch_counts():
@@ -122,4 +122,4 @@ def test_operations_are_those_that_torch_counts():
     ids = torch.randint(5, 100, (4, 11))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.bert.encoder(model.bert.embeddings(ids))
-    assert gpu.forward_flops(np.full(4, 11), config) == counter.get_total_flops()
+    assert student.forward_flops(np.full(4, 11), config) == counter.get_total_flops()

@@ -29,7 +29,7 @@ def test_a_target_is_met_on_its_good_side_alone(bound, value, met):
 
 def test_a_ratio_is_the_median_of_the_pairs_not_the_pair_of_medians():
     # Of the medians it would be 3 / 3; the pairs are 1/3, 3/1, 9/9.
-    record = ratio("figure", [1, 3, 9], [3, 1, 9], target=1.0, bound="≤")
+    record = ratio("figure", [1, 3, 9], [3, 1, 9], to_reach=("≤", 1.0))
     assert record.value == 1.0
     assert record.spread == pytest.approx((2 / 3, 2.0))
     assert record.repetitions == 3

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from datasets import load_dataset
 
-from experiments import data, wheels
+from experiments import data
 from experiments import data as sources
-from experiments.wheels import Wheel
+from experiments import data as wheels
+from experiments.data import Wheel
 from raybrew.errors import DataError
 
 NUM_QUESTIONS = 40

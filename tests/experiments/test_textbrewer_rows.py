@@ -15,14 +15,13 @@ from transformers import AutoConfig, BertConfig, ElectraConfig
 import raybrew as rb
 from experiments.textbrewer import published as rows
 from experiments.textbrewer.__main__ import listing, main
-from experiments.textbrewer.benchmarks import BENCHMARKS
 from experiments.textbrewer.hotpotqa import main as make_hotpotqa
-from experiments.textbrewer.published import MODELS, ROWS, STUDENTS, Row, find
+from experiments.textbrewer.published import BENCHMARKS, MODELS, ROWS, STUDENTS, Row, find
 from experiments.textbrewer.smoke import NUM_ROWS, TRAINING, StandIns
 from experiments.textbrewer.steps import Step, run_row, steps_of, write_jobs
 from raybrew.config.job_file import JobFile, dump_yaml, load_job
 from raybrew.matches.presets import PRESETS, ModelGeometry, resolve_matches
-from raybrew.models.student_files import save_student
+from raybrew.models.students import save_student
 from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import task_type_of
 from raybrew.training.build import build_training

@@ -22,7 +22,7 @@ from raybrew.losses.mixture import MIXTURES
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import View
 from tests.losses.feature_inputs import (
     ALL_LOSSES,
     LENGTH,

@@ -14,8 +14,7 @@ from transformers import (
 )
 
 import raybrew as rb
-from raybrew.models.student_files import task_folders
-from raybrew.models.students import MultiTaskStudent
+from raybrew.models.students import MultiTaskStudent, task_folders
 from raybrew.models.trainable import add_adapters, merged_state
 from raybrew.runs.resolve import resolve_job
 from raybrew.training.loop import StudentTraining

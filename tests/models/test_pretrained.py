@@ -14,7 +14,7 @@ from transformers import (
 from raybrew.config import Student, Teacher
 from raybrew.errors import ConfigError
 from raybrew.models.pretrained import read_config, read_tokenizer
-from raybrew.models.student_files import save_student
+from raybrew.models.students import save_student
 from tests.models.checkpoints import WORDS, bert, build, check, one_teacher, save_tokenizer
 
 BYTES = ByT5Tokenizer()

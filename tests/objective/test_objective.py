@@ -19,7 +19,7 @@ from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import View
 
 HEADS, LENGTH, CLASSES = 2, 6, 3
 LENGTHS = [6, 3, 1, 4, 2, 5]

@@ -11,7 +11,7 @@ from raybrew.losses.match_loss import Ragged
 from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import View
 
 KIND = TASK_TYPES["token-classification"]
 # Two examples; the first has three tokens of the task, the second two.

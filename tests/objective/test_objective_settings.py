@@ -17,7 +17,7 @@ from raybrew.matches.spec import MatchSpec
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
-from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import View
 
 LABELS = torch.tensor([0, 2, -1, 1, 1, 0])
 COUNTS = BatchCounts(LABELS.numpy(), np.array([6, 3, 1, 4, 2, 5]))

@@ -13,8 +13,8 @@ from raybrew.data.split import IGNORED
 from raybrew.losses.match_loss import Ragged
 from raybrew.objective import BatchCounts, Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
-from raybrew.tasks.adaptors import View
 from raybrew.tasks.sequence_classification import SequenceClassification
+from raybrew.tasks.task_type import View
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -17,7 +17,8 @@ from raybrew.labels.store import SignalStore
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.run import Run
-from raybrew.teachers.pool import PrecomputeRequest, TeacherPool
+from raybrew.teachers.client import PrecomputeRequest
+from raybrew.teachers.pool import TeacherPool
 from tests.made import make_job, make_model
 from tests.training.in_process import LocalPool, Recorder, build
 

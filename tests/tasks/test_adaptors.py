@@ -7,7 +7,7 @@ import torch
 
 from raybrew.errors import ConfigError
 from raybrew.tasks import TASK_TYPES, adaptor_of
-from raybrew.tasks.adaptors import View, view_of
+from raybrew.tasks.task_type import View, view_of
 from tests.training import user_adaptors
 
 torch.set_num_threads(1)

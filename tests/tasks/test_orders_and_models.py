@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, LlamaCo
 import raybrew as rb
 from raybrew.data.split import Padding, collate
 from raybrew.evaluation.stored_teachers import evaluate_teachers
-from raybrew.models.student_files import save_student
+from raybrew.models.students import save_student
 from raybrew.runs.resolve import resolve_job
 from raybrew.tasks import TASK_TYPES
 from tests.made import CLASSES, STUDENT_CONFIG, make_job, make_model, make_tokenizer

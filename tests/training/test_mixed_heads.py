@@ -13,8 +13,7 @@ from transformers import (
 )
 
 import raybrew as rb
-from raybrew.models.student_files import task_folders
-from raybrew.models.students import MultiTaskStudent
+from raybrew.models.students import MultiTaskStudent, task_folders
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
 from tests.tasks.made_models import TAGS, make_rows, make_task_model
 from tests.training.in_process import Recorder, build

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import raybrew as rb
-from raybrew.models.student_files import task_folders
-from raybrew.models.students import MultiTaskStudent
+from raybrew.models.students import MultiTaskStudent, task_folders
 from raybrew.runs.resolve import resolve_job
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model, make_yes_no_data
 from tests.training.in_process import Recorder, build

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import raybrew as rb
 from raybrew.objective import BatchCounts, Objective, TrainProgress
-from raybrew.tasks.adaptors import View
+from raybrew.tasks.task_type import View
 from raybrew.training.loop import StudentTraining
 from raybrew.training.module import ddp_options
 from tests.made import STUDENT_CONFIG, make_data, make_job, make_model

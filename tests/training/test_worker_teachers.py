@@ -13,12 +13,7 @@ from raybrew.labels.store import LabelStore
 from raybrew.runs.resolve import resolve_job
 from raybrew.training.build import build_training
 from raybrew.training.loop import StudentTraining
-from raybrew.training.ray_worker import (
-    client_of,
-    flush_at_end,
-    host_teachers,
-    precompute_shares,
-)
+from raybrew.training.ray_worker import client_of, flush_at_end, host_teachers, precompute_shares
 from raybrew.training.world import World
 from tests.made import make_job, make_model
 from tests.training.in_process import Answered, LocalPool, Recorder, build
