@@ -67,7 +67,7 @@ def counts() -> list[Count]:
     nodes = [node for each in found for node in ast.walk(each.tree)]
     return [
         Count("entries at the top of raybrew/", len(entries), 20, 20),
-        Count("modules of raybrew/ and experiments/", len(found), 170, 170),
+        Count("modules of raybrew/ and experiments/", len(found), 169, 170),
         Count("lines of raybrew/", lines, 33_300, 27_000),
         Count("modules with a single importer", len(single_importers(found)), 27, 30),
         Count("dataclasses", sum(map(_is_dataclass, nodes)), 101, 70),
