@@ -53,6 +53,8 @@ def ask_all(folder: Path, number: int, seed: int) -> None:
     draw = random.Random(seed * 10 + number)
     replica = Replica(SPEC, SIGNALS, str(folder / "store"), Slow(folder / f"log-{number}"))
     (folder / f"began-{number}").touch()
+    while len(list(folder.glob("began-*"))) < 3:  # on a busy machine one could be done before
+        time.sleep(0.001)
     rows = draw.sample(range(len(VIEW)), len(VIEW))
     while rows:
         count = draw.randrange(1, 12)
