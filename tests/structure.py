@@ -26,6 +26,9 @@ WORDS = re.compile(
 """Words that a reader of the field has to decode; CONTRIBUTING says which to take."""
 
 
+_WITH_OLD_NAMES = ("CHANGELOG.md", "tests/structure.py")
+
+
 class Count(NamedTuple):
     """One line of the table.
 
@@ -111,7 +114,7 @@ def unwanted_words() -> Iterator[str]:
     ).stdout.split()
     for name in listed:
         path = ROOT / name
-        if path == Path(__file__) or not path.exists():
+        if name in _WITH_OLD_NAMES or not path.exists():
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             for match in WORDS.finditer(line):
