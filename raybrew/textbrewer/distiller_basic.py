@@ -17,7 +17,10 @@ from raybrew.config.section import is_uri, user_path
 from raybrew.data.payload import Signal
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.configurations import DistillationConfig, IntermediateMatch, TrainingConfig
-from raybrew.textbrewer.distiller_train import (
+from raybrew.textbrewer.distiller_train import (  # noqa: F401  scripts find BasicTrainer here
+    BasicTrainer,
+    Callback,
+    Postprocessor,
     Trainer,
     sum_of_means,
 )

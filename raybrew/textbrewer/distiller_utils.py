@@ -3,6 +3,7 @@
 batch ──► get_outputs_from_batch ──► adaptor ──► post_adaptor ──► results_T, results_S
 """
 
+# `from textbrewer.distiller_utils import *` gives scripts these names as well.
 import json  # noqa: F401
 import logging
 import os  # noqa: F401
@@ -19,13 +20,20 @@ from torch.nn import functional as F  # noqa: F401
 
 from raybrew.errors import ConfigError, TeacherError
 from raybrew.losses.mixture import probability_shift
-from raybrew.textbrewer.configurations import IntermediateMatch
-from raybrew.textbrewer.presets import (
-    ADAPTOR_KEYS,
+from raybrew.textbrewer.configurations import (  # noqa: F401
+    DistillationConfig,
+    IntermediateMatch,
+    TrainingConfig,
 )
-
-# `from textbrewer.distiller_utils import *` gives scripts these names as well.
-
+from raybrew.textbrewer.presets import (  # noqa: F401
+    ADAPTOR_KEYS,
+    FEATURES,
+    KD_LOSS_MAP,
+    MATCH_LOSS_MAP,
+    PROJ_MAP,
+    TEMPERATURE_SCHEDULER,
+    WEIGHT_SCHEDULER,
+)
 
 logger = logging.getLogger(__name__)
 

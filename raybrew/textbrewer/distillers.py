@@ -11,7 +11,11 @@ from torch.optim import Optimizer
 from raybrew.errors import ConfigError
 from raybrew.textbrewer.configurations import DistillationConfig, TrainingConfig
 from raybrew.textbrewer.distiller_basic import BasicDistiller, Teachers, Terms
-from raybrew.textbrewer.distiller_train import Callback, Postprocessor
+from raybrew.textbrewer.distiller_train import (  # noqa: F401  scripts find BasicTrainer here
+    BasicTrainer,
+    Callback,
+    Postprocessor,
+)
 from raybrew.textbrewer.distiller_utils import CustomMatch, Results
 from raybrew.textbrewer.feed import Feed, Stream
 

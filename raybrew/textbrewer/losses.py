@@ -12,7 +12,7 @@ from torch import Tensor
 
 from raybrew.losses.kd import make_kd_loss
 from raybrew.losses.match_loss import MatchLoss
-from raybrew.matches.match_losses import match_loss
+from raybrew.matches.spec import match_loss
 
 PADDED_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mmd": {"divisor": "length"},
