@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -16,3 +17,10 @@ install_import_hook(
     ["raybrew.losses", "raybrew.matches.match_losses", "raybrew.matches.presets"],
     "beartype.beartype",
 )
+
+
+@pytest.fixture(autouse=True)
+def no_cluster_of_other_tests(request, monkeypatch, tmp_path_factory):
+    """Hide from tests without Ray the note that `ray start` of a test beside them leaves."""
+    if request.node.get_closest_marker("ray") is None:
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path_factory.getbasetemp() / "no-ray"))
