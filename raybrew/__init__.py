@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from raybrew.sweeps.results import TuneResult
     from raybrew.sweeps.sweep import tune
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Augmentation",
     "CheckpointError",
@@ -94,3 +96,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'raybrew' has no attribute {name!r}")
     home = _HOMES.get(name, "errors" if name.endswith("Error") else "config")
     return getattr(import_module(f"raybrew.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    # What completion offers: the public names, also those that were not used yet.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
