@@ -1,24 +1,37 @@
-"""A saved model on the evaluation rows of a job's tasks. No Ray.
+"""Saved models on the evaluation rows of a job's tasks, and on rows of any file. No Ray.
 
 model ──► its folder for the task ──► own tokenizer ──► rows encoded ──► logits ──► metrics
+                                                              a block of rows ──► logits ──► answers
 """
 
 import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.section import user_path
+from raybrew.config.task import TaskTypeName
 from raybrew.data.agreement import order_problem
-from raybrew.data.split import IGNORED, STUDENT_VIEW
+from raybrew.data.columns import Rows
+from raybrew.data.payload import Payload
+from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
 from raybrew.errors import ConfigError
 from raybrew.evaluation.predict import ModelOnDevice, predict
-from raybrew.models.class_order import assumed_order, check_outputs, is_unnamed, order_of
+from raybrew.models.class_order import (
+    assumed_order,
+    check_outputs,
+    is_unnamed,
+    model_classes,
+    order_of,
+)
 from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import check_vocabulary, fit_tokenizer, padding_of
 from raybrew.models.pretrained import (
@@ -30,10 +43,19 @@ from raybrew.models.pretrained import (
 )
 from raybrew.models.students import task_folders
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.task_data import read_task_data
-from raybrew.tasks.task_type import Metrics, TaskType, first_classes, ordered_classes
+from raybrew.tasks.task_data import TaskData, read_task_data
+from raybrew.tasks.task_type import (
+    Metrics,
+    Prediction,
+    TaskType,
+    first_classes,
+    ordered_classes,
+)
 
 logger = logging.getLogger(__name__)
+
+BLOCK = 1024
+"""Rows of the data that are predicted at once."""
 
 
 def evaluate(
@@ -84,41 +106,167 @@ def _folders(job: DistillJob | TrainJob, model: str, name: str | None) -> list[t
     return [(tasks[n], folders[n]) for n in chosen]
 
 
-def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
+@dataclass(frozen=True)
+class SavedModel:
+    """A model of a folder, on its device, with what it takes to read rows of a task.
+
+    Args:
+        task: whose columns, and longest input, hold.
+        kind: its task type, for models of the folder's class.
+        config: the folder's.
+        tokenizer: the folder's.
+        hosted: the model; its adaptor brings the logits into the order of `names`.
+        names: of the classes.
+    """
+
+    task: Task
+    kind: TaskType
+    config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    hosted: ModelOnDevice
+    names: tuple[str, ...]
+
+    def encode(self, rows: Rows) -> EncodedSplit:
+        """Encode rows as the model reads them."""
+        return self.kind.encode(self.task, rows, {STUDENT_VIEW: self.tokenizer})
+
+    def answers(self, split: EncodedSplit, rows: np.ndarray, batch_size: int) -> Payload:
+        """Return `TaskType.predict` of examples, in their order.
+
+        Args:
+            split: of `encode`.
+            rows: of the split, int64 (n,).
+            batch_size: examples of a forward.
+        """
+        return predict(self.hosted, self.kind, split, rows, batch_size=batch_size)
+
+    def predictions(
+        self, data: Dataset, what: str, *, batch_size: int = 64, block: int = BLOCK
+    ) -> Iterator[list[Prediction]]:
+        """Predict rows that need no labels, `block` rows at a time, however many there are.
+
+        Args:
+            data: rows with the task's columns of texts.
+            what: where they are from, for messages.
+            batch_size: examples of a forward.
+            block: rows of the data in memory at once.
+
+        Yields:
+            Of `block` rows, fewer at the end, one prediction each, in their order; see
+            `TaskType.decode`.
+
+        Raises:
+            DataError: a column of texts is missing, or a row of it holds none.
+        """
+        for start in range(0, len(data), block):
+            part = data.select(range(start, min(start + block, len(data))))
+            split = self.encode(
+                self.kind.unlabelled_rows(self.task, part, what, self.config.num_labels or 0)
+            )
+            rows = np.arange(len(split))
+            predicted = self.answers(split, rows, batch_size)
+            yield self.kind.decode(predicted, split, rows, self.names)
+
+
+def open_model(
+    folder: str,
+    task: Task,
+    *,
+    data: TaskData | None = None,
+    kind: TaskType | None = None,
+    adaptor: Any = None,
+) -> SavedModel:
+    """Load a model to predict rows of a task.
+
+    Args:
+        folder: of a student's task, or of any model that transformers loads, or a hub id.
+        task: what it is for; its `kind` must be the model's.
+        data: rows whose classes the model must have, in whatever order; the classes are the
+            model's own if left out.
+        kind: the task type for the folder's class, where that is one of the user's.
+        adaptor: of that class.
+
+    Raises:
+        ConfigError: it can't be loaded, lacks weights, or hasn't got the task's labels.
+    """
     config, tokenizer = read_config(folder, "model"), read_tokenizer(folder, "model")
     check_vocabulary(config, tokenizer, "model")
-    data = read_task_data(task)
-    own = _own_classes(job, task)
-    # Whatever wrote the folder, one of the job's own classes or transformers'.
-    task_type, adaptor = own.get(architecture_of(config, folder), (data.kind, None))
-    check_outputs(folder, config, data)
-    fit_tokenizer(tokenizer, config, "model", custom=task_type.is_custom)
-    unnamed = adaptor is None and task.adaptor is None and is_unnamed(config, data)
-    if unnamed and data.order_assumed:
-        logger.warning(assumed_order(folder, data))
+    kind = kind or task_type_of(task.kind)
+    if data is not None:
+        check_outputs(folder, config, data)
+    fit_tokenizer(tokenizer, config, "model", custom=kind.is_custom)
+    names = model_classes(config) if data is None else data.label_names
     read = adaptor_of(task.kind, adaptor, task.adaptor)
-    if not task_type.has_labels:
-        read = first_classes(read, task_type.num_labels(data.label_names, tokenizer))
-    model = ModelOnDevice(
-        _load(task_type, folder, config),
-        ordered_classes(read, order_of(config, data)),
-        padding_of(tokenizer, config, task_type.layout),
+    if not kind.has_labels:
+        read = first_classes(read, kind.num_labels(names, tokenizer))
+    hosted = ModelOnDevice(
+        _load(kind, folder, config),
+        ordered_classes(read, None if data is None else order_of(config, data)),
+        padding_of(tokenizer, config, kind.layout),
         # This process has no resources of Ray's: it may use all the GPUs that it sees.
         device_for(torch.cuda.device_count()),
     )
-    check_device(model.device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
-    model.model.to(model.device)
+    check_device(hosted.device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
+    hosted.model.to(hosted.device)
+    return SavedModel(task, kind, config, tokenizer, hosted, names)
+
+
+_ENDINGS: dict[str, TaskTypeName] = {
+    "ForTokenClassification": "token-classification",
+    "ForQuestionAnswering": "question-answering",
+    "ForQuestionAnsweringSimple": "question-answering",
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+}
+_PROBLEMS: dict[str, TaskTypeName] = {
+    "regression": "regression",
+    "single_label_classification": "sequence-classification",
+    "multi_label_classification": "multi-label",
+}
+
+
+def task_type_in(folder: str) -> TaskTypeName:
+    """Return the task type of a saved model, by its class and transformers' `problem_type`.
+
+    A classifier without `problem_type` is one of texts, or a regression where it has one output.
+
+    Raises:
+        ConfigError: its class tells of none.
+    """
+    config = read_config(folder, "model")
+    name = architecture_of(config, folder)
+    for ending, found in _ENDINGS.items():
+        if name.endswith(ending):
+            return found
+    if not name.endswith("ForSequenceClassification"):
+        raise ConfigError(
+            f"{folder}: expected a model of a task (…ForSequenceClassification, "
+            f"{', '.join(f'…{each}' for each in _ENDINGS)}), got {name}"
+        )
+    one = "regression" if config.num_labels == 1 else "single_label_classification"
+    return _PROBLEMS[config.problem_type or one]
+
+
+def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
+    data = read_task_data(task)
+    # Whatever wrote the folder, one of the job's own classes or transformers'.
+    name = architecture_of(read_config(folder, "model"), folder)
+    kind, adaptor = _own_classes(job, task).get(name, (data.kind, None))
+    model = open_model(folder, task, data=data, kind=kind, adaptor=adaptor)
+    unnamed = adaptor is None and task.adaptor is None and is_unnamed(model.config, data)
+    if unnamed and data.order_assumed:
+        logger.warning(assumed_order(folder, data))
     assert data.eval is not None, task.name
-    split = task_type.encode(task, data.eval, {STUDENT_VIEW: tokenizer})
+    split = model.encode(data.eval)
     rows = np.arange(len(split))
-    predicted = predict(model, task_type, split, rows, batch_size=job.training.eval_batch_size)
+    predicted = model.answers(split, rows, job.training.eval_batch_size)
     if unnamed:
         labels = split.labels[split.labels != IGNORED] if split.per_token else split.labels
         names = data.label_names
-        flags = task_type.class_flags(labels, predicted.values, len(names))
+        flags = kind.class_flags(labels, predicted.values, len(names))
         if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
             raise ConfigError(problem)
-    return task_type.metrics(predicted, split, rows, data.label_names)
+    return kind.metrics(predicted, split, rows, data.label_names)
 
 
 def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[TaskType, Any]]:

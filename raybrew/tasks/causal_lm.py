@@ -24,7 +24,7 @@ from raybrew.data.columns import Rows, read_rows
 from raybrew.data.encoding import view_from_ids
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType
 
 
 class CausalLM(TaskType):
@@ -115,6 +115,24 @@ class CausalLM(TaskType):
             "token_probability": math.exp(-loss),
             "accuracy": accuracy,
         }
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return `loss`, `perplexity` and `tokens` of each text; see `TaskType.decode`."""
+        assert predicted.offsets is not None, "tokens make ragged rows"
+        assert split.source is not None, "a text may be several examples"
+        losses: dict[int, list[np.ndarray]] = {}
+        for place, row in enumerate(split.source[rows].tolist()):
+            values = predicted.values[predicted.offsets[place] : predicted.offsets[place + 1]]
+            losses.setdefault(row, []).append(values.reshape(-1, 2)[:, 0])
+        return [_of_text(np.concatenate(each)) for each in losses.values()]
+
+
+def _of_text(losses: np.ndarray) -> Prediction:
+    # A text of one token predicts none.
+    mean = float(losses.mean()) if len(losses) else math.nan
+    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": len(losses)}
 
 
 def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:

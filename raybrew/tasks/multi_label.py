@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
+from scipy.special import expit
 from transformers import AutoModelForSequenceClassification
 
 from raybrew.config import Task
@@ -22,7 +23,7 @@ from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType
 
 
 class MultiLabel(TaskType):
@@ -87,6 +88,26 @@ class MultiLabel(TaskType):
             "f1_macro": float(multilabel_f1_score(found, true, classes, average="macro")),
             "exact_match": float(multilabel_exact_match(found, true, classes)),
         }
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return `labels` that are there, and their `probabilities`; see `TaskType.decode`."""
+        probabilities = expit(predicted.values)
+        found = []
+        for row in probabilities:
+            there = np.flatnonzero(row >= 0.5).tolist()
+            found.append(
+                {
+                    "labels": [names[number] for number in there],
+                    "probabilities": [float(row[number]) for number in there],
+                }
+            )
+        return found
+
+    def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
+        """Read texts alone; see `TaskType.unlabelled_rows`."""
+        return read_rows(task, dataset, what, np.full((len(dataset), num_labels), UNLABELLED))
 
 
 def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[str, Any]) -> bool:

@@ -13,15 +13,17 @@ Answers are compared by their texts, as SQuAD's script does it, or as that of CM
     CMRC 2018  characters of Chinese, words of the rest; F1 of the longest run that both share
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
+from scipy.special import logsumexp
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, PreTrainedTokenizerBase
 
@@ -30,7 +32,7 @@ from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
-from raybrew.tasks.task_type import Metrics, TaskType, start_and_end
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType, start_and_end
 
 N_BEST = 20
 
@@ -128,19 +130,55 @@ class QuestionAnswering(TaskType):
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
     ) -> Metrics:
         """Return exact match and F1 of the answers' texts, as the task compares them, in [0, 1]."""
+        found, given = _answers_of(predicted, split, rows)
         assert split.reference is not None, "answers are compared by their texts"
-        given = split.reference.column("answers").to_pylist()
-        settings = split.reference.schema.metadata
-        found = decode_answers(
-            predicted,
-            split,
-            rows,
-            may_be_none=any(answers == [] for answers in given),
-            max_answer_tokens=int(settings[b"max_answer_tokens"]),
-        )
-        known = {row: text for row, text in found.items() if given[row] is not None}
-        compare = ANSWER_METRICS[settings[b"answers_by"].decode()]
+        known = {row: answer.text for row, answer in found.items() if given[row] is not None}
+        compare = ANSWER_METRICS[split.reference.schema.metadata[b"answers_by"].decode()]
         return compare(list(known.values()), [given[row] for row in known])
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return the `answer` and its `score`, that of its window; see `TaskType.decode`.
+
+        There may be no answer where a question of the split is known to have none.
+        """
+        found, _ = _answers_of(predicted, split, rows)
+        return [{"answer": one.text, "score": one.probability} for one in found.values()]
+
+    def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
+        """Read questions and passages alone; see `TaskType.unlabelled_rows`."""
+        rows = read_rows(task, dataset, what)
+        return Rows(rows.texts, rows.pairs, [None] * len(rows), what=what)
+
+
+def _answers_of(
+    predicted: Payload, split: EncodedSplit, rows: np.ndarray
+) -> tuple[dict[int, "Answer"], list[Any]]:
+    """Return the best answer by row of the data, and the true answers of all rows."""
+    assert split.reference is not None, "answers are texts of passages"
+    given = split.reference.column("answers").to_pylist()
+    settings = split.reference.schema.metadata
+    found = decode_answers(
+        predicted,
+        split,
+        rows,
+        may_be_none=any(answers == [] for answers in given),
+        max_answer_tokens=int(settings[b"max_answer_tokens"]),
+    )
+    return found, given
+
+
+class Answer(NamedTuple):
+    """An answer to a question.
+
+    Args:
+        text: of the passage; empty for no answer.
+        probability: of its start times that of its end, over the tokens of its window.
+    """
+
+    text: str
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -148,6 +186,7 @@ class _Candidate:
     score: float
     start: int
     end: int
+    total: float  # logarithm of the sum over all starts and ends of the window
 
 
 def decode_answers(
@@ -158,8 +197,8 @@ def decode_answers(
     may_be_none: bool,
     max_answer_tokens: int,
     n_best: int = N_BEST,
-) -> dict[int, str]:
-    """Turn scores of windows into texts.
+) -> dict[int, Answer]:
+    """Turn scores of windows into answers.
 
     Args:
         scores: start and end of each token, side by side, one ragged row a window.
@@ -170,32 +209,39 @@ def decode_answers(
         n_best: starts and ends of a window that are tried with each other.
 
     Returns:
-        By row of the data, the best text over all its windows; empty for no answer, which wins
+        By row of the data, the best answer over all its windows; an empty one for none, which wins
         where its score, the least over the windows, is above the best answer's.
     """
     assert split.source is not None
     assert split.reference is not None
     assert scores.offsets is not None, "tokens make ragged rows"
     best: dict[int, _Candidate] = {}
-    none: dict[int, float] = {}
+    none: dict[int, tuple[float, float]] = {}
     for place, window in enumerate(rows):
         row = int(split.source[window])
         values = scores.values[scores.offsets[place] : scores.offsets[place + 1]].reshape(-1, 2)
         begin, stop = split.student.offsets[window : window + 2]
         unanswered = int(split.tokens["unanswered"][begin:stop].argmax())
-        none[row] = min(none.get(row, np.inf), float(values[unanswered].sum()))
+        without = (float(values[unanswered].sum()), _log_total(values))
+        none[row] = min(none.get(row, without), without)
         candidate = _best_span(values, split, int(window), n_best, max_answer_tokens)
         if candidate and (row not in best or candidate.score > best[row].score):
             best[row] = candidate
     passages = split.reference.column("context")
     texts = {}
-    for row, without in none.items():
+    for row, (without, total) in none.items():
         found = best.get(row)
         if found is None or (may_be_none and without > found.score):
-            texts[row] = ""
+            texts[row] = Answer("", math.exp(without - total))
         else:
-            texts[row] = passages[row].as_py()[found.start : found.end]
+            text = passages[row].as_py()[found.start : found.end]
+            texts[row] = Answer(text, math.exp(found.score - found.total))
     return texts
+
+
+def _log_total(values: np.ndarray) -> float:
+    """Return the logarithm of Σ e^start · Σ e^end over a window's tokens, (L, 2)."""
+    return float(np.sum(logsumexp(values, axis=0)))
 
 
 def _best_span(
@@ -216,7 +262,8 @@ def _best_span(
     if not np.isfinite(score).any():
         return None
     i, j = np.unravel_index(int(score.argmax()), score.shape)
-    return _Candidate(float(score[i, j]), int(starts[top[0][i]]), int(ends[top[1][j]]))
+    total = _log_total(values)
+    return _Candidate(float(score[i, j]), int(starts[top[0][i]]), int(ends[top[1][j]]), total)
 
 
 def _position(

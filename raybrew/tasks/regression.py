@@ -15,7 +15,7 @@ from raybrew.data.columns import Rows, read_column, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -56,6 +56,18 @@ class Regression(TaskType):
         return regression_metrics(
             torch.from_numpy(predicted.values), torch.from_numpy(split.labels[rows])
         )
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return the `value`; see `TaskType.decode`."""
+        single = predicted.values.shape[1] == 1
+        return [{"value": row[0] if single else row} for row in predicted.values.tolist()]
+
+    def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
+        """Read texts alone; see `TaskType.unlabelled_rows`."""
+        numbers = np.full((len(dataset), num_labels), np.nan, np.float32)
+        return read_rows(task, dataset, what, numbers)
 
 
 def regression_metrics(predicted: Tensor, true: Tensor) -> Metrics:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import softmax
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -13,7 +14,7 @@ from raybrew.data.classes import read_labels
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType
 
 
 class SequenceClassification(TaskType):
@@ -41,6 +42,17 @@ class SequenceClassification(TaskType):
         """Return accuracy, macro F1 and Matthews' correlation."""
         logits = torch.from_numpy(predicted.values)
         return classification_metrics(logits, torch.from_numpy(split.labels[rows]))
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return `label` and its `probability`; see `TaskType.decode`."""
+        probabilities = softmax(predicted.values, axis=1)
+        best = probabilities.argmax(axis=1)
+        return [
+            {"label": names[number], "probability": float(row[number])}
+            for number, row in zip(best.tolist(), probabilities, strict=True)
+        ]
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> Metrics:

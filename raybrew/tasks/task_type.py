@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from raybrew.config import Task
-from raybrew.data.columns import Rows
+from raybrew.data.columns import Rows, read_rows
 from raybrew.data.encoding import EncodedView, encode
 from raybrew.data.payload import Payload
-from raybrew.data.split import STUDENT_VIEW, EncodedSplit
+from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.errors import ConfigError, import_callable
 
 # What a model's outputs mean: from a batch and the outputs to logits, labels and features.
@@ -167,6 +167,8 @@ token; or (b, L), where the tokens themselves are the classes."""
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 Metrics = dict[str, float]
+Prediction = dict[str, Any]
+"""What a model answers to one row of the data, as `TaskType.decode` has it: plain values."""
 
 
 @dataclass(frozen=True)
@@ -408,6 +410,44 @@ class TaskType(ABC):
         Returns:
             Metrics by name, and `examples` that were counted; no metric where nothing is labelled.
         """
+
+    @abstractmethod
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Turn predictions into what a person reads.
+
+        Args:
+            predicted: of `predict`, a row for each example.
+            split: that they are of; labels aren't looked at.
+            rows: of the split that were predicted, int64 (n,), all examples of a row of the data
+                together.
+            names: of the classes, in the order of the logits.
+
+        Returns:
+            One dict for each row of the data, in the order in which the rows first come:
+
+            - sequence-classification: `label`, its `probability`
+            - multi-label: `labels`, the classes of probability ½ or more, and `probabilities`
+            - regression: `value`; a list where the task has several numbers
+            - token-classification: `tags`, one a word, None for a word that no token stands for
+            - question-answering: `answer`, empty for none, and its `score` in [0, 1]
+            - causal-lm: `loss` in nats a token, `perplexity`, and the number of `tokens`
+        """
+
+    def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
+        """Read texts alone, for predictions: no column of labels has to be there.
+
+        Args:
+            task: names the columns of the texts.
+            dataset: the rows.
+            what: where they are from, for messages.
+            num_labels: of the model.
+
+        Raises:
+            DataError: a column of texts is missing, or a row of it holds none.
+        """
+        return read_rows(task, dataset, what, np.full(len(dataset), UNLABELLED))
 
     def main_metric(self, names: Sequence[str]) -> str:
         """Return the metric by which checkpoints are ranked, for classes of these names."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerBase
@@ -21,9 +22,9 @@ from raybrew.data.classes import LabelReader, item_feature, read_classes
 from raybrew.data.columns import Rows, read_lists, read_words
 from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
-from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
+from raybrew.data.split import IGNORED, STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, TaskType
+from raybrew.tasks.task_type import Metrics, Prediction, TaskType
 
 _CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
@@ -76,7 +77,16 @@ class TokenClassification(TaskType):
         }
         for name, alignment in alignments.items():
             counts[f"words_unaligned_{name}"] = int((positions & (alignment < 0)).sum())
-        return EncodedSplit(views, labels, per_token=True, alignments=alignments, counts=counts)
+        numbers = _by_token(lengths, own, [np.arange(len(each)) for each in own], -1)
+        return EncodedSplit(
+            views,
+            labels,
+            per_token=True,
+            alignments=alignments,
+            tokens={"word": numbers.astype(np.int32)},
+            reference=pa.table({"num_words": [len(words) for words in rows.texts]}),
+            counts=counts,
+        )
 
     def num_labelled(self, rows: Rows) -> int:
         """Count rows with a label on any word."""
@@ -101,6 +111,29 @@ class TokenClassification(TaskType):
         true = [labels[start:stop] for start, stop in sentences]
         found = [predicted.values[start:stop] for start, stop in sentences]
         return word_metrics(true, found, names)
+
+    def decode(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction]:
+        """Return the `tags` of all words, also of those that were cut; see `TaskType.decode`."""
+        assert predicted.offsets is not None, "words make ragged rows"
+        assert split.reference is not None, "encoding counts the words"
+        words = split.reference.column("num_words").to_numpy()
+        tags = []
+        for place, row in enumerate(rows.tolist()):
+            begin, stop = split.student.offsets[row : row + 2]
+            of_tokens = split.tokens["word"][begin:stop]
+            found: list[str | None] = [None] * int(words[row])
+            classes = predicted.values[predicted.offsets[place] : predicted.offsets[place + 1]]
+            for word, number in zip(of_tokens[of_tokens >= 0], classes, strict=True):
+                found[word] = names[number]
+            tags.append({"tags": found})
+        return tags
+
+    def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
+        """Read words alone; see `TaskType.unlabelled_rows`."""
+        words = read_words(dataset, task.text, what)
+        return Rows(words, labels=[np.full(len(each), UNLABELLED) for each in words])
 
     def main_metric(self, names: Sequence[str]) -> str:
         """Rank by the F1 of entities, where classes are those of entities, else by accuracy."""

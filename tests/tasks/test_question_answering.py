@@ -96,7 +96,8 @@ def peaks(split: EncodedSplit, starts, ends, height: float = 5.0) -> Payload:
 
 def decoded(split: EncodedSplit, scores: Payload, **changes) -> dict[int, str]:
     options = {"may_be_none": False, "max_answer_tokens": 30, **changes}
-    return decode_answers(scores, split, np.arange(len(split)), **options)
+    found = decode_answers(scores, split, np.arange(len(split)), **options)
+    return {row: answer.text for row, answer in found.items()}
 
 
 def test_the_best_window_answers():
@@ -327,7 +328,7 @@ def test_no_answer_is_at_the_class_token_also_where_that_is_last():
         scores[ends] = score
         payload = Payload(scores.reshape(-1), split.student.offsets * 2)
         found = decode_answers(payload, split, every, may_be_none=True, max_answer_tokens=1)
-        assert all((text == "") == (score > 0) for text in found.values())
+        assert all((answer.text == "") == (score > 0) for answer in found.values())
 
 
 def test_padding_is_no_position():
