@@ -24,7 +24,7 @@ from raybrew.data.columns import Rows, read_rows
 from raybrew.data.encoding import view_from_ids
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, EncodedSplit
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType
+from raybrew.tasks.task_type import Breakdown, Metrics, Prediction, TaskType
 
 
 class CausalLM(TaskType):
@@ -119,20 +119,58 @@ class CausalLM(TaskType):
     def decode(
         self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
     ) -> list[Prediction]:
-        """Return `loss`, `perplexity` and `tokens` of each text; see `TaskType.decode`."""
+        """Return `loss`, `perplexity`, `accuracy` and `tokens` of each text."""
         assert predicted.offsets is not None, "tokens make ragged rows"
         assert split.source is not None, "a text may be several examples"
         losses: dict[int, list[np.ndarray]] = {}
         for place, row in enumerate(split.source[rows].tolist()):
             values = predicted.values[predicted.offsets[place] : predicted.offsets[place + 1]]
-            losses.setdefault(row, []).append(values.reshape(-1, 2)[:, 0])
+            losses.setdefault(row, []).append(values.reshape(-1, 2))
         return [_of_text(np.concatenate(each)) for each in losses.values()]
 
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return an empty dict a text, which is its own label; see `TaskType.truth`."""
+        assert split.source is not None, "a text may be several examples"
+        return [{} for _ in dict.fromkeys(split.source[rows].tolist())]
 
-def _of_text(losses: np.ndarray) -> Prediction:
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return the share of tokens that rank first; see `TaskType.row_scores`."""
+        return np.array([each["accuracy"] for each in found])
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return how often the true token ranks first, by its place in the window."""
+        assert predicted.offsets is not None, "tokens make ragged rows"
+        right = predicted.values.reshape(-1, 2)[:, 1]
+        lengths = np.diff(predicted.offsets) // 2
+        if not len(right):
+            return None
+        position = np.arange(len(right)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        last = max(int(position.max()), 1)
+        edges = [0, *(2**n for n in range(4, last.bit_length()) if 2**n <= last)]
+        place = np.searchsorted(edges, position, side="right") - 1
+        counts = np.bincount(place, minlength=len(edges))
+        sums = np.bincount(place, right, minlength=len(edges))
+        groups = [
+            f"{low} to {high - 1}" for low, high in zip(edges, [*edges[1:], last + 1], strict=True)
+        ]
+        return Breakdown("position", "accuracy", groups, counts.tolist(), (sums / counts).tolist())
+
+
+def _of_text(values: np.ndarray) -> Prediction:
     # A text of one token predicts none.
-    mean = float(losses.mean()) if len(losses) else math.nan
-    return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": len(losses)}
+    loss, accuracy = values.mean(axis=0).tolist() if len(values) else (math.nan, math.nan)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": accuracy,
+        "tokens": len(values),
+    }
 
 
 def num_tokens(tokenizer: PreTrainedTokenizerBase) -> int:

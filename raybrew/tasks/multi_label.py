@@ -23,7 +23,14 @@ from raybrew.data.columns import Rows, read_lists, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType
+from raybrew.tasks.task_type import (
+    Breakdown,
+    Metrics,
+    Prediction,
+    TaskType,
+    f1_scores,
+    scores_of,
+)
 
 
 class MultiLabel(TaskType):
@@ -105,9 +112,43 @@ class MultiLabel(TaskType):
             )
         return found
 
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the `labels`; see `TaskType.truth`."""
+        found: list[Prediction | None] = []
+        for flags in split.labels[rows]:
+            there = [names[number] for number in np.flatnonzero(flags > 0).tolist()]
+            found.append(None if (flags < 0).all() else {"labels": there})
+        return found
+
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return the share of classes that both have among those that either has."""
+        return scores_of(found, true, _jaccard)
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return F1 by class; see `TaskType.breakdown`."""
+        labels = split.labels[rows]
+        known = (labels >= 0).any(axis=1)
+        if not known.any():
+            return None
+        true, found = labels[known] > 0, predicted.values[known] > 0
+        counts = true.sum(axis=0)
+        scores = f1_scores((true & found).sum(axis=0), found.sum(axis=0), counts)
+        return Breakdown("class", "F1", list(names), counts.tolist(), scores)
+
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
         """Read texts alone; see `TaskType.unlabelled_rows`."""
         return read_rows(task, dataset, what, np.full((len(dataset), num_labels), UNLABELLED))
+
+
+def _jaccard(one: Prediction, other: Prediction) -> float:
+    left, right = set(one["labels"]), set(other["labels"])
+    return len(left & right) / len(left | right) if left | right else 1.0
 
 
 def _are_flags(task: Task, rows: Sequence[list[Any] | None], features: Mapping[str, Any]) -> bool:

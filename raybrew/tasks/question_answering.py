@@ -17,6 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,9 +33,18 @@ from raybrew.data.columns import AnswerSpan, Rows, read_answers, read_rows
 from raybrew.data.encoding import Windows, align_windows, encode_windows
 from raybrew.data.payload import Payload
 from raybrew.data.split import STUDENT_VIEW, UNLABELLED, EncodedSplit
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType, start_and_end
+from raybrew.tasks.task_type import (
+    Breakdown,
+    Metrics,
+    Prediction,
+    TaskType,
+    scores_of,
+    start_and_end,
+)
 
 N_BEST = 20
+_LENGTHS = (0, 1, 2, 3, 5, 9)
+"""Where bins of answers' lengths begin."""
 
 _PUNCTUATION = "-:_*^/\\~`+=，。：？！“”；’《》·、「」（）－～『』"
 _UNIT = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")
@@ -146,10 +156,67 @@ class QuestionAnswering(TaskType):
         found, _ = _answers_of(predicted, split, rows)
         return [{"answer": one.text, "score": one.probability} for one in found.values()]
 
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the true `answers`; see `TaskType.truth`."""
+        assert split.source is not None, "a question may be several windows"
+        assert split.reference is not None, "answers are compared by their texts"
+        given = split.reference.column("answers")
+        chosen = dict.fromkeys(split.source[rows].tolist())
+        answers = [given[row].as_py() for row in chosen]
+        return [None if each is None else {"answers": each} for each in answers]
+
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return the F1 of the answer, as the task compares texts; see `TaskType.row_scores`."""
+        assert split.reference is not None, "answers are compared by their texts"
+        compare = ANSWER_METRICS[split.reference.schema.metadata[b"answers_by"].decode()]
+
+        def score(one: Prediction, other: Prediction) -> float:
+            answers = other["answers"] if "answers" in other else [other["answer"]]
+            return compare([one["answer"]], [answers])["f1"]
+
+        return scores_of(found, true, score)
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return F1 by the length of the true answer, in words or characters."""
+        true = self.truth(split, rows, names)
+        scores = self.row_scores(self.decode(predicted, split, rows, names), true, split)
+        assert split.reference is not None, "answers are compared by their texts"
+        unit = split.reference.schema.metadata[b"answers_by"].decode()
+        lengths = np.array(
+            [-1 if each is None else _length(each["answers"], unit) for each in true]
+        )
+        if not (lengths >= 0).any():
+            return None
+        place = np.searchsorted(_LENGTHS, lengths, side="right") - 1
+        found = [place == number for number in range(len(_LENGTHS))]
+        groups = [
+            f"{low}" if high - low == 1 else f"{low} to {high - 1}"
+            for low, high in pairwise(_LENGTHS)
+        ]
+        return Breakdown(
+            f"{unit}s of the answer",
+            "F1",
+            ["no answer", *groups[1:], f"{_LENGTHS[-1]} or more"],
+            [int(each.sum()) for each in found],
+            [float(scores[each].mean()) if each.any() else math.nan for each in found],
+        )
+
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
         """Read questions and passages alone; see `TaskType.unlabelled_rows`."""
         rows = read_rows(task, dataset, what)
         return Rows(rows.texts, rows.pairs, [None] * len(rows), what=what)
+
+
+def _length(answers: Sequence[str], unit: str) -> int:
+    """Return the length of the first answer, 0 where there is none."""
+    text = answers[0] if answers else ""
+    return len(text.split()) if unit == "word" else len(text)
 
 
 def _answers_of(

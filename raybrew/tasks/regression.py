@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from raybrew.data.columns import Rows, read_column, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType
+from raybrew.tasks.task_type import Breakdown, Metrics, Prediction, TaskType, scores_of
 
+_BINS = 5
+_ERROR = "absolute error"
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -63,6 +66,46 @@ class Regression(TaskType):
         """Return the `value`; see `TaskType.decode`."""
         single = predicted.values.shape[1] == 1
         return [{"value": row[0] if single else row} for row in predicted.values.tolist()]
+
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the `value`; see `TaskType.truth`."""
+        single = split.labels.shape[1] == 1
+        return [
+            None if np.isnan(row).any() else {"value": float(row[0]) if single else row.tolist()}
+            for row in split.labels[rows]
+        ]
+
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return the absolute error, negative, a mean over outputs; see `TaskType.row_scores`."""
+
+        def score(one: Prediction, other: Prediction) -> float:
+            return -float(np.abs(np.subtract(one["value"], other["value"])).mean())
+
+        return scores_of(found, true, score)
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return the absolute error by bins of the true value, or by output."""
+        known = ~np.isnan(split.labels[rows]).any(axis=1)
+        if not known.any():
+            return None
+        true = split.labels[rows][known].astype(float)
+        error = np.abs(predicted.values[known] - true)
+        if true.shape[1] > 1:
+            counts = [len(true)] * len(names)
+            return Breakdown("output", _ERROR, list(names), counts, error.mean(axis=0).tolist())
+        edges = np.linspace(true.min(), true.max(), _BINS + 1)
+        place = np.clip(np.searchsorted(edges, true[:, 0], side="right") - 1, 0, _BINS - 1)
+        counts = np.bincount(place, minlength=_BINS)
+        sums = np.bincount(place, error[:, 0], minlength=_BINS)
+        scores = np.where(counts > 0, sums / np.maximum(counts, 1), math.nan).tolist()
+        bins = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
+        return Breakdown("true value", _ERROR, bins, counts.tolist(), scores)
 
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
         """Read texts alone; see `TaskType.unlabelled_rows`."""

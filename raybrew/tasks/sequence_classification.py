@@ -14,7 +14,14 @@ from raybrew.data.classes import read_labels
 from raybrew.data.columns import Rows, read_rows
 from raybrew.data.payload import Payload
 from raybrew.data.split import EncodedSplit
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType
+from raybrew.tasks.task_type import (
+    Breakdown,
+    Metrics,
+    Prediction,
+    TaskType,
+    f1_scores,
+    scores_of,
+)
 
 
 class SequenceClassification(TaskType):
@@ -53,6 +60,33 @@ class SequenceClassification(TaskType):
             {"label": names[number], "probability": float(row[number])}
             for number, row in zip(best.tolist(), probabilities, strict=True)
         ]
+
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the `label`; see `TaskType.truth`."""
+        return [None if n < 0 else {"label": names[n]} for n in split.labels[rows].tolist()]
+
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return 1 for the right class, 0 for another; see `TaskType.row_scores`."""
+        return scores_of(found, true, lambda one, other: float(one["label"] == other["label"]))
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return F1 by class, and which class is taken for which; see `TaskType.breakdown`."""
+        labels, best = split.labels[rows], predicted.values.argmax(axis=1)
+        known = labels >= 0
+        if not known.any():
+            return None
+        classes = len(names)
+        pairs = np.bincount(labels[known] * classes + best[known], minlength=classes**2)
+        confusion = pairs.reshape(classes, classes)
+        counts = confusion.sum(axis=1)
+        scores = f1_scores(confusion.diagonal(), confusion.sum(axis=0), counts)
+        return Breakdown("class", "F1", list(names), counts.tolist(), scores, confusion)
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> Metrics:

@@ -4,10 +4,11 @@ And a user's own class of models.
 """
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -171,6 +172,22 @@ Prediction = dict[str, Any]
 """What a model answers to one row of the data, as `TaskType.decode` has it: plain values."""
 
 
+def scores_of(
+    found: Sequence[Prediction],
+    true: Sequence[Prediction | None],
+    score: Callable[[Prediction, Prediction], float],
+) -> np.ndarray:
+    """Return the score of each prediction with its label, NaN where that isn't known."""
+    pairs = zip(found, true, strict=True)
+    return np.array([math.nan if label is None else score(one, label) for one, label in pairs])
+
+
+def f1_scores(right: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> list[float]:
+    """Return 2 right / (predicted + true) of each class, NaN where there is neither."""
+    total = predicted + true
+    return np.where(total > 0, 2 * right / np.maximum(total, 1), math.nan).tolist()
+
+
 @dataclass(frozen=True)
 class CustomModelClass:
     """A class of models of the user's, with the two methods that transformers' Auto classes have.
@@ -233,6 +250,26 @@ def custom_model_class(target: Callable[..., Any] | str, what: str) -> CustomMod
     if config_class.model_type not in CONFIG_MAPPING:
         AutoConfig.register(config_class.model_type, config_class)
     return CustomModelClass(found)
+
+
+class Breakdown(NamedTuple):
+    """A metric of one model by class, bin or position, to be read beside another model's.
+
+    Args:
+        by: what the groups are, such as `class`.
+        metric: name of the scores.
+        groups: names, the same for all models on the same rows.
+        counts: rows, words or tokens of each group.
+        scores: of each group, NaN where none can be had.
+        confusion: int64 (C, C), rows by true class and predicted class; of exclusive classes only.
+    """
+
+    by: str
+    metric: str
+    groups: list[str]
+    counts: list[int]
+    scores: list[float]
+    confusion: np.ndarray | None = None
 
 
 class TaskType(ABC):
@@ -432,7 +469,37 @@ class TaskType(ABC):
             - regression: `value`; a list where the task has several numbers
             - token-classification: `tags`, one a word, None for a word that no token stands for
             - question-answering: `answer`, empty for none, and its `score` in [0, 1]
-            - causal-lm: `loss` in nats a token, `perplexity`, and the number of `tokens`
+            - causal-lm: `loss` in nats a token, `perplexity`, `accuracy`, number of `tokens`
+        """
+
+    @abstractmethod
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the labels of rows of the data in the form of `decode`; None where unknown."""
+
+    @abstractmethod
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Compare predictions with labels, or with another model's predictions, row by row.
+
+        Args:
+            found: of `decode`.
+            true: of `truth`, or of `decode`.
+            split: that they are of.
+
+        Returns:
+            float64 (n,), the greater the better, NaN where the label isn't known.
+        """
+
+    @abstractmethod
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return a metric by class, bin or position; None where no row has a label.
+
+        The arguments are those of `metrics`.
         """
 
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:

@@ -8,6 +8,8 @@ has a tokenizer of its own, first tokens of the same word are aligned; logits th
 has are those of its words.
 """
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,14 @@ from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
-from raybrew.tasks.task_type import Metrics, Prediction, TaskType
+from raybrew.tasks.task_type import (
+    Breakdown,
+    Metrics,
+    Prediction,
+    TaskType,
+    f1_scores,
+    scores_of,
+)
 
 _CHUNK_PREFIXES = ("B-", "I-", "E-", "S-", "L-", "U-")
 
@@ -130,6 +139,61 @@ class TokenClassification(TaskType):
             tags.append({"tags": found})
         return tags
 
+    def truth(
+        self, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> list[Prediction | None]:
+        """Return the `tags` of all words, None where one isn't known or was cut."""
+        assert split.reference is not None, "encoding counts the words"
+        words = split.reference.column("num_words").to_numpy()
+        found: list[Prediction | None] = []
+        for row in rows.tolist():
+            begin, stop = split.student.offsets[row : row + 2]
+            of_tokens, labels = split.tokens["word"][begin:stop], split.labels[begin:stop]
+            tags: list[str | None] = [None] * int(words[row])
+            for word, label in zip(of_tokens.tolist(), labels.tolist(), strict=True):
+                if word >= 0 and label >= 0:
+                    tags[word] = names[label]
+            found.append({"tags": tags} if any(tags) else None)
+        return found
+
+    def row_scores(
+        self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
+    ) -> np.ndarray:
+        """Return the share of words with the right tag; see `TaskType.row_scores`."""
+        return scores_of(found, true, _right_tags)
+
+    def breakdown(
+        self, predicted: Payload, split: EncodedSplit, rows: np.ndarray, names: Sequence[str]
+    ) -> Breakdown | None:
+        """Return F1 by kind of entity, or by class where classes are no chunks."""
+        true = self.truth(split, rows, names)
+        pairs = [
+            (_known(label["tags"], label["tags"]), _known(one["tags"], label["tags"]))
+            for one, label in zip(self.decode(predicted, split, rows, names), true, strict=True)
+            if label is not None
+        ]
+        if not pairs:
+            return None
+        find = _chunks if are_entities(names) else _words
+        wanted, given, right = Counter(), Counter(), Counter()
+        for label, one in pairs:
+            expected, got = find(label), find(one)
+            wanted.update(kind for kind, *_ in expected)
+            given.update(kind for kind, *_ in got)
+            right.update(kind for kind, *_ in expected & got)
+        groups = (
+            sorted({name.split("-", 1)[-1] for name in names} - {"O"})
+            if (find is _chunks)
+            else list(names)
+        )
+        counts = [wanted[kind] for kind in groups]
+        scores = f1_scores(
+            np.array([right[kind] for kind in groups]),
+            np.array([given[kind] for kind in groups]),
+            np.array(counts),
+        )
+        return Breakdown("entity" if find is _chunks else "class", "F1", groups, counts, scores)
+
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
         """Read words alone; see `TaskType.unlabelled_rows`."""
         words = read_words(dataset, task.text, what)
@@ -138,6 +202,30 @@ class TokenClassification(TaskType):
     def main_metric(self, names: Sequence[str]) -> str:
         """Rank by the F1 of entities, where classes are those of entities, else by accuracy."""
         return "f1" if are_entities(names) else "accuracy"
+
+
+def _known(tags: Sequence[str | None], true: Sequence[str | None]) -> list[str]:
+    """Return the tags of the words whose true tag is known; `O` where a word has none."""
+    return [tag or "O" for tag, label in zip(tags, true, strict=True) if label is not None]
+
+
+def _right_tags(one: Prediction, other: Prediction) -> float:
+    pairs = [
+        (left, right)
+        for left, right in zip(one["tags"], other["tags"], strict=True)
+        if left is not None and right is not None
+    ]
+    return sum(left == right for left, right in pairs) / len(pairs) if pairs else math.nan
+
+
+def _chunks(tags: list[str]) -> set[tuple[Any, ...]]:
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return set(get_entities(tags))
+
+
+def _words(tags: list[str]) -> set[tuple[Any, ...]]:
+    return {(tag, place) for place, tag in enumerate(tags)}
 
 
 def are_entities(names: Iterable[str]) -> bool:
