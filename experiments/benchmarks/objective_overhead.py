@@ -27,7 +27,7 @@ from raybrew.data.payload import Payload, Signal, to_storage
 from raybrew.labels.logits import tensors_of
 from raybrew.matches.capture import pack_features
 from raybrew.matches.plan import geometry_of, plan_matches
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.tasks import TASK_TYPES
 from raybrew.training.module import StudentModule, TaskReader
 from raybrew.training.prefetch import map_tensors
@@ -83,20 +83,20 @@ def make_steps(device: torch.device) -> dict[str, Callable[[], None]]:
     payloads[Signal()] = Payload(to_storage(torch.randn(BATCH, CLASSES), "float32"))
     objective = Objective(config, {"a": 1.0}, None, matches)
     hard = Objective(None, {})
-    batch = BatchCounts(labels.cpu().numpy(), lengths)
+    batch = labels.cpu().numpy(), [lengths]
 
     def distilled() -> None:
         host = {"a": {s.name: tensors_of(p, s) for s, p in payloads.items()}}
         soft = map_tensors(host, lambda tensor: tensor.to(device))
-        answer = with_matches(inputs, labels)
-        sums = objective.numerators(answer.view, soft, TrainProgress(), features=answer.features)
-        objective.total(sums, objective.denominators(batch), TrainProgress()).backward()
+        view, features, _ = with_matches(inputs, labels)
+        sums = objective.numerators(view, soft, TrainProgress(), features=features)
+        objective.total(sums, objective.denominators(*batch), TrainProgress()).backward()
         finish()
 
     def alone() -> None:
-        answer = without(inputs, labels)
-        sums = hard.numerators(answer.view, {}, TrainProgress())
-        hard.total(sums, hard.denominators(batch), TrainProgress()).backward()
+        view, *_ = without(inputs, labels)
+        sums = hard.numerators(view, {}, TrainProgress())
+        hard.total(sums, hard.denominators(*batch), TrainProgress()).backward()
         finish()
 
     def finish() -> None:

@@ -22,7 +22,7 @@ from raybrew.config.section import held_by
 from raybrew.data.files import explain
 from raybrew.errors import ConfigError, LabelError
 from raybrew.labels.location import FULL, Location, StoredFile, checked_name
-from raybrew.labels.shards import UnusableShardError, open_shard, read_label_count
+from raybrew.labels.shards import Shard, UnusableShardError, read_label_count
 
 # Names and history in a config change no logit.
 _IRRELEVANT = {"_name_or_path", "transformers_version", "id2label", "label2id", "dtype"}
@@ -235,7 +235,7 @@ def verify_store(location: Location, on_checked: Callable[[StoredFile], None]) -
 def _check(location: Location, file: StoredFile) -> list[str]:
     location.forget(file.path)  # the store is checked, not this machine's copy
     try:
-        open_shard(location.fetch(file.path), file.folder).verify()
+        Shard(location.fetch(file.path), file.folder).verify()
     except FileNotFoundError:
         return []  # deleted or compacted since it was listed
     except UnusableShardError as error:

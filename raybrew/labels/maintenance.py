@@ -27,7 +27,7 @@ from raybrew.data.payload import Payload
 from raybrew.errors import ConfigError, StoreFullError
 from raybrew.labels.contents import fingerprints_in, read_manifest
 from raybrew.labels.location import Location, StoredFile, label_errors
-from raybrew.labels.shards import Shard, UnusableShardError, open_shard, write_shard
+from raybrew.labels.shards import Shard, UnusableShardError, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def _groups(files: Sequence[StoredFile]) -> list[list[StoredFile]]:
 def _read(location: Location, file: StoredFile) -> Shard | None:
     # Damage is left to the store that reads the shard next, which warns of it.
     try:
-        shard = open_shard(location.fetch(file.path), file.folder)
+        shard = Shard(location.fetch(file.path), file.folder)
         shard.verify()
     except (UnusableShardError, FileNotFoundError):
         return None

@@ -15,7 +15,6 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,26 +43,37 @@ class DamagedShardError(UnusableShardError):
     """The bytes of a file are wrong, so that no process can use it."""
 
 
-@dataclass
 class Shard:
-    """An open shard.
+    """A shard that is mapped into memory.
 
     Args:
         path: its file on this machine.
+        folder: `<teacher fingerprint>/<signal>`, whose labels it has to hold.
+
+    Attributes:
         keys: uint64 (n, 2), read-only.
         payload: the values, read-only views of the memory map.
         checksum: what the content should hash to.
         nbytes: size of the file.
         verified: whether it did.
+
+    Raises:
+        DamagedShardError: its bytes are wrong.
+        UnusableShardError: it is of another version, teacher or signal.
+        FileNotFoundError: it was deleted.
+        OSError: the system refuses to have it read; it may be whole.
     """
 
-    path: Path
-    keys: np.ndarray
-    payload: Payload
-    checksum: str
-    nbytes: int
-    verified: bool = False
-    _changed_ns: int | None = None
+    def __init__(self, path: Path, folder: str):
+        self.path, self.nbytes = path, path.stat().st_size
+        self.keys, self.payload, metadata = _read(path)
+        expected = _identity(folder)
+        found = {name: metadata.get(name) for name in expected}
+        if found != expected:
+            raise UnusableShardError(f"shard {path}: expected {expected}, got {found}")
+        self.checksum = metadata.get("checksum", "none")
+        self.verified = False
+        self._changed_ns: int | None = None
 
     def verify(self) -> None:
         """Check the content against the checksum: once, and again if the file has changed since.
@@ -135,28 +145,6 @@ def write_shard(location: Location, folder: str, keys: np.ndarray, payload: Payl
             f"{explain(error)}"
         ) from error
     return path
-
-
-def open_shard(path: Path, folder: str) -> Shard:
-    """Map a shard into memory.
-
-    Args:
-        path: its file on this machine.
-        folder: `<teacher fingerprint>/<signal>`, whose labels it has to hold.
-
-    Raises:
-        DamagedShardError: its bytes are wrong.
-        UnusableShardError: it is of another version, teacher or signal.
-        FileNotFoundError: it was deleted.
-        OSError: the system refuses to have it read; it may be whole.
-    """
-    nbytes = path.stat().st_size
-    keys, payload, metadata = _read(path)
-    expected = _identity(folder)
-    found = {name: metadata.get(name) for name in expected}
-    if found != expected:
-        raise UnusableShardError(f"shard {path}: expected {expected}, got {found}")
-    return Shard(path, keys, payload, metadata.get("checksum", "none"), nbytes)
 
 
 def read_label_count(name: str, source: pa.NativeFile) -> int:

@@ -10,7 +10,7 @@ while the student computes the steps before them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -93,21 +93,6 @@ class TeacherLabels:
 
 
 @dataclass
-class LabelCounts:
-    """What became of a rank's requests, counted in (teacher, example).
-
-    Args:
-        hits: found in the store.
-        misses: requested from a teacher.
-        dropped: of those, never computed, as the teacher was dropped.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    dropped: int = 0
-
-
-@dataclass
 class _Request:
     """The labels of one teacher for a window of steps."""
 
@@ -140,7 +125,6 @@ class _Request:
         }
 
 
-@dataclass
 class LabelSource:
     """Serves the labels of each step of a rank.
 
@@ -151,20 +135,30 @@ class LabelSource:
         num_steps: length of the run; nothing is requested beyond it.
         window: steps of one request.
         max_windows: requests in flight.
+
+    Attributes:
+        counts: what became of the rank's requests, in (teacher, example): `hits` were found in the
+            store, `misses` requested from a teacher, and of those `dropped` never computed, as the
+            teacher was dropped.
     """
 
-    teachers: Sequence[TeacherLabels]
-    client: TeacherClient | None
-    rows_of: Callable[[int], tuple[int, np.ndarray]]
-    num_steps: int
-    window: int = 8
-    max_windows: int = 2
-    counts: LabelCounts = field(default_factory=LabelCounts)
-    _requests: dict[int, list[_Request]] = field(default_factory=dict)
-    # The window that is being read, and its labels by step and teacher.
-    _current: int = -1
-    _ready: dict[int, dict[str, Labels]] = field(default_factory=dict)
-    _settled: int = 0
+    def __init__(
+        self,
+        teachers: Sequence[TeacherLabels],
+        client: TeacherClient | None,
+        rows_of: Callable[[int], tuple[int, np.ndarray]],
+        num_steps: int,
+        window: int = 8,
+        max_windows: int = 2,
+    ):
+        self.teachers, self._client, self._rows_of = teachers, client, rows_of
+        self._num_steps, self._window, self._max_windows = num_steps, window, max_windows
+        self.counts = {"hits": 0, "misses": 0, "dropped": 0}
+        self._requests: dict[int, list[_Request]] = {}
+        # The window that is being read, and its labels by step and teacher.
+        self._current = -1
+        self._ready: dict[int, dict[str, Labels]] = {}
+        self._settled = 0
 
     def get(self, step: int) -> dict[str, Labels]:
         """Return the labels of a step.
@@ -180,11 +174,11 @@ class LabelSource:
             LabelsLost: labels are missing and no teacher was started that could compute them.
             LabelError: they came with the data, and are missing.
         """
-        number = step // self.window
+        number = step // self._window
         for earlier in [n for n in self._requests if n < number]:
             del self._requests[earlier]
-        for window in range(number, number + self.max_windows):
-            if window not in self._requests and window * self.window < self.num_steps:
+        for window in range(number, number + self._max_windows):
+            if window not in self._requests and window * self._window < self._num_steps:
                 self._requests[window] = self._request(window, step)
         if self._current != number:
             self._ready = self._await(self._requests[number])
@@ -193,14 +187,14 @@ class LabelSource:
 
     def settle(self) -> None:
         """Have requested labels written, so that from now on they are found in the store."""
-        if self.client is not None and self.counts.misses > self._settled:
-            self._settled = self.counts.misses
-            self.client.flush()
+        if self._client is not None and self.counts["misses"] > self._settled:
+            self._settled = self.counts["misses"]
+            self._client.flush()
 
     def _request(self, window: int, first: int) -> list[_Request]:
-        first = max(first, window * self.window)
-        steps = range(first, min((window + 1) * self.window, self.num_steps))
-        batches = {step: self.rows_of(step) for step in steps}
+        first = max(first, window * self._window)
+        steps = range(first, min((window + 1) * self._window, self._num_steps))
+        batches = {step: self._rows_of(step) for step in steps}
         requests = []
         for teacher in self.teachers:
             rows = {step: r for step, (task, r) in batches.items() if task == teacher.task}
@@ -217,11 +211,11 @@ class LabelSource:
         found, known = teacher.read(teacher.view.keys[rows])
         counts = {step: len(each) for step, each in rows_by_step.items()}
         request = _Request(teacher, counts, found, known)
-        self.counts.hits += int(found[:num_rows].sum())
-        self.counts.misses += int((~found[:num_rows]).sum())
+        self.counts["hits"] += int(found[:num_rows].sum())
+        self.counts["misses"] += int((~found[:num_rows]).sum())
         if found.all():
             return request
-        if self.client is None or teacher.supplied:
+        if self._client is None or teacher.supplied:
             error_type = LabelError if teacher.supplied else LabelsLost
             raise error_type(
                 f"teacher {teacher.name!r}: {int((~found).sum())} labels are missing from the "
@@ -229,7 +223,7 @@ class LabelSource:
             )
         missing = teacher.view.take(rows[~found])
         request.keys = missing.keys
-        request.pending = self.client.ask(teacher.name, missing, tuple(teacher.stores))
+        request.pending = self._client.ask(teacher.name, missing, tuple(teacher.stores))
         return request
 
     def _await(self, requests: Sequence[_Request]) -> dict[int, dict[str, Labels]]:
@@ -238,7 +232,7 @@ class LabelSource:
             try:
                 labels = request.result()
             except TeacherDropped:
-                self.counts.dropped += int((~request.found[: sum(request.rows.values())]).sum())
+                self.counts["dropped"] += int((~request.found[: sum(request.rows.values())]).sum())
                 continue
             start = 0
             for step, count in request.rows.items():

@@ -37,7 +37,6 @@ from raybrew.labels.shards import (
     DamagedShardError,
     Shard,
     UnusableShardError,
-    open_shard,
     write_shard,
 )
 
@@ -352,7 +351,7 @@ class SignalStore:
             return self._replace(name, error)
 
     def _fetch(self, name: str) -> Shard:
-        return open_shard(self._location.fetch(self._path(name)), self.folder)
+        return Shard(self._location.fetch(self._path(name)), self.folder)
 
     def _replace(self, name: str, error: UnusableShardError) -> Shard | None:
         """Fetch a shard again, as its copy may be at fault; else skip it."""

@@ -9,7 +9,7 @@ temperature scheduler gives the temperature of each row, from the logits of a ba
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -62,34 +62,6 @@ def annealed(
     return start + (end - start) * share
 
 
-@dataclass(frozen=True)
-class WeightSchedule:
-    """A weight schedule with its options: a pure function of progress; picklable."""
-
-    name: str
-    function: Callable[..., float]
-    options: Mapping[str, OptionValue]
-
-    def __call__(self, progress: float | int) -> float:
-        """Return the factor on the configured weight.
-
-        Args:
-            progress: global_step / total_steps in [0, 1]; 0 is the first step.
-
-        Returns:
-            The factor.
-
-        Raises:
-            ConfigError: progress outside [0, 1].
-        """
-        if not 0.0 <= progress <= 1.0:
-            raise ConfigError(
-                f"Weight schedule {self.name!r}: expected progress = global_step / total_steps in "
-                f"[0, 1], got {progress}. Is the number of steps that of the whole run?"
-            )
-        return self.function(progress, **self.options)
-
-
 WEIGHT_SCHEDULES: dict[str, Callable[..., float]] = {
     "constant": constant_weight,
     "linear_decay": linear_decay,
@@ -108,7 +80,7 @@ WEIGHT_LIMITS = {
 
 def make_weight_schedule(
     name: str, options: Mapping[str, OptionValue] | None = None
-) -> WeightSchedule:
+) -> Callable[[float | int], float]:
     """Build a weight schedule from its name and options.
 
     Args:
@@ -118,7 +90,8 @@ def make_weight_schedule(
         options: what isn't given keeps its default.
 
     Returns:
-        progress -> factor.
+        progress -> factor on the configured weight, picklable. Progress is global_step /
+        total_steps, in [0, 1]; 0 is the first step, and anything outside is a ConfigError.
 
     Raises:
         ConfigError: an unknown name or option, a value out of range.
@@ -126,7 +99,16 @@ def make_weight_schedule(
     function = find_method("weight schedule", name, WEIGHT_SCHEDULES)
     what = f"Weight schedule {name!r}"
     checked = checked_options(what, function, options or {}, WEIGHT_LIMITS)
-    return WeightSchedule(name, function, checked)
+    return partial(_factor, what, partial(function, **checked))
+
+
+def _factor(what: str, schedule: Callable[..., float], progress: float | int) -> float:
+    if not 0.0 <= progress <= 1.0:
+        raise ConfigError(
+            f"{what}: expected progress = global_step / total_steps in [0, 1], got {progress}. Is "
+            "the number of steps that of the whole run?"
+        )
+    return schedule(progress)
 
 
 SumOverRanks = Callable[[Tensor], Tensor]
@@ -212,49 +194,6 @@ def _around(
     return rows.masked_fill(~valid, float(temperature))
 
 
-@dataclass(frozen=True)
-class TemperatureScheduler:
-    """A temperature scheduler with its options; picklable.
-
-    Attributes:
-        function: (student_logits, teacher_logits, temperature, **side_inputs, **options) -> T.
-        options: name -> value.
-        side_inputs: among `mask` and `sum_over_ranks`, those that the function takes.
-    """
-
-    function: Callable[..., float | int | Tensor]
-    options: Mapping[str, OptionValue]
-    side_inputs: tuple[str, ...]
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        student_logits: Float[Tensor, "*rows classes"],
-        teacher_logits: Float[Tensor, "..."],
-        temperature: float | int,
-        mask: Bool[Tensor, "*rows"] | None = None,
-        sum_over_ranks: SumOverRanks | None = None,
-    ) -> float | int | Float[Tensor, "*rows"]:
-        """Compute the temperature of each row; without gradient.
-
-        Args:
-            student_logits: raw.
-            teacher_logits: raw, after probability shift; one target where teachers are several.
-            temperature: the base T.
-            mask: True for valid rows, which alone enter the mean.
-            sum_over_ranks: adds up a small tensor over all ranks, so that the mean is that of the
-                global batch; None = the mean of what is given.
-
-        Returns:
-            T itself, or (*rows): at least the option `min_temperature`.
-        """
-        known = {"mask": mask, "sum_over_ranks": sum_over_ranks}
-        side_inputs = {name: known[name] for name in self.side_inputs}
-        return self.function(
-            student_logits, teacher_logits, temperature, **side_inputs, **self.options
-        )
-
-
 TEMPERATURE_SCHEDULERS: dict[str, Callable[..., float | int | Tensor]] = {
     "constant": constant_temperature,
     "flsw": flsw,
@@ -270,7 +209,7 @@ TEMPERATURE_LIMITS = {
 
 def make_temperature_scheduler(
     name: str, options: Mapping[str, OptionValue] | None = None
-) -> TemperatureScheduler:
+) -> Callable[..., float | int | Tensor]:
     """Build a temperature scheduler from its name and options.
 
     Args:
@@ -282,7 +221,10 @@ def make_temperature_scheduler(
             turning a temperature negative.
 
     Returns:
-        (student_logits, teacher_logits, temperature, mask=None, sum_over_ranks=None) -> T.
+        (student_logits, teacher_logits, temperature, mask=None, sum_over_ranks=None) -> T itself,
+        or (*rows), at least `min_temperature`; without gradient. The teacher's logits are one
+        target, after probability shift. `mask` is True for valid rows, which alone enter the mean;
+        `sum_over_ranks` adds up a small tensor, so that the mean is that of the global batch.
 
     Raises:
         ConfigError: an unknown name or option, a value out of range.
@@ -292,5 +234,18 @@ def make_temperature_scheduler(
     checked = checked_options(
         f"Temperature scheduler {name!r}", function, options or {}, TEMPERATURE_LIMITS, side_inputs
     )
-    parameters = inspect.signature(function).parameters
-    return TemperatureScheduler(function, checked, tuple(n for n in side_inputs if n in parameters))
+    taken = [name for name in side_inputs if name in inspect.signature(function).parameters]
+
+    @torch.no_grad()
+    def scheduler(
+        student_logits: Float[Tensor, "*rows classes"],
+        teacher_logits: Float[Tensor, "..."],
+        temperature: float | int,
+        mask: Bool[Tensor, "*rows"] | None = None,
+        sum_over_ranks: SumOverRanks | None = None,
+    ) -> float | int | Float[Tensor, "*rows"]:
+        known = {"mask": mask, "sum_over_ranks": sum_over_ranks}
+        side = {name: known[name] for name in taken}
+        return function(student_logits, teacher_logits, temperature, **side, **checked)
+
+    return scheduler

@@ -11,6 +11,6 @@ Every term is a sum over this rank's rows (the numerator) and a count over the w
 to be communicated for them, and neither ranks nor micro-batches change the loss.
 """
 
-from raybrew.objective.objective import BatchCounts, Objective, SoftLabels, TrainProgress
+from raybrew.objective.objective import Objective, SoftLabels, TrainProgress
 
-__all__ = ["BatchCounts", "Objective", "SoftLabels", "TrainProgress"]
+__all__ = ["Objective", "SoftLabels", "TrainProgress"]

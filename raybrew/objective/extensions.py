@@ -7,7 +7,6 @@ Import paths ("package.module:name") need none of this: every process resolves t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -18,16 +17,15 @@ from raybrew.losses.schedules import TEMPERATURE_SCHEDULERS, WEIGHT_SCHEDULES
 from raybrew.matches.match_losses import MATCH_LOSSES, as_match_loss
 from raybrew.matches.spec import PROJECTIONS, as_projection
 
+Extensions = Mapping[str, Mapping[str, Any]]
+"""What was registered, by kind and name; picklable as far as its functions are."""
 
-@dataclass(frozen=True)
+
 class _Kind:
-    names: dict[str, Any]
-    accept: Callable[[str, object], Any]
-    built_in: frozenset[str]
+    """The methods of a kind by name, and what makes a method of a user's value."""
 
-    @classmethod
-    def of(cls, names: dict[str, Any], accept: Callable[[str, object], Any]) -> "_Kind":
-        return cls(names, accept, frozenset(names))
+    def __init__(self, names: dict[str, Any], accept: Callable[[str, object], Any]):
+        self.names, self.accept, self.built_in = names, accept, frozenset(names)
 
 
 def _match_loss(name: str, value: object) -> Any:
@@ -44,12 +42,12 @@ def _function(name: str, value: object) -> Any:
 
 KINDS: Mapping[str, _Kind] = MappingProxyType(
     {
-        "kd_loss": _Kind.of(KD_LOSSES, as_kd_loss),
-        "match_loss": _Kind.of(MATCH_LOSSES, _match_loss),
-        "projection": _Kind.of(PROJECTIONS, as_projection),
-        "temperature_scheduler": _Kind.of(TEMPERATURE_SCHEDULERS, _function),
-        "weight_schedule": _Kind.of(WEIGHT_SCHEDULES, _function),
-        "teacher_weighting": _Kind.of(TEACHER_WEIGHTINGS, as_teacher_weighting),
+        "kd_loss": _Kind(KD_LOSSES, as_kd_loss),
+        "match_loss": _Kind(MATCH_LOSSES, _match_loss),
+        "projection": _Kind(PROJECTIONS, as_projection),
+        "temperature_scheduler": _Kind(TEMPERATURE_SCHEDULERS, _function),
+        "weight_schedule": _Kind(WEIGHT_SCHEDULES, _function),
+        "teacher_weighting": _Kind(TEACHER_WEIGHTINGS, as_teacher_weighting),
     }
 )
 
@@ -83,23 +81,15 @@ def register(kind: str, name: str, value: Any) -> None:
     known.names[name] = added
 
 
-@dataclass(frozen=True)
-class Extensions:
-    """What was registered, by kind and name; picklable as far as its functions are."""
-
-    by_kind: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def install(self) -> None:
-        """Make it known in this process; what the job's driver says wins over what was there."""
-        for kind, names in self.by_kind.items():
-            KINDS[kind].names.update(names)
-
-
 def registered() -> Extensions:
     """Return what was registered in this process."""
-    return Extensions(
-        {
-            kind: {n: v for n, v in known.names.items() if n not in known.built_in}
-            for kind, known in KINDS.items()
-        }
-    )
+    return {
+        kind: {n: v for n, v in known.names.items() if n not in known.built_in}
+        for kind, known in KINDS.items()
+    }
+
+
+def install(extensions: Extensions) -> None:
+    """Make them known in this process; what the job's driver says wins over what was there."""
+    for kind, names in extensions.items():
+        KINDS[kind].names.update(names)

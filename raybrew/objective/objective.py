@@ -1,7 +1,6 @@
 """The objective of a task: the terms of its loss, their weights, denominators and sum."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -36,32 +35,6 @@ from raybrew.tasks.task_type import TaskType, View
 
 SoftLabels = Mapping[str, Mapping[str, SoftLabel]]
 """By teacher, by name of the signal: a row for each example."""
-
-
-@dataclass(frozen=True)
-class BatchCounts:
-    """What the denominators depend on, of a global batch.
-
-    Args:
-        labels: (B, …), or flat over the tokens of the batch, as the task type counts them.
-        lengths: real tokens of each example as the student reads it, int64 (B,); needed for
-            matches alone.
-        parts: positions in the batch of the rows of each forward pass, over all ranks and
-            micro-batches; one pass if left out.
-        unreached: rows of logits for which no teacher has an answer.
-    """
-
-    labels: np.ndarray
-    lengths: np.ndarray | None = None
-    parts: tuple[np.ndarray, ...] | None = None
-    unreached: int = 0
-
-    def lengths_of_parts(self) -> list[np.ndarray]:
-        """Return the lengths of the rows of each forward pass."""
-        assert self.lengths is not None, "matches are divided by counts of tokens"
-        if self.parts is None:
-            return [self.lengths]
-        return [self.lengths[part] for part in self.parts]
 
 
 class TrainProgress(NamedTuple):
@@ -347,15 +320,21 @@ class Objective:
         """Whether a column of the data names each row's teacher."""
         return "kd" in self._weights and self._kd.needs_route
 
-    def denominators(self, counts: BatchCounts) -> dict[str, float]:
-        """Return what each term's numerators over the whole global batch are divided by."""
-        rows, labelled = self._kind.counts(counts.labels)
-        of_logits = {"kd": float(rows - counts.unreached), "hard": float(labelled)}
+    def denominators(
+        self, labels: np.ndarray, lengths: Sequence[np.ndarray] = (), unreached: int = 0
+    ) -> dict[str, float]:
+        """Return what each term's numerators over the whole global batch are divided by.
+
+        Args:
+            labels: (B, …), or flat over the tokens of the batch, as the task type counts them.
+            lengths: of each forward pass, over all ranks and micro-batches, the real tokens of its
+                examples as the student reads them, int64 (b,); needed for matches alone.
+            unreached: rows of logits for which no teacher has an answer.
+        """
+        rows, labelled = self._kind.counts(labels)
+        of_logits = {"kd": float(rows - unreached), "hard": float(labelled)}
         found = {name: of_logits[name] for name in self._weights if name in of_logits}
-        if self._matches:
-            parts = counts.lengths_of_parts()
-            found |= {name: term.denominator(parts) for name, term in self._matches.items()}
-        return found
+        return found | {name: term.denominator(lengths) for name, term in self._matches.items()}
 
     def numerators(
         self,

@@ -28,7 +28,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from raybrew.config import DistillJob
 from raybrew.errors import ConfigError, Event
 from raybrew.models.devices import check_device, device_for
-from raybrew.objective.extensions import Extensions, registered
+from raybrew.objective.extensions import Extensions, install, registered
 from raybrew.runs.events import EventSubscriber, Message, start_event_channel
 from raybrew.runs.resolve import (
     MetadataCache,
@@ -80,7 +80,7 @@ class TrialContext:
         Raises:
             ConfigError: the parts of the trial's job don't fit together.
         """
-        self.extensions.install()
+        install(self.extensions)
         job = self.space.job(config)
         resolved, tokenizers = fit_models(job, self.data[_data_key(job)], check_names(job), cache)
         resolved = resolved.encoded(self.folders[_encoding_key(job, tokenizers)])
@@ -255,8 +255,8 @@ def trial_metrics(training: StudentTraining, values: Mapping[str, float]) -> dic
     """Return what Tune sees: the last evaluation, and how many labels were found and missed."""
     labels = {}
     if training.labels is not None:
-        labels["labels/hits"] = float(training.labels.counts.hits)
-        labels["labels/misses"] = float(training.labels.counts.misses)
+        labels["labels/hits"] = float(training.labels.counts["hits"])
+        labels["labels/misses"] = float(training.labels.counts["misses"])
     done = training.step >= training.num_steps
     return {**values, **labels, "step": training.step, "done": done}
 

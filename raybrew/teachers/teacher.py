@@ -24,7 +24,7 @@ from raybrew.matches.capture import FeatureReader, pack_features, use_eager_atte
 from raybrew.models.devices import check_device, device_for
 from raybrew.models.inputs import set_padding_token
 from raybrew.models.pretrained import load_model, read_config
-from raybrew.objective.extensions import Extensions, registered
+from raybrew.objective.extensions import Extensions, install, registered
 from raybrew.tasks import adaptor_of, task_type_of
 from raybrew.tasks.task_type import Adaptor, Layout, View, first_classes
 
@@ -126,7 +126,7 @@ class ModelTeacher:
 
     def __init__(self, spec: ResolvedTeacher):
         self.spec = spec
-        spec.extensions.install()
+        install(spec.extensions)
         self._device = torch.device(spec.device)
         setting = f"teachers[{spec.name}].resources to {{CPU: 1}}"
         check_device(self._device, f"teacher {spec.name!r}", setting)

@@ -19,10 +19,10 @@ from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, Padding, collate, collate_labels, collate_tokens
 from raybrew.labels.logits import tensors_of
 from raybrew.labels.source import LabelSource
-from raybrew.objective import BatchCounts, Objective, SoftLabels
+from raybrew.objective import Objective, SoftLabels
 from raybrew.objective.rows import ExampleInputs
 from raybrew.training.job import ResolvedTask
-from raybrew.training.prefetch import PinnedBuffers, Prefetcher, wait_for
+from raybrew.training.prefetch import PinnedBuffers, Prefetcher
 from raybrew.training.step import MicroBatch, StepBatch
 from raybrew.training.world import World
 
@@ -30,8 +30,10 @@ Payloads = Mapping[str, Mapping[str, Payload]]
 """By teacher, by name of the signal."""
 
 
-def batch_counts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: int) -> BatchCounts:
-    """Return what every rank knows of a global batch.
+def batch_counts(
+    task: ResolvedTask, rows: np.ndarray, world_size: int, passes: int
+) -> tuple[np.ndarray, list[np.ndarray], int]:
+    """Return what every rank knows of a global batch, the arguments of `Objective.denominators`.
 
     Args:
         task: whose batch it is.
@@ -39,18 +41,12 @@ def batch_counts(task: ResolvedTask, rows: np.ndarray, world_size: int, passes: 
         world_size: ranks.
         passes: forward passes of a rank.
     """
-    positions = np.arange(len(rows))
-    parts = [
-        part
+    lengths = [
+        task.train.student.lengths_of(part)
         for rank in range(world_size)
-        for part in micro_batches(rank_rows(positions, rank, world_size), passes)
+        for part in micro_batches(rank_rows(rows, rank, world_size), passes)
     ]
-    return BatchCounts(
-        labels=task.train.labels_of(rows),
-        lengths=task.train.student.lengths_of(rows),
-        parts=tuple(parts),
-        unreached=_unreached(task, rows),
-    )
+    return task.train.labels_of(rows), lengths, _unreached(task, rows)
 
 
 def micro_batches_of(
@@ -116,22 +112,8 @@ def _soft_labels(task: ResolvedTask, payloads: Payloads, start: int, stop: int) 
     }
 
 
-@dataclass(frozen=True)
-class ReadyStep:
-    """The batches of a step, on their way to the device.
-
-    Args:
-        batches: this rank's parts of the step's global batches.
-        copied: on a GPU, the event after which the tensors are there.
-    """
-
-    batches: list[StepBatch]
-    copied: "torch.cuda.Event | None" = None
-
-    def wait(self) -> list[StepBatch]:
-        """Return the batches; the current stream waits for them."""
-        wait_for(self.copied, self.batches)
-        return self.batches
+ReadyStep = tuple[list[StepBatch], "torch.cuda.Event | None"]
+"""This rank's parts of a step's global batches, and what `prefetch.wait_for` waits for."""
 
 
 @dataclass
@@ -170,7 +152,7 @@ class BatchBuilder:
     def build(self, step: int) -> ReadyStep:
         """Build the batches of a step; steps must come in rising order."""
         batches = [self._batch(number) for number in self.sequence.numbers(step)]
-        ready = ReadyStep(*self._buffers.bring(step, batches))
+        ready = self._buffers.bring(step, batches)
         if self.labels is not None and (step + 1) % self.sequence.steps_per_epoch == 0:
             self.labels.settle()
         return ready
@@ -186,10 +168,11 @@ class BatchBuilder:
             passes=passes,
             padding=self.paddings[index],
         )
-        counts = batch_counts(task, rows, self.world.size, passes)
         return StepBatch(
             task=index,
             micro_batches=list(micro_batches),
-            denominators=self.objectives[index].denominators(counts),
+            denominators=self.objectives[index].denominators(
+                *batch_counts(task, rows, self.world.size, passes)
+            ),
             weight=self.weights[index],
         )

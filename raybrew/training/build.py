@@ -20,6 +20,7 @@ from raybrew.labels.store import LabelStore
 from raybrew.models.students import Head, MultiTaskStudent, build_student
 from raybrew.objective import Objective
 from raybrew.objective.balancing import TaskGradients, make_balancer
+from raybrew.objective.extensions import install
 from raybrew.objective.rows import RowIndex
 from raybrew.tasks import task_type_of
 from raybrew.teachers.teacher import ResolvedTeacher
@@ -32,7 +33,7 @@ from raybrew.training.world import World
 
 def build_training(job: ResolvedJob, world: World, client: TeacherClient | None) -> StudentTraining:
     """Build what a rank runs."""
-    job.extensions.install()
+    install(job.extensions)
     config, tasks = job.config.training, job.tasks
     model, tokenizer = _build_model(job)
     if config.gradient_checkpointing:

@@ -32,8 +32,10 @@ from raybrew.training.checkpoints import CheckpointSchedule
 from raybrew.training.job import ResolvedTask
 from raybrew.training.module import Sample, StudentModule
 from raybrew.training.optimization import Optimization
+from raybrew.training.prefetch import wait_for
 from raybrew.training.snapshot import Snapshot, TrainerState, load_checkpoint
 from raybrew.training.step import (
+    StepBatch,
     StudentStep,
     check_finite_losses,
     evaluation_memory,
@@ -153,9 +155,10 @@ class StudentTraining:
             run_callbacks(self.config, self.model, self.step)
 
     def _train_step(self, ready: ReadyStep, hooks: Hooks) -> None:
+        wait_for(ready[1], ready[0])
         seed_step_rng(self.config.seed, self.step, self.world.rank, self.world.device)
         # Not where batches are built: whatever a postprocessor draws follows from this seed.
-        batches = [postprocess(batch, self.config) for batch in ready.wait()]
+        batches = [postprocess(batch, self.config) for batch in ready[0]]
         epoch = self.step // self.sequence.steps_per_epoch
         position = TrainProgress(self.step / self.num_steps, epoch, self.step)
         with step_memory(self.config, self.world.size):
@@ -164,7 +167,7 @@ class StudentTraining:
         skipped = self._take_step.skipped
         # Collectives: every rank gets here on the same steps.
         if skipped or self._report_due():
-            values = self._losses(ready, sums, position)
+            values = self._losses(ready[0], sums, position)
             if skipped:
                 self._record_skipped(values, hooks)
             else:
@@ -175,13 +178,16 @@ class StudentTraining:
             hooks.progress(self.step)
 
     def _losses(
-        self, ready: ReadyStep, sums: Sequence[Mapping[str, Tensor]], position: TrainProgress
+        self,
+        batches: Sequence[StepBatch],
+        sums: Sequence[Mapping[str, Tensor]],
+        position: TrainProgress,
     ) -> dict[str, float]:
         """Return `train/<task>/<term>` of the step's global batches."""
         local = torch.stack([value for each in sums for value in each.values()]).double()
         total = iter(self.world.all_reduce(local).tolist())
         losses: dict[str, list[float]] = {}
-        for batch, each in zip(ready.batches, sums, strict=True):
+        for batch, each in zip(batches, sums, strict=True):
             named = {name: next(total) for name in each}
             found = self.objectives[batch.task].metrics(named, batch.denominators, position)
             for term, loss in found.items():
@@ -284,7 +290,7 @@ class StudentTraining:
 
     def snapshot(self) -> Snapshot:
         """Copy all that the checkpoint of this moment holds."""
-        return Snapshot.take(
+        return Snapshot(
             self.model, self.tokenizer, self.optimization, self.state, self.module.extra_modules
         )
 

@@ -9,7 +9,7 @@ transformers loads.
 
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,19 +31,10 @@ from raybrew.tasks.task_type import Adaptor, TaskType, View
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StudentModuleOutput:
-    """What the objective reads of the student.
-
-    Args:
-        view: what the adaptor returns, with the labels of the batch where it gives none.
-        features: by match term, one tensor a layer, projected.
-        balance: what the balancing of tasks learns for this one; None where it learns nothing.
-    """
-
-    view: View
-    features: dict[str, tuple[Tensor, ...]]
-    balance: Tensor | None = None
+StudentModuleOutput = tuple[View, dict[str, tuple[Tensor, ...]], Tensor | None]
+"""What the adaptor returns, with the labels of the batch where it gives none; by match term one
+tensor a layer, projected; what the balancing of tasks learns for this one, if it learns anything.
+"""
 
 
 class TaskReader:
@@ -139,7 +130,7 @@ class StudentModule(nn.Module):
                 zip(reader.matches, captured, strict=True), self._first_match[task]
             )
         }
-        return StudentModuleOutput(view, features, self.balancer.parameter_of(task))
+        return view, features, self.balancer.parameter_of(task)
 
     def _forward_empty(
         self, inputs: Mapping[str, Tensor], labels: Tensor, task: int
@@ -150,9 +141,10 @@ class StudentModule(nn.Module):
             name: each.new_full((1, *each.shape[1:]), fill.get(name, 0))
             for name, each in inputs.items()
         }
-        output = self.forward(example, labels.new_full((1, *labels.shape[1:]), IGNORED), task)
-        features = {name: tuple(f[:0] for f in fs) for name, fs in output.features.items()}
-        return StudentModuleOutput(output.view.without_examples(), features, output.balance)
+        no_label = labels.new_full((1, *labels.shape[1:]), IGNORED)
+        view, features, balance = self.forward(example, no_label, task)
+        empty = {name: tuple(f[:0] for f in fs) for name, fs in features.items()}
+        return view.without_examples(), empty, balance
 
     def model_of(self, task: int) -> nn.Module:
         """Return the bare model that a task reads."""
@@ -214,19 +206,20 @@ def unread_weights(module: StudentModule, samples: Iterable[Sample]) -> list[str
     module.eval()
     with own_generator(0):
         for sample in samples:
-            read |= _leaves(list(_outputs(module(*sample))))
+            read |= _leaves(list(_outputs(*module(*sample))))
     module.train()
     return [n for n, p in module.named_parameters() if p.requires_grad and p not in read]
 
 
-def _outputs(output: StudentModuleOutput) -> Iterator[Tensor]:
-    view = output.view
+def _outputs(
+    view: View, features: Mapping[str, tuple[Tensor, ...]], balance: Tensor | None
+) -> Iterator[Tensor]:
     for tensors in (view.logits, view.losses, view.hidden, view.attention):
         yield from tensors
-    for features in output.features.values():
-        yield from features
-    if output.balance is not None:
-        yield output.balance
+    for layers in features.values():
+        yield from layers
+    if balance is not None:
+        yield balance
 
 
 def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:

@@ -73,13 +73,8 @@ def train_rank(
     with flush_at_end(local), CheckpointWriter(checkpoints) as writer:
         metrics = training.run(_RayHooks(channel, world, writer))
     if training.labels is not None:
-        counts = training.labels.counts
-        mine = {
-            "labels/hits": counts.hits,
-            "labels/misses": counts.misses,
-            "labels/dropped": counts.dropped,
-            "labels/forwards_in_workers": local.forwards() if local else 0,
-        }
+        mine = {f"labels/{name}": count for name, count in training.labels.counts.items()}
+        mine["labels/forwards_in_workers"] = local.forwards() if local else 0
         local_counts = torch.tensor(list(mine.values()), dtype=torch.float64, device=world.device)
         metrics |= dict(zip(mine, world.all_reduce(local_counts).tolist(), strict=True))
     return metrics

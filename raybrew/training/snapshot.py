@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -71,42 +70,26 @@ class TrainerState:
             self.metrics |= {"best/score": self.best_score, "best/step": float(self.best_step)}
 
 
-@dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint in memory: later steps don't change it.
+    """A checkpoint in memory: a copy, which later steps don't change.
 
     Args:
-        model: the bare model, for its configuration.
+        model: the bare model, not its DDP wrapper.
         tokenizer: saved with it.
-        weights: of the model, adapters merged.
-        files: tensors of the other files, by file name.
-        record: what state.json holds.
+        optimization: optimizer, schedule and loss scale.
+        state: how far the run is.
+        extra_modules: what is trained besides the model.
     """
 
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
-    weights: dict[str, Tensor]
-    files: dict[str, dict[str, Tensor]]
-    record: dict[str, Any]
-
-    @classmethod
-    def take(
-        cls,
+    def __init__(
+        self,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerBase,
         optimization: Optimization,
         state: TrainerState,
         extra_modules: nn.Module,
-    ) -> "Snapshot":
-        """Copy what a checkpoint holds.
-
-        Args:
-            model: the bare model, not its DDP wrapper.
-            tokenizer: saved with it.
-            optimization: optimizer, schedule and loss scale.
-            state: how far the run is.
-            extra_modules: what is trained besides the model.
-        """
+    ):
+        self._model, self._tokenizer, self.step = model, tokenizer, state.step
         tensors, settings = optimization.state()
         progress = asdict(state)
         # The name in the file is that of the format.
@@ -116,26 +99,17 @@ class Snapshot:
             _EXTRA_MODULES: extra_modules.state_dict(),
             _OPTIMIZER: tensors,
         }
-        return cls(
-            model,
-            tokenizer,
-            weights=_copied(merged_state(model)),
-            files={name: _copied(each) for name, each in files.items()},
-            record={"format": _FORMAT, "progress": progress, **settings},
-        )
-
-    @property
-    def step(self) -> int:
-        """Steps that were taken."""
-        return int(self.record["progress"]["step"])
+        self._weights = _copied(merged_state(model))
+        self._files = {name: _copied(each) for name, each in files.items()}
+        self._record = {"format": _FORMAT, "progress": progress, **settings}
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint into an empty folder."""
-        save_student(self.model, self.tokenizer, folder / STUDENT, self.weights)
-        for name, tensors in self.files.items():
+        save_student(self._model, self._tokenizer, folder / STUDENT, self._weights)
+        for name, tensors in self._files.items():
             if tensors or name == _OPTIMIZER:
                 save_file(tensors, folder / name)
-        (folder / STATE).write_text(json.dumps(self.record, indent=1))
+        (folder / STATE).write_text(json.dumps(self._record, indent=1))
 
 
 def load_checkpoint(
@@ -146,7 +120,7 @@ def load_checkpoint(
     *,
     own_settings: bool = False,
 ) -> TrainerState:
-    """Restore a checkpoint into the objects that `Snapshot.take` copied it from.
+    """Restore a checkpoint into the objects that `Snapshot` copied it from.
 
     Args:
         folder: of the checkpoint.

@@ -147,10 +147,11 @@ class StudentStep:
     ) -> tuple[dict[str, Tensor], Tensor | None]:
         with self._optimization.amp.autocast():
             output: StudentModuleOutput = self._model(dict(batch.inputs), batch.labels, task)
+        view, features, balance = output
         numerators = self._objectives[task].numerators(
-            output.view, batch.soft, position, batch.examples, output.features
+            view, batch.soft, position, batch.examples, features
         )
-        return numerators, output.balance
+        return numerators, balance
 
     def _sync(self, sync: bool) -> AbstractContextManager[Any]:
         if isinstance(self._model, DistributedDataParallel) and not sync:

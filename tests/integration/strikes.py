@@ -13,7 +13,7 @@ import ray
 from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.core.generated import autoscaler_pb2
 
-from raybrew.labels.shards import open_shard
+from raybrew.labels.shards import Shard
 from raybrew.training.checkpoints import Checkpoints
 from tests.integration import lab_cluster
 from tests.integration.lab_cluster import alive, descendants, wait_for
@@ -127,7 +127,7 @@ def shard_is_flipped() -> None:
 
 def _last_value() -> tuple[Path, int]:
     path = _shards.pop()
-    shard = open_shard(path, "/".join(path.parts[-3:-1]))
+    shard = Shard(path, "/".join(path.parts[-3:-1]))
     return path, path.read_bytes().rindex(shard.payload.values[-1].tobytes())
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import raybrew as rb
 from raybrew.config.job_file import dump_yaml
-from raybrew.labels.shards import Shard, open_shard
+from raybrew.labels.shards import Shard
 from raybrew.runs import precompute
 from tests.integration import strikes
 from tests.integration.fault_lab import step_of
@@ -51,7 +51,7 @@ def events(folder: Path) -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> Shard:
-    return open_shard(path, "/".join(path.parts[-3:-1]))
+    return Shard(path, "/".join(path.parts[-3:-1]))
 
 
 def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:

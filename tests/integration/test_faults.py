@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import raybrew as rb
 from raybrew.labels.location import LocalLocation
-from raybrew.labels.shards import open_shard, write_shard
+from raybrew.labels.shards import Shard, write_shard
 from tests.integration import fault_lab, lab_cluster
 from tests.integration.fault_lab import Outcome, Strike
 from tests.made import STUDENT_CONFIG, make_job
@@ -186,7 +186,7 @@ def split_up(store: Path, copy: Path) -> dict[str, int]:
     location = LocalLocation(copy)
     for path in store.rglob("shard-*.arrow"):
         folder = "/".join(path.parts[-3:-1])
-        shard = open_shard(path, folder)
+        shard = Shard(path, folder)
         for start in range(0, len(shard.keys), PART):
             stop = min(start + PART, len(shard.keys))
             part = shard.keys[start:stop], shard.payload.slice(start, stop)

@@ -15,7 +15,6 @@ from raybrew.labels.shards import (
     DamagedShardError,
     Shard,
     UnusableShardError,
-    open_shard,
     read_label_count,
     write_shard,
 )
@@ -30,7 +29,7 @@ def written(folder: Path, payload: Payload) -> Path:
 
 
 def opened(path: Path) -> Shard:
-    shard = open_shard(path, "t/s")
+    shard = Shard(path, "t/s")
     shard.verify()
     return shard
 

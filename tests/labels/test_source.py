@@ -82,7 +82,7 @@ def test_each_step_gets_the_labels_of_its_rows(tmp_path_factory, window, ahead, 
         for by_signal in got.values():
             np.testing.assert_array_equal(by_signal[SIGNAL.name].values, expected)
     counted = sum(len(rows_of(s)[1]) * (1 if s % 2 == 0 else 2) for s in range(first, 14))
-    assert source.counts.hits + source.counts.misses == counted
+    assert source.counts["hits"] + source.counts["misses"] == counted
 
 
 def test_windows_are_asked_for_before_they_are_needed_and_not_beyond_the_end(tmp_path):
@@ -103,7 +103,7 @@ def test_nothing_is_asked_when_the_store_has_everything(tmp_path):
     for step in range(14):
         source.get(step)
     assert not teacher.asked
-    assert source.counts.misses == 0
+    assert source.counts["misses"] == 0
     source.settle()
     assert teacher.flushed == 0
 
@@ -152,7 +152,7 @@ def test_a_dropped_teacher_is_left_out_of_the_steps_that_need_it(tmp_path):
     answered = [set(source.get(step)) for step in range(14)]
     # Task 1 is every other step; `b` answers for two windows of two steps.
     assert answered == [{"a"}, {"b", "c"}] * 2 + [{"a"}, {"c"}] * 5
-    assert source.counts.dropped == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
+    assert source.counts["dropped"] == sum(len(rows_of(step)[1]) for step in range(5, 14, 2))
 
 
 class Leaving(Teacher):

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from raybrew.data.payload import DTYPES, Payload, Signal
 from raybrew.labels.location import LocalLocation
 from raybrew.labels.maintenance import compact
-from raybrew.labels.shards import UnusableShardError, open_shard
+from raybrew.labels.shards import Shard, UnusableShardError
 from raybrew.labels.store import LabelStore, SignalStore
 from tests.labels.stores import make_keys, shard_files
 
@@ -81,7 +81,7 @@ class Processes(RuleBasedStateMachine):
 
     def numbers_in(self, path: Path) -> set[int]:
         try:
-            return set(open_shard(path, f"t/{self.signal.name}").keys[:, 1].tolist())
+            return set(Shard(path, f"t/{self.signal.name}").keys[:, 1].tolist())
         except UnusableShardError:  # harmed before, in a way that leaves it where it is
             return set()
 

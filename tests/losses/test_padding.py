@@ -19,7 +19,7 @@ from raybrew.data.payload import Signal
 from raybrew.labels.logits import pack_logits, tensors_of
 from raybrew.losses.kd import KD_LOSSES
 from raybrew.losses.mixture import MIXTURES
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.task_type import View
@@ -102,8 +102,8 @@ def of_positions(config: rb.DistillationConfig, seed: int, extra: int) -> tuple[
     objective = Objective(config, {"a": 1.0, "b": 0.5}, kind=TASK_TYPES["question-answering"])
     examples = ExampleInputs(torch.tensor([11, 12, 13]), route=torch.tensor([0, 1, 1]))
     sums = objective.numerators(view, kept, TrainProgress(), examples)
-    counts = BatchCounts(np.stack([each.numpy() for each in labels], axis=1), lengths.numpy())
-    total = objective.total(sums, objective.denominators(counts), TrainProgress())
+    counts = np.stack([each.numpy() for each in labels], axis=1), [lengths.numpy()]
+    total = objective.total(sums, objective.denominators(*counts), TrainProgress())
     return float(total.detach()), torch.stack(gradients(total, student))
 
 

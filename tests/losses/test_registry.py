@@ -11,7 +11,7 @@ import torch
 from raybrew.errors import ConfigError
 from raybrew.losses.kd import KD_LOSSES, make_kd_loss
 from raybrew.losses.registry import KDLoss
-from raybrew.objective.extensions import register, registered
+from raybrew.objective.extensions import install, register, registered
 
 torch.set_num_threads(1)
 
@@ -119,7 +119,7 @@ def test_a_registered_loss_is_used_by_name(registry):
     register("kd_loss", "absolute", absolute)
     rows = make_kd_loss("absolute", {"factor": 2.0})(torch.ones(2, 3), torch.zeros(2, 3), 3.0)
     assert rows.tolist() == pytest.approx([2.0, 2.0])
-    assert list(registered().by_kind["kd_loss"]) == ["absolute"]
+    assert list(registered()["kd_loss"]) == ["absolute"]
     register("kd_loss", "absolute", absolute)
     with pytest.raises(ConfigError, match="'absolute' exists already"):
         register("kd_loss", "absolute", lambda *_: torch.zeros(1))
@@ -135,7 +135,7 @@ def test_what_is_registered_travels(registry):
     register("kd_loss", "absolute", absolute)
     sent = pickle.dumps(registered())
     del registry["absolute"]
-    pickle.loads(sent).install()
+    install(pickle.loads(sent))
     rows = make_kd_loss("absolute")(torch.ones(1, 3), torch.zeros(1, 3), 1.0)
     assert rows.tolist() == [3.0]
 

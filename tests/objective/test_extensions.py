@@ -13,7 +13,7 @@ from raybrew.losses.schedules import make_temperature_scheduler, make_weight_sch
 from raybrew.matches.capture import signal_of
 from raybrew.matches.match_losses import match_loss
 from raybrew.matches.spec import MatchSpec, Projections
-from raybrew.objective.extensions import KINDS, Extensions, register, registered
+from raybrew.objective.extensions import KINDS, install, register, registered
 from tests import user_extensions
 from tests.losses import user_losses
 
@@ -84,16 +84,16 @@ def test_a_projection_of_the_users_is_a_function_of_the_seed():
 
 @pytest.mark.usefixtures("own")
 def test_it_reaches_another_process_and_the_drivers_word_wins():
-    values = registered().by_kind
+    values = registered()
     assert {kind: set(found) for kind, found in values.items()} == {k: {"own"} for k in KINDS}
     sent = {
         kind: {n: v for n, v in found.items() if kind != "kd_loss"}
         for kind, found in values.items()
     }
-    pickled = pickle.dumps(Extensions(sent))
+    pickled = pickle.dumps(sent)
     KINDS["weight_schedule"].names["own"] = lambda progress: 7.0
     del KINDS["match_loss"].names["own"]
-    pickle.loads(pickled).install()
+    install(pickle.loads(pickled))
     assert make_weight_schedule("own")(1.0) == 0.5
     assert match_loss("own").name == "own"
 

@@ -16,7 +16,7 @@ from raybrew.matches.match_losses import MATCH_LOSSES, match_loss
 from raybrew.matches.plan import TaskMatch, plan_matches
 from raybrew.matches.presets import ModelGeometry
 from raybrew.matches.spec import MatchSpec
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.task_type import View
@@ -43,12 +43,12 @@ def view(logits: torch.Tensor, labels: torch.Tensor = LABELS) -> View:
     return View(logits=(logits,), labels=(labels,), inputs_mask=MASK[: len(logits)])
 
 
-def value(objective: Objective, student: View, answers, counts: BatchCounts, **more) -> float:
+def value(objective: Objective, student: View, answers, counts, **more) -> float:
     sums = objective.numerators(student, answers, TrainProgress(), **more)
-    return float(objective.total(sums, objective.denominators(counts), TrainProgress()))
+    return float(objective.total(sums, objective.denominators(*counts), TrainProgress()))
 
 
-COUNTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
+COUNTS = (LABELS.numpy(), [np.array(LENGTHS)])
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ COUNTS = BatchCounts(LABELS.numpy(), np.array(LENGTHS))
 def test_the_hard_loss_is_divided_by_the_rows_that_have_a_label(task_type, labels):
     config = rb.DistillationConfig(kd_loss_weight=0, hard_label_weight=1)
     objective = Objective(config, {}, kind=TASK_TYPES[task_type])
-    assert objective.denominators(BatchCounts(np.array(labels))) == {"hard": 2.0}
+    assert objective.denominators(np.array(labels)) == {"hard": 2.0}
 
 
 def test_numbers_by_hand():
@@ -70,7 +70,7 @@ def test_numbers_by_hand():
     config = rb.DistillationConfig(temperature=1, kd_loss_weight=2, hard_label_weight=3)
     student = View(logits=(torch.zeros(2, 2),), labels=(torch.tensor([1, -1]),))
     teacher = torch.tensor([[math.log(3), 0.0], [math.log(3), 0.0]])
-    counts = BatchCounts(np.array([1, -1]))
+    counts = [np.array([1, -1])]
     objective = Objective(config, {"a": 1.0})
     # Cross-entropy with an even student is log 2 whatever the teacher says.
     assert value(objective, student, soft(a=teacher), counts) == pytest.approx(5 * math.log(2))
@@ -102,7 +102,7 @@ def test_a_teacher_of_no_weight_may_have_said_anything(kd_loss):
     ):
         objective = Objective(config, teachers)
         sums = objective.numerators(view(student), answers, TrainProgress())
-        loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
+        loss = objective.total(sums, objective.denominators(*COUNTS), TrainProgress())
         found.append((loss.detach(), torch.autograd.grad(loss, student)[0]))
     torch.testing.assert_close(found[0], found[1])
 
@@ -112,7 +112,7 @@ def test_a_student_like_its_teacher_has_no_gradient():
     logits = drawn(6, 3).requires_grad_()
     objective = Objective(config, {"a": 1.0})
     sums = objective.numerators(view(logits), soft(a=logits.detach()), TrainProgress())
-    loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
+    loss = objective.total(sums, objective.denominators(*COUNTS), TrainProgress())
     assert float(loss.detach()) == pytest.approx(0, abs=1e-7)
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-7, rtol=0)
@@ -123,7 +123,7 @@ def test_probability_shift_acts_on_the_mixture_and_leaves_the_labels_as_they_wer
     a = torch.tensor([[2.0, 0.0, 1.0]])
     kept = a.clone()
     student = View(logits=(torch.tensor([[0.0, 2.0, 1.0]]),), labels=(torch.tensor([1]),))
-    counts = BatchCounts(np.array([1]))
+    counts = [np.array([1])]
     assert value(Objective(config, {"a": 1.0}), student, soft(a=a), counts) == 0
     assert torch.equal(a, kept)
 
@@ -197,8 +197,8 @@ def through_payload(match: TaskMatch, student, teacher, parts=None) -> float:
     )
     whole = pack_features(match.signal, teacher, MASK)[0]
     parts = parts or [np.arange(6)]
-    counts = BatchCounts(LABELS.numpy(), np.array(LENGTHS), tuple(parts))
-    denominators = objective.denominators(counts)
+    counts = LABELS.numpy(), [np.array(LENGTHS)[part] for part in parts]
+    denominators = objective.denominators(*counts)
     total = torch.zeros(())
     for part in parts:
         rows = torch.from_numpy(part)
@@ -275,9 +275,9 @@ def test_masked_batches_give_nothing_with_a_graph():
     logits = drawn(6, 3).requires_grad_()
     student = View(logits=(logits,), labels=(torch.full((6,), -1),), inputs_mask=MASK)
     objective = Objective(config, {"a": 1.0})
-    counts = BatchCounts(np.full(6, -1), np.array(LENGTHS))
+    counts = np.full(6, -1), [np.array(LENGTHS)]
     sums = objective.numerators(student, {}, TrainProgress())
-    loss = objective.total(sums, objective.denominators(counts), TrainProgress())
+    loss = objective.total(sums, objective.denominators(*counts), TrainProgress())
     assert float(loss.detach()) == 0
     assert torch.equal(torch.autograd.grad(loss, logits)[0], torch.zeros(6, 3))
 
@@ -337,7 +337,7 @@ def test_a_teacher_of_no_weight_may_have_said_anything_in_its_largest_logits(mix
         )
         route = torch.zeros(6, dtype=torch.int64)
         sums = objective.numerators(view(leaf), kept, TrainProgress(), ExampleInputs(route=route))
-        loss = objective.total(sums, objective.denominators(COUNTS), TrainProgress())
+        loss = objective.total(sums, objective.denominators(*COUNTS), TrainProgress())
         found.append((loss.detach(), torch.autograd.grad(loss, leaf)[0]))
     assert found[0][0].isfinite()
     torch.testing.assert_close(found[0], found[1])

@@ -14,13 +14,13 @@ from raybrew.losses.mixture import RowInputs
 from raybrew.matches.plan import plan_matches
 from raybrew.matches.presets import ModelGeometry
 from raybrew.matches.spec import MatchSpec
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks import TASK_TYPES
 from raybrew.tasks.task_type import View
 
 LABELS = torch.tensor([0, 2, -1, 1, 1, 0])
-COUNTS = BatchCounts(LABELS.numpy(), np.array([6, 3, 1, 4, 2, 5]))
+COUNTS = (LABELS.numpy(), [np.array([6, 3, 1, 4, 2, 5])])
 KEYS = torch.arange(6) * 7919
 ROUTE = torch.tensor([0, 1, 1, 0, 1, 0])
 
@@ -33,7 +33,7 @@ def loss_of(objective: Objective, student: torch.Tensor, answers, epoch: int = 0
     seen = View(**{"logits": (student,), "labels": (LABELS,), **view})
     position = TrainProgress(epoch=epoch)
     sums = objective.numerators(seen, answers, position, ExampleInputs(KEYS, ROUTE))
-    return float(objective.total(sums, objective.denominators(COUNTS), position))
+    return float(objective.total(sums, objective.denominators(*COUNTS), position))
 
 
 def dense(**logits: torch.Tensor):
@@ -72,7 +72,7 @@ def test_all_classes_as_top_k_labels_are_the_dense_loss_by_any_mixture(mixture, 
     ):
         view = View(logits=(student,), labels=(LABELS,))
         sums = objective.numerators(view, answers, TrainProgress(), ExampleInputs(KEYS, route))
-        found.append(float(objective.total(sums, objective.denominators(COUNTS), TrainProgress())))
+        found.append(float(objective.total(sums, objective.denominators(*COUNTS), TrainProgress())))
     assert found[1] == pytest.approx(found[0], rel=1e-5)
     if mixture == "sum_losses":
         plain = rb.DistillationConfig(temperature=2, kd_loss="kl")
@@ -146,7 +146,7 @@ def test_losses_of_the_adaptor_are_means_over_the_labelled_rows():
     for part in (slice(0, 2), slice(2, 6)):
         view = View(logits=(drawn(0)[part],), labels=(LABELS[part],), losses=losses)
         sums = objective.numerators(view, {}, TrainProgress())
-        total += float(objective.total(sums, objective.denominators(COUNTS), TrainProgress()))
+        total += float(objective.total(sums, objective.denominators(*COUNTS), TrainProgress()))
     assert total == pytest.approx(3.0)
 
 
@@ -194,17 +194,16 @@ def test_a_route_and_labels_are_needed_by_terms_that_have_a_weight():
     assert objective().needs_labels == ()
 
 
-def test_a_batch_that_is_not_split_is_one_pass():
+def test_passes_of_a_batch_change_no_denominator():
     geometry = ModelGeometry(num_layers=2, hidden_size=8, num_heads=2)
     spec = MatchSpec(layer_T=1, layer_S=1, feature="hidden", loss="hidden_mse")
     matches = plan_matches([spec], "t", {"a": geometry}, ["a"], geometry, "float32")
     objective = Objective(rb.DistillationConfig(kd_loss_weight=0), {"a": 1.0}, matches=matches)
-    lengths = np.array([2, 3])
-    whole = objective.denominators(BatchCounts(np.array([0, 1]), lengths))
+    whole = objective.denominators(np.array([0, 1]), [np.array([2, 3])])
     # Real tokens times the hidden size.
     assert list(whole.values()) == [5 * 8]
-    parts = (np.array([0]), np.array([1]))
-    assert objective.denominators(BatchCounts(np.array([0, 1]), lengths, parts)) == whole
+    parts = [np.array([2]), np.array([3])]
+    assert objective.denominators(np.array([0, 1]), parts) == whole
 
 
 def test_options_of_the_loss_the_mixture_and_the_schedules_reach_them():

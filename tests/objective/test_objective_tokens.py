@@ -11,7 +11,7 @@ import raybrew as rb
 from raybrew.data.payload import Signal
 from raybrew.data.split import IGNORED
 from raybrew.losses.match_loss import Ragged
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.objective.rows import ExampleInputs
 from raybrew.tasks.sequence_classification import SequenceClassification
 from raybrew.tasks.task_type import View
@@ -67,9 +67,9 @@ def loss_of(kind, config, student: View, teachers: list[Ragged], labels: Tensor)
     objective = Objective(config, dict.fromkeys(names, 1.0), kind=kind)
     soft = {n: {Signal().name: one} for n, one in zip(names, teachers, strict=True)}
     flat = labels[MASK.bool()] if kind.layout == "token" else labels
-    counts = BatchCounts(flat.numpy(), LENGTHS.numpy())
+    counts = flat.numpy(), [LENGTHS.numpy()]
     sums = objective.numerators(student, soft, TrainProgress())
-    return objective.total(sums, objective.denominators(counts), TrainProgress())
+    return objective.total(sums, objective.denominators(*counts), TrainProgress())
 
 
 def same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:

@@ -100,10 +100,9 @@ def elements_read(num_rows: int) -> int:
     answers = source.get(0)
     micros = micro_batches_of(task, rows, answers, world=World(), passes=2, padding=Padding(0))
     assert sum(len(micro.labels) for micro in micros) == BATCH
-    counts = batch_counts(task, rows, 1, 2)
-    assert counts.unreached == 0
-    assert counts.lengths is not None
-    assert counts.lengths.tolist() == [TOKENS] * BATCH
+    _, lengths, unreached = batch_counts(task, rows, 1, 2)
+    assert unreached == 0
+    assert np.concatenate(lengths).tolist() == [TOKENS] * BATCH
     return Counted.read
 
 

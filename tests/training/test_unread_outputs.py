@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import raybrew as rb
-from raybrew.objective import BatchCounts, Objective, TrainProgress
+from raybrew.objective import Objective, TrainProgress
 from raybrew.tasks.task_type import View
 from raybrew.training.loop import StudentTraining
 from raybrew.training.module import ddp_options
@@ -157,7 +157,7 @@ def test_a_mean_over_no_label_adds_nothing():
     for view in (student, student.without_examples()):
         sums = objective.numerators(view, {}, TrainProgress())
         total = objective.total(
-            sums, objective.denominators(BatchCounts(view.labels[0].numpy())), TrainProgress()
+            sums, objective.denominators(view.labels[0].numpy()), TrainProgress()
         )
         assert float(total.detach()) == 0
         assert float(torch.autograd.grad(total, loss)[0]) == 0

@@ -58,7 +58,7 @@ def test_teachers_in_the_worker_teach_what_a_pool_teaches(models, tmp_path, when
     assert_close(weights(training), expected)
     assert local.forwards() == 2 * (UNIQUE_EVAL + UNIQUE_TRAIN)
     assert training.labels is not None
-    assert (training.labels.counts.misses == 0) == (when == "ahead")
+    assert (training.labels.counts["misses"] == 0) == (when == "ahead")
     local.close()
 
 
@@ -109,12 +109,12 @@ def test_the_others_go_on_where_a_teacher_is_dropped(models, tmp_path):
     never = trained("ab", 0, tmp_path / "never")
     assert_close(weights(never), weights(trained("b", 0, tmp_path / "alone")))
     assert never.labels is not None
-    assert never.labels.counts.dropped == 2 * 90
+    assert never.labels.counts["dropped"] == 2 * 90
     # Dropped half way: no longer what both teach, and not what `b` teaches alone.
     half = trained("ab", 2, tmp_path / "half")
     logits = weights(half)["classifier.weight"]
     assert half.labels is not None
-    assert 0 < half.labels.counts.dropped < 2 * 90
+    assert 0 < half.labels.counts["dropped"] < 2 * 90
     both = weights(trained("ab", 99, tmp_path / "both"))["classifier.weight"]
     assert (logits - both).abs().max() > 1e-6
     assert (logits - weights(never)["classifier.weight"]).abs().max() > 1e-6
