@@ -6,6 +6,7 @@ holds its message alone, so it survives the pickling between processes of Ray.
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -98,9 +99,24 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 3) -> str:
         known: what it could have been.
         count: names that are returned at most.
     """
-    names = sorted({str(each) for each in known})
-    near = difflib.get_close_matches(str(name), names, count)
+    near = _nearest(str(name), sorted({str(each) for each in known}), count)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _nearest(name: str, known: list[str], count: int) -> list[str]:
+    """Return names that differ in case alone, else those inside the name, then similar ones."""
+    same = [each for each in known if _words_of(each) == _words_of(name)]
+    if same:
+        return same[:count]
+    words = set(_words_of(name))
+    inside = [each for each in known if len(_words_of(each)) > 1 and words >= {*_words_of(each)}]
+    folded = {each.casefold(): each for each in known}
+    similar = difflib.get_close_matches(name.casefold(), folded, count)
+    return list(dict.fromkeys([*inside, *(folded[each] for each in similar)]))[:count]
+
+
+def _words_of(name: str) -> list[str]:
+    return re.split(r"[-_ .]+", name.casefold())
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> ConfigError:

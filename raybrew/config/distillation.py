@@ -15,11 +15,11 @@ from pydantic import (
     model_validator,
 )
 
+from raybrew.config.mistakes import explain
 from raybrew.config.section import (
     Options,
     Section,
     changed_fields,
-    explain,
     import_path_of,
     user_path,
 )

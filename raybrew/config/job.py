@@ -9,8 +9,9 @@ from typing import Any
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from raybrew.config.distillation import DistillationConfig
+from raybrew.config.mistakes import other_name, section_of
 from raybrew.config.models import Student, Teacher
-from raybrew.config.section import Many, Section, section_of
+from raybrew.config.section import Many, Section
 from raybrew.config.task import Task
 from raybrew.config.training import LabelConfig, MixingConfig, TrackingConfig, TrainingConfig
 from raybrew.errors import ConfigError, did_you_mean
@@ -235,6 +236,8 @@ def _key(place: Any, steps: list[str], at: int, hint: Any, free: Iterable[str]) 
     known = {*(section.model_fields if section else map(str, place)), *free}
     if key and (key in known or (section is None and _is_mapping(hint))):
         return key
+    if other_name(key):
+        raise ConfigError(f"{path}: unknown key: {other_name(key)}")
     raise ConfigError(
         f"{path}: expected a key of {_at(steps, at)} ({', '.join(sorted(known))}), "
         f"got {key!r}{did_you_mean(key, known)}"

@@ -27,7 +27,8 @@ from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
 from raybrew.config.job import DistillJob, TrainJob, set_path
-from raybrew.config.section import data_path, explain, is_uri, shown, user_path
+from raybrew.config.mistakes import explain, shown
+from raybrew.config.section import data_path, is_uri, user_path
 from raybrew.errors import ConfigError, collect_mistakes
 
 JobT = TypeVar("JobT", bound=DistillJob | TrainJob)

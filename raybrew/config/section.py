@@ -5,11 +5,14 @@ Frozen models, types of values, paths as users write them.
 
 import os
 import re
+import textwrap
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union
 
 from datasets import Dataset
 from pydantic import (
@@ -22,8 +25,10 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 
-from raybrew.errors import ConfigError, DataError, did_you_mean
+from raybrew.config.mistakes import explain_arguments, shown
+from raybrew.errors import ConfigError, DataError
 
 # Paths as a user writes them: of a home, of any length, with a split behind them.
 
@@ -113,6 +118,12 @@ def _short(path: str | os.PathLike[str]) -> str:
 # What the sections of a job are made of: frozen models, types of values, mistakes in words.
 
 
+class _ShownAs(NamedTuple):
+    """How documentation writes a type that pydantic checks by a function."""
+
+    text: str
+
+
 def _as_source(value: Any) -> Any:
     if isinstance(value, (str, Dataset)):
         return value
@@ -128,7 +139,12 @@ def _source_to_plain(value: Any) -> str | None:
     return f"datasets.Dataset:{value._fingerprint}"
 
 
-DataSource = Annotated[Any, BeforeValidator(_as_source), PlainSerializer(_source_to_plain)]
+DataSource = Annotated[
+    Any,
+    BeforeValidator(_as_source),
+    PlainSerializer(_source_to_plain),
+    _ShownAs("str | Path | datasets.Dataset"),
+]
 """A path (parquet, jsonl, csv, a saved data set), `hub/id[:config][@split]`, or a live Dataset."""
 
 T = TypeVar("T")
@@ -173,7 +189,12 @@ def _as_import_path(value: Any) -> Any:
     raise ValueError(f"expected a callable or its import path, package.module:name, got {value!r}")
 
 
-ImportPath = Annotated[Any, BeforeValidator(_as_import_path), PlainSerializer(import_path_of)]
+ImportPath = Annotated[
+    Any,
+    BeforeValidator(_as_import_path),
+    PlainSerializer(import_path_of),
+    _ShownAs("Callable | str | None"),
+]
 """A function, given as such or as `package.module:name`; a saved config records the path."""
 
 
@@ -199,6 +220,14 @@ def as_bytes(value: Any) -> int:
 Bytes = Annotated[int, BeforeValidator(as_bytes)]
 
 
+_ARGUMENTS = "\n\nArguments:\n"
+
+
+def _summarize(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Describe a section in a JSON schema without its fields, which have texts of their own."""
+    schema["description"] = (model.__doc__ or "").partition(_ARGUMENTS)[0]
+
+
 class Section(BaseModel):
     """A frozen part of a job."""
 
@@ -208,7 +237,93 @@ class Section(BaseModel):
         arbitrary_types_allowed=True,
         validate_default=True,
         allow_inf_nan=False,
+        json_schema_extra=_summarize,
     )
+
+    if not TYPE_CHECKING:  # pyright knows the fields as arguments only without these
+
+        def __init__(self, /, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(explain_arguments(error, type(self))) from None
+
+        # Inside another section pydantic fills in a section without __init__, so that its errors
+        # keep their places; it asks for this mark of an __init__ that takes what its own does.
+        __init__.__pydantic_base_init__ = True
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError:
+                kind = type(self).__name__
+                raise ConfigError(
+                    f"{kind}.{name}: a {kind} can't be changed; make another: "
+                    f"{kind}(**{{**dict(old), {name!r}: {shown(value)}}})"
+                ) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Put types, defaults, ranges and descriptions where `help` and notebooks find them."""
+        super().__pydantic_init_subclass__(**kwargs)
+        fields = cls.model_fields.items()
+        if fields and cls.__doc__ and _ARGUMENTS not in cls.__doc__:
+            cls.__signature__ = Signature([_parameter(*each) for each in fields])
+            cls.__doc__ += _ARGUMENTS + "\n".join(_described(*each) for each in fields)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Yield what differs from the defaults: what the user wrote."""
+        return [(name, getattr(self, name)) for name in changed_fields(self)]
+
+
+class _Bare(str):
+    """A text that shows without quotes, as types and defaults of a signature do."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _parameter(name: str, field: FieldInfo) -> Parameter:
+    default = Parameter.empty if field.is_required() else _Bare(_default_of(field))
+    words = _Bare(_type_words(field.annotation, field.metadata))
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=words)
+
+
+def _described(name: str, field: FieldInfo) -> str:
+    default = "" if field.is_required() else f" = {_default_of(field)}"
+    limits = "".join(f", {sign} {getattr(each, key):,}" for key, sign in _LIMITS.items()
+        for each in field.metadata if getattr(each, key, None) is not None)  # fmt: skip
+    text = textwrap.fill(
+        field.description or "", 92, initial_indent=" " * 8, subsequent_indent=" " * 8
+    )
+    return f"    {name}: {_type_words(field.annotation, field.metadata)}{default}{limits}\n{text}"
+
+
+_LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
+
+
+def _default_of(field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    return f"{type(default).__name__}()" if isinstance(default, Section) else repr(default)
+
+
+def _type_words(hint: Any, metadata: Sequence[Any] = ()) -> str:
+    """Return a type as documentation has it: `float | None`, `Sequence[Task]`."""
+    shown_as = [each.text for each in metadata if isinstance(each, _ShownAs)]
+    if shown_as:
+        return shown_as[0]
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _type_words(inner[0], inner[1:])
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type_words, inner))
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, inner))}]"
+    if origin is tuple and inner[1:] == (...,):
+        return f"Sequence[{_type_words(inner[0])}]"
+    if origin is None or not inner:
+        return "None" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    return f"{origin.__name__}[{', '.join(map(_type_words, inner))}]"
 
 
 def changed_fields(section: BaseModel) -> list[str]:
@@ -219,139 +334,3 @@ def changed_fields(section: BaseModel) -> list[str]:
         for name, field in fields
         if getattr(section, name) != field.get_default(call_default_factory=True)
     ]
-
-
-def section_of(hint: Any) -> type[BaseModel] | None:
-    """Return the model that an annotation holds: `X`, `X | None` or `tuple[X, ...]`."""
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return hint
-    for part in typing.get_args(hint):
-        found = section_of(part)
-        if found is not None:
-            return found
-    return None
-
-
-# Mistakes in words
-
-# What pydantic calls things, in the words of a YAML file.
-_WORDS = (
-    (r"^Input should be (?=greater|less|a multiple)", "expected a number "),
-    (r"^Input should be callable", "expected a function"),
-    (r"^Input should be ", "expected "),
-    (r"^(Tuple|List) should have (.*) item(s?) after validation.*", r"expected \2 element\3"),
-    (r"^String should have ", "expected a text with "),
-    (r"^Dictionary should have (.*) item(s?) after validation.*", r"expected \1 key\2"),
-    (r"^String should match pattern ", "expected a name that matches "),
-    (r"a valid dictionary or instance of \w+", "a mapping"),
-    (r"a valid (dictionary|mapping)", "a mapping"),
-    (r"a valid (tuple|list|array)", "a list"),
-    (r"a valid string", "a text"),
-    (r"a valid boolean.*", "true or false"),
-    (r"a valid (integer|number), .*", r"a valid \1"),
-)
-_FORMS = ("float", "bool")
-"""Of a value of `Options`."""
-
-
-def explain(
-    error: ValidationError,
-    root_model: type[BaseModel],
-    extra: Iterable[str] = (),
-    between: str = "\n",
-) -> str:
-    """Return one line for each mistake: `tasks[0].txt: unknown key …, did you mean 'text'?`.
-
-    Args:
-        error: What pydantic found.
-        root_model: The model that refused the values.
-        extra: Keys of the top level that are known besides the model's.
-        between: What separates the mistakes.
-    """
-    mistakes: list[dict[str, Any]] = [dict(each) for each in error.errors(include_url=False)]
-    places = {tuple(mistake["loc"]) for mistake in mistakes}
-    lines: dict[str, None] = {}
-    for mistake in mistakes:
-        place = tuple(mistake["loc"])
-        # Pydantic counts a list with wrong elements as too short; report the elements alone.
-        inner = (len(other) > len(place) and other[: len(place)] == place for other in places)
-        if mistake["type"] == "too_short" and any(inner):
-            continue
-        _leave_out_forms(mistake, places)
-        lines[_line(mistake, root_model, tuple(extra))] = None
-    return between.join(lines)
-
-
-def expectation(mistake: Mapping[str, Any], *, got: bool = True) -> str:
-    """Return what pydantic expected of a value, in the words of a YAML file.
-
-    Args:
-        mistake: One of the errors of a `ValidationError`.
-        got: Whether to add the value.
-    """
-    if mistake["type"] == "value_error":  # our own, which has both
-        return mistake["msg"].removeprefix("Value error, ")
-    if mistake["type"] == "literal_error":
-        options = re.findall(r"'([^']*)'", mistake["ctx"]["expected"])
-        text = f"expected {_one_of(mistake['input'], options)}"
-    else:
-        text = mistake["msg"]
-        for pattern, words in _WORDS:
-            text = re.sub(pattern, words, text)
-        text = text if text.startswith("expected ") else f"expected otherwise: {text}"
-    return f"{text}, got {shown(mistake['input'])}" if got else text
-
-
-def path_of(place: Sequence[int | str]) -> str:
-    """Return a place in a job as `--set` writes it, with a leading dot: `.tasks[0].text`."""
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
-
-
-def shown(value: Any) -> str:
-    """Return a value as a YAML file has it, cut to 80 characters."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _leave_out_forms(mistake: dict[str, Any], places: set[tuple[int | str, ...]]) -> None:
-    """Take out of a place what only pydantic knows of: a key, the forms of a value."""
-    *above, last = mistake["loc"] or ("",)
-    if last == "[key]":
-        mistake |= {"loc": above[:-1], "type": "form", "msg": "expected texts as keys"}
-    elif last in _FORMS and {(*above, form) for form in _FORMS} <= places:
-        words = "expected a number, or true or false"
-        mistake |= {"loc": above, "type": "form", "msg": words}
-
-
-def _line(mistake: dict[str, Any], root: type[BaseModel], extra: Sequence[str]) -> str:
-    place = tuple(mistake["loc"])
-    prefix = f"{path_of(place).removeprefix('.')}: " if place else ""
-    parent = _section(root, place[:-1])
-    if mistake["type"] == "extra_forbidden":
-        known = sorted(parent.model_fields) if parent else []
-        known += extra if len(place) == 1 else ()
-        return f"{prefix}unknown key, expected {_one_of(str(place[-1]), known)}"
-    if mistake["type"] == "missing":
-        field = parent.model_fields.get(str(place[-1])) if parent else None
-        meaning = f" ({field.description.rstrip('.')})" if field and field.description else ""
-        return f"{prefix}expected a value{meaning}, got none"
-    return prefix + expectation(mistake)
-
-
-def _section(root: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel] | None:
-    """Return the model that holds the values at a place."""
-    model: type[BaseModel] | None = root
-    for key in place:
-        if isinstance(key, str):
-            known = model.model_fields.get(key) if model else None
-            model = section_of(known.annotation) if known else None
-    return model
-
-
-def _one_of(got: Any, known: Sequence[str]) -> str:
-    listed = f"one of {', '.join(known)}" if len(known) != 1 else repr(known[0])
-    return listed + (did_you_mean(got, known, count=1) if isinstance(got, str) else "")

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 from torch import Tensor, nn
 
+from raybrew.config.section import Section
 from raybrew.errors import ConfigError, import_callable, unknown_name
 from raybrew.losses.match_loss import Axis, Feature, Features, MatchLoss, Partial, examples
 from raybrew.losses.numerics import Keep
@@ -133,10 +134,8 @@ Layer: TypeAlias = Annotated[int, Field(ge=0, strict=True)]
 Layers: TypeAlias = Layer | tuple[Layer, ...]
 
 
-class MatchSpec(BaseModel):
+class MatchSpec(Section):
     """One match between layers of a teacher and layers of the student."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer_T: Layers = Field(
         description="Teacher's layer, an index into the adaptor's list (hidden: 0 is the embedding "
@@ -224,14 +223,12 @@ def _spelled(layers: int | tuple[int, ...]) -> str:
     return str(layers if isinstance(layers, int) else list(layers))
 
 
-class CustomMatch(BaseModel):
+class CustomMatch(Section):
     """A match between the outputs of two modules, named as in `model.named_modules()`.
 
     It holds values and callables alone, so it can be pickled to any worker; a callable that a
     config file has to name is given as its import path, "package.module:name".
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     module_T: str = Field(description="Teacher's module, as model.named_modules() names it.")
     module_S: str = Field(description="Student's module.")

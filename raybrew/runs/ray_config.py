@@ -22,7 +22,7 @@ from pydantic import (
 )
 from ray import train
 
-from raybrew.config.section import expectation, path_of, shown
+from raybrew.config.mistakes import expectation, path_of, shown
 from raybrew.errors import ConfigError, collect_mistakes, did_you_mean
 
 MAX_FAILURES = 3

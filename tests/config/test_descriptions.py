@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from raybrew.config import DistillJob, MatchPreset, TrainJob
-from raybrew.config.section import section_of
+from raybrew.config.mistakes import section_of
 from raybrew.matches.spec import CustomMatch, MatchSpec
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.job import set_path
 from raybrew.config.job_file import absolute_plain, dump_yaml, load_job, validate
-from raybrew.config.section import explain
+from raybrew.config.mistakes import explain
 from raybrew.errors import ConfigError
 from raybrew.runs.folder import check_resumable
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from raybrew.config import MixingConfig
 from raybrew.data.batch_sequence import (
@@ -140,7 +139,7 @@ def test_each_task_goes_through_its_own_epochs_whatever_the_draws():
     ],
 )
 def test_settings_that_cant_be_are_refused(values, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         MixingConfig(**values)
 
 

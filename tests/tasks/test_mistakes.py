@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from pydantic import ValidationError
 
 import raybrew as rb
 from raybrew.config.task import TaskTypeName
@@ -73,12 +72,12 @@ def test_columns_that_a_kind_has_for_its_own():
     assert (task.text, task.text_pair, task.label) == ("question", "context", "answers")
     task = rb.Task(name="t", kind="token-classification", train="x", text="tokens")
     assert (task.text, task.label) == ("tokens", "tags")
-    with pytest.raises(ValidationError, match="expected `text_pair`, the column of the passages"):
+    with pytest.raises(rb.ConfigError, match="expected `text_pair`, the column of the passages"):
         rb.Task(name="t", kind="question-answering", train="x", text_pair=None)
 
 
 def test_classes_have_different_names():
-    with pytest.raises(ValidationError, match="expected different `label_names`, got a twice"):
+    with pytest.raises(rb.ConfigError, match="expected different `label_names`, got a twice"):
         rb.Task(name="t", train="x", label_names=["a", "a", "b"])
 
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 import raybrew as rb
@@ -50,7 +49,7 @@ def test_cadences_in_epochs_of_seven_steps():
     assert due(evaluations_per_epoch=3) == [3, 5, 7, 10, 12, 14, 17, 19, 20]
     assert due(evaluations_per_epoch=100) == list(range(1, 21))
     assert due(evaluate_every_epochs=2) == [14, 20]
-    with pytest.raises(ValidationError, match="expected one of `evaluate_every`"):
+    with pytest.raises(rb.ConfigError, match="expected one of `evaluate_every`"):
         rb.TrainingConfig(num_steps=3, evaluate_every=2, evaluations_per_epoch=1)
 
 
