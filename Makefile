@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo bench quick test test-faults check lint types structure compat lock clean
+.PHONY: help demo bench quick test test-faults check lint types structure compat docs docs-serve dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -64,6 +64,20 @@ structure: $(VENV)/installed ## count modules, lines, importers, words
 compat: ## the quick tests with the oldest and the newest torch, transformers and Ray that are allowed
 	@.ci/compat
 
+.venv-docs/installed: requirements-docs.txt
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install -qq --requirement requirements-docs.txt
+	@touch $@
+
+docs: .venv-docs/installed ## the documentation site in site/, its links checked
+	@.venv-docs/bin/zensical build --clean --strict
+
+docs-serve: .venv-docs/installed ## the same at http://localhost:8000, built again when a page changes
+	@.venv-docs/bin/zensical serve
+
+dist: $(VENV)/installed ## wheel and sdist in dist/
+	@rm -rf dist && $(BIN)/python -m hatchling build
+
 lock: ## write requirements.lock from pyproject.toml
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet --upgrade pip
@@ -72,4 +86,4 @@ lock: ## write requirements.lock from pyproject.toml
 	rm -rf .venv-lock
 
 clean: ## remove the environment, runs and caches
-	rm -rf $(VENV) runs cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-docs site dist runs cache .pytest_cache .ruff_cache .hypothesis

@@ -45,6 +45,6 @@ def test_the_architecture_page_knows_every_room_and_names_no_file_that_is_not_th
 
 
 def test_pages_name_no_test_that_is_not_there():
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
         named = re.findall(r"`(tests/[\w/]+\.py)", page.read_text())
         assert [each for each in named if not (ROOT / each).exists()] == [], page
