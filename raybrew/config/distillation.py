@@ -112,7 +112,7 @@ _SCHEDULERS = (
     "hard_label_weight_scheduler",
 )
 _SAME = ("temperature", "kd_loss_weight", "hard_label_weight", "probability_shift")
-_KEYS = (*_SAME, *_SCHEDULERS, *_OWN_KEYS)
+TEXTBREWER_KEYS = (*_SAME, *_SCHEDULERS, *_OWN_KEYS)
 _WEIGHT_SCHEDULES = ("linear_decay", "linear_growth")
 _SCHEDULER_ARGUMENTS = {"constant": (), "flsw": ("beta", "gamma"), "cwsm": ("beta",)}
 
@@ -144,11 +144,11 @@ def from_textbrewer(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     """
     values = dict(given) if isinstance(given, Mapping) else _read(given)
     for key in values:
-        if key not in _KEYS:
+        if key not in TEXTBREWER_KEYS:
             raise ConfigError(
                 f"{key!r}: expected a key of TextBrewer's DistillationConfig "
-                f"({', '.join(_KEYS)}), since other keys are TextBrewer's; got another"
-                f"{did_you_mean(key, _KEYS)}"
+                f"({', '.join(TEXTBREWER_KEYS)}), since other keys are TextBrewer's; got another"
+                f"{did_you_mean(key, TEXTBREWER_KEYS)}"
             )
     result = {key: values[key] for key in _SAME if key in values}
     result |= _temperature_scheduler(values.get("temperature_scheduler"))

@@ -26,6 +26,7 @@ import yaml
 from pydantic import ValidationError
 from yaml.constructor import ConstructorError
 
+from raybrew.config.distillation import TEXTBREWER_KEYS
 from raybrew.config.job import DistillJob, TrainJob, set_path
 from raybrew.config.mistakes import explain, shown
 from raybrew.config.section import data_path, is_uri, user_path
@@ -33,7 +34,13 @@ from raybrew.errors import ConfigError, collect_mistakes
 
 JobT = TypeVar("JobT", bound=DistillJob | TrainJob)
 
-SECTIONS = ("scaling", "run", "space", "tune")
+_SECTIONS = {
+    "scaling": "Arguments of Ray's ScalingConfig: num_workers, use_gpu, resources_per_worker, …",
+    "run": "Arguments of Ray's RunConfig: name and storage_path of the run's folder, …",
+    "space": "What a sweep is over, by path: `distillation.temperature: {loguniform: [1, 10]}`.",
+    "tune": "Arguments of Ray's TuneConfig: num_samples, scheduler, search_alg, …",
+}
+SECTIONS = tuple(_SECTIONS)
 """Keys of a file besides those of the job."""
 
 
@@ -125,6 +132,45 @@ def validate(kind: type[JobT], values: Mapping[str, Any], extra: Iterable[str] =
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(explain(error, kind, extra)) from None
+
+
+def job_schema(
+    kind: type[DistillJob] | type[TrainJob], arguments: Mapping[str, Iterable[str]]
+) -> dict[str, Any]:
+    """Return the JSON schema of a job file, for editors that complete and check as one types.
+
+    Args:
+        kind: what the file describes.
+        arguments: by section of Ray's (`scaling`, `run`), the arguments that it takes; a section
+            that is left out takes any.
+
+    Returns:
+        A schema of draft 2020-12. It knows names, types and ranges; what fields require of each
+        other is checked when the job is read.
+    """
+    schema = kind.model_json_schema()
+    for name, description in _SECTIONS.items():
+        if kind is TrainJob and name in ("space", "tune"):
+            continue
+        known = arguments.get(name)
+        schema["properties"][name] = {"type": ["object", "null"], "description": description} | (
+            {}
+            if known is None
+            else {"properties": {each: {} for each in known}, "additionalProperties": False}
+        )
+    if kind is DistillJob:
+        forms = [
+            schema["properties"]["distillation"],
+            {"type": "string", "description": "JSON file of TextBrewer's DistillationConfig."},
+            {
+                "type": "object",
+                "description": "TextBrewer's DistillationConfig.",
+                "properties": {name: {} for name in TEXTBREWER_KEYS},
+                "additionalProperties": False,
+            },
+        ]
+        schema["properties"]["distillation"] = {"anyOf": forms}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema
 
 
 def dump_yaml(job: DistillJob | TrainJob | Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic.fields import FieldInfo
 
@@ -144,6 +145,7 @@ DataSource = Annotated[
     BeforeValidator(_as_source),
     PlainSerializer(_source_to_plain),
     _ShownAs("str | Path | datasets.Dataset"),
+    WithJsonSchema({"type": "string"}),
 ]
 """A path (parquet, jsonl, csv, a saved data set), `hub/id[:config][@split]`, or a live Dataset."""
 
@@ -194,6 +196,7 @@ ImportPath = Annotated[
     BeforeValidator(_as_import_path),
     PlainSerializer(import_path_of),
     _ShownAs("Callable | str | None"),
+    WithJsonSchema({"type": ["string", "null"]}),
 ]
 """A function, given as such or as `package.module:name`; a saved config records the path."""
 
@@ -217,7 +220,9 @@ def as_bytes(value: Any) -> int:
         raise wrong from None
 
 
-Bytes = Annotated[int, BeforeValidator(as_bytes)]
+Bytes = Annotated[
+    int, BeforeValidator(as_bytes), WithJsonSchema({"type": ["integer", "number", "string"]})
+]
 
 
 _ARGUMENTS = "\n\nArguments:\n"

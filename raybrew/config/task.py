@@ -140,6 +140,17 @@ class Task(Section):
         "only teachers label them, their own labels are ignored.",
     )
     eval: DataSource | None = Field(default=None, description="Rows to evaluate on.")
+    eval_fraction: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Where there is no `eval`, the share of the labelled rows of `train` that is "
+        "set apart to evaluate on. A hash of a row's texts and of `eval_seed` draws them: the same "
+        "rows in every run and job, and equal texts are all on one side.",
+    )
+    eval_seed: int = Field(
+        default=0, ge=0, lt=2**32, description="Another one sets other rows of `train` apart."
+    )
     text: str = Field(
         default="text",
         description="Column of the (first) text; for token-classification of the words (default "
@@ -208,6 +219,11 @@ class Task(Section):
     )
 
     @property
+    def is_evaluated(self) -> bool:
+        """Whether it has rows to evaluate on, of their own or set apart from the training rows."""
+        return self.eval is not None or self.eval_fraction is not None
+
+    @property
     def rounds(self) -> int:
         """Parts of the training rows, of which an epoch reads one."""
         return 1 if self.augmentation is None else self.augmentation.rounds
@@ -225,6 +241,11 @@ class Task(Section):
             raise ValueError("expected `text_pair`, the column of the passages, got null")
         if self.kind == "token-classification" and self.text_pair is not None:
             raise ValueError("expected no `text_pair` for words, got " + repr(self.text_pair))
+        if self.eval is not None and self.eval_fraction is not None:
+            raise ValueError(
+                "expected `eval` or `eval_fraction`, which takes evaluation rows from `train`, got "
+                "both"
+            )
         counts = Counter(self.label_names or ())
         twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:

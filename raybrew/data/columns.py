@@ -1,7 +1,7 @@
 """The columns of a data set: texts, words, answers, teachers' logits; each row is checked."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,17 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    def take(self, rows: np.ndarray) -> "Rows":
+        """Return some of the rows, those with labels in an array and without supplied logits.
+
+        Args:
+            rows: int64 (n,), which.
+        """
+        assert not self.supplied, "rows of a job without teachers"
+        texts = [self.texts[row] for row in rows]
+        pairs = None if self.pairs is None else [self.pairs[row] for row in rows]
+        return replace(self, texts=texts, pairs=pairs, labels=self.labels[rows])
 
 
 def read_rows(task: Task, dataset: Dataset, what: str, labels: Any = None) -> Rows:

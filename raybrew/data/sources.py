@@ -4,6 +4,7 @@ train     text  label ──┐
 transfer  text  (null) ─┴──► one data set; labels of transfer rows are not read
 """
 
+import json
 import re
 import socket
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from urllib.request import getproxies
 
 import datasets
 import huggingface_hub.constants as hub
+import numpy as np
+import xxhash
 from datasets import Dataset, DatasetDict, Features, Split, concatenate_datasets
 from datasets import config as datasets_config
 from datasets.data_files import DataFilesDict, DataFilesList
@@ -234,6 +237,45 @@ def quiet_datasets() -> Iterator[None]:
         datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
+
+
+def held_out(rows: Dataset, task: Task, what: str) -> tuple[Dataset, Dataset]:
+    """Set the share `task.eval_fraction` of the distinct labelled texts apart.
+
+    Args:
+        rows: of `task.train`.
+        task: names the columns, the share and the seed.
+        what: the job's field of the rows, for messages.
+
+    Returns:
+        The training rows and the evaluation rows, each in their order. Texts whose hash with the
+        seed is smallest are set apart, so that few change sides when rows are added.
+
+    Raises:
+        DataError: a column is missing, or there are fewer than two labelled texts.
+    """
+    names = [name for name in (task.text, task.text_pair) if name is not None]
+    columns = [read_column(rows, name, what) for name in names]
+    keys = np.array(
+        [_text_hash(task.eval_seed, row) for row in zip(*columns, strict=True)], np.uint64
+    )
+    labels = rows[task.label][:] if task.label in rows.column_names else [0] * len(rows)
+    known = np.array([value is not None and value == value and value != -100 for value in labels])
+    distinct = np.unique(keys[known])
+    if len(distinct) < 2:
+        raise DataError(
+            f"{what}: expected two different labelled texts or more to set a share of "
+            f"{task.eval_fraction} apart for evaluation, got {len(distinct)}"
+        )
+    assert task.eval_fraction is not None, task.name
+    count = min(max(1, round(task.eval_fraction * len(distinct))), len(distinct) - 1)
+    apart = np.isin(keys, distinct[:count])
+    return rows.select(np.flatnonzero(~apart)), rows.select(np.flatnonzero(apart))
+
+
+def _text_hash(seed: int, texts: Sequence[Any]) -> int:
+    # ASCII, in which a text of any characters, also halves of pairs, can be written.
+    return xxhash.xxh3_64_intdigest(json.dumps(texts, default=str).encode(), seed)
 
 
 def with_transfer(train: Dataset, task: Task, supplied: Sequence[str], what: str) -> Dataset:

@@ -78,7 +78,7 @@ def evaluate(
     """
     found = {}
     for each, folder in _folders(job, str(model), task):
-        if each.eval is None:
+        if not each.is_evaluated:
             raise ConfigError(f"tasks[{each.name}].eval: expected evaluation rows, got none")
         found[each.name] = _score(job, each, folder)
     return found

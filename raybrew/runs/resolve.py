@@ -51,7 +51,7 @@ from raybrew.runs.checks import (
     task_matches,
 )
 from raybrew.tasks import adaptor_of, task_type_of
-from raybrew.tasks.task_data import TaskData, read_task_data
+from raybrew.tasks.task_data import TaskData, read_task_data, with_labels
 from raybrew.teachers.teacher import ResolvedTeacher
 from raybrew.training.callbacks import check_extensions
 from raybrew.training.job import ResolvedJob, ResolvedTask
@@ -124,7 +124,7 @@ def read_data(job: DistillJob | TrainJob) -> list[TaskData]:
         DataError: data that isn't what its task says.
     """
     if isinstance(job, TrainJob):
-        return [read_task_data(task) for task in job.tasks]
+        return [with_labels(read_task_data(task)) for task in job.tasks]
     check_store(job.labels)
     return [read_task_data(task, job.teachers_of(task.name)) for task in job.tasks]
 

@@ -377,7 +377,7 @@ def check_metric(metric: str, job: DistillJob) -> None:
         ConfigError: names it, and the metrics that trials report.
     """
     if metric.startswith("eval/"):
-        evaluated = [task.name for task in job.tasks if task.eval is not None]
+        evaluated = [task.name for task in job.tasks if task.is_evaluated]
         if not evaluated:
             raise ConfigError(
                 f"tune.metric: expected a task with rows to evaluate on (tasks.<name>.eval) for "

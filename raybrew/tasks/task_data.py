@@ -1,5 +1,6 @@
 """The rows of a task: read from the columns of its data, checked, encoded by each tokenizer."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +14,12 @@ from raybrew.data.agreement import order_problem
 from raybrew.data.augmentation import augmented
 from raybrew.data.classes import order_is_assumed
 from raybrew.data.columns import Rows, read_column, read_routes, read_supplied
-from raybrew.data.sources import load_source, with_transfer
+from raybrew.data.sources import held_out, load_source, with_transfer
 from raybrew.errors import DataError
 from raybrew.tasks import task_type_of
 from raybrew.tasks.task_type import TaskType
+
+logger = logging.getLogger(__name__)
 
 _COMPARED = 4096
 """Rows whose logits are compared with labels at most."""
@@ -87,16 +90,15 @@ def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
     """
     what = f"tasks[{task.name}]"
     columns = {teacher.name: teacher.logits for teacher in teachers if teacher.logits is not None}
-    train = load_source(task.train, f"{what}.train")
+    named, train, evaluation = _load_splits(task, what)
     train = with_transfer(train, task, list(columns.values()), what)
     if task.augmentation is not None:
         texts = [name for name in (task.text, task.text_pair) if name is not None]
         train = augmented(
             train, task.augmentation, texts=texts, label=task.label, what=f"{what}.train"
         )
-    evaluation = None if task.eval is None else load_source(task.eval, f"{what}.eval")
     kind = task_type_of(task.kind)
-    names, rows, eval_rows = kind.read(task, train, evaluation)
+    names, rows, eval_rows = kind.read(named, train, evaluation)
     data = TaskData(
         task=task,
         label_names=names,
@@ -116,6 +118,41 @@ def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
         for number, teacher in enumerate(teachers):
             _check_column_order(data, teacher, number)
     return data
+
+
+def _load_splits(task: Task, what: str) -> tuple[Task, Dataset, Dataset | None]:
+    """Return training and evaluation rows, and the task with the classes that either has."""
+    train = load_source(task.train, f"{what}.train")
+    if task.eval_fraction is None:
+        return task, train, None if task.eval is None else load_source(task.eval, f"{what}.eval")
+    kind = task_type_of(task.kind)
+    if task.label_names is None and kind.names_classes:
+        # The rows that are set apart may have the only one of a class.
+        names = kind.read(task, train, None)[0]
+        task = task.model_copy(update={"label_names": names})
+    return task, *held_out(train, task, f"{what}.train")
+
+
+def with_labels(data: TaskData) -> TaskData:
+    """Leave rows without a label out of the training rows, where only labels teach.
+
+    Rows whose label is a list of its own (words, answers) stay: what they lack counts nowhere.
+    """
+    labels = data.train.labels
+    if not isinstance(labels, np.ndarray):
+        return data
+    each = labels.reshape(len(labels), -1)
+    known = (~np.isnan(each) if each.dtype.kind == "f" else each >= 0).any(axis=1)
+    if known.all() or not known.any():
+        return data
+    logger.warning(
+        "tasks[%s].train: %d of %d rows have no label and are left out: only teachers can label "
+        "them",
+        data.task.name,
+        len(known) - known.sum(),
+        len(known),
+    )
+    return replace(data, train=data.train.take(np.flatnonzero(known)))
 
 
 def _check_column_order(data: TaskData, teacher: Teacher, number: int) -> None:
