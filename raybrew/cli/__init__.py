@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from raybrew.cli.jobs import job_commands
 from raybrew.cli.models import Overrides, model_commands
 from raybrew.cli.store import app as store_app
 from raybrew.errors import RaybrewError, Terminated
@@ -56,6 +57,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(store_app, name="store")
+app.add_typer(job_commands)
 app.add_typer(model_commands)
 
 JobPath = Annotated[Path, typer.Argument(help="The job, a YAML file.", show_default=False)]

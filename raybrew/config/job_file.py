@@ -134,30 +134,21 @@ def validate(kind: type[JobT], values: Mapping[str, Any], extra: Iterable[str] =
         raise ConfigError(explain(error, kind, extra)) from None
 
 
-def job_schema(
-    kind: type[DistillJob] | type[TrainJob], arguments: Mapping[str, Iterable[str]]
-) -> dict[str, Any]:
+def job_schema(kind: type[DistillJob] | type[TrainJob]) -> dict[str, Any]:
     """Return the JSON schema of a job file, for editors that complete and check as one types.
 
     Args:
         kind: what the file describes.
-        arguments: by section of Ray's (`scaling`, `run`), the arguments that it takes; a section
-            that is left out takes any.
 
     Returns:
         A schema of draft 2020-12. It knows names, types and ranges; what fields require of each
-        other is checked when the job is read.
+        other, and the arguments of Ray's classes, are checked when the job is read.
     """
     schema = kind.model_json_schema()
     for name, description in _SECTIONS.items():
-        if kind is TrainJob and name in ("space", "tune"):
-            continue
-        known = arguments.get(name)
-        schema["properties"][name] = {"type": ["object", "null"], "description": description} | (
-            {}
-            if known is None
-            else {"properties": {each: {} for each in known}, "additionalProperties": False}
-        )
+        if kind is DistillJob or name not in ("space", "tune"):
+            of_ray = {"type": ["object", "null"], "description": description}
+            schema["properties"][name] = of_ray
     if kind is DistillJob:
         forms = [
             schema["properties"]["distillation"],

@@ -116,7 +116,8 @@ def inspect_rows(
     ]
     if not candidates and not given:
         raise DataError(
-            f"init: expected a column of texts besides {label!r}, got {', '.join(rows.column_names)}"
+            f"init: expected a column of texts besides {label!r}, got "
+            f"{', '.join(rows.column_names)}"
         )
     first = given[0] if given else _guess_text(rows, candidates, label)
     second = given[1] if len(given) > 1 else None if given else _guess_pair(first, candidates)
@@ -219,8 +220,10 @@ def _classes(kind: str, known: Sequence[Any], feature: Any) -> dict[str, int]:
         return {}
     listed = kind != "sequence-classification"
     feature = getattr(feature, "feature", feature)
-    flat = [value for row in known for value in row] if listed else known
-    named = [feature.int2str(v) if isinstance(feature, ClassLabel) else str(v) for v in flat]
+    flat: list[Any] = [value for row in known for value in row] if listed else list(known)
+    named: list[str] = [
+        str(feature.int2str(v)) if isinstance(feature, ClassLabel) else str(v) for v in flat
+    ]
     return dict(Counter(named).most_common())
 
 

@@ -142,7 +142,8 @@ def with_labels(data: TaskData) -> TaskData:
     if not isinstance(labels, np.ndarray):
         return data
     each = labels.reshape(len(labels), -1)
-    known = (~np.isnan(each) if each.dtype.kind == "f" else each >= 0).any(axis=1)
+    given = ~np.isnan(each) if each.dtype.kind == "f" else each >= 0
+    known = np.asarray(given.any(axis=1))
     if known.all() or not known.any():
         return data
     logger.warning(
