@@ -175,6 +175,7 @@ def open_model(
     data: TaskData | None = None,
     kind: TaskType | None = None,
     adaptor: Any = None,
+    device: torch.device | None = None,
 ) -> SavedModel:
     """Load a model to predict rows of a task.
 
@@ -185,6 +186,7 @@ def open_model(
             model's own if left out.
         kind: the task type for the folder's class, where that is one of the user's.
         adaptor: of that class.
+        device: where it computes; a GPU if this process sees one, if left out.
 
     Raises:
         ConfigError: it can't be loaded, lacks weights, or hasn't got the task's labels.
@@ -204,7 +206,7 @@ def open_model(
         ordered_classes(read, None if data is None else order_of(config, data)),
         padding_of(tokenizer, config, kind.layout),
         # This process has no resources of Ray's: it may use all the GPUs that it sees.
-        device_for(torch.cuda.device_count()),
+        device or device_for(torch.cuda.device_count()),
     )
     check_device(hosted.device, "evaluate", "CUDA_VISIBLE_DEVICES to nothing")
     hosted.model.to(hosted.device)

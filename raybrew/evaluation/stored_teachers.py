@@ -41,7 +41,7 @@ def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
         if task.eval is None or not task.teachers:
             continue
         try:
-            stored = _StoredTeachers(job, task, task.eval)
+            stored = StoredTeachers(job, task, task.eval)
             predictions = stored.predictions()
         except LabelError as error:
             if job.labels.on_full == "stop":
@@ -55,33 +55,51 @@ def evaluate_teachers(job: ResolvedJob) -> tuple[Metrics, Metrics]:
     return teachers, ensembles
 
 
-class _StoredTeachers:
-    """The evaluation rows of a task and its teachers' stored logits for them."""
+class StoredTeachers:
+    """Evaluation rows of a task and its teachers' stored logits for them.
 
-    def __init__(self, job: ResolvedJob, task: ResolvedTask, split: EncodedSplit):
+    Args:
+        job: with the store.
+        task: with at least one teacher.
+        split: its evaluation rows.
+        rows: which of them, int64 (n,); all if left out.
+
+    Raises:
+        LabelError: a label is missing.
+    """
+
+    def __init__(
+        self,
+        job: ResolvedJob,
+        task: ResolvedTask,
+        split: EncodedSplit,
+        rows: np.ndarray | None = None,
+    ):
         self._task, self._split, self._task_type = task, split, task.kind
-        self._answers = [_stored(job, t, split.views[t.view].keys) for t in task.teachers]
+        self._rows = np.arange(len(split)) if rows is None else rows
+        self._answers = [
+            _stored(job, t, split.views[t.view].keys[self._rows]) for t in task.teachers
+        ]
         self._signal = task.teachers[0].signals[0]
         weights = {teacher.name: teacher.config.weight for teacher in task.teachers}
         self._objective = Objective(task.objective, weights, kind=self._task_type)
 
     def predictions(self) -> list[Payload]:
         """Return what each teacher predicts, and last what their mixture does."""
-        parts = [
-            self._of_batch(np.arange(start, min(start + _BATCH, len(self._split))))
-            for start in range(0, len(self._split), _BATCH)
-        ]
+        places = np.arange(len(self._rows))
+        parts = [self._of_batch(places[n : n + _BATCH]) for n in range(0, len(places), _BATCH)]
         return [Payload.concat(each) for each in zip(*parts, strict=True)]
 
     def metrics(self, predicted: Payload) -> dict[str, float]:
         """Return the metrics of predictions, those that the stored logits suffice for."""
         metrics = self._task_type.metrics(
-            predicted, self._split, np.arange(len(self._split)), self._task.label_names
+            predicted, self._split, self._rows, self._task.label_names
         )
         hidden = () if self._signal.top_k is None else self._task_type.dense_metrics
         return {name: value for name, value in metrics.items() if name not in hidden}
 
-    def _of_batch(self, rows: np.ndarray) -> list[Payload]:
+    def _of_batch(self, places: np.ndarray) -> list[Payload]:
+        rows = self._rows[places]
         lengths = self._split.student.lengths_of(rows)
         length = int(lengths.max())
         labels = self._task_type.labels_of(collate_labels(self._split, rows, length))
@@ -89,7 +107,7 @@ class _StoredTeachers:
         index = RowIndex.of(self._task_type.layout, labels[0], mask)
         taken = [index.of_labels(each) for each in labels]
         widths = self._task_type.widths(self._task.num_labels)
-        by_output = [self._logits(index, rows, widths, n) for n in range(len(widths))]
+        by_output = [self._logits(index, places, widths, n) for n in range(len(widths))]
         keys = torch.from_numpy(self._split.student.keys[rows, 0].astype(np.int64))
         routes = self._split.routes
         mixed = [
@@ -107,12 +125,12 @@ class _StoredTeachers:
         return [payload_of_rows(self._task_type, index, one, taken) for one in [*answers, mixed]]
 
     def _logits(
-        self, index: RowIndex, rows: np.ndarray, widths: Sequence[int], output: int
+        self, index: RowIndex, places: np.ndarray, widths: Sequence[int], output: int
     ) -> Tensor:
         """Return the logits of one output of each teacher, (K, R, C)."""
-        found = []
+        found, rows = [], self._rows[places]
         for teacher, payload in zip(self._task.teachers, self._answers, strict=True):
-            stored = StoredLabels(payload.take(rows), self._signal, teacher.view, teacher.order)
+            stored = StoredLabels(payload.take(places), self._signal, teacher.view, teacher.order)
             one = stored.rows(index, self._split, rows, widths, output)
             logits = one.logits
             assert isinstance(logits, Tensor), "classes that top-k leaves out are filled up"
