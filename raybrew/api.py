@@ -5,7 +5,6 @@ resolve ──► Ray, resources checked ──► teachers ──► [labels ah
 └─ errors before any model is loaded                teachers evaluated ─┴─► report
 """
 
-from dataclasses import asdict
 from functools import partial
 
 from ray.train import Result, RunConfig, ScalingConfig
@@ -14,7 +13,7 @@ from raybrew.config import DistillJob, TrainJob
 from raybrew.errors import LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.runs.precompute import Precompute
-from raybrew.runs.report import LabelResult, RunResult, render_labels
+from raybrew.runs.report import LabelResult, RunResult, show
 from raybrew.runs.run import Run
 
 
@@ -53,7 +52,9 @@ def distill(
                 labels.start_again(lost)
         labels.count_workers(fitted.return_value or {})
         evaluated = evaluate_teachers(labels.job)
-        return run.finish(fitted, resolved, labels.counts, evaluated)
+        result = run.finish(fitted, labels.job, labels.counts, evaluated)
+    show(result, job.tracking)
+    return result
 
 
 def _fit(labels: Precompute, run: Run, *, ahead: bool) -> Result:
@@ -100,16 +101,19 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
         with labels.pool() as pool:
             labels.fill(pool, ("train", "eval"))
             labels.close(pool)
+        scores, ensembles = evaluate_teachers(labels.job)
         result = LabelResult(
             folder=str(run.folder.path),
             store=job.labels.store,
             labels=labels.counts,
             teachers=labels.teachers,
             times=run.times,
+            scores=scores,
+            ensembles=ensembles,
         )
-        run.folder.write_json("report.json", asdict(result))
-        run.folder.write("report.txt", render_labels(result))
-        return result
+        run.write_report(result, labels.job)
+    show(result, job.tracking)
+    return result
 
 
 def train(
@@ -123,4 +127,6 @@ def train(
     with Run(job, "train", scaling_config, run_config, resume) as run:
         resolved = run.resolve()
         run.start([], together=True)
-        return run.finish(run.fit(resolved), resolved)
+        result = run.finish(run.fit(resolved), resolved)
+    show(result, job.tracking)
+    return result

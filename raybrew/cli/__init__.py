@@ -87,7 +87,8 @@ def label(job: JobPath, set_: Overrides = None) -> None:
     file = load_job(DistillJob, job, set_ or [], {"run": run_config_from})
     # `run.name` is the folder of the student's run; labels have a folder of their own beside it.
     own = f"{file.run.get('name') or ''}-label-{datetime.now():%Y%m%d-%H%M%S}".removeprefix("-")
-    _print_report(run(file.job, run_config=run_config_from({**file.run, "name": own})))
+    result = run(file.job, run_config=run_config_from({**file.run, "name": own}))
+    _print_report(result, file.job)
 
 
 @app.command("train-teacher")
@@ -135,7 +136,7 @@ def tune(
         if file.run.get("name"):
             print(f"raybrew: to continue: raybrew tune {job} --resume", file=sys.stderr)
         raise
-    _print_report(result)
+    _print_report(result, file.job)
 
 
 def main() -> None:
@@ -154,8 +155,10 @@ def _run(
     build = {"scaling": scaling_config_from, "run": partial(run_config_from, resume=resume)}
     file = load_job(kind, path, overrides or [], build)
     scaling, place = file.built["scaling"], file.built["run"]
-    _print_report(run(file.job, scaling_config=scaling, run_config=place, resume=resume))
+    result = run(file.job, scaling_config=scaling, run_config=place, resume=resume)
+    _print_report(result, file.job)
 
 
-def _print_report(result: Any) -> None:
-    print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")
+def _print_report(result: Any, job: Any) -> None:
+    if not job.tracking.progress:  # else the run has printed it
+        print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")

@@ -194,6 +194,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
             _resolve(task["transfer"], range(len(task["transfer"])), folder, data=True)
     for teacher in teachers:
         _resolve(teacher, ("model",), folder)
+    _resolve(values.get("tracking") or {}, ("baseline",), folder)
     for section in _mappings([values.get("student"), values.get("model")]):
         of_teacher = section.get("tokenizer_from") in names
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
@@ -217,7 +218,7 @@ def _mappings(section: Any) -> list[dict[str, Any]]:
 
 
 def _resolve(section: Any, keys: Iterable[Any], folder: Path, *, data: bool = False) -> None:
-    for key in keys:
+    for key in keys if isinstance(section, (dict, list)) else ():
         value = section[key] if isinstance(section, list) else section.get(key)
         if isinstance(value, str) and value and "\0" not in value and len(value) < 1024:
             target = os.path.abspath(folder / value)

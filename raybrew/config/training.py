@@ -295,4 +295,11 @@ class TrackingConfig(Section):
         default=None, description="W&B group; WANDB_RUN_GROUP, or else none, if left out."
     )
     log_every: int = Field(default=10, ge=1, description="Steps between two records of the losses.")
-    progress: bool = Field(default=True, description="Progress bars on the driver.")
+    progress: bool = Field(
+        default=True, description="Progress bars on the driver, and the report's tables at the end."
+    )
+    baseline: ModelPath | None = Field(
+        default=None,
+        description="Folder of a finished run whose evaluation report.html shows beside this "
+        "one's: the same student trained on labels alone, by `train-teacher`.",
+    )

@@ -4,6 +4,7 @@ job.yaml         the resolved job
 metrics.jsonl    losses and evaluations
 events.jsonl     faults that the run recovered from
 report.json      results of the run      report.txt  the same as tables
+report.html      the same as a page, with curves, a comparison and examples
 student/         the student, as transformers loads it
 data/            encoded examples
 checkpoints/     the newest, and the best; see training.checkpoints

@@ -24,7 +24,7 @@ from raybrew.runs.cluster import (
 )
 from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery, start_event_channel
 from raybrew.runs.ray_config import MAX_FAILURES, NOTHING_TO_RESUME
-from raybrew.runs.report import RunResult, render_report
+from raybrew.runs.report import LabelResult, RunResult, read_baseline
 from raybrew.runs.resolve import resolve_job
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.router_actor import PoolAddress
@@ -86,6 +86,7 @@ class Run:
         self._stack = ExitStack()
         self._tracking: TrackingConfig = job.tracking
         self.times: dict[str, float] = {}
+        self._baseline: Mapping[str, Mapping[str, float]] = {}
         self.step = 0
         self._begin = time.perf_counter()
 
@@ -118,6 +119,7 @@ class Run:
 
     def resolve(self) -> ResolvedJob:
         """Resolve the job, start Ray, and give teachers the resources that the cluster has."""
+        self._baseline = read_baseline(self._tracking, self._job)
         with self.stage("prepare"):
             job = resolve_job(self._job, self.folder.data)
         self.start_ray()
@@ -211,8 +213,7 @@ class Run:
             recovered=self.events.all(),
             best=None if best is None else str(best),
         )
-        self.folder.write_json("report.json", asdict(result))
-        self.folder.write("report.txt", render_report(result))
+        self.write_report(result, job)
         self.tracker.summary(
             metrics
             | {f"teacher/{n}/{k}": v for n, each in teachers.items() for k, v in each.items()}
@@ -221,6 +222,26 @@ class Run:
             | {f"time/{k}_s": v for k, v in self.times.items()}
         )
         return result
+
+    def write_report(self, result: RunResult | LabelResult, job: ResolvedJob) -> None:
+        """Write the results as JSON, as text and as a page; the page last, which may fail alone.
+
+        Args:
+            result: of the run; its times grow by that of the page.
+            job: what was run, without teachers that were dropped.
+        """
+        # Takes a second to import, and is needed only here.
+        from raybrew.runs.page import Pages, write_page
+
+        self._write_tables(result)
+        with self.stage("report"):
+            write_page(self.folder, Pages(result, job, self._job, self._baseline))
+        self.times["total"] = self.seconds
+        self._write_tables(result)
+
+    def _write_tables(self, result: RunResult | LabelResult) -> None:
+        self.folder.write_json("report.json", asdict(result))
+        self.folder.write("report.txt", str(result))
 
     def record(self, event: Event) -> None:
         """Record a fault that the run recovered from, or another event."""

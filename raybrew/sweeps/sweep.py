@@ -47,7 +47,7 @@ from raybrew.training.world import World
 
 SPACE = "space.json"
 """The space of a sweep, in its folder: it is resumed with the same space only."""
-_NEEDED = ("optuna", "matplotlib", "jinja2")
+_NEEDED = ("optuna",)
 
 
 def tune(

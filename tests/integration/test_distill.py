@@ -85,6 +85,9 @@ def test_what_a_run_leaves_behind(job, result):
     assert resolved.training == job.training
     assert json.loads((folder / "report.json").read_text())["labels"] == result.labels
     assert "student on sum" in (folder / "report.txt").read_text()
+    page = (folder / "report.html").read_text()
+    assert f"{result.metrics['eval/sum/accuracy']:.4f}" in page
+    assert "teachers, mixed" in page
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert {1, 12} <= {line.get("step") for line in lines}
     # The teachers' metrics are reported while the student trains, not at the end alone.
@@ -174,6 +177,8 @@ def test_labels_that_were_filled_before_need_no_teacher(models, tmp_path):
     assert filled.labels["forwards"] == filled.labels["needed"] == 2 * UNIQUE
     assert filled.teachers["a"]["tokens_per_s"] > 0
     report = Path(filled.folder, "report.txt").read_text()
+    assert "Labels: " in Path(filled.folder, "report.html").read_text()
+    assert filled.scores["a"]["examples"] == 30
     assert re.search(rf"a +│ +{UNIQUE} │ +0 │ +{UNIQUE} │", report)
     logged = [json.loads(x) for x in Path(filled.folder, "metrics.jsonl").read_text().splitlines()]
     assert any(line.get("teacher/b/payload_bytes") == UNIQUE * 12 for line in logged)
