@@ -13,10 +13,10 @@ import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-INK, QUIET, LINE, ACCENT = "#1b2a33", "#5b6b76", "#d9e1e6", "#0b6e99"
+INK, QUIET, LINE, PAPER, ACCENT = "#1b2a33", "#5b6b76", "#d9e1e6", "#fefefe", "#0b6e99"
 SERIES = ("#0b6e99", "#d9822b", "#4c956c", "#8e5ea2", "#c44e52", "#7f7f7f")
 """Colours in the light; base.html.j2 has those in the dark."""
-_VARIABLES = {INK: "--ink", QUIET: "--muted", LINE: "--line"} | {
+_VARIABLES = {INK: "--ink", QUIET: "--muted", LINE: "--line", PAPER: "--paper"} | {
     colour: f"--s{number}" for number, colour in enumerate(SERIES)
 }
 SIZE = (5.6, 3.4)
@@ -100,7 +100,7 @@ def draw_curves(
         return to_svg(figure)
 
 
-def render_template(name: str, **values: Any) -> str:
+def render_template(name: str, /, **values: Any) -> str:
     """Return a page: a template beside this module, in which every text is escaped."""
     # The root of the package, which is above this room, is imported before any module of it.
     version = sys.modules["raybrew"].__version__

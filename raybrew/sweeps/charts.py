@@ -1,16 +1,13 @@
 """The HTML report of a sweep: importances, charts and tables in one file."""
 
-import io
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
 import optuna
-from jinja2 import Environment, StrictUndefined
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from optuna.distributions import (
     BaseDistribution,
@@ -19,16 +16,17 @@ from optuna.distributions import (
     IntDistribution,
 )
 from optuna.trial import TrialState, create_trial
-from optuna.visualization import matplotlib as drawings
 
+from raybrew.runs.figures import ACCENT, LINE, PAPER, QUIET, SERIES, render_template, style, to_svg
 from raybrew.sweeps.results import TrialRow, TuneResult, short_cell
 from raybrew.sweeps.space import Range
 
-MIN_TRIALS = 4
+MIN_TRIALS = 10
 """Fewer trials tell nothing about a parameter's importance."""
 DPI = 144
-SIZE = (10.0, 5.0)
-ACCENT, QUIET = "#0b6e99", "#b9c4cc"
+SIZE = (10.0, 4.6)
+WORST_TO_BEST = ("#d9822b", "#a9a26b", "#0b6e99")
+"""Colours of scores: all of them can be seen on white and on black."""
 LONGEST = 120
 """Characters of a value in the page."""
 
@@ -36,27 +34,36 @@ LONGEST = 120
 def study_of(
     rows: Sequence[TrialRow], ranges: Mapping[str, Range], mode: str
 ) -> optuna.study.Study:
-    """Return the trials that have a score, each at its last one, whether or not it was stopped.
+    """Return the trials that have a score, each at the same number of evaluations.
 
-    A score that is no finite number, such as the correlation of a constant, is none.
+    Trials that ran to their end are taken where they are enough; else all that have a score, each
+    at the last evaluation that all of them had. A score that is no finite number is none.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="minimize" if mode == "min" else "maximize")
     searched = {path: each for path, each in ranges.items() if each.is_searched}
     distributions = {path: _distribution(path, rows, each) for path, each in searched.items()}
-    for row in rows:
-        if row.final is None:
-            continue
+    for row, score in comparable_scores(rows):
         study.add_trial(
             create_trial(
                 state=TrialState.COMPLETE,
-                value=row.final,
+                value=score,
                 params={path: _parameter(row.config[path], searched[path]) for path in searched},
                 distributions=distributions,
-                intermediate_values={n: y for n, y in row.curve if math.isfinite(y)},
             )
         )
     return study
+
+
+def comparable_scores(rows: Sequence[TrialRow]) -> list[tuple[TrialRow, float]]:
+    """Return trials with scores that an equal share of the training stands behind."""
+    scored = [(row, row.final) for row in rows if row.final is not None]
+    finished = [(row, score) for row, score in scored if row.status == "finished"]
+    if len(finished) >= MIN_TRIALS or len(finished) == len(scored):
+        return finished
+    common = min(max(len(row.curve), 1) for row, _ in scored)
+    found = [(row, row.curve[common - 1][1] if row.curve else score) for row, score in scored]
+    return [(row, score) for row, score in found if math.isfinite(score)]
 
 
 def importances(study: optuna.study.Study) -> dict[str, float]:
@@ -99,7 +106,11 @@ def _parameter(value: Any, each: Range) -> Any:
 
 
 def draw(
-    study: optuna.study.Study, rows: Sequence[TrialRow], metric: str, folder: Path
+    study: optuna.study.Study,
+    rows: Sequence[TrialRow],
+    metric: str,
+    folder: Path,
+    lines: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
     """Write the charts as PNG, and return each as SVG for the page.
 
@@ -108,40 +119,118 @@ def draw(
         rows: the trials, the best first.
         metric: name of the score.
         folder: where the PNGs are written.
+        lines: by name, scores of teachers and others that are no trials.
 
     Returns:
         By the name of the chart.
     """
     importance = importances(study)
-    charts: dict[str, Callable[[], Figure]] = {"learning_curves": lambda: _curves(rows, metric)}
+    charts: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: _curves(rows, metric, lines or {})
+    }
     if study.trials:
-        charts["parallel_coordinates"] = lambda: _parallel(study, metric)
+        charts["parallel_coordinates"] = lambda: _parallel(study, rows, metric)
     if importance:
         charts["importance"] = lambda: _importance(importance)
-    # No window, and letters as letters: a page can be searched.
-    with matplotlib.rc_context({"svg.fonttype": "none", "font.size": 10, "svg.hashsalt": "sweep"}):
-        return {name: _saved(chart(), folder / f"{name}.png") for name, chart in charts.items()}
+    found = {}
+    for name, chart in charts.items():
+        with style(name):
+            figure = chart()
+            figure.savefig(folder / f"{name}.png", dpi=DPI, bbox_inches="tight")
+            found[name] = to_svg(figure)
+    return found
 
 
-def _saved(figure: Figure, png: Path) -> str:
-    figure.savefig(png, dpi=DPI, bbox_inches="tight")
-    text = io.StringIO()
-    figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]
-
-
-def _parallel(study: optuna.study.Study, metric: str) -> Figure:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        axes: Any = drawings.plot_parallel_coordinate(study, target_name=metric)
-    figure = axes.get_figure()
-    figure.set_size_inches(*SIZE)
-    axes.set_title("")
-    # Optuna draws the parameters in the order of their names, and cuts long ones.
-    paths = sorted({path for trial in study.trials for path in trial.params})
-    axes.set_xticklabels([metric, *_short(paths)], rotation=15, ha="center")
+def _parallel(study: optuna.study.Study, rows: Sequence[TrialRow], metric: str) -> Figure:
+    """Draw each trial as a line over an axis for each parameter and one for its last score."""
+    scored = [row for row in rows if row.final is not None]
+    scores = [float(row.final or 0.0) for row in scored]
+    distributions = study.trials[0].distributions
+    by_path = _short(list(distributions))
+    axes_of = {
+        path: _positions([row.config[path] for row in scored], each)
+        for path, each in distributions.items()
+    }
+    places = [*(each[0] for each in axes_of.values()), _placed(np.array(scores))]
+    labels = [*(each[1] for each in axes_of.values()), _ends(scores)]
+    figure = Figure(figsize=SIZE)
+    axes = figure.subplots()
+    map_ = LinearSegmentedColormap.from_list("scores", WORST_TO_BEST)
+    better = study.direction == optuna.study.StudyDirection.MAXIMIZE
+    shades = places[-1] if better else 1 - places[-1]
+    # The best are drawn last, above the others.
+    for n in np.argsort(shades, kind="stable"):
+        stopped = scored[n].status != "finished"
+        axes.plot(
+            range(len(places)),
+            [float(each[n]) for each in places],
+            color=map_(float(shades[n])),
+            linewidth=1.1 if stopped else 1.9,
+            linestyle=(0, (3, 2)) if stopped else "-",
+        )
+    for number, ticks in enumerate(labels):
+        axes.axvline(number, color=LINE, linewidth=1, zorder=0)
+        for height, text in ticks:
+            axes.annotate(
+                text,
+                (number, height),
+                xytext=(4, 0),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=QUIET,
+                va="center",
+                zorder=4,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.8, "alpha": 0.85},
+            )
+    axes.set_xticks(range(len(places)), [*by_path, metric])
+    axes.set_xlim(-0.15, len(places) - 0.6)
+    axes.set_ylim(-0.06, 1.06)
+    axes.set_yticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
     return figure
+
+
+Ticks = list[tuple[float, str]]
+
+
+def _positions(values: list[Any], each: BaseDistribution) -> tuple[np.ndarray, Ticks]:
+    """Return where values stand on an axis from 0 to 1, and the labels of its ticks."""
+    if isinstance(each, CategoricalDistribution):
+        shown = [str(choice) for choice in each.choices]
+        own = [_choice_text(value, shown) for value in values]
+        order = {text: n / max(len(shown) - 1, 1) for n, text in enumerate(shown)}
+        return np.array([order[text] for text in own]), [(y, _cut(t)) for t, y in order.items()]
+    assert isinstance(each, FloatDistribution | IntDistribution)
+    scale = np.log if each.log else np.asarray
+    low, high = float(scale(each.low)), float(scale(each.high))
+    width = (high - low) or 1.0
+    ends = [low, (low + high) / 2, high] if high > low else [low]
+    back = np.exp if each.log else np.asarray
+    ticks = [((end - low) / width, f"{float(back(end)):.3g}") for end in ends]
+    return (scale(np.array(values, float)) - low) / width, ticks
+
+
+def _choice_text(value: Any, shown: list[str]) -> str:
+    text = "none" if value is None else str(value)
+    if text in shown:
+        return text
+    # `_parameter` numbers what is no plain value.
+    return next((each for each in shown if each.partition(": ")[2] == short_cell(value)), shown[0])
+
+
+def _placed(scores: np.ndarray) -> np.ndarray:
+    width = float(np.ptp(scores)) or 1.0
+    return (scores - scores.min()) / width
+
+
+def _ends(scores: list[float]) -> Ticks:
+    low, high = min(scores), max(scores)
+    return [(0.0, f"{low:.4g}"), (1.0, f"{high:.4g}")] if high > low else [(0.0, f"{low:.4g}")]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 18 else f"{text[:17]}…"
 
 
 def _short(paths: list[str]) -> list[str]:
@@ -157,11 +246,10 @@ def _importance(importance: Mapping[str, float]) -> Figure:
     bars = axes.barh(names, [importance[name] for name in names], color=ACCENT)
     axes.bar_label(bars, fmt="{:.2f}", padding=4)
     axes.set_xlabel("share of what separates the best trials from the others")
-    _plain(axes)
     return figure
 
 
-def _curves(rows: Sequence[TrialRow], metric: str) -> Figure:
+def _curves(rows: Sequence[TrialRow], metric: str, lines: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=SIZE)
     axes = figure.subplots()
     for place, row in reversed(list(enumerate(rows))):
@@ -172,22 +260,24 @@ def _curves(rows: Sequence[TrialRow], metric: str) -> Figure:
         axes.plot(
             steps,
             scores,
-            color=ACCENT if first else QUIET,
+            color=ACCENT if first else SERIES[-1],
+            alpha=1.0 if first else 0.75,
             linewidth=2.5 if first else 1.2,
+            linestyle="-" if row.status == "finished" else (0, (3, 2)),
             marker="o",
             markersize=5 if first else 3,
             label=f"best: {row.name}" if first else None,
         )
+    for number, (name, score) in enumerate(lines.items(), 1):
+        colour = SERIES[number % (len(SERIES) - 1)]
+        axes.axhline(score, color=colour, linewidth=1.4, linestyle=(0, (6, 3)), label=name)
     axes.set_xlabel("optimizer steps")
     axes.set_ylabel(metric)
-    if rows and rows[0].curve:
-        axes.legend(frameon=False)
-    _plain(axes)
+    axes.grid(axis="y", linewidth=0.7)
+    axes.set_axisbelow(True)
+    if lines or (rows and rows[0].curve):
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, fontsize=9)
     return figure
-
-
-def _plain(axes: Any) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def render_page(
@@ -209,12 +299,15 @@ def render_page(
         metric: the score.
         mode: `max` or `min`.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["cell"] = lambda value: short_cell(value, LONGEST)
-    template = files("raybrew.sweeps").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    return render_template(
+        "sweep.html.j2",
+        cell=lambda value: short_cell(value, LONGEST),
+        min_trials=MIN_TRIALS,
+        compared=len(comparable_scores(result.trials)),
+        scores=[
+            *((f"teacher {name}", each) for name, each in result.teachers.items()),
+            *((f"teachers of {name}, mixed", each) for name, each in result.ensembles.items()),
+        ],
         result=result,
         name=Path(result.folder).name,
         metric=metric,

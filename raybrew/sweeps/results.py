@@ -11,7 +11,7 @@ from textwrap import wrap
 from typing import Any
 
 from raybrew.data.files import to_json
-from raybrew.runs.report import render_table
+from raybrew.runs.report import PAGE, ReportTable, render_table, tables_as_html, time_table
 from raybrew.sweeps.settings import METRICS
 from raybrew.sweeps.trial import CHECKPOINTS
 from raybrew.training.checkpoints import Checkpoints
@@ -96,13 +96,24 @@ def metrics_of(report: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def ranked(rows: Sequence[TrialRow], mode: str) -> list[TrialRow]:
-    """Return the trials, the best first, those without a score last."""
+    """Return the trials, the best first, those without a score last.
+
+    Trials that ran to their end come before those that were stopped early, of which those come
+    first that went further: a score after a part of the steps says little beside one after all.
+    """
     sign = 1.0 if mode == "min" else -1.0
-    return sorted(rows, key=lambda row: math.inf if row.final is None else sign * row.final)
+
+    def key(row: TrialRow) -> tuple[float, ...]:
+        if row.final is None:
+            return (2.0, 0.0, 0.0)
+        finished = row.status == "finished"
+        return (float(not finished), 0.0 if finished else -row.evaluations, sign * row.final)
+
+    return sorted(rows, key=key)
 
 
 def best_of(rows: Sequence[TrialRow], mode: str) -> TrialRow | None:
-    """Return the trial with the best last score, None where no trial has one."""
+    """Return the first that `ranked` has, None where no trial has a score."""
     return next((row for row in ranked(rows, mode) if row.final is not None), None)
 
 
@@ -176,6 +187,7 @@ class TuneResult:
         teachers: metrics of each teacher on its task's evaluation rows.
         ensembles: metrics of each task's mixture, as the base job mixes it.
         times: seconds of each stage.
+        metric: that trials are ranked by.
     """
 
     folder: str
@@ -187,9 +199,16 @@ class TuneResult:
     teachers: dict[str, dict[str, float]]
     ensembles: dict[str, dict[str, float]]
     times: dict[str, float]
+    metric: str = "eval/score"
+
+    def __str__(self) -> str:
+        return render_sweep(self)
+
+    def _repr_html_(self) -> str:
+        return tables_as_html(sweep_tables(self), self.folder)
 
 
-def render_sweep(result: TuneResult, metric: str) -> str:
+def sweep_tables(result: TuneResult) -> list[ReportTable]:
     """Return trials, labels and times as tables."""
     paths = list(result.trials[0].config) if result.trials else []
     heads = [_head(path.removeprefix("distillation.").removeprefix("training.")) for path in paths]
@@ -204,16 +223,21 @@ def render_sweep(result: TuneResult, metric: str) -> str:
         ]
         for row in result.trials
     ]
-    parts = [render_table("Trials", ["", "status", _head(metric), "steps", "s", *heads], rows)]
-    failed = [f"{row.name}: {row.error}" for row in result.trials if row.error]
-    if failed:
-        parts.append("Failed\n" + "\n".join(failed) + "\n")
     counts = [[name, f"{value:.0f}"] for name, value in result.labels.items()]
-    parts.append(render_table("Labels (teacher, example)", ["", "count"], counts))
-    times = [[name, f"{value:.1f}"] for name, value in result.times.items()]
-    parts.append(render_table("Time", ["stage", "s"], times))
+    return [
+        ReportTable("Trials", ["", "status", _head(result.metric), "steps", "s", *heads], rows),
+        ReportTable("Labels (teacher, example)", ["", "count"], counts),
+        time_table(result.times),
+    ]
+
+
+def render_sweep(result: TuneResult) -> str:
+    """Return the tables as text, with what failed and where everything is."""
+    trials, *others = [render_table(*each) for each in sweep_tables(result)]
+    failed = [f"{row.name}: {row.error}" for row in result.trials if row.error]
+    parts = [trials, *(["Failed\n" + "\n".join(failed) + "\n"] if failed else []), *others]
     parts.append(
-        f"Sweep: {result.folder}\nReport: {Path(result.folder, 'report.html')}\n"
+        f"Sweep: {result.folder}\nReport: {Path(result.folder, PAGE)}\n"
         f"Best job: {result.best_job or 'none'}\nStudent: {result.student or 'none'}\n"
     )
     return "\n".join(parts)

@@ -318,6 +318,9 @@ class TrialMonitor:
         score = result.get(self._search.metric)
         if score is None or not math.isfinite(score):
             return
+        name = self._started.get(str(result.get("trial_id")))
+        values = {f"trials/{name}/{self._search.metric}": float(score)}
+        self._run.tracker.log(values, step=int(result.get("step", 0)))
         if self._best is None or self._sign * (score - self._best) > 0:
             self._best = score
             self._run.bars.note(TRIALS, f"best {self._search.metric} {score:.4f}")

@@ -19,14 +19,15 @@ from raybrew.config import DistillJob
 from raybrew.config.job import get_path, values_of
 from raybrew.config.job_file import absolute_plain, dump_yaml
 from raybrew.errors import ConfigError, TeacherError, collect_mistakes
-from raybrew.evaluation.stored_teachers import Metrics, evaluate_teachers
+from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.runs.cluster import default_teacher_resources, run_folder
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.ray_config import SCALING, check_arguments
+from raybrew.runs.report import PAGE, read_baseline, show
 from raybrew.runs.run import Run
 from raybrew.runs.tracking import check_tracking
-from raybrew.sweeps.results import TrialRow, TuneResult, best_of, ranked, render_sweep, results_csv
+from raybrew.sweeps.results import TrialRow, TuneResult, best_of, ranked, results_csv
 from raybrew.sweeps.search import Search, TrialMonitor
 from raybrew.sweeps.settings import (
     check_labels,
@@ -96,7 +97,9 @@ def tune(
         labels = _compute_labels(passes, run)
         with run.stage("trials"):
             rows = search.run(shared, TrialMonitor(shared, search, run), resume=resume)
-        return _finish(run, jobs, search, rows, labels, evaluate_teachers(passes[0]))
+        result = _finish(run, jobs, search, rows, labels, passes[0])
+    show(result, job.tracking)
+    return result
 
 
 def check_sweep(
@@ -152,6 +155,7 @@ def check_sweep(
     if resume:
         check_is_sweep(run_folder(search.run_config, resume=True).path)
     check_tracking(job.tracking)
+    read_baseline(job.tracking, job)
     return jobs, search
 
 
@@ -255,8 +259,9 @@ def _finish(
     search: Search,
     rows: list[TrialRow],
     labels: dict[str, float],
-    evaluated: tuple[Metrics, Metrics],
+    resolved: ResolvedJob,
 ) -> TuneResult:
+    teachers, ensembles = evaluate_teachers(resolved)
     best = best_of(rows, search.mode)
     folder = run.folder
     student = best_job = ""
@@ -276,26 +281,46 @@ def _finish(
         student=student,
         trials=tuple(ranked(rows, search.mode)),
         labels=labels,
-        teachers=evaluated[0],
-        ensembles=evaluated[1],
+        teachers=teachers,
+        ensembles=ensembles,
         times=run.times,
+        metric=search.metric,
     )
     folder.write("results.csv", results_csv(rows, search.metric, search.mode))
+    run.tracker.summary({search.metric: None if best is None else best.score})
     with run.stage("report"):
-        _report(result, jobs, search, folder)
+        _report(result, jobs, search, run, _lines(result, resolved, search.metric))
     run.times["total"] = run.seconds
     folder.write_json("report.json", asdict(result))
-    folder.write("report.txt", render_sweep(result, search.metric))
+    folder.write("report.txt", str(result))
     return result
 
 
-def _report(result: TuneResult, jobs: JobSpace, search: Search, folder: RunFolder) -> None:
+def _lines(result: TuneResult, job: ResolvedJob, metric: str) -> dict[str, float]:
+    """Return scores of teachers, their mixture and the baseline, where they are the sweep's."""
+    task, *others = job.tasks
+    if others and not metric.startswith(f"eval/{task.name}/"):
+        return {}  # a mean over tasks, which teachers don't have
+    name = metric.rpartition("/")[2]
+    name = task.kind.main_metric(task.label_names) if metric == "eval/score" else name
+    found = {f"teacher {who}": each for who, each in result.teachers.items()}
+    if len(task.teachers) > 1 and task.name in result.ensembles:
+        found["teachers, mixed"] = result.ensembles[task.name]
+    baseline = read_baseline(job.config.tracking, job.config)
+    if task.name in baseline:
+        found["baseline"] = baseline[task.name]
+    return {who: each[name] for who, each in found.items() if name in each}
+
+
+def _report(
+    result: TuneResult, jobs: JobSpace, search: Search, run: Run, lines: Mapping[str, float]
+) -> None:
     # Slow to import, and needed only here.
     from raybrew.sweeps.charts import draw, render_page, study_of
 
     study = study_of(result.trials, jobs.ranges, search.mode)
-    charts = draw(study, result.trials, search.metric, folder.path)
+    charts = draw(study, result.trials, search.metric, run.folder.path, lines)
     values = values_of(jobs.base)
     base = {path: get_path(values, path) for path in jobs.ranges}
     page = render_page(result, charts, jobs.ranges, base, metric=search.metric, mode=search.mode)
-    folder.write("report.html", page)
+    run.folder.write(PAGE, page)

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raybrew.sweeps.charts import draw, importances, render_page, study_of
+from raybrew.sweeps.charts import (
+    MIN_TRIALS,
+    comparable_scores,
+    draw,
+    importances,
+    render_page,
+    study_of,
+)
 from raybrew.sweeps.results import TrialRow, TuneResult, best_of, ranked, results_csv
 from raybrew.sweeps.space import Range
 
@@ -66,6 +74,50 @@ def test_the_best_comes_first_and_those_without_a_score_last():
     assert best is not None
     assert best.name == "high"
     assert best_of([row("failed", 0.9, status="failed"), row("none", None)], "max") is None
+
+
+def test_a_trial_that_was_stopped_early_ranks_behind_those_that_ran_to_their_end():
+    rows = [
+        row("early", 0.9, status="stopped", evaluations=1, step=47),
+        row("late", 0.6, status="stopped", evaluations=3, step=141),
+        row("later", 0.7, status="stopped", evaluations=3, step=141),
+        row("bad", 0.1, evaluations=4, step=188),
+        row("good", 0.5, evaluations=4, step=188),
+    ]
+    order = ["good", "bad", "later", "late", "early"]
+    assert [each.name for each in ranked(rows, "max")] == order
+    assert (best := best_of(rows, "max")) is not None
+    assert best.name == "good"
+
+
+def test_trials_are_compared_after_as_many_evaluations():
+    whole = [
+        row(f"w{n}", 0.8, evaluations=2, curve=((1, 0.4 + n / 100), (2, 0.8))) for n in range(3)
+    ]
+    early = row("early", 0.6, status="stopped", evaluations=1, curve=((1, 0.6),))
+    found = {each.name: score for each, score in comparable_scores([*whole, early])}
+    assert found == pytest.approx({"w0": 0.4, "w1": 0.41, "w2": 0.42, "early": 0.6})
+    # Where enough ran to their end, those alone; likewise where all did.
+    many = [row(f"w{n}", 0.8) for n in range(MIN_TRIALS)]
+    assert len(comparable_scores([*many, early])) == MIN_TRIALS
+    assert [score for _, score in comparable_scores(whole)] == [0.8, 0.8, 0.8]
+
+
+def test_teachers_have_a_line_and_a_row(tmp_path: Path):
+    rows = ranked(made_rows(12), "max")
+    study = study_of(rows, RANGES, "max")
+    charts = draw(study, rows, "eval/score", tmp_path, {"teacher a": 0.93})
+    assert ">teacher a<" in charts["learning_curves"]
+    result = replace(result_of(rows, rows[0]), teachers={"a": {"accuracy": 0.93}})
+    assert "<td>teacher a</td><td>0.93</td>" in page_of(result, charts)
+
+
+def test_few_trials_are_said_to_be_too_few(tmp_path: Path):
+    rows = ranked(made_rows(MIN_TRIALS - 1), "max")
+    study = study_of(rows, RANGES, "max")
+    assert importances(study) == {}
+    text = page_of(result_of(rows, rows[0]), draw(study, rows, "eval/score", tmp_path))
+    assert f"at least {MIN_TRIALS} trials" in text
 
 
 def test_the_table_holds_every_path_figure_and_error():
