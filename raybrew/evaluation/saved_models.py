@@ -4,11 +4,12 @@ model ──► its folder for the task ──► own tokenizer ──► rows e
                                                               a block of rows ──► logits ──► answers
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from raybrew.config import DistillJob, Task, TrainJob
+from raybrew.config import DistillJob, Student, Task, TrainingConfig, TrainJob
 from raybrew.config.section import user_path
 from raybrew.config.task import TaskTypeName
 from raybrew.data.agreement import order_problem
@@ -45,6 +46,7 @@ from raybrew.models.students import task_folders
 from raybrew.tasks import adaptor_of, task_type_of
 from raybrew.tasks.task_data import TaskData, read_task_data
 from raybrew.tasks.task_type import (
+    Breakdown,
     Metrics,
     Prediction,
     TaskType,
@@ -76,6 +78,27 @@ def evaluate(
             which task is meant.
         DataError: the data isn't what its task says.
     """
+    return {name: each.metrics for name, each in evaluate_rows(job, model, task=task).items()}
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation finds out.
+
+    Args:
+        metrics: of the task type.
+        breakdown: a metric by class, bin or position; None where no row has a label.
+        predictions: of each evaluation row, in their order.
+    """
+
+    metrics: Metrics
+    breakdown: Breakdown | None
+    predictions: list[Prediction]
+
+
+def evaluate_rows(
+    job: DistillJob | TrainJob, model: str | Path, *, task: str | None = None
+) -> dict[str, Evaluation]:
+    """Evaluate a saved model, and return the predictions too; see `evaluate`."""
     found = {}
     for each, folder in _folders(job, str(model), task):
         if not each.is_evaluated:
@@ -249,7 +272,47 @@ def task_type_in(folder: str) -> TaskTypeName:
     return _PROBLEMS[config.problem_type or one]
 
 
-def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
+SAVED_TASK = "raybrew.json"
+"""File of a model's folder: what it was trained for, with its columns and longest input."""
+
+
+def saved_task(folder: str) -> Task | None:
+    """Return the task that a model was trained for; None where its folder doesn't say.
+
+    Raises:
+        ConfigError: the file isn't what `save_task` writes.
+    """
+    path = user_path(folder, "model") / SAVED_TASK
+    if not path.is_file():
+        return None
+    try:
+        return Task(**json.loads(path.read_text(encoding="utf-8"))["task"], train="-")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: expected the task of a model, got: {error}") from None
+
+
+def save_task(folder: Path, task: Task) -> None:
+    """Write what a model was trained for into its folder; data and augmentation stay out."""
+    left_out = {"train", "transfer", "eval", "eval_fraction", "augmentation", "distillation"}
+    plain = task.model_dump(mode="json", exclude=left_out, exclude_defaults=True)
+    values = {"task": {"kind": task.kind, "text": task.text, "max_length": task.max_length} | plain}
+    (folder / SAVED_TASK).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def job_for_file(folder: str, task: Task, data: str) -> TrainJob:
+    """Return a job whose task is evaluated on the rows of a file, by the model's own classes."""
+    names = model_classes(read_config(folder, "model"))
+    update: dict[str, Any] = {"train": data, "eval": data, "teacher_column": None}
+    if task_type_of(task.kind).names_classes and len(names) > 1:
+        update["label_names"] = names
+    return TrainJob(
+        tasks=[task.model_copy(update=update)],
+        model=Student(model=folder),
+        training=TrainingConfig(num_steps=1),
+    )
+
+
+def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Evaluation:
     data = read_task_data(task)
     # Whatever wrote the folder, one of the job's own classes or transformers'.
     name = architecture_of(read_config(folder, "model"), folder)
@@ -268,7 +331,8 @@ def _score(job: DistillJob | TrainJob, task: Task, folder: str) -> Metrics:
         flags = kind.class_flags(labels, predicted.values, len(names))
         if problem := order_problem(flags, folder, names, task=task.name, side="eval"):
             raise ConfigError(problem)
-    return kind.metrics(predicted, split, rows, data.label_names)
+    given = (predicted, split, rows, data.label_names)
+    return Evaluation(kind.metrics(*given), kind.breakdown(*given), kind.decode(*given))
 
 
 def _own_classes(job: DistillJob | TrainJob, task: Task) -> dict[str, tuple[TaskType, Any]]:

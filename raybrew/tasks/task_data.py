@@ -90,7 +90,7 @@ def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
     """
     what = f"tasks[{task.name}]"
     columns = {teacher.name: teacher.logits for teacher in teachers if teacher.logits is not None}
-    named, train, evaluation = _load_splits(task, what)
+    named, train, evaluation = load_splits(task, what)
     train = with_transfer(train, task, list(columns.values()), what)
     if task.augmentation is not None:
         texts = [name for name in (task.text, task.text_pair) if name is not None]
@@ -120,7 +120,7 @@ def read_task_data(task: Task, teachers: Sequence[Teacher] = ()) -> TaskData:
     return data
 
 
-def _load_splits(task: Task, what: str) -> tuple[Task, Dataset, Dataset | None]:
+def load_splits(task: Task, what: str) -> tuple[Task, Dataset, Dataset | None]:
     """Return training and evaluation rows, and the task with the classes that either has."""
     train = load_source(task.train, f"{what}.train")
     if task.eval_fraction is None:
