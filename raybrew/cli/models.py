@@ -119,6 +119,7 @@ def _write_evaluated(loaded: Any, details: list[Any], output: str) -> None:
     name, _, found = details[-1]
     task = next(each for each in loaded.tasks if each.name == name)
     rows = load_splits(task, f"tasks[{name}]")[2]
+    assert rows is not None, "evaluated rows"
     each = found.predictions
     blocks = (each[start : start + BLOCK] for start in range(0, len(each), BLOCK))
     write_predictions(rows, blocks, output, Path(output).suffix.lower())

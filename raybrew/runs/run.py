@@ -26,6 +26,7 @@ from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery, st
 from raybrew.runs.ray_config import MAX_FAILURES, NOTHING_TO_RESUME
 from raybrew.runs.report import LabelResult, RunResult, read_baseline
 from raybrew.runs.resolve import resolve_job
+from raybrew.runs.student_folder import complete_student
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.router_actor import PoolAddress
 from raybrew.training.callbacks import Bars
@@ -213,6 +214,7 @@ class Run:
             recovered=self.events.all(),
             best=None if best is None else str(best),
         )
+        complete_student(self.folder.student, self._job, result)
         self.write_report(result, job)
         self.tracker.summary(
             metrics

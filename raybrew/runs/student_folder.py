@@ -90,9 +90,7 @@ def _card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_text(tasks, job, result, several)}")
 
 
-def _text(
-    tasks: list[Task], job: DistillJob | TrainJob, result: RunResult, several: bool
-) -> str:
+def _text(tasks: list[Task], job: DistillJob | TrainJob, result: RunResult, several: bool) -> str:
     name = Path(result.folder).name
     taught = isinstance(job, DistillJob)
     parts = [
