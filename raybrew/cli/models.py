@@ -1,4 +1,4 @@
-"""Commands on models: `raybrew predict | evaluate | inspect`."""
+"""Commands on models: `raybrew predict | evaluate | export | inspect`."""
 
 import sys
 from pathlib import Path
@@ -146,6 +146,48 @@ def predict(
 
     count = predict_file(model, file, output, task=task, text=text, batch_size=batch_size)
     print(f"{count:,} rows predicted", file=sys.stderr)
+
+
+@model_commands.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a student, or a hub id.")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="As ONNX, the one format there is.")] = True,
+    int8: Annotated[bool, typer.Option("--int8", help="Write weights in int8 as well.")] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Folder; MODEL/onnx if left out.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File of texts to compare with PyTorch on.")
+    ] = None,
+) -> None:
+    """Export a student to ONNX; compare it with PyTorch, and time both."""
+    from raybrew.config.section import user_path
+    from raybrew.evaluation.onnx_export import export_onnx
+    from raybrew.models.students import task_folders
+
+    folders = task_folders(user_path(model, "model")) or {"": model}
+    for name, folder in folders.items():
+        place = output if output is None or not name else str(Path(output, name))
+        _print_export(export_onnx(str(folder), place, int8=int8, data=data))
+
+
+def _print_export(found: Any) -> None:
+    from raybrew.runs.report import render_table
+
+    columns = {
+        "megabytes": "MB",
+        "max_difference": "max |Δ logit|",
+        "mean_difference": "mean",
+        "agreement": "same answers",
+        "ms_batch_1": "ms, batch 1",
+        "ms_batch_32": "ms, batch 32",
+    }
+    rows = [
+        [name, *(f"{row[key]:.3g}" if key in row else "–" for key in columns)]
+        for name, row in found.rows.items()
+    ]
+    title = f"{found.folder}, on {found.texts}; timed on one thread, {found.length} tokens"
+    print(render_table(title, ["", *columns.values()], rows))
 
 
 @model_commands.command()

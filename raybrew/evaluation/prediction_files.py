@@ -24,6 +24,8 @@ from raybrew.data.files import to_json
 from raybrew.data.sources import load_source
 from raybrew.errors import ConfigError, DataError, did_you_mean
 from raybrew.evaluation.saved_models import BLOCK, open_model, saved_task, task_type_in
+from raybrew.models.inputs import trained_positions
+from raybrew.models.pretrained import read_config
 from raybrew.models.students import task_folders
 from raybrew.tasks.task_type import Prediction
 
@@ -31,6 +33,8 @@ PREFIX = "predicted_"
 """Of the columns that are added."""
 STANDARD = "-"
 """Standard input, or output."""
+_LONGEST = 512
+"""Tokens that a model reads at most whose folder doesn't say."""
 _FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 _TYPES = {
     "label": pa.string(),
@@ -129,7 +133,9 @@ def with_columns(task: Task | None, folder: str, text: str | None) -> Task:
     """Return the task of a model with the columns that are asked for."""
     if task is None:
         # Its folder isn't raybrew's, or an older one: the class tells the task type.
-        task = Task(name="task", kind=task_type_in(folder), train=STANDARD)
+        positions = trained_positions(read_config(folder, "model")) or _LONGEST
+        length = max(4, min(positions, _LONGEST))
+        task = Task(name="task", kind=task_type_in(folder), train=STANDARD, max_length=length)
     if text is None:
         return task
     first, _, second = (part.strip() for part in text.partition(","))

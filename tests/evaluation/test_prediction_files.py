@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -150,7 +151,7 @@ def test_a_finished_student_has_a_card_its_task_and_modes_that_others_may_read(p
     complete_student(folder, job, result)
     from huggingface_hub import ModelCard
 
-    card = ModelCard.load(folder / "README.md")
+    card: Any = ModelCard.load(folder / "README.md")
     assert card.data.base_model == ["owner/big"]
     assert card.data.datasets == ["owner/rows"]
     assert card.data.pipeline_tag == "text-classification"
@@ -168,6 +169,6 @@ def test_a_finished_student_has_a_card_its_task_and_modes_that_others_may_read(p
     code = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)[0].replace(
         "FOLDER", str(folder)
     )
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     assert names["model"]("w1 w2")[0]["label"] in CLASSES
