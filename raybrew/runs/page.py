@@ -387,7 +387,7 @@ def _size(folder: str, length: int) -> dict[str, Any] | None:
         megabytes = size / 2**20 if files else None
         return {"parameters": None, "megabytes": megabytes, "latency": None}
     try:
-        (found,) = inspect_model(folder, max_level=0, length=length, batch_size=1, repeats=5)
+        (found,) = inspect_model(folder, max_level=0, length=length, batch_size=1, repeats=20)
     except RaybrewError:  # a class of the user's, or one that reads no text of this length
         return {"parameters": None, "megabytes": size / 2**20, "latency": None}
     latency = None if found.latency_ms is None else found.latency_ms[0]
@@ -499,7 +499,7 @@ def _breakdowns(compared: Comparison) -> dict[str, Any]:
             "counted": "tokens" if first.by == "position" else "rows",
             "models": names,
             "rows": rows,
-            "note": f"{left} more without a row here or with fewer." if left else "",
+            "note": f"{left} without a row here, or smaller ones, are left out." if left else "",
         }
     }
     if first.by == "entity":
@@ -568,25 +568,33 @@ def _examples(compared: Comparison, data: Dataset, task: Task, own: str) -> list
             "title": title,
             "note": note,
             "models": names,
-            "rows": [_example(compared, place, data, task) for place in places],
+            "rows": _different([_example(compared, n, data, task) for n in places])[:most],
         }
-        for title, note, places in _telling(compared, own)
+        for title, note, places, most in _telling(compared, own)
         if places
     ]
 
 
-def _telling(compared: Comparison, own: str) -> Iterator[tuple[str, str, list[int]]]:
+def _different(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the first row of each text: a passage may have many questions that are alike."""
+    return list({row["text"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def _telling(compared: Comparison, own: str) -> Iterator[tuple[str, str, list[int], int]]:
     who = f"the {own}" if compared.model == own else f"“{compared.model}”"
     rows, other = f"{len(compared.rows):,} rows", compared.reference
-    lost, won = compared.lost(MOST_EXAMPLES), compared.won(MOST_EXAMPLES // 2)
+    few = MOST_EXAMPLES // 2
+    # More than are shown: some may have the same text.
+    lost, won = compared.lost(2 * MOST_EXAMPLES), compared.won(2 * few)
     worse, better = int((compared.regret > 0).sum()), int((compared.regret < 0).sum())
     if other is None:
         note = f"{worse:,} of {rows}; the worst first, of equally bad ones those it is surest of."
-        yield f"Where {who} is wrong", note, lost
+        yield f"Where {who} is wrong", note, lost, MOST_EXAMPLES
         return
     first = "the largest loss first, of equal ones those it is surest of"
-    yield f"Where {who} does worse than “{other}”", f"{worse:,} of {rows}; {first}.", lost
-    yield f"Where {who} does better than “{other}”", f"{better:,} of {rows}.", won
+    note = f"{worse:,} of {rows}; {first}."
+    yield f"Where {who} does worse than “{other}”", note, lost, MOST_EXAMPLES
+    yield f"Where {who} does better than “{other}”", f"{better:,} of {rows}.", won, few
 
 
 def _example(compared: Comparison, place: int, data: Dataset, task: Task) -> dict[str, Any]:
