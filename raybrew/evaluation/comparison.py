@@ -63,8 +63,13 @@ class Comparison:
 
     @property
     def reference(self) -> str | None:
-        """What the model is compared with: the mixture, or the one teacher; None without any."""
+        """What the model is compared with: the mixture, or the one teacher; None without any.
+
+        A mixture itself is compared with the best of its teachers.
+        """
         others = [name for name in self.found if name != self.model]
+        if self.model == MIXED:
+            return max(others, key=lambda name: float(np.nansum(self.scores[name])))
         return others[-1] if others else None
 
     def lost(self, at_most: int) -> list[int]:

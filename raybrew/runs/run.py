@@ -238,6 +238,7 @@ class Run:
         self._write_tables(result)
         with self.stage("report"):
             write_page(self.folder, Pages(result, job, self._job, self._baseline))
+        self.times.pop("total", None)  # it stands last
         self.times["total"] = self.seconds
         self._write_tables(result)
 
