@@ -1,4 +1,4 @@
-"""Commands that write job files and what editors need for them: `raybrew init | schema`."""
+"""Commands that write job files and what editors need for them: `raybrew init | schema | plan`."""
 
 import inspect
 import json
@@ -130,6 +130,18 @@ def schema(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     print(f"{output}; the editor's line: # yaml-language-server: $schema={output}")
+
+
+@job_commands.command()
+def plan(
+    job: Annotated[Path, typer.Argument(help="The job, a YAML file.", show_default=False)],
+) -> None:
+    """Show what a distillation takes: models, memory, labels; check it, and start nothing."""
+    from raybrew.config import DistillJob
+    from raybrew.config.job_file import load_job
+    from raybrew.runs.job_plan import plan as run
+
+    print(run(load_job(DistillJob, job).job), end="")
 
 
 def _schema_text(*, train: bool) -> str:

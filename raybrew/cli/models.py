@@ -1,4 +1,4 @@
-"""Commands on models: `raybrew predict | evaluate | export | inspect`."""
+"""Commands on models: `raybrew predict | evaluate | export | push | inspect`."""
 
 import sys
 from pathlib import Path
@@ -188,6 +188,18 @@ def _print_export(found: Any) -> None:
     ]
     title = f"{found.folder}, on {found.texts}; timed on one thread, {found.length} tokens"
     print(render_table(title, ["", *columns.values()], rows))
+
+
+@model_commands.command()
+def push(
+    student: Annotated[str, typer.Argument(help="Folder of a student.")],
+    repository: Annotated[str, typer.Argument(help="Of the hub: owner/name.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it private, if new.")] = False,
+) -> None:
+    """Upload a student to the model hub, with the token of `hf auth login` or HF_TOKEN."""
+    from raybrew.runs.student_folder import push_to_hub
+
+    print(push_to_hub(student, repository, private=private))
 
 
 @model_commands.command()

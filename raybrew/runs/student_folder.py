@@ -11,10 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from raybrew.config import DistillJob, Task, TrainJob
+from raybrew.data.sources import hub_in_reach
+from raybrew.errors import ConfigError
 from raybrew.evaluation.saved_models import save_task
+from raybrew.models.pretrained import locate, read_config
 from raybrew.models.students import task_folders
 from raybrew.runs.report import RunResult
 
@@ -201,3 +205,43 @@ def _cell(value: float | None) -> str:
 def _table(columns: list[str], rows: list[list[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# The hub.
+
+
+def push_to_hub(folder: str, repository: str, *, private: bool = False, api: Any = None) -> str:
+    """Upload the folder of a student to a repository of the hub, which is made if there is none.
+
+    The token is that of `hf auth login`, or of HF_TOKEN.
+
+    Args:
+        folder: of the student.
+        repository: `owner/name`.
+        private: whether a repository that is made is private.
+        api: the hub's client; `HfApi()` if left out.
+
+    Returns:
+        Address of the repository.
+
+    Raises:
+        ConfigError: the folder holds no model, the hub is out of reach, or refuses.
+    """
+    read_config(locate(folder, "push", ("config.json",), "a model"), "push")
+    if not Path(folder).is_dir():
+        raise ConfigError(f"push: expected the folder of a student, got {folder!r}")
+    if api is None and not hub_in_reach():
+        raise ConfigError("push: expected the hub in reach, got none (offline, or HF_HUB_OFFLINE)")
+    hub = HfApi() if api is None else api
+    try:
+        address = hub.create_repo(repository, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Student of raybrew"
+        )
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"push: expected {repository!r} to be written, got: {reason}; log in with "
+            "`hf auth login`, or set HF_TOKEN to a token that may write"
+        ) from error
+    return str(address)
