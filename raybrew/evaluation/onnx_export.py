@@ -6,6 +6,7 @@ model ──► torch.export ──► model.onnx ──► onnxruntime ──�
 
 import json
 import logging
+import re
 import shutil
 import time
 import warnings
@@ -32,6 +33,7 @@ BATCHES = (1, 32)
 """Examples of a batch that is timed."""
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SAMPLES, _TIMED, _TIMED_LENGTH = 64, 10, 32
 
 Batch = Mapping[str, Tensor]
@@ -165,7 +167,7 @@ class _Exported:
         except Exception as error:  # of any class: it comes from the model's code or the exporter
             raise ConfigError(
                 f"export: {type(self._opened.hosted.model).__name__} can't be exported to ONNX: "
-                f"{first_line(error)}"
+                f"{_COLOURS.sub('', first_line(error))}"
             ) from error
         return self._compared(path, batches)
 

@@ -103,7 +103,7 @@ def _text(tasks: list[Task], job: DistillJob | TrainJob, result: RunResult, seve
         + f" by [raybrew](https://pypi.org/project/raybrew/) for {_names(tasks)}.\n\n"
         "**Licence:** to be chosen by you: set `license:` above. Those of the teachers, of the "
         "model that it started from and of the data bind you.\n",
-        f"## Load it\n\n{_loading(tasks, several)}",
+        f"## Load it\n\n{_loading(tasks, job, several)}",
     ]
     if rows := _scores(tasks, job, result):
         columns = list(dict.fromkeys(key for _, metrics in rows for key in metrics))
@@ -123,16 +123,18 @@ def _text(tasks: list[Task], job: DistillJob | TrainJob, result: RunResult, seve
     return "\n".join(parts)
 
 
-def _loading(tasks: list[Task], several: bool) -> str:
+def _loading(tasks: list[Task], job: DistillJob | TrainJob, several: bool) -> str:
     folder = f"FOLDER/{tasks[0].name}" if several else "FOLDER"
     task = tasks[0]
     lines = [f"raybrew predict {'FOLDER --task ' + task.name if several else folder} NEW.csv"]
     text = f"```sh\n{lines[0]} -o OUT.csv\n```\n"
     if task.kind in _NO_PIPELINE:
         return text
+    student = job.student if isinstance(job, DistillJob) else job.model
+    own = "import raybrew.models.bigru  # its class\n" if student.preset == "BiGRU" else ""
     call = _CALLS.get(task.kind, 'model("A text.")')
     return (
-        "```python\nfrom transformers import pipeline\n\n"
+        f"```python\n{own}from transformers import pipeline\n\n"
         f'model = pipeline("{_PIPELINES[task.kind]}", "{folder}")\n{call}\n```\n\n{text}'
     )
 
