@@ -6,11 +6,13 @@ resolve ──► Ray, resources checked ──► teachers ──► [labels ah
 """
 
 from functools import partial
+from typing import Any
 
 from ray.train import Result, RunConfig, ScalingConfig
 
 from raybrew.config import DistillJob, TrainJob
-from raybrew.errors import LabelsLost
+from raybrew.config.paths import check_paths
+from raybrew.errors import ConfigError, LabelsLost
 from raybrew.evaluation.stored_teachers import evaluate_teachers
 from raybrew.runs.precompute import Precompute
 from raybrew.runs.report import LabelResult, RunResult, show
@@ -30,7 +32,8 @@ def distill(
         job: what to do.
         scaling_config: the student's workers, Ray Train's own; one worker if left out.
         run_config: name and folder of the run, Ray Train's own; `runs/<job>-<time>` if left out.
-        resume: continue the run in that folder, however it was stopped.
+        resume: continue the run in that folder, however it was stopped; of one that is finished,
+            return its results.
 
     Returns:
         Where the student is, and its metrics.
@@ -40,7 +43,10 @@ def distill(
         DataError: the data isn't what the job says.
         TeacherError: a teacher can't be loaded, is lost, or answers NaN.
     """
+    _check(job, DistillJob, "distill")
     with Run(job, "distill", scaling_config, run_config, resume) as run:
+        if done := run.result():
+            return done
         resolved = run.resolve()
         labels = Precompute(resolved, run, in_workers=True)
         run.start(labels.replicas(), together=job.labels.when == "along")
@@ -95,6 +101,7 @@ def label(job: DistillJob, *, run_config: RunConfig | None = None) -> LabelResul
     Raises:
         RaybrewError: as `distill`.
     """
+    _check(job, DistillJob, "label")
     with Run(job, "label", None, run_config) as run:
         labels = Precompute(run.resolve(), run)
         run.start(labels.replicas(), together=False)
@@ -124,9 +131,21 @@ def train(
     resume: bool = False,
 ) -> RunResult:
     """Train one model on labels alone: how teachers are made. See `distill`."""
+    _check(job, TrainJob, "train")
     with Run(job, "train", scaling_config, run_config, resume) as run:
+        if done := run.result():
+            return done
         resolved = run.resolve()
         run.start([], together=True)
         result = run.finish(run.fit(resolved), resolved)
     show(result, job.tracking)
     return result
+
+
+def _check(job: Any, kind: type[DistillJob] | type[TrainJob], what: str) -> None:
+    """Refuse a job of another kind, and files that aren't there."""
+    if not isinstance(job, kind):
+        other = "train" if isinstance(job, TrainJob) else "distill"
+        hint = f"; rb.{other} takes it" if isinstance(job, (DistillJob, TrainJob)) else ""
+        raise ConfigError(f"{what}: expected a {kind.__name__}, got a {type(job).__name__}{hint}")
+    check_paths(job)

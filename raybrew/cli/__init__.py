@@ -2,12 +2,13 @@
 
 A user's mistake is one message and exit code 2; Ctrl-C is exit code 130, SIGTERM 143.
 
-Commands import what they run: `--help` must not wait for torch and Ray.
+Commands import what they run: neither `--help` nor a mistake in a job file, or a file that isn't
+there, waits for torch and Ray.
 """
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from raybrew import __version__
 from raybrew.cli.jobs import job_commands
 from raybrew.cli.models import Overrides, model_commands
 from raybrew.cli.store import app as store_app
 from raybrew.errors import RaybrewError, Terminated
+from raybrew.training.progress import say
 
 USAGE_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -67,24 +70,40 @@ Resume = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"raybrew {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    # Its text is the app's.
+    pass
+
+
 @app.command()
 def distill(job: JobPath, set_: Overrides = None, resume: Resume = False) -> None:
     """Distil the job's teachers into its student."""
-    from raybrew.api import distill as run
-    from raybrew.config import DistillJob
-
-    _run(run, DistillJob, job, set_, resume)
+    _run("distill", job, set_, resume)
 
 
 @app.command()
 def label(job: JobPath, set_: Overrides = None) -> None:
     """Fill the store with the labels that the job needs, then free the teachers."""
-    from raybrew.api import label as run
     from raybrew.config import DistillJob
-    from raybrew.config.job_file import load_job
     from raybrew.runs.ray_config import run_config_from
 
-    file = load_job(DistillJob, job, set_ or [], {"run": run_config_from})
+    file = _read(DistillJob, job, set_, {"run": run_config_from})
+    from raybrew.api import label as run
+
     # `run.name` is the folder of the student's run; labels have a folder of their own beside it.
     own = f"{file.run.get('name') or ''}-label-{datetime.now():%Y%m%d-%H%M%S}".removeprefix("-")
     result = run(file.job, run_config=run_config_from({**file.run, "name": own}))
@@ -94,10 +113,7 @@ def label(job: JobPath, set_: Overrides = None) -> None:
 @app.command("train-teacher")
 def train_teacher(job: JobPath, set_: Overrides = None, resume: Resume = False) -> None:
     """Train one model on labels alone."""
-    from raybrew.api import train as run
-    from raybrew.config import TrainJob
-
-    _run(run, TrainJob, job, set_, resume)
+    _run("train", job, set_, resume)
 
 
 @app.command()
@@ -112,6 +128,9 @@ def tune(
     from raybrew.config import DistillJob
     from raybrew.config.job_file import load_job
     from raybrew.runs.ray_config import scaling_config_from
+
+    # First what can be checked without Ray Tune.
+    _read(DistillJob, job, set_, {"scaling": scaling_config_from})
     from raybrew.sweeps.settings import tune_config_from, tune_run_config_from
     from raybrew.sweeps.space import space_from
     from raybrew.sweeps.sweep import tune as run
@@ -146,17 +165,40 @@ def main() -> None:
     app()
 
 
-def _run(
-    run: Callable[..., Any], kind: Any, path: Path, overrides: list[str] | None, resume: bool
-) -> None:
-    from raybrew.config.job_file import load_job
+def _run(what: str, path: Path, overrides: list[str] | None, resume: bool) -> None:
+    from raybrew.config import DistillJob, TrainJob
+    from raybrew.runs.folder import finished_run
     from raybrew.runs.ray_config import run_config_from, scaling_config_from
 
     build = {"scaling": scaling_config_from, "run": partial(run_config_from, resume=resume)}
-    file = load_job(kind, path, overrides or [], build)
+    file = _read(TrainJob if what == "train" else DistillJob, path, overrides, build)
+    if resume and (result := finished_run(file.job, file.run)):
+        say(f"{result.folder} holds a finished run: nothing is left to do")
+        print(Path(result.folder, "report.txt").read_text(encoding="utf-8"), end="")
+        return
+    say("importing torch, transformers and Ray")
+    from raybrew import api
+
+    run = getattr(api, what)
     scaling, place = file.built["scaling"], file.built["run"]
     result = run(file.job, scaling_config=scaling, run_config=place, resume=resume)
     _print_report(result, file.job)
+
+
+def _read(
+    kind: Any,
+    path: Path,
+    overrides: list[str] | None,
+    build: Mapping[str, Callable[[dict[str, Any]], Any]],
+) -> Any:
+    """Read a job file, and check what takes neither torch nor Ray's clusters to check."""
+    from raybrew.config.job_file import load_job
+    from raybrew.config.paths import check_paths
+
+    say(f"reading {path}")
+    file = load_job(kind, path, overrides or [], build)
+    check_paths(file.job)
+    return file
 
 
 def _print_report(result: Any, job: Any) -> None:

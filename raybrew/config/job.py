@@ -4,6 +4,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from os.path import isdir  # False for what may not be looked at
 from typing import Any
 
 from pydantic import BaseModel, Field, field_validator, model_validator
@@ -103,7 +104,7 @@ class DistillJob(_Job):
                 )
         source = self.student.layers_from[0] if self.student.layers_from else None
         models = list(self.hosts())
-        if source is not None and source not in models and "/" not in source:
+        if source is not None and source not in models and not is_model_path(source):
             raise ValueError(
                 f"student.layers_from: expected a teacher of this job with a model "
                 f"({', '.join(models) or 'it has none'}) or the path of a model, got {source!r}"
@@ -126,6 +127,15 @@ class DistillJob(_Job):
     def teachers_of(self, task: str) -> tuple[Teacher, ...]:
         """Return the teachers of a task, in the job's order."""
         return tuple(teacher for teacher in self.teachers if teacher.task == task)
+
+
+def is_model_path(name: str) -> bool:
+    """Whether `layers_from` names a model by its path, where it names no teacher of the job.
+
+    A name without a slash is one where there is such a folder: it is no hub id, since a teacher
+    whose name is misspelt would be taken for one.
+    """
+    return "/" in name or isdir(name)
 
 
 def _unique(names: list[str], what: str = "") -> None:

@@ -98,6 +98,7 @@ def load_job(
             raise ConfigError(f"--set: expected path=value, got {override!r}")
         value = parse_yaml(text, f"--set {target.strip()}")
         set_path(values, target.strip(), value, kind, free=SECTIONS)
+    _check_kind(kind, values, file)
     mistakes: list[str] = []
     sections = {name: values.pop(name, None) for name in SECTIONS}
     sections = {name: {} if each is None else each for name, each in sections.items()}
@@ -115,6 +116,23 @@ def load_job(
         lines = "\n".join(mistakes)
         raise ConfigError(f"{file}: expected a {kind.__name__}, got\n{lines}")
     return JobFile(job, **sections, built=built)
+
+
+def _check_kind(
+    kind: type[DistillJob] | type[TrainJob], values: Mapping[str, Any], file: Path
+) -> None:
+    """Refuse the file of a job of the other kind: each of its keys would be a mistake."""
+    distils = not {"teachers", "student"}.isdisjoint(values)
+    if kind is DistillJob and "model" in values and not distils:
+        raise ConfigError(
+            f"{file}: expected a DistillJob (teachers, student), got a TrainJob (model), which "
+            "`raybrew train-teacher` runs"
+        )
+    if kind is TrainJob and distils and "model" not in values:
+        raise ConfigError(
+            f"{file}: expected a TrainJob (model), got a DistillJob (teachers, student), which "
+            "`raybrew distill` runs"
+        )
 
 
 def validate(kind: type[JobT], values: Mapping[str, Any], extra: Iterable[str] = ()) -> JobT:

@@ -163,7 +163,7 @@ class Student(Section):
     )
     layers_from: tuple[str, Many[int]] | None = Field(
         default=None,
-        description="A teacher, or the path of a model, and its layers (from 0) to start from; "
+        description="A teacher, or the folder of a model, and its layers (from 0) to start from; "
         "embeddings and the head come along where sizes match.",
     )
     tokenizer_from: str | None = Field(

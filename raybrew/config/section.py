@@ -5,6 +5,7 @@ Frozen models, types of values, paths as users write them.
 
 import os
 import re
+import sys
 import textwrap
 import typing
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,6 @@ from tempfile import TemporaryDirectory
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, Union
 
-from datasets import Dataset
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -126,12 +126,18 @@ class _ShownAs(NamedTuple):
 
 
 def _as_source(value: Any) -> Any:
-    if isinstance(value, (str, Dataset)):
+    if isinstance(value, str) or _is_data_set(value):
         return value
     if isinstance(value, Path):
         return str(value)
     got = type(value).__name__
     raise ValueError(f"expected a path, a hub id or a datasets.Dataset, got {got}")
+
+
+def _is_data_set(value: Any) -> bool:
+    # Whoever has one has imported the package, which takes a second and a job file doesn't need.
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(value, library.Dataset)
 
 
 def _source_to_plain(value: Any) -> str | None:

@@ -7,23 +7,27 @@ all of one width (logits), or ragged (anything that grows with the number of tok
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
 from raybrew.data.encoding import offsets_of
 from raybrew.errors import LabelError
 
-DTYPES: dict[str, tuple[torch.dtype, np.dtype]] = {
-    "float64": (torch.float64, np.dtype(np.float64)),
-    "float32": (torch.float32, np.dtype(np.float32)),
-    "float16": (torch.float16, np.dtype(np.float16)),
+if TYPE_CHECKING:
+    # Takes seconds to import, which `raybrew store` has no need to spend.
+    import torch
+    from torch import Tensor
+
+DTYPES: dict[str, np.dtype] = {
+    "float64": np.dtype(np.float64),
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
     # NumPy has no bfloat16: its bits travel as int16.
-    "bfloat16": (torch.bfloat16, np.dtype(np.int16)),
+    "bfloat16": np.dtype(np.int16),
 }
+"""By the name of a precision of PyTorch, that of NumPy whose bits hold it."""
 
 _NAME_BYTES = 200
 
@@ -139,13 +143,25 @@ def _gather_ragged(
     return Payload(values, offsets_of(np.array([len(piece) for piece in pieces], np.int64)))
 
 
-def to_storage(values: Tensor, dtype: str) -> np.ndarray:
+def torch_dtype(name: str) -> "torch.dtype":
+    """Return PyTorch's dtype of a name of `DTYPES`."""
+    import torch
+
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def to_storage(values: "Tensor", dtype: str) -> np.ndarray:
     """Return a tensor as a NumPy array in the storage form of `dtype`."""
-    cast = values.detach().to("cpu", DTYPES[dtype][0]).contiguous()
+    import torch
+
+    cast = values.detach().to("cpu", torch_dtype(dtype)).contiguous()
     return cast.view(torch.int16).numpy() if dtype == "bfloat16" else cast.numpy()
 
 
-def from_storage(values: np.ndarray, dtype: str) -> Tensor:
+def from_storage(values: np.ndarray, dtype: str) -> "Tensor":
     """Return stored values as a tensor of `dtype` that shares their memory."""
+    import torch
+
     tensor = torch.from_numpy(values)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

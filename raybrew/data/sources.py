@@ -5,7 +5,6 @@ transfer  text  (null) ─┴──► one data set; labels of transfer rows are
 """
 
 import json
-import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,22 +23,14 @@ from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetGenerationError
 
 from raybrew.config import Task
-from raybrew.config.section import data_path, held_by, names_in, try_to_write, user_path
+from raybrew.config.paths import DATA_FILES, DATA_ID, missing_data
+from raybrew.config.section import data_path, held_by, try_to_write, user_path
 from raybrew.data.columns import read_column
 from raybrew.data.formats import is_squad, read_conll, read_csv, read_squad
-from raybrew.errors import DataError, did_you_mean
+from raybrew.errors import DataError
 
-_BUILDERS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".txt": "conll",
-}
 _READERS = {"csv": read_csv, "conll": read_conll}
 PARQUET_BRANCH = "refs/convert/parquet"
-_HUB_ID = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?")
 
 
 def hub_in_reach() -> bool:
@@ -90,7 +81,7 @@ def _load(source: str, what: str) -> Dataset:
     with quiet_datasets():
         if place.is_dir():
             return _saved(place, split, what)
-        if place.suffix.lower() in _BUILDERS:
+        if place.suffix.lower() in DATA_FILES:
             if split:
                 raise DataError(
                     f"{what}: expected a file without split, or a folder or hub id as path@split, "
@@ -100,20 +91,20 @@ def _load(source: str, what: str) -> Dataset:
         if place.exists():
             raise DataError(
                 f"{what}: expected a folder that `save_to_disk` wrote, or a file of the type "
-                f"{', '.join(_BUILDERS)}, got {place}"
+                f"{', '.join(DATA_FILES)}, got {place}"
             )
-        match = _HUB_ID.fullmatch(path)
+        match = DATA_ID.fullmatch(path)
         if match is None or path.startswith((".", "/", "~")):
-            raise _missing(place, what)
+            raise missing_data(place, what)
         return _hub(match["name"], match["config"], split or "train", what)
 
 
 def _file(place: Path, what: str) -> Dataset:
     if not place.is_file():
-        raise _missing(place, what)
+        raise missing_data(place, what)
     if not place.stat().st_size:
         raise DataError(f"{what}: expected rows, got an empty file ({place})")
-    builder = _BUILDERS[place.suffix.lower()]
+    builder = DATA_FILES[place.suffix.lower()]
     try:
         if place.suffix.lower() == ".json" and is_squad(place):
             return read_squad(place, what)
@@ -215,14 +206,6 @@ def _reason(error: Exception) -> str:
     """Return the first line of an error's message; of one that the builder wraps, its cause's."""
     cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
     return (str(cause or error).strip().splitlines() or [type(cause or error).__name__])[0]
-
-
-def _missing(place: Path, what: str) -> DataError:
-    parent = place.parent
-    if not parent.is_dir():
-        return DataError(f"{what}: expected a data set at {place}, but there is no folder {parent}")
-    hint = did_you_mean(place.name, names_in(parent)) or f"; {parent} has {held_by(parent)}"
-    return DataError(f"{what}: expected a data set at {place}, got no such file{hint}")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raybrew.data.encoding import offsets_of
-from raybrew.data.payload import DTYPES, Payload, Signal, from_storage, to_storage
+from raybrew.data.payload import DTYPES, Payload, Signal, from_storage, to_storage, torch_dtype
 from raybrew.errors import LabelError
 from raybrew.losses.match_loss import Ragged
 from raybrew.losses.numerics import TopK
@@ -38,7 +38,7 @@ _SHAPES = {
 def top_k_width(signal: Signal) -> int:
     """Return the entries of a row of top-k logits."""
     assert signal.top_k is not None
-    per_word = 4 // DTYPES[signal.dtype][1].itemsize
+    per_word = 4 // DTYPES[signal.dtype].itemsize
     return signal.top_k + per_word * (signal.top_k + len(signal.temperatures))
 
 
@@ -160,7 +160,7 @@ def _packed(
     Returns:
         What is stored, (num_rows, width), and whether all logits of a row are finite, (num_rows,).
     """
-    dtype, storage = DTYPES[signal.dtype]
+    dtype, storage = torch_dtype(signal.dtype), DTYPES[signal.dtype]
     device = take(slice(0)).device
     finite = torch.empty(num_rows, dtype=torch.bool, device=device)
     # Allocated at once: small results between large temporary ones would fragment the heap.

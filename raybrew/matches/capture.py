@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from raybrew.config.section import import_path_of
-from raybrew.data.payload import DTYPES, Payload, Signal, to_storage
+from raybrew.data.payload import Payload, Signal, to_storage, torch_dtype
 from raybrew.errors import ConfigError, did_you_mean
 from raybrew.matches.spec import CustomMatch, MatchSpec
 from raybrew.models.layers import layer_stack
@@ -339,7 +339,7 @@ def pack_features(
     recipe: MatchSpec | CustomMatch = signal.recipe
     loss = recipe.build_loss()
     ragged = loss.pack(loss.teacher_statistic(features, mask), mask)
-    values, offsets = ragged.values.to(DTYPES[signal.dtype][0]), ragged.offsets
+    values, offsets = ragged.values.to(torch_dtype(signal.dtype)), ragged.offsets
     unusable = _first_unusable_row(values, offsets, signal)
     kept = to_storage(values, signal.dtype)
     if "token" not in loss.axes:

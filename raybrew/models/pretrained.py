@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from os.path import isdir, isfile  # False for what may not be looked at
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -30,9 +29,10 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 import raybrew.models.bigru  # noqa: F401  registers its classes with transformers
 from raybrew.config import Teacher
-from raybrew.config.section import held_by, names_in, user_path
+from raybrew.config.paths import locate
+from raybrew.config.section import held_by
 from raybrew.data.sources import hub_in_reach
-from raybrew.errors import ConfigError, did_you_mean
+from raybrew.errors import ConfigError
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 BUILD_ERRORS = (
@@ -49,47 +49,6 @@ BUILD_ERRORS = (
 """What transformers raises on values that make no model."""
 _READ_ERRORS = (OSError, SafetensorError, *BUILD_ERRORS, UnpicklingError, EOFError)
 """And on files; PyTorch raises the last two on a pickle that holds code, which is never run."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-
-def locate(path: str, what: str, patterns: tuple[str, ...], noun: str) -> str:
-    """Return the folder, checked to hold one of the files, or a hub id.
-
-    Args:
-        path: as it was given.
-        what: field of the job that gave it, for messages.
-        patterns: of the files; a folder without any of them is wrong.
-        noun: what the files hold.
-
-    Raises:
-        ConfigError: it is neither.
-    """
-    folder = user_path(path, what)
-    if folder.is_dir():
-        if not any(isfile(file) for pattern in patterns for file in folder.glob(pattern)):
-            raise ConfigError(
-                f"{what}: expected a folder with {noun}, got {path!r}, which holds "
-                f"{held_by(folder)}"
-            )
-        return str(folder)
-    if folder.exists():
-        raise ConfigError(
-            f"{what}: expected a folder with {noun} or a hub id, got the file {path!r}"
-        )
-    # `runs/a` may be a hub id; where there is a folder `runs` it is a misspelt path.
-    if not HUB_ID.fullmatch(path) or ("/" in path and folder.parent.is_dir()):
-        raise ConfigError(
-            f"{what}: expected a folder with {noun} or a hub id, got {path!r}, which doesn't "
-            f"exist{_sibling(folder)}"
-        )
-    return path
-
-
-def _sibling(folder: Path) -> str:
-    if not folder.parent.is_dir():
-        return ""
-    names = [name for name in names_in(folder.parent) if isdir(folder.parent / name)]
-    return did_you_mean(folder.name, names, count=1)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from raybrew.config import Student, Teacher
+from raybrew.config.job import is_model_path
 from raybrew.errors import CheckpointError, ConfigError
 from raybrew.models.class_order import arrange_head, model_classes, names_differ
 from raybrew.models.inputs import check_runs, check_vocabulary, fit_tokenizer
@@ -248,7 +249,7 @@ class _Origin:
         """Return the model whose layers the student takes: a teacher, or a path."""
         if name in self._teachers:
             return ModelSource.of_teacher(self._teachers[name])
-        if "/" in name:
+        if is_model_path(name):
             return self._path(name, "layers_from")
         raise ConfigError(
             f"{self._what}.layers_from: expected a teacher of this job "

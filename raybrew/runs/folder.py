@@ -11,10 +11,12 @@ checkpoints/     the newest, and the best; see training.checkpoints
 """
 
 import copy
+import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,7 +26,8 @@ from raybrew.config.job_file import absolute_plain, parse_yaml, resolve_paths
 from raybrew.config.section import is_uri, user_path
 from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
-from raybrew.runs.ray_config import RUN, check_arguments
+from raybrew.runs.ray_config import RUN, RUNS, check_arguments
+from raybrew.runs.report import RunResult
 
 _BEFORE_THE_JOB = {"data", "space.json", ".job.yaml.tmp", ".space.json.tmp"}
 """What a run has in its folder before it writes its job."""
@@ -118,6 +121,21 @@ class RunFolder:
                 with suppress(OSError):  # another process wrote to it
                     folder.rmdir()
 
+    def result(self) -> RunResult | None:
+        """Return what a finished run left; None where it isn't finished."""
+        files = [self.path / name for name in ("report.json", "report.txt", "student")]
+        if not all(each.exists() for each in files):
+            return None
+        values = json.loads(files[0].read_text(encoding="utf-8"))
+        known = {each.name for each in fields(RunResult)}
+        # What later versions add is left out. Of a sweep the report holds something else.
+        if not isinstance(values, dict) or not {"folder", "student", "metrics"} <= values.keys():
+            return None
+        found: dict[str, Any] = {name: each for name, each in values.items() if name in known}
+        # As they are now: the folder may have been moved.
+        found |= {"folder": str(self.path), "student": str(self.student)}
+        return RunResult(**found)
+
     def _entries(self) -> set[str]:
         return {entry.name for entry in self.path.iterdir()}
 
@@ -163,6 +181,23 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def finished_run(job: DistillJob | TrainJob, run: Mapping[str, Any]) -> RunResult | None:
+    """Return the results of the run that a job is to resume; None where it isn't finished.
+
+    Args:
+        job: what the run is to do.
+        run: arguments of Ray's RunConfig, among them the name.
+
+    Raises:
+        ConfigError: the run is that of another job.
+    """
+    folder = RunFolder(run.get("storage_path") or RUNS, run["name"])
+    result = folder.result()
+    if result is not None:
+        check_resumable(read_saved_job(folder.path / "job.yaml"), job)
+    return result
 
 
 # Whether a job may resume a run that was stopped: the student must come out the same.

@@ -3,6 +3,8 @@
 The names of arguments are those of Ray's signatures, their types those of its annotations, and
 Ray's error is shown. Types stand here only where Ray's are wider than what a run can use, or where
 Ray finds a value out late.
+
+Ray is imported where an object of its is made: a mistake in a job file doesn't wait for it.
 """
 
 import inspect
@@ -10,7 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -20,13 +22,17 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
-from ray import train
 
 from raybrew.config.mistakes import expectation, path_of, shown
 from raybrew.errors import ConfigError, collect_mistakes, did_you_mean
 
+if TYPE_CHECKING:
+    from ray import train
+
 MAX_FAILURES = 3
 """How often training restarts after failed ranks, where the job doesn't say."""
+RUNS = "runs"
+"""Folder of runs in the working directory, where neither the job nor Ray's RunConfig names one."""
 NOTHING_TO_RESUME = "resume: expected run.name to say which run to go on with, got none"
 
 Types = Mapping[str, Any]
@@ -73,18 +79,20 @@ SCALING: Types = {
 }
 
 
-def scaling_config_from(values: Mapping[str, Any]) -> train.ScalingConfig | None:
+def scaling_config_from(values: Mapping[str, Any]) -> "train.ScalingConfig | None":
     """Return Ray's ScalingConfig with the arguments of a job file's `scaling:`.
 
     Raises:
         ConfigError: Ray's class has no such argument, or refuses it.
     """
-    return build_ray_object(train.ScalingConfig, "scaling", values, SCALING) if values else None
+    if not values:
+        return None
+    from ray import train
+
+    return build_ray_object(train.ScalingConfig, "scaling", values, SCALING)
 
 
-def run_config_from(
-    values: Mapping[str, Any], *, resume: bool = False, library: Any = train
-) -> Any:
+def run_config_from(values: Mapping[str, Any], *, resume: bool = False, library: Any = None) -> Any:
     """Return Ray's RunConfig with the arguments of a job file's `run:`.
 
     `failure_config` and `checkpoint_config` are mappings of the arguments of Ray's classes.
@@ -92,7 +100,7 @@ def run_config_from(
     Args:
         values: the arguments.
         resume: whether they must name a run to resume.
-        library: `ray.train`, or `ray.tune` for the RunConfig of a sweep.
+        library: `ray.tune` for the RunConfig of a sweep; `ray.train` if left out.
 
     Raises:
         ConfigError: Ray's class has no such argument, or refuses it; or there is no name of a run
@@ -102,7 +110,11 @@ def run_config_from(
         raise ConfigError(NOTHING_TO_RESUME)
     if not values:
         return None
-    arguments = {"storage_path": "runs", **values}
+    from ray import train
+
+    library = library or train
+    given = {name: value for name, value in values.items() if value is not None}
+    arguments = {"storage_path": RUNS, **values} | {"storage_path": given.get("storage_path", RUNS)}
     if library is train:
         arguments = {"failure_config": {"max_failures": MAX_FAILURES}, **arguments}
     mistakes: list[str] = []

@@ -29,9 +29,9 @@ from raybrew.runs.resolve import resolve_job
 from raybrew.runs.student_folder import complete_student
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.router_actor import PoolAddress
-from raybrew.training.callbacks import Bars
 from raybrew.training.checkpoints import Checkpoints
 from raybrew.training.job import ResolvedJob
+from raybrew.training.progress import Bars
 from raybrew.training.ray_private import spilled_objects
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import STUDENT
@@ -117,6 +117,13 @@ class Run:
             yield
         finally:
             self.times[name] = self.times.get(name, 0.0) + time.perf_counter() - start
+
+    def result(self) -> RunResult | None:
+        """Return the results of the run that is to be resumed, if it is finished."""
+        found = self.folder.result() if self._resume else None
+        if found is not None:
+            self.bars.say(f"{self.folder.path} holds a finished run: nothing is left to do")
+        return found
 
     def resolve(self) -> ResolvedJob:
         """Resolve the job, start Ray, and give teachers the resources that the cluster has."""

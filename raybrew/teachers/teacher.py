@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raybrew.config import Teacher
 from raybrew.data.encoding import EncodedView
-from raybrew.data.payload import DTYPES, Payload, Signal
+from raybrew.data.payload import Payload, Signal, torch_dtype
 from raybrew.data.split import STUDENT_VIEW, Padding, batches_by_length, collate
 from raybrew.errors import ConfigError, LabelError, TeacherError
 from raybrew.labels.logits import pack_logits
@@ -223,7 +223,7 @@ def _load(spec: ResolvedTeacher) -> nn.Module:
         config = read_config(spec.model, what, trust=spec.config.trust_remote_code)
         # Where a model looks for its last real token, padding has to look like padding.
         set_padding_token(config, spec.padding.token_id)
-        dtype = DTYPES[spec.config.dtype][0]
+        dtype = torch_dtype(spec.config.dtype)
         model, info = load_model(kind.model_class, spec.model, what, config, dtype=dtype)
     except ConfigError as error:
         raise TeacherError(f"teacher {spec.name!r} can't be loaded: {error}") from error

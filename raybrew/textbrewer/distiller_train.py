@@ -31,8 +31,8 @@ from raybrew.textbrewer.distiller_utils import (
 from raybrew.textbrewer.feed import Feed, Stream, TrainingSchedule
 from raybrew.textbrewer.label_cache import model_fingerprint
 from raybrew.textbrewer.resumption import Resumption
-from raybrew.training.callbacks import Bars
 from raybrew.training.optimization import Amp
+from raybrew.training.progress import Bars
 from raybrew.training.world import World
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,10 @@
-"""What training calls: hooks, the user's callbacks and postprocessors, progress bars."""
+"""What training calls: hooks, the user's callbacks and postprocessors."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Column
 from torch import nn
 
 from raybrew.config import TrainingConfig
@@ -98,53 +94,3 @@ def _postprocessed(batch: MicroBatch, function: Callable[..., Any]) -> MicroBatc
             f"{what}: expected a label where there was one and none elsewhere, got others"
         )
     return replace(batch, labels=found.pop("labels"), inputs=found)
-
-
-class Bars:
-    """Named progress bars on the driver, one line a stage, which stays when the stage is done.
-
-    A context manager. Written to standard error, so that output stays clean.
-    """
-
-    def __init__(self, enabled: bool = True):
-        self._bars: dict[str, TaskID] = {}
-        self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(min_width=14, no_wrap=True)),
-            BarColumn(bar_width=16),
-            TextColumn(
-                "{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}",
-                table_column=Column(no_wrap=True),
-            ),
-            TimeElapsedColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
-            console=Console(file=sys.stderr),
-            disable=not enabled,
-            refresh_per_second=4,
-        )
-
-    def __enter__(self) -> "Bars":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def start(self, name: str, total: float, unit: str) -> None:
-        """Open a bar, or restart an open one."""
-        if name in self._bars:
-            self._progress.reset(self._bars[name], total=total)
-        else:
-            self._bars[name] = self._progress.add_task(name, total=total, unit=unit, note="")
-
-    def advance(self, name: str, by: float) -> None:
-        """Advance a bar."""
-        self._progress.advance(self._bars[name], by)
-
-    def move_to(self, name: str, done: float) -> None:
-        """Set the progress of a bar."""
-        self._progress.update(self._bars[name], completed=done)
-
-    def note(self, name: str, text: str) -> None:
-        """Set the text after a bar, if the bar is open."""
-        if name in self._bars:
-            self._progress.update(self._bars[name], note=text)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raybrew.data.payload import DTYPES, Payload, Signal, from_storage, to_storage
+from raybrew.data.payload import Payload, Signal, from_storage, to_storage, torch_dtype
 from raybrew.errors import LabelError
 
 
@@ -62,7 +62,7 @@ def test_mixing_dense_and_ragged_is_refused():
 def test_storage_keeps_the_precision_it_names(dtype, error):
     values = torch.tensor([[1.2345678, -987.65]])
     back = from_storage(to_storage(values, dtype), dtype)
-    assert back.dtype == DTYPES[dtype][0]
+    assert back.dtype == torch_dtype(dtype)
     relative = ((back.float() - values) / values).abs().max()
     assert relative <= error
     if error:

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raybrew.data.payload import DTYPES, Signal, from_storage
+from raybrew.data.payload import Signal, from_storage, torch_dtype
 from raybrew.labels import logits as module
 from raybrew.labels.logits import TokenTopK, pack_logits, pack_rows, tensors_of
 from raybrew.losses.numerics import TopK
@@ -47,7 +47,7 @@ def test_blocks_change_nothing(monkeypatch, layout, dtype, block):
     monkeypatch.setattr(module, "_BLOCK_LOGITS", block)
     logits = drawn(4, CLASSES) if layout == "example" else drawn(4, 7, CLASSES)
     rows = logits if layout == "example" else logits[MASK != 0]
-    stored = rows.to(DTYPES[dtype][0]).float()
+    stored = rows.to(torch_dtype(dtype)).float()
     dense, unusable = pack_logits((logits,), MASK, layout, Signal(dtype=dtype))
     assert unusable is None
     kept = from_storage(dense.values, dtype).view(-1, CLASSES)

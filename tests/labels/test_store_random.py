@@ -38,7 +38,7 @@ class Processes(RuleBasedStateMachine):
     @initialize(ragged=st.booleans(), dtype=st.sampled_from(sorted(DTYPES)))
     def open(self, ragged: bool, dtype: str) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.ragged, self.dtype = ragged, DTYPES[dtype][1]
+        self.ragged, self.dtype = ragged, DTYPES[dtype]
         self.signal = Signal(dtype=dtype)
         self.stores = [self.opened() for _ in range(WRITERS)]
         # What each surely finds, and what it alone knows of; labels are lost with damage only.
