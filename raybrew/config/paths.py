@@ -1,4 +1,4 @@
-"""What of a job's files can be told missing without reading one: seconds before anything is loaded.
+"""What of a job's files is missing, found without reading one: seconds before anything is loaded.
 
     check_paths(job)   tasks: train, eval, transfer     a file, a folder, or perhaps a hub id
                        teachers: model                  a folder with config.json, or a hub id
