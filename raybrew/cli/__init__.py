@@ -48,7 +48,9 @@ class _Group(TyperGroup):
         except KeyboardInterrupt as error:
             terminated = isinstance(error, Terminated)
             word = "terminated" if terminated else "interrupted"
-            print(f"raybrew: {word}{_HINTS.get(ctx.invoked_subcommand, '')}", file=sys.stderr)
+            # A command gives its own hint where it knows better what there is.
+            hint = error.args[0] if error.args else _HINTS.get(ctx.invoked_subcommand, "")
+            print(f"raybrew: {word}{hint}", file=sys.stderr)
             raise typer.Exit(TERMINATED if terminated else INTERRUPTED) from error
 
 
@@ -181,8 +183,23 @@ def _run(what: str, path: Path, overrides: list[str] | None, resume: bool) -> No
 
     run = getattr(api, what)
     scaling, place = file.built["scaling"], file.built["run"]
-    result = run(file.job, scaling_config=scaling, run_config=place, resume=resume)
+    try:
+        result = run(file.job, scaling_config=scaling, run_config=place, resume=resume)
+    except KeyboardInterrupt as error:
+        if not _has_begun(file.run):
+            raise type(error)("; nothing had begun yet") from error
+        raise
     _print_report(result, file.job)
+
+
+def _has_begun(run: Mapping[str, Any]) -> bool:
+    """Whether there is a run to resume, in the folder that a job file names."""
+    from raybrew.runs.folder import RunFolder
+    from raybrew.runs.ray_config import RUNS
+
+    if not run.get("name"):  # its folder has a name that was made up
+        return True
+    return (RunFolder(run.get("storage_path") or RUNS, run["name"]).path / "job.yaml").exists()
 
 
 def _read(

@@ -18,12 +18,13 @@ from urllib.parse import urlsplit
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import RunConfig, ScalingConfig
+from ray.train.constants import DEFAULT_STORAGE_PATH
 
 from raybrew.config.section import try_to_write
 from raybrew.errors import ConfigError, RaybrewError, Terminated
 from raybrew.models.devices import check_device, device_for
 from raybrew.runs.folder import RunFolder
-from raybrew.runs.ray_config import NOTHING_TO_RESUME
+from raybrew.runs.ray_config import NOTHING_TO_RESUME, RUNS
 from raybrew.training.ray_private import bootstrap_address, loopback_only, worker_resources
 
 if TYPE_CHECKING:  # slow to import, and needed by sweeps alone
@@ -296,6 +297,8 @@ def _text(resources: Resources) -> str:
 def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFolder:
     """Return the folder of a run that Ray's RunConfig, Train's or Tune's, names.
 
+    Where it names no storage path, that is `./runs`, as it is for the command line.
+
     Raises:
         ConfigError: it isn't on a disk, or has no name of a run to resume.
     """
@@ -306,7 +309,9 @@ def run_folder(config: "RunConfig | tune.RunConfig", *, resume: bool) -> RunFold
         )
     if resume and not config.name:
         raise ConfigError(NOTHING_TO_RESUME)
-    folder = RunFolder(str(config.storage_path), str(config.name))
+    # Ray fills in a folder of its own, `~/ray_results`.
+    given = RUNS if config.storage_path == DEFAULT_STORAGE_PATH else config.storage_path
+    folder = RunFolder(str(given), str(config.name))
     if resume and _RAYS_NAME.fullmatch(str(config.name)) and not folder.path.is_dir():
         raise ConfigError(f"{NOTHING_TO_RESUME} (Ray makes up {config.name})")
     return folder

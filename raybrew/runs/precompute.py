@@ -111,7 +111,7 @@ class Precompute:
         self._before = {name: dict(metrics) for name, metrics in self.teachers.items()}
         self._released = set()
         if not self._started:
-            logger.info("no label of the pool's teachers is missing: none is started")
+            self._run.bars.say("every label is in the store: no teacher is started")
             yield None
             return
         for teacher in self._job.teachers:
@@ -122,6 +122,8 @@ class Precompute:
                     teacher=teacher.name,
                     model=teacher.config.model_path,
                 )
+        names = ", ".join(teacher.name for teacher in self._started)
+        self._run.bars.say(f"starting {len(self.replicas())} replicas of teachers ({names})")
         with self._run.stage("start_teachers"):
             pool = TeacherPool(self._started, self._job.store)
         try:

@@ -36,6 +36,8 @@ from raybrew.training.ray_private import spilled_objects
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import STUDENT
 
+_SHOWN = 6
+"""Metrics of an evaluation that its line has."""
 STATS_S = 10.0
 """How long a node may take to report what its object store did."""
 
@@ -128,6 +130,7 @@ class Run:
     def resolve(self) -> ResolvedJob:
         """Resolve the job, start Ray, and give teachers the resources that the cluster has."""
         self._baseline = read_baseline(self._tracking, self._job)
+        self.bars.say("reading data and models, encoding the examples")
         with self.stage("prepare"):
             job = resolve_job(self._job, self.folder.data)
         self.start_ray()
@@ -135,6 +138,7 @@ class Run:
 
     def start_ray(self) -> None:
         """Connect to Ray, or start it."""
+        self.bars.say("starting Ray, or connecting to it")
         with self.stage("start_ray"):
             self._stack.enter_context(ray_session())
         # After Ray, which has a handler of its own that ends the process at once.
@@ -160,6 +164,7 @@ class Run:
             )
         )
         self._spilled = spilled_objects(STATS_S)
+        self.bars.say(f"the run's folder is {self.folder.path}")
 
     def fit(
         self,
@@ -175,6 +180,7 @@ class Run:
             on_report: called on the driver after each report of the student.
         """
         self._on_report = on_report
+        self.bars.say(f"starting the student's workers ({self._scaling.num_workers})")
         channel = start_event_channel()
         with self.stage("train"), EventSubscriber(channel, self._on_message):
             return fit(
@@ -298,5 +304,7 @@ class Run:
         scores = [v for k, v in values.items() if k == "eval/score"]
         if losses:
             self.bars.note("training", f"loss {losses[0]:.3f}")
+        if evaluated := [f"{k[5:]} {v:.4f}" for k, v in values.items() if k.startswith("eval/")]:
+            self.bars.say(f"evaluated after step {self.step}: {', '.join(evaluated[:_SHOWN])}")
         if scores:
             self.bars.note("evaluating", f"score {scores[0]:.4f}")

@@ -61,6 +61,16 @@ def write(folder: Path, values: dict) -> str:
     return str(path)
 
 
+def message_of(shown: str) -> str:
+    """Return what follows the lines that say how far a command is: its one message."""
+    lines = shown.splitlines()
+    while lines and re.match(r"\d{4}-\d\d-\d\d [\d:]{8} ", lines[0]):
+        del lines[0]
+    assert lines, shown
+    assert lines[0].startswith("raybrew: "), shown
+    return "\n".join(lines)
+
+
 WRONG = {
     "unknown key": ({"--": "distillation.temprature=3"}, r"temprature.*temperature"),
     "value out of range": ({"--": "distillation.temperature=-1"}, r"distillation\.temperature.*-1"),
@@ -184,8 +194,7 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     assert raybrew("distill", write(files, values), *overrides) == 2
     shown = capfd.readouterr()
     assert "Traceback" not in shown.err
-    found = " ".join(shown.err.split())
-    assert found.startswith("raybrew: ")
+    found = " ".join(message_of(shown.err).split())
     assert re.search(message, found), found
     assert not (files / "runs").exists()
 
@@ -200,15 +209,21 @@ def test_a_wrong_input_gets_one_message_and_exit_code_2(case, files, monkeypatch
     ],
 )
 def test_what_ends_a_command_is_one_message_and_an_exit_code(
-    command, error, code, message, files, monkeypatch, capfd
+    command, error, code, message, files, tmp_path, monkeypatch, capfd
 ):
     def end(*_, **__):
         raise error
 
     monkeypatch.setattr(f"raybrew.api.{command}", end)
     monkeypatch.chdir(files)
-    assert raybrew(command, write(files, job(files))) == code
-    assert capfd.readouterr().err.startswith(f"raybrew: {message}")
+    if isinstance(error, KeyboardInterrupt) and command == "distill":
+        assert raybrew(command, write(files, job(files))) == code
+        assert "nothing had begun yet" in capfd.readouterr().err
+    values = job(tmp_path)
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    (tmp_path / "runs" / "run" / "job.yaml").touch()
+    assert raybrew(command, write(files, values)) == code
+    assert message_of(capfd.readouterr().err).startswith(f"raybrew: {message}")
 
 
 def test_every_mistake_of_a_file_is_reported_at_once(files, monkeypatch, capfd):
@@ -219,7 +234,7 @@ def test_every_mistake_of_a_file_is_reported_at_once(files, monkeypatch, capfd):
         "run": {"name": "a/b", "failure_config": {"max_failures": "x"}},
     }
     assert raybrew("distill", write(files, job(files, **wrong))) == 2
-    lines = capfd.readouterr().err.splitlines()
+    lines = message_of(capfd.readouterr().err).splitlines()
     assert lines[0] == f"raybrew: {files / 'job.yaml'}: expected a DistillJob, got"
     assert [line.split(":")[0] for line in lines[1:]] == [
         "training.num_steps",
@@ -290,8 +305,7 @@ def test_a_wrong_space_gets_one_message_before_anything_starts(case, files, monk
     monkeypatch.chdir(files)
     values = job(files, space=space, run={"name": "sweep", "storage_path": str(files / "runs")})
     assert raybrew("tune", write(files, values)) == 2
-    shown = " ".join(capfd.readouterr().err.split())
-    assert shown.startswith("raybrew: ")
+    shown = " ".join(message_of(capfd.readouterr().err).split())
     assert "Traceback" not in shown
     assert re.search(message, shown), shown
 

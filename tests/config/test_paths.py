@@ -119,6 +119,13 @@ def test_a_run_that_ray_named_can_be_resumed_by_that_name(tmp_path):
     assert Run(JOB, "distill", None, config, resume=True).folder.path.is_dir()
 
 
+def test_runs_from_python_land_where_those_of_the_command_line_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Run(JOB, "distill", None, RunConfig(name="x")).folder.path == tmp_path / "runs" / "x"
+    there = RunConfig(name="x", storage_path="there")
+    assert Run(JOB, "distill", None, there).folder.path == tmp_path / "there" / "x"
+
+
 def test_a_runs_name_may_be_too_long(tmp_path):
     with pytest.raises(rb.ConfigError, match=r"run\.name: expected a name .*of at most 200 bytes"):
         RunFolder(str(tmp_path), LONG)
