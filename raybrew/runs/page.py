@@ -212,7 +212,7 @@ class Pages:
         losses = {k: v for k, v in losses.items() if k == "loss" or not k.startswith("num_")}
         first = {"loss": losses.pop("loss")} if "loss" in losses else {}
         charts = []
-        if first:
+        if first and len(first["loss"]) > 1:  # a single point is no curve
             parts = dict(list(losses.items())[: MOST_MODELS - 1]) if len(losses) > 1 else {}
             charts.append(draw_curves(first | parts, title="training loss", is_loss=True))
         score = curves.get(f"eval/{task.name}/{main}")
