@@ -12,7 +12,7 @@ position ids and running means, aren't parameters and don't count.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,23 +38,22 @@ from raybrew.models.students import task_folders
 _MB = 2**20
 
 
-@dataclass
 class ParameterNode:
     """A module or a parameter, with all that is below it.
 
     Args:
         name: Last part of the name.
+
+    Attributes:
         count: Numbers in the tensors that are counted here or below.
         size_bytes: Their memory.
         shared: All of it is counted elsewhere.
         children: By name; empty for a parameter, and below `max_level`.
     """
 
-    name: str
-    count: int = 0
-    size_bytes: int = 0
-    shared: bool = True
-    children: dict[str, "ParameterNode"] = field(default_factory=dict)
+    def __init__(self, name: str):
+        self.name, self.count, self.size_bytes, self.shared = name, 0, 0, True
+        self.children: dict[str, ParameterNode] = {}
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor that is here or below."""

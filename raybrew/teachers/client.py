@@ -94,7 +94,6 @@ async def _all_of(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-@dataclass
 class Credits:
     """What is left of a client's share of a replica.
 
@@ -104,15 +103,14 @@ class Credits:
             when nothing else is under way.
     """
 
-    max_requests: int
-    max_bytes: int
-    requests: int = 0
-    nbytes: int = 0
+    def __init__(self, max_requests: int, max_bytes: int):
+        self._max_requests, self._max_bytes = max_requests, max_bytes
+        self.requests = self.nbytes = 0
 
     def take(self, nbytes: int) -> bool:
         """Take a request's credit, if it is there."""
-        full = self.requests >= self.max_requests
-        large = self.requests > 0 and self.nbytes + nbytes > self.max_bytes
+        full = self.requests >= self._max_requests
+        large = self.requests > 0 and self.nbytes + nbytes > self._max_bytes
         if full or large:
             return False
         self.requests += 1

@@ -59,6 +59,7 @@ class Trainer(ABC):
 
     print_freq = 20
     """Lines of progress in an epoch."""
+    _schedule: TrainingSchedule
 
     def __init__(self, train_config: TrainingConfig, model_S: nn.Module):
         self.t_config, self.model_S = train_config, model_S
@@ -72,7 +73,6 @@ class Trainer(ABC):
         self._scaler = self._amp.scaler
         self.tb_writer = _writer(train_config.log_dir, self.rank)
         self._modes: list[tuple[nn.Module, bool]] = []
-        self._schedule = TrainingSchedule(0, 1, 1, set())
         self._resumption: Resumption | None = None
 
     @abstractmethod
@@ -129,7 +129,7 @@ class Trainer(ABC):
             TeacherError: an answer of another shape than the student's.
             CheckpointError: a checkpoint that can't be written, or read back.
         """
-        self._schedule = TrainingSchedule.of(self.t_config, dataloader, num_epochs, num_steps)
+        self._schedule = TrainingSchedule(self.t_config, dataloader, num_epochs, num_steps)
         feed = self._feed(dataloader, batch_postprocessor, epochs=num_steps is None)
         optimizer, scheduler, _ = self.initialize_training(
             optimizer, scheduler_class, scheduler_args, scheduler

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,60 +12,52 @@ from raybrew.textbrewer.configurations import TrainingConfig
 from raybrew.textbrewer.label_cache import batch_digest
 
 
-@dataclass
 class TrainingSchedule:
     """When a training steps, saves and ends, which follows from the batches, and where it is.
 
     Args:
-        num_epochs: passes over the loader; 1 where `train` is given `num_steps`.
+        config: batches of a step, and when checkpoints are due.
+        loader: the batches.
+        num_epochs: passes over the loader.
+        num_steps: optimizer steps, in their place.
+
+    Attributes:
+        num_epochs: passes over the loader; 1 where `num_steps` is given.
         per_epoch: batches of an epoch, the last of which may make no whole step.
         accumulation: batches of an optimizer step.
         checkpoints: steps with a checkpoint after them.
         done: batches that were trained on.
+
+    Raises:
+        ConfigError: neither is given, the loader has no length, or an epoch is less than a step.
     """
 
-    num_epochs: int
-    per_epoch: int
-    accumulation: int
-    checkpoints: set[int]
-    done: int = 0
-
-    @staticmethod
-    def of(
-        config: TrainingConfig, loader: Any, num_epochs: int | None, num_steps: int | None
-    ) -> "TrainingSchedule":
-        """Return the schedule of so many steps, or of so many passes over a loader.
-
-        Raises:
-            ConfigError: neither is given, the loader has no length, or an epoch is less than a
-                step.
-        """
-        accumulation = config.gradient_accumulation_steps
+    def __init__(
+        self, config: TrainingConfig, loader: Any, num_epochs: int | None, num_steps: int | None
+    ):
+        self.accumulation, self.done = config.gradient_accumulation_steps, 0
         if num_steps is not None:
-            every = config.ckpt_steps or max(1, int(num_steps))
-            saved = {*range(every, int(num_steps) + 1, every), int(num_steps)}
-            return TrainingSchedule(1, int(num_steps) * accumulation, accumulation, saved)
+            steps = int(num_steps)
+            self.num_epochs, self.per_epoch = 1, steps * self.accumulation
+            every = config.ckpt_steps or max(1, steps)
+            self.checkpoints = {*range(every, steps + 1, every), steps}
+            return
         if num_epochs is None:
             raise ConfigError("train: expected num_epochs or num_steps, got neither")
         if not hasattr(loader, "__len__"):
             raise ConfigError("train: expected num_steps with a dataloader without a length")
-        num_epochs, steps, parts = (
-            int(num_epochs),
-            len(loader) // accumulation,
-            config.ckpt_frequency,
-        )
+        self.num_epochs, self.per_epoch = int(num_epochs), len(loader)
+        steps = self.steps_per_epoch
         if not steps:
             raise ConfigError(
                 f"gradient_accumulation_steps: expected no more than the {len(loader)} batches of "
-                f"an epoch, got {accumulation}"
+                f"an epoch, got {self.accumulation}"
             )
         # As in TextBrewer, the place 0 of an epoch is its end.
-        parts = config.ckpt_frequency
+        parts, every = config.ckpt_frequency, config.ckpt_epoch_frequency
         places = {int(steps * part / parts) or steps for part in range(parts)}
-        every = config.ckpt_epoch_frequency
-        epochs = {*range(every - 1, num_epochs, every), num_epochs - 1}
-        saved = {epoch * steps + place for epoch in epochs for place in places}
-        return TrainingSchedule(num_epochs, len(loader), accumulation, saved)
+        epochs = {*range(every - 1, self.num_epochs, every), self.num_epochs - 1}
+        self.checkpoints = {epoch * steps + place for epoch in epochs for place in places}
 
     @property
     def steps_per_epoch(self) -> int:
@@ -108,7 +99,6 @@ def restore_generators(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
 
 
-@dataclass
 class Stream:
     """Batches of a loader without end, and the way back to any of them.
 
@@ -118,23 +108,19 @@ class Stream:
     Args:
         loader: a `DataLoader`, or whatever can be iterated over again and again.
         postprocess: what every batch goes through; None for nothing.
+
+    Attributes:
         begin_pass: called with the number of each pass before it begins, from 0.
         keeps: whether the batches of one pass are kept, and shuffled for each pass, as TextBrewer
             does with `is_caching_logits`.
     """
 
-    loader: Iterable[Any]
-    postprocess: Callable[[Any], Any] | None = None
-    begin_pass: Callable[[int], None] = lambda number: None
-    keeps: bool = False
-    _batches: Iterator[Any] | None = field(default=None, init=False)
-    _kept: list[Any] = field(default_factory=list, init=False)
-    _order: list[int] = field(default_factory=list, init=False)
-    _drawn_from: dict[str, Any] | None = field(default=None, init=False)
-    _own: Any = field(default=None, init=False)
-    _pass: int = field(default=-1, init=False)
-    _taken: int = field(default=0, init=False)
-    _last: Any = field(default=None, init=False)
+    def __init__(self, loader: Iterable[Any], postprocess: Callable[[Any], Any] | None = None):
+        self._loader, self._postprocess = loader, postprocess
+        self.begin_pass: Callable[[int], None] = lambda number: None
+        self.keeps = False
+        self._own: Any = None
+        self.rewind()
 
     def next(self) -> Any:
         """Return the next batch; begins the next pass where one ends.
@@ -174,7 +160,7 @@ class Stream:
         if position["drawn_from"] is None:
             return True
         restore_generators(position["drawn_from"])
-        own = getattr(self.loader, "generator", None)
+        own = getattr(self._loader, "generator", None)
         if own is not None and position["own"] is not None:
             own.set_state(position["own"])
         self._begin(position["pass"], position["order"])
@@ -185,8 +171,12 @@ class Stream:
 
     def rewind(self) -> None:
         """Go to the beginning."""
-        self._batches = self._drawn_from = self._last = None
-        self._pass, self._taken, self._kept, self._order = -1, 0, [], []
+        self._batches: Iterator[Any] | None = None
+        self._drawn_from: dict[str, Any] | None = None
+        self._last: Any = None
+        self._pass, self._taken = -1, 0
+        self._kept: list[Any] = []
+        self._order: list[int] = []
 
     def _take(self) -> bool:
         assert self._batches is not None, "a pass has begun"
@@ -199,14 +189,14 @@ class Stream:
     def _begin(self, number: int, order: Sequence[int] | None = None) -> None:
         self.begin_pass(number)
         if not self.keeps or not self._kept:
-            own = getattr(self.loader, "generator", None)
+            own = getattr(self._loader, "generator", None)
             self._own = None if own is None else own.get_state()
             self._drawn_from = generator_states()
         if not self.keeps:
-            self._batches = iter(self.loader)
+            self._batches = iter(self._loader)
         else:
             if not self._kept:
-                self._kept = [self._changed(batch) for batch in self.loader]
+                self._kept = [self._changed(batch) for batch in self._loader]
                 self._order = list(range(len(self._kept)))
             if order is None:
                 random.shuffle(self._order)
@@ -216,10 +206,9 @@ class Stream:
         self._pass, self._taken = number, 0
 
     def _changed(self, batch: Any) -> Any:
-        return batch if self.postprocess is None else self.postprocess(batch)
+        return batch if self._postprocess is None else self._postprocess(batch)
 
 
-@dataclass
 class Feed:
     """What a training reads: batches of one task, or of several, drawn batch by batch.
 
@@ -230,26 +219,26 @@ class Feed:
         probabilities: of the tasks in order; all alike if None.
     """
 
-    streams: Mapping[str, Stream]
-    probabilities: Sequence[float] | None = None
+    def __init__(self, streams: Mapping[str, Stream], probabilities: Sequence[float] | None = None):
+        self._streams, self._probabilities = streams, probabilities
 
     def next(self) -> tuple[str, Any]:
         """Return a task and its next batch."""
-        names = list(self.streams)
+        names = list(self._streams)
         name = names[0]
         if name:
-            name = names[int(np.random.choice(len(names), p=self.probabilities))]
-        return name, self.streams[name].next()
+            name = names[int(np.random.choice(len(names), p=self._probabilities))]
+        return name, self._streams[name].next()
 
     def position(self) -> dict[str, Any]:
         """Return where each stream is."""
-        return {name: stream.position() for name, stream in self.streams.items()}
+        return {name: stream.position() for name, stream in self._streams.items()}
 
     def seek(self, position: Mapping[str, Any]) -> bool:
         """Bring every stream to a position; return whether all read the same there."""
-        return all(stream.seek(position[name]) for name, stream in self.streams.items())
+        return all(stream.seek(position[name]) for name, stream in self._streams.items())
 
     def rewind(self) -> None:
         """Bring every stream to its beginning."""
-        for stream in self.streams.values():
+        for stream in self._streams.values():
             stream.rewind()
