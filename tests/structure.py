@@ -73,7 +73,7 @@ def counts() -> list[Count]:
         Count("modules of raybrew/ and experiments/", len(found), 185, 170),
         Count("lines of raybrew/", lines, 37_500, 27_000),
         Count("modules with a single importer", len(single_importers(found)), 34, 30),
-        Count("dataclasses", sum(map(_is_dataclass, nodes)), 93, 70),
+        Count("dataclasses", sum(map(_is_dataclass, nodes)), 88, 70),
         Count("functions with 7 parameters or more", sum(map(_is_wide, nodes)), 6, 6),
         Count("names of files that occur twice", len(repeated_names(found)), 5, 5),
         Count("words that have to be decoded", sum(1 for _ in unwanted_words()), 0, 0),
