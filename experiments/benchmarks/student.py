@@ -91,7 +91,9 @@ class Setting:
                 for seed, name in enumerate("abc")
             ],
             student=rb.Student(config=dict(self.student)),
-            distillation=rb.DistillationConfig(temperature=TEMPERATURE, hard_label_weight=0.5),
+            distillation=rb.DistillationConfig(
+                temperature=TEMPERATURE, scale_t2=False, hard_label_weight=0.5
+            ),
             training=rb.TrainingConfig(
                 **{
                     "batch_size": BATCH_SIZE,

@@ -15,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.first_run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     options = parser.parse_args()
-    print("\n" + Comparison(Path(__file__).parent, "trec", [0], options.runs).run())
+    print("\n" + Comparison(Path(__file__).parent, "trec_400", [0], options.runs).run())
 
 
 if __name__ == "__main__":

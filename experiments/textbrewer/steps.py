@@ -105,7 +105,12 @@ def _distilled(row: Row, teachers: list[Step], runs: Path) -> Step:
             for name, teacher in zip(names, teachers, strict=True)
         ],
         "student": row.origin.section(row.base, names[0]),
-        "distillation": {"temperature": row.data.temperature, "matches": list(row.origin.matches)},
+        "distillation": {
+            "temperature": row.data.temperature,
+            "scale_t2": False,
+            "hard_label_weight": 0.0,
+            "matches": list(row.origin.matches),
+        },
         "training": training,
         "labels": {"store": str(runs.absolute() / "labels"), **_room(row)},
         "scaling": {

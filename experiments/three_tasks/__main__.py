@@ -32,8 +32,8 @@ HERE = Path(__file__).parent
 TEACHERS = {
     "three_tasks/mr": HERE / "teacher_mr.yaml",
     "three_tasks/ner": HERE / "teacher_ner.yaml",
-    "first_run/a": HERE.parent / "first_run" / "teacher_a.yaml",
-    "first_run/b": HERE.parent / "first_run" / "teacher_b.yaml",
+    "three_tasks/trec_a": HERE / "teacher_trec_a.yaml",
+    "three_tasks/trec_b": HERE / "teacher_trec_b.yaml",
 }
 """By their folder below `cache/teachers/`."""
 

@@ -114,6 +114,8 @@ _SCHEDULERS = (
 _SAME = ("temperature", "kd_loss_weight", "hard_label_weight", "probability_shift")
 TEXTBREWER_KEYS = (*_SAME, *_SCHEDULERS, *_OWN_KEYS)
 _WEIGHT_SCHEDULES = ("linear_decay", "linear_growth")
+_TEXTBREWERS: dict[str, Any] = {"temperature": 4.0, "scale_t2": False, "hard_label_weight": 0.0}
+"""Its defaults that are not ours."""
 _SCHEDULER_ARGUMENTS = {"constant": (), "flsw": ("beta", "gamma"), "cwsm": ("beta",)}
 
 
@@ -150,7 +152,7 @@ def from_textbrewer(given: Mapping[str, Any] | str | Path) -> dict[str, Any]:
                 f"({', '.join(TEXTBREWER_KEYS)}), since other keys are TextBrewer's; got another"
                 f"{did_you_mean(key, TEXTBREWER_KEYS)}"
             )
-    result = {key: values[key] for key in _SAME if key in values}
+    result = _TEXTBREWERS | {key: values[key] for key in _SAME if key in values}
     result |= _temperature_scheduler(values.get("temperature_scheduler"))
     for weight in ("kd_loss_weight", "hard_label_weight"):
         result |= _weight_scheduler(weight, values)
@@ -211,7 +213,7 @@ class DistillationConfig(Section):
     """The objective, by TextBrewer's names where it has them; its dicts and JSON files too."""
 
     temperature: float = Field(
-        default=4.0, gt=0, le=1000, description="Softens both sides' logits."
+        default=2.0, gt=0, le=1000, description="Softens both sides' logits."
     )
     temperature_scheduler: str = Field(default="constant", description="How it depends on the row.")
     temperature_scheduler_options: Options = Field(
@@ -223,7 +225,11 @@ class DistillationConfig(Section):
         "if left out, `ce` for classes.",
     )
     kd_loss_options: Options = Field(default_factory=dict, description="Options of the loss.")
-    scale_t2: bool = Field(default=False, description="Multiply the loss on the logits by T².")
+    scale_t2: bool = Field(
+        default=True,
+        description="Multiply the loss on the logits by T², which keeps its gradients as large as "
+        "those of the labels' whatever the temperature (Hinton et al., 2015, section 2).",
+    )
     kd_loss_weight: float = Field(
         default=1.0, ge=0, description="Weight of the loss on the logits."
     )
@@ -233,8 +239,11 @@ class DistillationConfig(Section):
     kd_loss_weight_scheduler_options: Options = Field(
         default_factory=dict, description="Options of that schedule."
     )
-    hard_label_weight: float = Field(
-        default=0.0, ge=0, description="Weight of the loss on the labels."
+    hard_label_weight: float | None = Field(
+        default=None,
+        ge=0,
+        description="Weight of the loss on the labels; 0.5 where a task's rows have labels, and 0 "
+        "where none has, if left out.",
     )
     hard_label_weight_scheduler: str = Field(
         default="constant", description="Its factor over the steps."

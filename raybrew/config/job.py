@@ -25,7 +25,9 @@ class _Job(Section):
     """What training with and without teachers have in common."""
 
     tasks: Many[Task] = Field(min_length=1, description="Tasks of the student.")
-    training: TrainingConfig = Field(description="Steps, optimizer, seed.")
+    training: TrainingConfig = Field(
+        default_factory=lambda: TrainingConfig(), description="Steps, optimizer, seed."
+    )
     mixing: MixingConfig = Field(
         default_factory=lambda: MixingConfig(),
         description="How one run draws from several tasks.",

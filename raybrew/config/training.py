@@ -98,9 +98,30 @@ class ParameterGroup(Section):
 class TrainingConfig(Section):
     """Steps, optimizer, seed. Batch sizes are global: they don't depend on the workers."""
 
-    num_epochs: int | None = Field(default=None, ge=1, description="Passes over the data.")
+    num_epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Passes over the data; chosen by how the student starts and by the number of "
+        "rows where neither this nor `num_steps` is given.",
+    )
     num_steps: int | None = Field(
         default=None, ge=1, description="Optimizer steps, instead of epochs."
+    )
+    early_stopping_patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Evaluations in a row without a higher score after which training stops; "
+        "never before its end if left out.",
+    )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="Which student is kept: that of the evaluation with the highest score, or "
+        "that of the last step; without evaluation rows it is always the last.",
+    )
+    keep_checkpoints: bool = Field(
+        default=False,
+        description="Keep the checkpoints of a run that is finished: each is some four times as "
+        "large as the student.",
     )
     batch_size: int = Field(default=32, ge=1, description="Examples of one step, over all workers.")
     group_by_length: bool = Field(
@@ -118,7 +139,11 @@ class TrainingConfig(Section):
     optimizer_options: dict[str, Any] = Field(
         default_factory=dict, description="Arguments of the optimizer besides lr."
     )
-    learning_rate: float = Field(default=1e-4, gt=0, description="Peak learning rate.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="Peak learning rate; chosen by how the student starts if left out.",
+    )
     parameter_groups: Many[ParameterGroup] = Field(
         default=(),
         description="Parameters with options of their own, such as no weight decay for biases or a "
@@ -192,9 +217,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainingConfig":
-        if (self.num_epochs is None) == (self.num_steps is None):
-            got = "none" if self.num_epochs is None else "both"
-            raise ValueError(f"expected one of `num_epochs` and `num_steps`, got {got}")
+        if self.num_epochs is not None and self.num_steps is not None:
+            raise ValueError("expected one of `num_epochs` and `num_steps`, got both")
         cadences = [self.evaluate_every, self.evaluations_per_epoch, self.evaluate_every_epochs]
         if sum(each is not None for each in cadences) > 1:
             raise ValueError(

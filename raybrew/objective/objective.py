@@ -255,7 +255,8 @@ class Objective:
     """The terms of one task's loss: their sums, their counts and their weights.
 
     Args:
-        config: what to compute; None for the hard loss alone.
+        config: what to compute; None for the hard loss alone. A weight of the hard labels that is
+            None is 0.
         teachers: weight of each of the task's teachers.
         sum_over_ranks: adds a tensor up over ranks, for what is a mean over the whole batch
             (temperature schedulers); None where there is one rank.

@@ -26,6 +26,7 @@ from raybrew.config.job_file import absolute_plain, parse_yaml, resolve_paths
 from raybrew.config.section import is_uri, user_path
 from raybrew.data.files import to_json
 from raybrew.errors import ConfigError
+from raybrew.runs.defaults import adopt_chosen
 from raybrew.runs.ray_config import RUN, RUNS, check_arguments
 from raybrew.runs.report import RunResult
 
@@ -82,6 +83,11 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"run.storage_path: {self.path} can't be created: {error}") from error
 
+    def with_chosen(self, job: DistillJob | TrainJob) -> DistillJob | TrainJob:
+        """Return the job with what the run in this folder has chosen, if it holds one."""
+        saved = self.path / "job.yaml"
+        return adopt_chosen(job, read_saved_job(saved)) if saved.exists() else job
+
     def _check(self, job: DistillJob | TrainJob, resume: bool) -> None:
         saved = self.path / "job.yaml"
         if resume and not self.path.is_dir():
@@ -90,7 +96,8 @@ class RunFolder:
                 "run that was stopped (run.name, run.storage_path), or leave --resume out"
             )
         if resume and saved.exists():
-            check_resumable(read_saved_job(saved), job)
+            began = read_saved_job(saved)
+            check_resumable(began, adopt_chosen(job, began))
         if not resume and saved.exists():
             raise ConfigError(
                 f"run.name: {self.path} holds a run already; resume it (--resume), choose another "

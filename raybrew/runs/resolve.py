@@ -50,6 +50,7 @@ from raybrew.runs.checks import (
     read_teacher,
     task_matches,
 )
+from raybrew.runs.defaults import choose_settings, with_hard_labels
 from raybrew.tasks import adaptor_of, task_type_of
 from raybrew.tasks.task_data import TaskData, read_task_data, with_labels
 from raybrew.teachers.teacher import ResolvedTeacher
@@ -150,6 +151,7 @@ def fit_models(
         ConfigError: models that don't fit each other, the data or the objective.
         DataError: no row has a label to learn from.
     """
+    job = choose_settings(job, data)
     if isinstance(job, TrainJob):
         return _fit_supervised(job, data)
     for rows, objective in zip(data, objectives, strict=True):
@@ -170,7 +172,7 @@ def fit_models(
         own = {t.name: models[t.name].tokenizer for t in teachers if t.inputs == "own"}
         tokenizers.append({STUDENT_VIEW: student.tokenizer} | own)
         check_mask(rows.task, tokenizers[-1])
-        config = job.objective_of(rows.task.name)
+        config = with_hard_labels(job.objective_of(rows.task.name), rows)
         task = _resolved_task(rows, job.student, student.tokenizer)
         task = replace(task, matches=matches, objective=config)
         logits = _logits_signal(job.labels, config.temperature, task.num_labels)

@@ -22,6 +22,7 @@ from raybrew.runs.cluster import (
     run_folder,
     sigterm_as_interrupt,
 )
+from raybrew.runs.defaults import chosen_values, describe_chosen
 from raybrew.runs.events import EventLog, EventSubscriber, Message, Recovery, start_event_channel
 from raybrew.runs.ray_config import MAX_FAILURES, NOTHING_TO_RESUME
 from raybrew.runs.report import LabelResult, RunResult, read_baseline
@@ -29,7 +30,7 @@ from raybrew.runs.resolve import resolve_job
 from raybrew.runs.student_folder import complete_student
 from raybrew.runs.tracking import Tracker
 from raybrew.teachers.router_actor import PoolAddress
-from raybrew.training.checkpoints import Checkpoints
+from raybrew.training.checkpoints import Checkpoints, read_evaluation
 from raybrew.training.job import ResolvedJob
 from raybrew.training.progress import Bars
 from raybrew.training.ray_private import spilled_objects
@@ -68,7 +69,7 @@ class Run:
     ):
         self._job = job
         # Now: the working directory of a submitted job may not exist once Ray has started.
-        self._saved_job = dump_yaml(absolute_plain(job))
+        self._plain_job = absolute_plain(job)
         self._scaling = scaling_config or ScalingConfig()
         if resume and run_config is None:
             raise ConfigError(NOTHING_TO_RESUME)
@@ -96,6 +97,7 @@ class Run:
     def __enter__(self) -> "Run":
         check_ray_address()  # before the minutes that reading data may take
         self.folder.create(self._job, resume=self._resume)
+        self._job = self.folder.with_chosen(self._job)
         self.bars = self._stack.enter_context(Bars(self._tracking.progress))
         return self
 
@@ -133,6 +135,9 @@ class Run:
         self.bars.say("reading data and models, encoding the examples")
         with self.stage("prepare"):
             job = resolve_job(self._job, self.folder.data)
+        for line in describe_chosen(self._job, job.config):
+            self.bars.say(f"chosen: {line}")
+        self._plain_job |= chosen_values(job.config, self._plain_job)
         self.start_ray()
         return job.placed(default_teacher_resources())
 
@@ -153,7 +158,7 @@ class Run:
         """
         check_resources(teachers, self._scaling, together=together)
         check_devices(teachers, self._scaling)
-        self.folder.write("job.yaml", self._saved_job)
+        self.folder.write("job.yaml", dump_yaml(self._plain_job))
         self.tracker = self._stack.enter_context(
             Tracker(
                 self.folder.path,
@@ -207,10 +212,13 @@ class Run:
             labels: counts of labels.
             evaluated: metrics of the teachers, and of each task's mixture of them.
         """
-        metrics: dict[str, float] = fitted.return_value or {}
-        last, best = self.checkpoints.newest(), self.checkpoints.best()
-        assert last is not None, "the loop ends with a checkpoint"
-        self.folder.export_student(last / STUDENT)
+        training = job.config.training
+        kept = self.checkpoints.kept(training.keep)
+        assert kept is not None, "the loop ends with a checkpoint"
+        # Of the student that is kept, whatever the last step's was.
+        metrics: dict[str, float] = {**(fitted.return_value or {}), **read_evaluation(kept)}
+        best = self.checkpoints.best() if training.keep_checkpoints else None
+        self.folder.export_student(kept / STUDENT)
         counted = {k.removeprefix("labels/"): v for k, v in metrics.items() if "labels/" in k}
         self._record_spilling()
         self.times["total"] = self.seconds
@@ -236,6 +244,8 @@ class Run:
             | {f"labels/{k}": v for k, v in result.labels.items()}
             | {f"time/{k}_s": v for k, v in self.times.items()}
         )
+        if not training.keep_checkpoints:
+            self.checkpoints.remove()
         return result
 
     def write_report(self, result: RunResult | LabelResult, job: ResolvedJob) -> None:

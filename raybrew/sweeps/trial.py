@@ -225,7 +225,7 @@ class StudentTrial(tune.Trainable):
         if not self._started:
             training.begin(hooks)
             self._started = True
-        if training.step < training.num_steps:
+        if not training.done:
             training.advance(hooks)
         else:  # a copy of a trial that was done, under PBT
             values = training.evaluate(hooks) | {"train/progress": 1.0}
@@ -257,8 +257,7 @@ def trial_metrics(training: StudentTraining, values: Mapping[str, float]) -> dic
     if training.labels is not None:
         labels["labels/hits"] = float(training.labels.counts["hits"])
         labels["labels/misses"] = float(training.labels.counts["misses"])
-    done = training.step >= training.num_steps
-    return {**values, **labels, "step": training.step, "done": done}
+    return {**values, **labels, "step": training.step, "done": training.done}
 
 
 class _TrialHooks(Hooks):

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 from safetensors import SafetensorError
@@ -101,11 +102,7 @@ class Checkpoints:
             if damage is None:
                 return path
             damaged.append(damage)
-            aside = path.with_name(f"{path.name}.damaged")
-            with _system_errors(f"checkpoint {damage}, and can't be set aside"):
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-            on_damage(f"checkpoint {damage}; set aside as {aside.name}, the one before is taken")
+            on_damage(f"{_set_aside(path, damage)}, the one before is taken")
         if damaged:
             raise CheckpointError(
                 f"{self.folder}: expected a whole checkpoint, got only damaged ones: "
@@ -125,6 +122,28 @@ class Checkpoints:
             return None
         # The earliest of equals: a run's best is what nothing later exceeds.
         return max(known, key=lambda each: (each[0], -_step(each[1])))[1]
+
+    def kept(self, which: Literal["best", "last"]) -> Path | None:
+        """Return the checkpoint whose student a run keeps; None if there is none.
+
+        Args:
+            which: `best`: the one with the highest score, or the newest where none has a score;
+                `last`: the newest. Damaged ones are set aside.
+
+        Raises:
+            CheckpointError: as `newest`.
+        """
+        newest = self.newest()
+        while which == "best" and (best := self.best()) is not None:
+            damage = _damage(best)
+            if damage is None:
+                return best
+            logger.warning("%s, the next best is taken", _set_aside(best, damage))
+        return newest
+
+    def remove(self) -> None:
+        """Delete all checkpoints, those that were set aside too."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def paths(self) -> list[Path]:
         """Return all checkpoints, the oldest first.
@@ -153,6 +172,12 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
+def read_evaluation(folder: Path) -> dict[str, float]:
+    """Return the metrics of the evaluation at a checkpoint's step, by `eval/…`."""
+    found = json.loads((folder / STATE).read_text())["progress"]["figures"]
+    return {name: value for name, value in found.items() if name.startswith("eval/")}
+
+
 def read_score(folder: Path) -> float | None:
     """Return the score of the evaluation at a checkpoint's step, if it had one."""
     return json.loads((folder / STATE).read_text())["progress"]["score"]
@@ -166,6 +191,15 @@ def _system_errors(what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = explain(error) if isinstance(error, OSError) else str(error)
         raise CheckpointError(f"{what}: {reason}; then go on with --resume") from error
+
+
+def _set_aside(path: Path, damage: str) -> str:
+    """Rename a damaged checkpoint; return what to say of it."""
+    aside = path.with_name(f"{path.name}.damaged")
+    with _system_errors(f"checkpoint {damage}, and can't be set aside"):
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return f"checkpoint {damage}; set aside as {aside.name}"
 
 
 def _damage(path: Path) -> str | None:

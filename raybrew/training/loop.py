@@ -110,7 +110,7 @@ class StudentTraining:
             The last evaluation, the last losses, and the times of the loop in seconds.
         """
         self.begin(hooks)
-        while self.step < self.num_steps:
+        while not self.done:
             self.advance(hooks)
         return self.state.metrics
 
@@ -284,7 +284,7 @@ class StudentTraining:
         due = schedule.due(self.step)
         if evaluation is not None:
             is_best = self.state.best_step == self.step
-            due = due or is_best or not schedule.is_set or self.step == self.num_steps
+            due = due or is_best or not schedule.is_set or self.done
         if (requested or due) and self.world.rank == 0:
             hooks.checkpoint(self.snapshot())
 
@@ -321,6 +321,20 @@ class StudentTraining:
     def step(self) -> int:
         """Steps that were taken."""
         return self.state.step
+
+    @property
+    def done(self) -> bool:
+        """Whether training is over: at its last step, or by early stopping.
+
+        It follows from the steps and scores alone, so all ranks agree, and so does a resumed run.
+        """
+        patience = self.config.early_stopping_patience
+        if patience is None or self.state.best_score is None or self.step >= self.num_steps:
+            return self.step >= self.num_steps
+        per_epoch = self.sequence.steps_per_epoch
+        since = range(self.state.best_step + 1, self.step + 1)
+        due = [evaluation_due(self.config, step, per_epoch, self.num_steps) for step in since]
+        return sum(due) >= patience
 
     @property
     def model(self) -> nn.Module:

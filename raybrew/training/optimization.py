@@ -223,6 +223,7 @@ def build_optimizer(
     options = dict(config.optimizer_options)
     if not {"fused", "foreach", "differentiable"} & options.keys():
         options |= _fused(optimizer_class(config), trained)
+    assert config.learning_rate is not None, "chosen when the job was resolved"
     try:
         return build(groups, lr=config.learning_rate, **options)
     except (TypeError, ValueError) as error:

@@ -136,6 +136,7 @@ def test_the_job_files_say_the_papers_recipe(row: Row, tmp_path):
     assert [t.model for t in loaded.job.teachers] == [f"{s.folder}/student" for s, _ in teachers]
     assert loaded.job.distillation.temperature == (4 if row.benchmark == "sst2" else 8)
     assert loaded.job.distillation.hard_label_weight == 0
+    assert not loaded.job.distillation.scale_t2
     if row.teachers == 1:
         assert training.learning_rate == 1e-4
         assert (training.num_epochs or 0) >= (20 if row.benchmark == "sst2" else 30)

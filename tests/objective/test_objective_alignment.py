@@ -28,7 +28,7 @@ OFFSETS = torch.tensor([0, 3 * 2, 5 * 2])
 
 
 def kd(mixture: str, alignment: dict[str, torch.Tensor], **more) -> float:
-    config = rb.DistillationConfig(kd_loss="mse", mixture=mixture)
+    config = rb.DistillationConfig(kd_loss="mse", mixture=mixture, scale_t2=False)
     objective = Objective(config, dict.fromkeys(alignment, 1.0), kind=KIND)
     values = {"a": A, "b": B}
     soft = {n: {Signal().name: Ragged(values[n].reshape(-1), OFFSETS)} for n in alignment}

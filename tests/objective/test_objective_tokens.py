@@ -89,7 +89,7 @@ def test_one_mask_serves_the_logits_of_tokens(outputs, name, judge, scheduler, s
     student = [drawn(3, 5, w, seed=n).requires_grad_() for n, w in enumerate(WIDTHS[:outputs])]
     teacher = [drawn(3, 5, w, seed=9 + n) for n, w in enumerate(WIDTHS[:outputs])]
     config = rb.DistillationConfig(
-        temperature=4, kd_loss=name, probability_shift=shift, **scheduler
+        scale_t2=False, temperature=4, kd_loss=name, probability_shift=shift, **scheduler
     )
     view = View(
         logits=tuple(student),
@@ -117,7 +117,7 @@ def test_several_teachers_of_tokens_are_the_mean_of_their_logits():
     view = View(logits=(student,), labels=(labels,), logits_mask=(None,), inputs_mask=MASK)
     ours = loss_of(
         Tokens(),
-        rb.DistillationConfig(temperature=8),
+        rb.DistillationConfig(temperature=8, scale_t2=False),
         view,
         [shipped(each) for each in teachers],
         labels,
@@ -135,7 +135,11 @@ def test_two_places_of_a_text_as_in_question_answering():
         logits=tuple(student), labels=(labels, labels), logits_mask=(None,) * 2, inputs_mask=MASK
     )
     ours = loss_of(
-        Places(), rb.DistillationConfig(temperature=4), view, [shipped(*teacher)], labels
+        Places(),
+        rb.DistillationConfig(temperature=4, scale_t2=False),
+        view,
+        [shipped(*teacher)],
+        labels,
     )
     # Padding is no place; textbrewer's users put −10000 there.
     hidden = torch.where(MASK == 1, 0.0, -1e4)
@@ -149,7 +153,7 @@ def test_tokens_without_any_label_give_nothing_with_a_graph():
     labels = torch.full((3, 5), IGNORED)
     student = drawn(3, 5, 4, seed=0).requires_grad_()
     view = View(logits=(student,), labels=(labels,), logits_mask=(None,), inputs_mask=MASK)
-    config = rb.DistillationConfig(hard_label_weight=1)
+    config = rb.DistillationConfig(hard_label_weight=1, scale_t2=False)
     loss = loss_of(Tokens(), config, view, [shipped(drawn(3, 5, 4, seed=1))], labels)
     assert loss.item() == 0
     (gradient,) = torch.autograd.grad(loss, student)
@@ -163,7 +167,7 @@ def test_weights_of_teachers_are_those_of_each_token(mixture):
     student = drawn(3, 5, 4, seed=0)
     teachers = [drawn(3, 5, 4, seed=n) for n in (1, 2)]
     keys = torch.tensor([3, 1, 2])
-    config = rb.DistillationConfig(temperature=2, mixture=mixture)
+    config = rb.DistillationConfig(temperature=2, mixture=mixture, scale_t2=False)
     view = View(logits=(student,), labels=(labels,), logits_mask=(None,), inputs_mask=MASK)
     objective = Objective(config, {"a": 1.0, "b": 1.0}, kind=Tokens())
     soft = {n: {Signal().name: shipped(t)} for n, t in zip("ab", teachers, strict=True)}

@@ -141,7 +141,7 @@ def test_a_route_names_its_column_and_each_row_a_teacher(models, tmp_path):
 
 def test_top_k_is_never_more_than_the_classes(models, tmp_path):
     preparation = prepared(models, tmp_path, mixture="sum_losses", labels={"top_k": 9})
-    assert preparation.teachers[0].signals[0].name == "logits-top3-T4-float32"
+    assert preparation.teachers[0].signals[0].name == "logits-top3-T2-float32"
 
 
 def test_an_adaptor_that_leads_nowhere(models, tmp_path):
@@ -281,6 +281,7 @@ def test_textbrewers_configs_are_taken_as_they_are(tmp_path: Path):
     assert from_dict == from_file
     assert from_dict == rb.DistillationConfig(
         temperature=8,
+        scale_t2=False,
         temperature_scheduler="flsw",
         temperature_scheduler_options={"beta": 1, "gamma": 2},
         # TextBrewer puts the schedule's value in the weight's place.

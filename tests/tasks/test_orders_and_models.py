@@ -56,7 +56,9 @@ def ran(models: dict[str, str], folder: Path, **changes: Any):
 @pytest.mark.parametrize("top_k", [None, 2])
 def test_classes_in_another_order_are_mapped_by_their_names(tmp_path, top_k):
     labels = {"labels": rb.LabelConfig(store=str(tmp_path / f"s{top_k}"), top_k=top_k)}
-    distillation = {"distillation": rb.DistillationConfig(temperature=2, mixture="sum_losses")}
+    distillation = {
+        "distillation": rb.DistillationConfig(temperature=2, mixture="sum_losses", scale_t2=False)
+    }
     plain = {name: make_model(tmp_path / name, seed) for seed, name in enumerate("ab")}
     other = {"a": plain["a"], "b": permuted(plain["b"], (2, 0, 1), tmp_path / "p")}
     expected, metrics = ran(plain, tmp_path / "1", **labels, **distillation)
@@ -131,7 +133,7 @@ def test_a_language_model_teaches_classes(tmp_path):
         {"lm": str(tmp_path / "lm")},
         tmp_path / "store",
         student=rb.Student(config=NO_DROPOUT, tokenizer_from=encoder),
-        distillation=rb.DistillationConfig(temperature=2),
+        distillation=rb.DistillationConfig(temperature=2, scale_t2=False),
     )
     training, _ = build(job, tmp_path / "data")
     _, rows = training.sequence.batch(0)

@@ -60,7 +60,7 @@ def job_of(kind: str, models: dict[str, str], store: Path, **changes: Any) -> rb
             for n, model in models.items()
         ],
         "student": rb.Student(config=size | ({} if kind == "causal-lm" else NO_DROPOUT)),
-        "distillation": rb.DistillationConfig(temperature=T, hard_label_weight=0.5),
+        "distillation": rb.DistillationConfig(temperature=T, hard_label_weight=0.5, scale_t2=False),
         "training": rb.TrainingConfig(
             num_steps=3, batch_size=8, learning_rate=1e-3, num_threads=1, warmup_ratio=0
         ),

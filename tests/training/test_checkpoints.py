@@ -249,3 +249,26 @@ def test_a_disk_that_is_full_under_safetensors_is_our_error(tmp_path):
     with pytest.raises(rb.CheckpointError, match=r"step 8.*No space left.*--resume"):
         Checkpoints(tmp_path).write(8, full)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_student_that_is_kept_is_of_a_whole_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    assert checkpoints.kept("best") is None
+    for step, score in [(10, 0.9), (20, 0.7), (30, 0.1)]:
+        checkpoints.write(step, fill(score))
+    best, next_best, last = checkpoints.paths()
+    assert checkpoints.kept("best") == best
+    assert checkpoints.kept("last") == last
+    flip(best / "student" / "model.safetensors")
+    assert checkpoints.kept("best") == next_best
+    assert not best.exists()
+    assert best.with_name(f"{best.name}.damaged").is_dir()
+    checkpoints.remove()
+    assert checkpoints.kept("best") is None
+
+
+def test_without_scores_the_last_one_is_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.write(step, fill())
+    assert checkpoints.kept("best") == tmp_path / "step-00000002"

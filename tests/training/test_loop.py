@@ -328,3 +328,34 @@ def test_training_stops_where_the_store_is_full_and_may_not_go_on(models, store,
 
     with pytest.raises(StoreFullError, match=r"labels\.max_bytes"):
         run()
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize("stop", [None, 2])
+def test_training_stops_once_the_score_has_not_risen_for_long_enough(models, store, tmp_path, stop):
+    settings = {"evaluate_every": 1, "early_stopping_patience": 2, "num_steps": 12}
+    training, _ = new_training(models, store, tmp_path / "1", **settings)
+    scores = iter([0.1, 0.4, 0.3, 0.4, 0.9, 0.9])
+
+    def evaluate(training) -> None:
+        # A score that is no better starts no new count.
+        training.evaluate = lambda hooks: {"eval/score": next(scores)}
+
+    evaluate(training)
+    hooks = Recorder()
+    training.begin(hooks)
+    while not training.done:
+        if training.step == stop:
+            training.save(made_folder(tmp_path / "c"))
+            training, _ = new_training(models, store, tmp_path / "2", **settings)
+            training.resume(tmp_path / "c")
+            evaluate(training)
+            training.begin(hooks)
+            stop = None
+        training.advance(hooks)
+    assert (training.step, training.state.best_step) == (4, 2)
+
+
+def made_folder(path):
+    path.mkdir()
+    return path

@@ -34,7 +34,8 @@ def training_of(models, store, folder, precision: Any, *, distillation=None, **c
         models,
         store,
         student=rb.Student(config={**STUDENT_CONFIG, **NO_DROPOUT}),
-        distillation=distillation or rb.DistillationConfig(temperature=2, hard_label_weight=0.5),
+        distillation=distillation
+        or rb.DistillationConfig(temperature=2, hard_label_weight=0.5, scale_t2=False),
         training=rb.TrainingConfig(
             precision=precision,
             **{
@@ -118,7 +119,11 @@ def test_gradients_too_small_for_fp16_reach_the_weights_by_the_scale(
     models, store, tmp_path, monkeypatch
 ):
     # A row's gradient is about 1e-8 at the logits, and less below: fp16's smallest number is 6e-8.
-    tiny = {"distillation": rb.DistillationConfig(temperature=2, kd_loss_weight=1e-6)}
+    tiny = {
+        "distillation": rb.DistillationConfig(
+            temperature=2, kd_loss_weight=1e-6, hard_label_weight=0, scale_t2=False
+        )
+    }
     plain = first_gradient(models, store, tmp_path / "1", "fp32", monkeypatch, 1.0, **tiny)
     unscaled = first_gradient(models, store, tmp_path / "2", "fp16", monkeypatch, 1.0, **tiny)
     scaled = first_gradient(models, store, tmp_path / "3", "fp16", monkeypatch, 2.0**26, **tiny)

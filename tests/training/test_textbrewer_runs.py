@@ -93,7 +93,7 @@ def compare(ours: Sequence[float], theirs: Sequence[float]) -> None:
 @pytest.mark.parametrize(
     "distillation",
     [
-        {"temperature": 8, "hard_label_weight": 0.5},
+        {"temperature": 8, "kd_loss_type": "ce", "hard_label_weight": 0.5},
         {"temperature": 2, "kd_loss_type": "mse", "hard_label_weight": 0.5},
         {
             "temperature": 4,

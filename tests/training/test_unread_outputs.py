@@ -57,7 +57,7 @@ def weights(training: StudentTraining) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in training.module.named_parameters()}
 
 
-ONLY_A_MATCH = {"kd_loss_weight": 0, "matches": [MATCH]}
+ONLY_A_MATCH = {"kd_loss_weight": 0, "hard_label_weight": 0, "matches": [MATCH]}
 
 
 def test_what_lies_behind_the_last_matched_layer_stays_as_it_is(tmp_path):
@@ -120,7 +120,7 @@ def test_a_run_without_logits_goes_on_where_it_was(tmp_path):
 
 @pytest.mark.parametrize("kd_loss", ["reverse_kl", "jsd", "skew_kl", "tvd", "dist"])
 def test_a_class_that_the_student_masks_leaves_losses_finite(tmp_path, kd_loss):
-    objective = {"kd_loss": kd_loss, "matches": [MATCH]}
+    objective = {"kd_loss": kd_loss, "hard_label_weight": 0, "matches": [MATCH]}
     adaptor = user_adaptors.masked_class
     recorder = trained(training_of(tmp_path, objective, adaptor=adaptor))
     for term in ("kd", "match/hidden_hidden_mse_1_1", "loss"):
