@@ -44,11 +44,13 @@ class TrainProgress(NamedTuple):
         progress: steps taken before it, as a share of all steps, in [0, 1).
         epoch: from 0.
         step: from 0.
+        reported: whether the metrics of the step are reported, which are more than training needs.
     """
 
     progress: float = 0.0
     epoch: int = 0
     step: int = 0
+    reported: bool = False
 
 
 _NOT_SHIFT_INVARIANT = ("mse", "bce")
@@ -118,13 +120,7 @@ class KDTerm:
             rows: of the student, (R, C), and of each teacher in the order of the weights.
             progress: where in the run this is.
         """
-        student, inputs = rows.student_logits, rows.inputs._replace(epoch=progress.epoch)
-        if any(one.available is not None for one in rows.teachers):
-            inputs = inputs._replace(
-                available=torch.stack([one.is_available for one in rows.teachers])
-            )
-        if not self._kind.exclusive:
-            inputs = inputs._replace(labels=None)
+        student, inputs = rows.student_logits, self._inputs(rows, progress)
         tops = [one.logits for one in rows.teachers if isinstance(one.logits, TopK)]
         if self._signal.top_k is not None:
             return self._top_k_loss(student, tops, inputs)
@@ -141,6 +137,30 @@ class KDTerm:
         if temperature is not self._base:
             target = self._shifted(combine(self._mixture, logits, weights, temperature), labels)
         return self._loss(student, target, temperature, labels)
+
+    @property
+    def has_agreement(self) -> bool:
+        """Whether rows have one class that a model finds most likely, and all logits are there."""
+        return self._kind.exclusive and self._signal.top_k is None
+
+    @torch.no_grad()
+    def agreement(self, rows: AlignedRows, progress: TrainProgress) -> Tensor:
+        """Return where the student and the teachers' mixture find the same class most likely, (R,).
+
+        Args:
+            rows: as of `rows`.
+            progress: where in the run this is.
+        """
+        logits = torch.stack([e.logits for e in rows.teachers if isinstance(e.logits, Tensor)])
+        mixed = self.target(logits, self._inputs(rows, progress))
+        return mixed.argmax(dim=-1) == rows.student_logits.argmax(dim=-1)
+
+    def _inputs(self, rows: AlignedRows, progress: TrainProgress) -> RowInputs:
+        inputs = rows.inputs._replace(epoch=progress.epoch)
+        if any(one.available is not None for one in rows.teachers):
+            available = torch.stack([one.is_available for one in rows.teachers])
+            inputs = inputs._replace(available=available)
+        return inputs if self._kind.exclusive else inputs._replace(labels=None)
 
     def target(self, teacher_logits: Tensor, rows: RowInputs) -> Tensor:
         """See `Objective.target`."""
@@ -355,7 +375,8 @@ class Objective:
             features: by match term, the student's features, projected.
 
         Returns:
-            By term, a scalar with a graph, also where no row counts.
+            By term, a scalar with a graph, also where no row counts; of a step that is reported
+            also `agreement`, a count of rows.
         """
         sums: dict[str, Tensor] = {}
         if "kd" in self._weights:
@@ -366,6 +387,9 @@ class Objective:
             sums["kd"] = torch.stack(
                 [self._kd.rows(each, progress).sum() for each in outputs]
             ).sum()
+            if progress.reported and self._kd.has_agreement:
+                same = [self._kd.agreement(each, progress).sum() for each in outputs]
+                sums["agreement"] = torch.stack(same).sum().to(sums["kd"].dtype)
         if "hard" in self._weights:
             sums["hard"] = self._hard_sum(student)
         for name, term in self._matches.items():
@@ -407,10 +431,16 @@ class Objective:
     def metrics(
         self, sums: Mapping[str, float], denominators: Mapping[str, float], progress: TrainProgress
     ) -> dict[str, float]:
-        """Return the losses of a global batch from the sums over all ranks: terms and `loss`."""
+        """Return the losses of a global batch from the sums over all ranks: terms and `loss`.
+
+        Of a step that is reported also `agreement`, the share of rows in which the student and the
+        teachers' mixture find the same class most likely.
+        """
         losses = {name: sums[name] / _divisor(denominators[name]) for name in self._weights}
         weights = self.weights(progress)
         losses["loss"] = sum(weights[name] * losses[name] for name in self._weights)
+        if "agreement" in sums:
+            losses["agreement"] = sums["agreement"] / _divisor(denominators["kd"])
         return losses
 
     def _hard_sum(self, student: View) -> Tensor:

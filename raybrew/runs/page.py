@@ -23,7 +23,6 @@ from datasets import Dataset
 
 from raybrew.config import DistillJob, Task, TrainJob
 from raybrew.config.job_file import absolute_plain, dump_yaml
-from raybrew.data.sources import load_source
 from raybrew.errors import RaybrewError
 from raybrew.evaluation.comparison import MIXED, Comparison, compare
 from raybrew.models.parameters import inspect_model
@@ -38,6 +37,7 @@ from raybrew.runs.figures import (
 from raybrew.runs.folder import RunFolder
 from raybrew.runs.report import PAGE, LabelResult, RunResult, model_metrics
 from raybrew.runs.tracking import without_secrets
+from raybrew.tasks.task_data import load_splits
 from raybrew.tasks.task_type import Prediction
 from raybrew.training.job import ResolvedJob, ResolvedTask
 
@@ -153,8 +153,8 @@ class Pages:
         if compared is not None:
             found |= _breakdowns(compared)
             given = next(each for each in self.config.tasks if each.name == task.name)
-            assert given.eval is not None, "what was compared are evaluation rows"
-            data = load_source(given.eval, f"tasks[{task.name}].eval")
+            _, _, data = load_splits(given, f"tasks[{task.name}]")
+            assert data is not None, "what was compared are evaluation rows"
             found["examples"] = _examples(compared, data, given, self.own)
         return found
 
@@ -209,6 +209,7 @@ class Pages:
         curves = read_curves(Path(self.result.folder, "metrics.jsonl"))
         prefix, main = f"train/{task.name}/", task.kind.main_metric(task.label_names)
         losses = {k.removeprefix(prefix): v for k, v in curves.items() if k.startswith(prefix)}
+        losses.pop("agreement", None)
         losses = {k: v for k, v in losses.items() if k == "loss" or not k.startswith("num_")}
         first = {"loss": losses.pop("loss")} if "loss" in losses else {}
         charts = []

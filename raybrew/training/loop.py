@@ -101,7 +101,7 @@ class StudentTraining:
     _batches: BatchBuilder = field(init=False, repr=False)
     _take_step: StudentStep = field(init=False, repr=False)
     _checkpoint_schedule: CheckpointSchedule = field(init=False, repr=False)
-    _start: tuple[float, int] = field(init=False, repr=False)
+    _since: tuple[float, int, float] = field(init=False, repr=False)
 
     def run(self, hooks: Hooks) -> dict[str, float]:
         """Train to the end.
@@ -133,7 +133,7 @@ class StudentTraining:
             self.config.checkpoint_every, self.config.checkpoint_every_minutes, self.world
         )
         self.wrapped.train()
-        self._start = (time.perf_counter(), self.step)
+        self._since = (time.perf_counter(), self.step, self.waited_s)
         if self.world.rank == 0:
             hooks.begin(self.step, self.num_steps)
 
@@ -146,8 +146,11 @@ class StudentTraining:
                 self._train_step(ready, hooks)
                 if self.step < end:
                     self._save_if_due(hooks)
+        began = time.perf_counter()
         with evaluation_memory(self.config):
             values = self.evaluate(hooks)
+        start, first, waited_s = self._since
+        self._since = (start + time.perf_counter() - began, first, waited_s)
         values["train/progress"] = self.step / self.num_steps
         hooks.evaluated(self.step, values)
         self._save_if_due(hooks, evaluation=values)
@@ -160,20 +163,21 @@ class StudentTraining:
         # Not where batches are built: whatever a postprocessor draws follows from this seed.
         batches = [postprocess(batch, self.config) for batch in ready[0]]
         epoch = self.step // self.sequence.steps_per_epoch
-        position = TrainProgress(self.step / self.num_steps, epoch, self.step)
+        reported = self._report_due(self.step + 1)
+        position = TrainProgress(self.step / self.num_steps, epoch, self.step, reported)
         with step_memory(self.config, self.world.size):
             sums = self._take_step(batches, position)
         self.state.step += 1
         skipped = self._take_step.skipped
         # Collectives: every rank gets here on the same steps.
-        if skipped or self._report_due():
+        if skipped or reported:
             values = self._losses(ready[0], sums, position)
             if skipped:
                 self._record_skipped(values, hooks)
             else:
                 check_finite_losses(self.step, values)
-            if self._report_due():
-                self._report(values, hooks)
+            if reported:
+                self._report(values, hooks, sum(each.num_examples for each in ready[0]))
         if self.world.rank == 0:
             hooks.progress(self.step)
 
@@ -201,20 +205,24 @@ class StudentTraining:
         if self.world.rank == 0:
             hooks.recovered(event)
 
-    def _report_due(self) -> bool:
-        return self.step % self.tracking.log_every == 0 or self.step in (1, self.num_steps)
+    def _report_due(self, step: int) -> bool:
+        return step % self.tracking.log_every == 0 or step in (1, self.num_steps)
 
-    def _report(self, values: dict[str, float], hooks: Hooks) -> None:
+    def _report(self, values: dict[str, float], hooks: Hooks, num_examples: int) -> None:
         values["train/learning_rate"] = self.optimization.learning_rate
+        values["train/gradient_norm"] = float(self._take_step.gradient_norm)
         scaler = self.optimization.amp.scaler
         if scaler.is_enabled():
             # A step that overflowed was skipped and halved it.
             values["train/loss_scale"] = scaler.get_scale()
-        start_s, first = self._start
+        # Means since the last report, without evaluations.
+        now, (start, first, waited_s) = time.perf_counter(), self._since
         num_steps = self.step - first
-        values["time/step_s"] = (time.perf_counter() - start_s) / num_steps
+        values["time/step_s"] = (now - start) / num_steps
+        values["time/examples_per_s"] = num_examples * self.world.size / values["time/step_s"]
         if self.labels is not None:
-            values["time/label_wait_s"] = self.waited_s / num_steps
+            values["time/label_wait_s"] = (self.waited_s - waited_s) / num_steps
+        self._since = (now, self.step, self.waited_s)
         self.state.metrics |= values
         if self.world.rank == 0:
             hooks.losses(self.step, values)
@@ -279,7 +287,7 @@ class StudentTraining:
     def _save_if_due(self, hooks: Hooks, evaluation: Mapping[str, float] | None = None) -> None:
         self.state.record_score(None if evaluation is None else evaluation.get("eval/score"))
         # Every rank asks on the same steps: both are collectives.
-        requested = self._report_due() and hooks.save_requested()
+        requested = self._report_due(self.step) and hooks.save_requested()
         schedule = self._checkpoint_schedule
         due = schedule.due(self.step)
         if evaluation is not None:

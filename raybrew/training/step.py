@@ -63,6 +63,11 @@ class StepBatch:
     denominators: Mapping[str, float]
     weight: float = 1.0
 
+    @property
+    def num_examples(self) -> int:
+        """Examples on this rank."""
+        return sum(len(micro.labels) for micro in self.micro_batches)
+
 
 class StudentStep:
     """Forward, objective, backward, update.
@@ -77,6 +82,7 @@ class StudentStep:
 
     Attributes:
         skipped: whether the last step was skipped, as its gradient was not finite.
+        gradient_norm: of the last step, before it was clipped, a scalar.
     """
 
     def __init__(
@@ -94,6 +100,7 @@ class StudentStep:
         self._balancer: Balancer = bare.balancer
         self._per_task_gradients = per_task_gradients
         self.skipped = False
+        self.gradient_norm = torch.tensor(0.0)
 
     def __call__(
         self, batches: Sequence[StepBatch], position: TrainProgress
@@ -173,7 +180,8 @@ class StudentStep:
 
     def _update(self, sums: Sequence[Mapping[str, Tensor]]) -> None:
         # The gradient is the same on every rank, and so is what is done about it.
-        finite = bool(self._optimization.clip(self._parameters).isfinite())
+        self.gradient_norm = self._optimization.clip(self._parameters)
+        finite = bool(self.gradient_norm.isfinite())
         self.skipped = not finite and not self._overflowed(sums)
         if finite:
             self._optimization.step()

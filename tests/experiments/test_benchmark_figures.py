@@ -49,6 +49,7 @@ def test_textbrewer_takes_the_same_steps_as_ours(setting):
         torch.testing.assert_close(value, state[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_each_figure_comes_with_its_target(setting):
     found = [
         *epochs.measure_warm_epoch(setting, rounds=1),

@@ -35,6 +35,7 @@ def test_a_ratio_is_the_median_of_the_pairs_not_the_pair_of_medians():
     assert record.repetitions == 3
 
 
+@pytest.mark.long
 def test_contenders_take_turns_in_every_round():
     calls: list[str] = []
 

@@ -46,6 +46,7 @@ def test_requests_of_a_few_examples_overrun_the_router_and_larger_ones_do_not():
     assert larger.rows_per_request > 2 * small.rows_per_request
 
 
+@pytest.mark.long
 def test_a_store_is_measured():
     figures = measured_store(60_000)
     assert figures.keys == 60_000

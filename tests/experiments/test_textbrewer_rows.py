@@ -224,6 +224,7 @@ class InProcess:
         (folder / "report.json").write_text(json.dumps(report))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.title)
 def test_each_row_runs_on_stand_ins(row: Row, place):
     runner = InProcess()

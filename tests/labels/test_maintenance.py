@@ -151,6 +151,7 @@ def write_and_merge(folder: Path, first: int) -> None:
         assert open_store(folder).contains(make_keys(*range(first, number + 1))).all()
 
 
+@pytest.mark.long
 def test_nothing_is_missing_at_any_moment_while_several_processes_write_and_merge(tmp_path):
     context = get_context("spawn")
     writers = [context.Process(target=write_and_merge, args=(tmp_path, n)) for n in (0, 100, 200)]

@@ -229,6 +229,7 @@ def write_many(folder: Path, first: int) -> None:
         store.refresh()
 
 
+@pytest.mark.long
 def test_writers_in_several_processes_dont_disturb_each_other(tmp_path):
     context = get_context("spawn")
     writers = [context.Process(target=write_many, args=(tmp_path, n)) for n in (1, 21, 101)]

@@ -80,6 +80,28 @@ def test_numbers_by_hand():
     assert got == pytest.approx(2 * expected + 3 * math.log(2))
 
 
+def test_agreement_counts_rows_of_the_same_class_and_only_where_metrics_are_reported():
+    objective = Objective(rb.DistillationConfig(), {"a": 1.0, "b": 1.0})
+    logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2]])
+    a = torch.tensor([[3.0, 0, 0], [3, 0, 0], [0, 0, 9], [0, 0, 1]])
+    b = torch.tensor([[0.0, 1, 0], [0, 4, 0], [0, 1, 0], [0, 0, 1]])
+    student, labels = view(logits, torch.tensor([0, 0, -1, 0])), np.array([0, 0, -1, 0])
+    reported = TrainProgress(reported=True)
+    sums = objective.numerators(student, soft(a=a, b=b), reported)
+    # The mixture's classes are 0, 1, 2, 2.
+    assert sums["agreement"] == 3
+    floats = {name: float(each) for name, each in sums.items()}
+    counts = objective.denominators(labels)
+    assert objective.metrics(floats, counts, reported)["agreement"] == 0.75
+    plain = objective.numerators(student, soft(a=a, b=b), TrainProgress())
+    assert set(plain) == set(sums) - {"agreement"}
+    assert torch.equal(plain["kd"], sums["kd"])
+    numbers = Objective(rb.DistillationConfig(), {"a": 1.0}, kind=TASK_TYPES["regression"])
+    one = torch.zeros(2, 1)
+    of_numbers = numbers.numerators(view(one, torch.zeros(2, 1)), soft(a=one), reported)
+    assert "agreement" not in of_numbers
+
+
 def test_weights_one_and_nothing_are_one_teacher():
     config = rb.DistillationConfig(temperature=3)
     student, a, b = drawn(6, 3), drawn(6, 3, seed=1), drawn(6, 3, seed=2)

@@ -115,6 +115,7 @@ def test_a_ray_that_is_not_up_in_time_is_one_message(monkeypatch):
         pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("given", "shown"), [(None, False), ("0", False), ("1", True)])
 def test_what_workers_print_is_shown_where_ray_is_asked_for_it(given, shown):
     code = """

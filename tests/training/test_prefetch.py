@@ -1,5 +1,6 @@
 """Steps made ready ahead: their order, what they may overtake, errors, memory that is reused."""
 
+import itertools
 import threading
 import time
 from dataclasses import dataclass
@@ -227,8 +228,9 @@ def total_waits(models, folder, store, monkeypatch, prefetch: int) -> list[tuple
     config = rb.TrainingConfig(num_steps=NUM_STEPS, batch_size=16, prefetch=prefetch)
     recorder = SlowSteps(made) if prefetch else Recorder()
     build(make_job(models, store, training=config), folder)[0].run(recorder)
-    each = [(values["time/label_wait_s"], values["time/step_s"]) for values in recorder.values]
-    return [(step * wait_s, step * step_s) for step, (wait_s, step_s) in enumerate(each, start=1)]
+    names = ("time/label_wait_s", "time/step_s")  # each since the report before
+    waited_s, ran_s = (itertools.accumulate([v[name] for v in recorder.values]) for name in names)
+    return list(zip(waited_s, ran_s, strict=True))
 
 
 def test_without_anything_made_ahead_each_step_waits_for_its_batch(models, tmp_path, monkeypatch):
