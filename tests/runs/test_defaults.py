@@ -58,6 +58,7 @@ def test_what_a_job_says_stays(teacher, tmp_path):
     }
     job = job_of(teacher, tmp_path / "s", SCRATCH, **given)
     taken = resolve_job(job, tmp_path / "d").config
+    assert isinstance(taken, rb.DistillJob)
     assert (taken.training, taken.distillation) == (given["training"], given["distillation"])
     assert describe_chosen(job, taken) == []
 
