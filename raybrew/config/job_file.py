@@ -210,10 +210,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> None:
         if isinstance(task.get("transfer"), list):
             task["transfer"] = list(task["transfer"])
             _resolve(task["transfer"], range(len(task["transfer"])), folder, data=True)
-    for teacher in teachers:
-        _resolve(teacher, ("model",), folder)
-    for section in _mappings([values.get("tracking")]):
-        _resolve(section, ("baseline",), folder)
+    for section in [*teachers, *_mappings([values.get("tracking")])]:
+        _resolve(section, ("model", "baseline"), folder)
     for section in _mappings([values.get("student"), values.get("model")]):
         of_teacher = section.get("tokenizer_from") in names
         _resolve(section, ("model",) if of_teacher else ("model", "tokenizer_from"), folder)
