@@ -1,4 +1,4 @@
-"""What a job leaves open is chosen, said, saved, and taken over by a resumed run."""
+"""What a job leaves open is chosen, shown, saved, and taken over by a resumed run."""
 
 from typing import Any
 
