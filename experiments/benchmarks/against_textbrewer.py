@@ -106,6 +106,7 @@ class Theirs:
         job = setting.job("unused", num_epochs=num_epochs)
         training, _ = setting.training(job, preparation)
         self._student, self._num_epochs = training.model, num_epochs
+        assert job.training.learning_rate is not None, "the benchmark's job names it"
         self._learning_rate, self._folder = job.training.learning_rate, setting.folder
         split = preparation.tasks[0].split("train")
         self._batches = lambda: _Batches(split, training.sequence)
