@@ -6,10 +6,12 @@ resumed run takes it from there.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raybrew.config import DistillationConfig, DistillJob, Student, TrainingConfig, TrainJob
-from raybrew.tasks.task_data import TaskData
+
+if TYPE_CHECKING:  # importing tasks takes torch, and a run's folder is read without it
+    from raybrew.tasks.task_data import TaskData
 
 HARD_LABEL_WEIGHT = 0.5
 """Beside a weight of 1 of the soft labels, whose loss has gradients of its size (`scale_t2`)."""
@@ -49,7 +51,9 @@ _LARGE = 512
 _LARGE_PRESETS = ("T6", "T3")
 
 
-def choose_settings(job: DistillJob | TrainJob, data: Sequence[TaskData]) -> DistillJob | TrainJob:
+def choose_settings(
+    job: DistillJob | TrainJob, data: Sequence["TaskData"]
+) -> DistillJob | TrainJob:
     """Return the job with what it leaves open.
 
     Args:
@@ -71,14 +75,14 @@ def choose_settings(job: DistillJob | TrainJob, data: Sequence[TaskData]) -> Dis
     return job
 
 
-def with_hard_labels(config: DistillationConfig, rows: TaskData) -> DistillationConfig:
+def with_hard_labels(config: DistillationConfig, rows: "TaskData") -> DistillationConfig:
     """Return a task's objective with the weight of its labels, where the job leaves it out."""
     if config.hard_label_weight is not None:
         return config
     return config.model_copy(update={"hard_label_weight": hard_label_weight(rows)})
 
 
-def hard_label_weight(rows: TaskData) -> float:
+def hard_label_weight(rows: "TaskData") -> float:
     """Return the weight of the labels of a task's rows; 0 where no row has one."""
     return HARD_LABEL_WEIGHT if rows.kind.num_labelled(rows.train) else 0.0
 
@@ -160,7 +164,7 @@ def _start_of(student: Student) -> _Start:
     return _LARGE_SCRATCH if large else _SCRATCH
 
 
-def _num_epochs(start: _Start, training: TrainingConfig, data: Sequence[TaskData]) -> int:
+def _num_epochs(start: _Start, training: TrainingConfig, data: Sequence["TaskData"]) -> int:
     steps = sum(
         math.ceil(len(rows.train) / rows.task.rounds / batch_size)
         for rows in data
