@@ -160,7 +160,8 @@ def _start_of(student: Student) -> _Start:
     large = student.preset in _LARGE_PRESETS
     if student.config is not None:
         # Left out, it is that of the model whose configuration this changes.
-        large = student.config.get("hidden_size", _LARGE) >= _LARGE
+        size = student.config.get("hidden_size", _LARGE)
+        large = not isinstance(size, int) or size >= _LARGE  # anything else is refused later
     return _LARGE_SCRATCH if large else _SCRATCH
 
 

@@ -211,7 +211,7 @@ def test_no_groups_are_one_group():
     [
         ({"parameters": ["layer_7"]}, r"\[0\]\.parameters: expected a pattern .* got 'layer_7'"),
         ({"parameters": ["("]}, r"expected a regular expression, got '\('"),
-        ({"parameters": []}, "at least 1 item"),
+        ({"parameters": []}, "at least 1 element"),
         (
             {"parameters": ["bias"], "options": {"weight_dcay": 0}},
             r"\[0\]\.options: .*did you mean 'weight_decay'",
