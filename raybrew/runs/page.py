@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from raybrew.errors import RaybrewError
 from raybrew.evaluation.comparison import MIXED, Comparison, compare
 from raybrew.models.parameters import inspect_model
 from raybrew.models.students import task_folders
+from raybrew.runs.advice import comparison_warnings
 from raybrew.runs.figures import (
     count_text,
     draw_curves,
@@ -94,7 +96,7 @@ class Pages:
             "title": self._title(),
             "subtitle": f"{datetime.now():%Y-%m-%d %H:%M} · {self.result.folder}",
             "cards": [*self._score_cards(tasks), *_size_cards(tasks), *self._run_cards()],
-            "warnings": vars(self.result).get("warnings", []),
+            "warnings": self.result.warnings,
             "tasks": tasks,
             "labels": _labels(self.result),
             "economy": _economy(self.result.labels, self._evaluated),
@@ -105,6 +107,25 @@ class Pages:
             "job": dump_yaml(plain),
         }
         return render_template("run.html.j2", page=page)
+
+    @cached_property
+    def compared(self) -> dict[str, Comparison | None]:
+        """By task, what the models answer to the same rows; see `compare`."""
+        known = {} if self.student is None else task_folders(Path(self.student))
+        return {
+            task.name: compare(
+                self.job,
+                task,
+                str(known.get(task.name, self.student)) if self.student else None,
+                model=self.own,
+            )
+            for task in self.job.tasks
+        }
+
+    def warnings(self) -> list[str]:
+        """Return warnings about the answers of the model that was trained."""
+        found = [] if self.student is None else list(self.compared.values())
+        return [line for one in found if one is not None for line in comparison_warnings(one)]
 
     @property
     def _evaluated(self) -> float:
@@ -129,10 +150,7 @@ class Pages:
     # Scores
 
     def _task(self, task: ResolvedTask, sizes: Mapping[str, Any]) -> dict[str, Any]:
-        folder = self.student
-        if folder is not None:
-            folder = str(task_folders(Path(folder)).get(task.name, folder))
-        compared = compare(self.job, task, folder, model=self.own)
+        folder, compared = self.student, self.compared[task.name]
         models = self._models(task, sizes)
         found = {
             "name": task.name,
@@ -270,11 +288,14 @@ class Pages:
 def write_page(folder: RunFolder, pages: Pages) -> float:
     """Write `report.html`; a page that can't be made is an error in the log, and no more.
 
+    The result gets the warnings that the page's comparison finds.
+
     Returns:
         Seconds that it took.
     """
     start = time.perf_counter()
     try:
+        pages.result.warnings.extend(pages.warnings())
         folder.write(PAGE, pages.render())
     # The user's model and its adaptor run here, and the page may find no space: a run that is
     # finished doesn't fail by its page.

@@ -35,6 +35,7 @@ class RunResult:
         recovered: faults on the way, see `raybrew.runs.events`.
         best: the checkpoint with the highest `eval/score`; None without evaluation.
         data: by task and split, its examples, and what was cut, lost or masked on the way to them.
+        warnings: what looks wrong, and what to change; see `raybrew.runs.advice`.
     """
 
     folder: str
@@ -47,6 +48,7 @@ class RunResult:
     recovered: list[dict[str, Any]] = field(default_factory=list)
     best: str | None = None
     data: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def trained(self) -> str:
@@ -72,6 +74,7 @@ class LabelResult:
         times: seconds of each stage.
         scores: metrics of each teacher on its task's evaluation rows.
         ensembles: metrics of each task's mixture of teachers.
+        warnings: what looks wrong, and what to change; see `raybrew.runs.advice`.
     """
 
     folder: str
@@ -81,6 +84,7 @@ class LabelResult:
     times: dict[str, float]
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     ensembles: dict[str, dict[str, float]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return render_labels(self)
@@ -170,6 +174,7 @@ def tables_as_html(tables: Sequence[ReportTable], folder: str) -> str:
 def render_report(result: RunResult) -> str:
     """Return a run's quality, data, labels and times as tables."""
     parts = [render_table(*each) for each in report_tables(result)]
+    parts += render_warnings(result.warnings)
     own = result.trained.capitalize()
     parts.append(
         f"Run: {result.folder}\n{own}: {result.student}\nReport: {Path(result.folder, PAGE)}\n"
@@ -200,9 +205,15 @@ def report_tables(result: RunResult) -> list[ReportTable]:
     return [*tables, time_table(result.times)]
 
 
+def render_warnings(warnings: Sequence[str]) -> list[str]:
+    """Return a block with a line for each warning, if there are any."""
+    return ["".join(["Warnings\n", *(f"- {each}\n" for each in warnings)])] if warnings else []
+
+
 def render_labels(result: LabelResult) -> str:
     """Return the teachers' scores, counts of labels and times as tables."""
     parts = [render_table(*each) for each in label_tables(result)]
+    parts += render_warnings(result.warnings)
     page = Path(result.folder, PAGE)
     parts.append(f"Store: {result.store}\nRun: {result.folder}\nReport: {page}\n")
     return "\n".join(parts)

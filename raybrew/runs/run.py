@@ -1,5 +1,6 @@
 """A run: its folder, Ray, progress bars, tracker and times, from the start to the report."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from raybrew.config import DistillJob, TrackingConfig, TrainJob
 from raybrew.config.job_file import absolute_plain, dump_yaml
 from raybrew.errors import ConfigError, DataError, Event
 from raybrew.evaluation.stored_teachers import Metrics
+from raybrew.runs.advice import data_warnings, result_warnings
 from raybrew.runs.cluster import (
     check_devices,
     check_ray_address,
@@ -36,6 +38,8 @@ from raybrew.training.progress import Bars
 from raybrew.training.ray_private import spilled_objects
 from raybrew.training.ray_train import fit
 from raybrew.training.snapshot import STUDENT
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 6
 """Metrics of an evaluation that its line has."""
@@ -90,6 +94,7 @@ class Run:
         self._stack = ExitStack()
         self._tracking: TrackingConfig = job.tracking
         self.times: dict[str, float] = {}
+        self._warnings: list[str] = []
         self._baseline: Mapping[str, Mapping[str, float]] = {}
         self.step = 0
         self._begin = time.perf_counter()
@@ -138,6 +143,9 @@ class Run:
         for line in describe_chosen(self._job, job.config):
             self.bars.say(f"chosen: {line}")
         self._plain_job |= chosen_values(job.config, self._plain_job)
+        self._warnings = data_warnings(job)
+        for line in self._warnings:
+            logger.warning("%s", line)
         self.start_ray()
         return job.placed(default_teacher_resources())
 
@@ -252,15 +260,19 @@ class Run:
         """Write the results as JSON, as text and as a page; the page last, which may fail alone.
 
         Args:
-            result: of the run; its times grow by that of the page.
+            result: of the run; gets its warnings, and the time of the page.
             job: what was run, without teachers that were dropped.
         """
         # Takes a second to import, and is needed only here.
-        from raybrew.runs.page import Pages, write_page
+        from raybrew.runs.page import Pages, read_curves, write_page
 
+        curves = read_curves(self.folder.path / "metrics.jsonl")
+        result.warnings.extend([*self._warnings, *result_warnings(result, job, curves)])
         self._write_tables(result)
         with self.stage("report"):
             write_page(self.folder, Pages(result, job, self._job, self._baseline))
+        for line in result.warnings[len(self._warnings) :]:  # those of the start stand above
+            logger.warning("%s", line)
         self.times.pop("total", None)  # it stands last
         self.times["total"] = self.seconds
         self._write_tables(result)

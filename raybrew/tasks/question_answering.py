@@ -167,6 +167,13 @@ class QuestionAnswering(TaskType):
         answers = [given[row].as_py() for row in chosen]
         return [None if each is None else {"answers": each} for each in answers]
 
+    def constant_score(self, split: EncodedSplit, names: Sequence[str]) -> float:
+        """Return the share of questions without an answer; see `TaskType.constant_score`."""
+        known = [
+            each for each in self.truth(split, np.arange(len(split)), names) if each is not None
+        ]
+        return sum(not each["answers"] for each in known) / len(known) if known else 0.0
+
     def row_scores(
         self, found: Sequence[Prediction], true: Sequence[Prediction | None], split: EncodedSplit
     ) -> np.ndarray:

@@ -88,6 +88,16 @@ class SequenceClassification(TaskType):
         scores = f1_scores(confusion.diagonal(), confusion.sum(axis=0), counts)
         return Breakdown("class", "F1", list(names), counts.tolist(), scores, confusion)
 
+    def constant_score(self, split: EncodedSplit, names: Sequence[str]) -> float:
+        """Return the share of the largest class; see `TaskType.constant_score`."""
+        return largest_share(split.labels)
+
+
+def largest_share(labels: np.ndarray) -> float:
+    """Return the share of the most frequent class, of labels that are known; 0 without any."""
+    known = labels[labels >= 0]
+    return float(np.bincount(known).max() / len(known)) if len(known) else 0.0
+
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> Metrics:
     """Return accuracy, macro F1 and Matthews' correlation, as torchmetrics has them.

@@ -502,6 +502,18 @@ class TaskType(ABC):
         The arguments are those of `metrics`.
         """
 
+    def constant_score(self, split: EncodedSplit, names: Sequence[str]) -> float:
+        """Return the most that the same answer to every row gets by the main metric.
+
+        Args:
+            split: with the labels.
+            names: of the classes.
+
+        Returns:
+            0 for metrics that a constant answer gets nothing by.
+        """
+        return 0.0
+
     def unlabelled_rows(self, task: Task, dataset: Dataset, what: str, num_labels: int) -> Rows:
         """Read texts alone, for predictions: no column of labels has to be there.
 

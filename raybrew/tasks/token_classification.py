@@ -26,6 +26,7 @@ from raybrew.data.encoding import EncodedView, encode_words
 from raybrew.data.payload import Payload
 from raybrew.data.split import IGNORED, STUDENT_VIEW, UNLABELLED, EncodedSplit
 from raybrew.errors import DataError
+from raybrew.tasks.sequence_classification import largest_share
 from raybrew.tasks.task_type import (
     Breakdown,
     Metrics,
@@ -198,6 +199,10 @@ class TokenClassification(TaskType):
         """Read words alone; see `TaskType.unlabelled_rows`."""
         words = read_words(dataset, task.text, what)
         return Rows(words, labels=[np.full(len(each), UNLABELLED) for each in words])
+
+    def constant_score(self, split: EncodedSplit, names: Sequence[str]) -> float:
+        """Return the share of the largest class; 0 of entities, of which one tag makes none."""
+        return 0.0 if are_entities(names) else largest_share(split.labels)
 
     def main_metric(self, names: Sequence[str]) -> str:
         """Rank by the F1 of entities, where classes are those of entities, else by accuracy."""
