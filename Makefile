@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help demo bench quick test test-faults check lint types structure compat docs docs-serve dist lock clean
+.PHONY: help demo bench quick test test-faults check lint types structure compat docs docs-cli docs-serve dist lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -71,6 +71,10 @@ compat: ## the quick tests with the oldest and the newest torch, transformers an
 
 docs: .venv-docs/installed ## the documentation site in site/, its links checked
 	@.venv-docs/bin/zensical build --clean --strict
+
+docs-cli: $(VENV)/installed ## write docs/reference/cli.md from the commands' help
+	@$(BIN)/python -m typer raybrew.cli utils docs --name raybrew --title "Command line" | \
+	$(BIN)/python -c "import html, sys; print(html.unescape(sys.stdin.read()).rstrip())" > docs/reference/cli.md
 
 docs-serve: .venv-docs/installed ## the same at http://localhost:8000, built again when a page changes
 	@.venv-docs/bin/zensical serve

@@ -5,11 +5,14 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 from ray.train import RunConfig, ScalingConfig
 
 import raybrew as rb
+from raybrew import cli
 from raybrew.config.job import set_path
 from raybrew.config.job_file import validate
 from raybrew.config.mistakes import OTHER_NAMES, section_of
@@ -180,3 +183,13 @@ def test_the_place_that_another_name_leads_to_is_there_and_the_name_is_not(name)
     assert model is not None
     assert not field or field in model.model_fields
     assert name not in model.model_fields
+
+
+def test_the_reference_has_each_command():
+    page = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text()
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    assert re.findall(r"^## `raybrew (\S+)`", page, re.MULTILINE) == list(commands)
+    for name, command in commands.items():
+        section = page.partition(f"## `raybrew {name}`")[2].partition("\n## ")[0]
+        for option in command.params:
+            assert option.opts[-1] in section, f"{name} {option.opts}: run make docs-cli"
