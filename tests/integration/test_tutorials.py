@@ -66,8 +66,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tutorials")
     script = next(each for each in blocks("own-csv") if each.title == "make_messages.py").text
     tokenizer = make_tokenizer(sorted(set(re.findall(r'"(\w+)"', script))))
-    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
-    config = BertConfig(vocab_size=len(tokenizer), num_hidden_layers=3, **sizes)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        num_hidden_layers=3,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
     BertModel(config).save_pretrained(place / "minilm")
     tokenizer.save_pretrained(str(place / "minilm"))
     return place
