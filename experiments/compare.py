@@ -242,6 +242,7 @@ class Comparison:
             for seed, one in zip(self.seeds, distilled, strict=True)
         ]
         parts.append(render_table("Soft labels, (teacher, example)", ["", *LABEL_COUNTS], labels))
+        parts.append(label_economy([one.labels for one in distilled]))
         stages = [[name, f"{value:.1f}"] for name, value in self.times.items()]
         return "\n".join([*parts, render_table("Time", ["stage", "s"], stages)])
 
@@ -268,6 +269,16 @@ class Comparison:
             "times_s": self.times,
             "distill_times_s": [one.times for one in distilled],
         }
+
+
+def label_economy(labels: Sequence[dict[str, float]]) -> str:
+    """Say how many answers of teachers the students asked for, and how many were computed."""
+    asked = sum(each.get("hits", 0) + each.get("misses", 0) for each in labels)
+    forwards = sum(each.get("forwards", 0) for each in labels)
+    return (
+        f"Label economy: the students asked for {asked:,.0f} answers of teachers, "
+        f"{forwards:,.0f} forwards of teachers were made, {max(asked - forwards, 0):,.0f} saved.\n"
+    )
 
 
 LABEL_COUNTS = ("needed", "in_store", "forwards", "hits", "misses")

@@ -14,8 +14,20 @@ from experiments.compare import Comparison
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.first_run")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the students")
     options = parser.parse_args()
-    print("\n" + Comparison(Path(__file__).parent, "trec_400", [0], options.runs).run())
+    jobs = Path(__file__).parent
+    comparison = Comparison(jobs, "trec_400", options.seeds, options.runs)
+    print("\n" + comparison.run())
+    distilled = comparison.folder / f"distill-{options.seeds[0]}"
+    print(
+        f"\nThe page of the distilled student: {distilled / 'report.html'}\n"
+        "Next:\n"
+        f"  raybrew predict {distilled / 'student'} questions.csv -o answers.csv   # your own rows\n"
+        f"  raybrew distill experiments/first_run/distill.yaml --set distillation.temperature=4"
+        "   # no teacher starts: its answers are stored\n"
+        "  raybrew init rows.csv --teacher MODEL   # a job for rows of your own"
+    )
 
 
 if __name__ == "__main__":
