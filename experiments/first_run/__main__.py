@@ -24,7 +24,7 @@ def main() -> None:
         f"\nThe page of the distilled student: {distilled / 'report.html'}\n"
         "Next:\n"
         f"  raybrew predict {distilled / 'student'} questions.csv -o answers.csv   # your own rows\n"
-        f"  raybrew distill experiments/first_run/distill.yaml --set distillation.temperature=4"
+        "  raybrew distill experiments/first_run/distill.yaml --set distillation.temperature=4"
         "   # no teacher starts: its answers are stored\n"
         "  raybrew init rows.csv --teacher MODEL   # a job for rows of your own"
     )
