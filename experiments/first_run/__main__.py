@@ -19,15 +19,17 @@ def main() -> None:
     jobs = Path(__file__).parent
     comparison = Comparison(jobs, "trec_400", options.seeds, options.runs)
     print("\n" + comparison.run())
-    distilled = comparison.folder / f"distill-{options.seeds[0]}"
-    print(
-        f"\nThe page of the distilled student: {distilled / 'report.html'}\n"
-        "Next:\n"
-        f"  raybrew predict {distilled / 'student'} questions.csv -o answers.csv   # your own rows\n"
-        "  raybrew distill experiments/first_run/distill.yaml --set distillation.temperature=4"
-        "   # no teacher starts: its answers are stored\n"
-        "  raybrew init rows.csv --teacher MODEL   # a job for rows of your own"
-    )
+    print(_what_next(comparison.folder / f"distill-{options.seeds[0]}"))
+
+
+def _what_next(run: Path) -> str:
+    distill = "raybrew distill experiments/first_run/distill.yaml"
+    return f"""
+The page of the distilled student: {run / "report.html"}
+Next:
+  raybrew predict {run / "student"} questions.csv -o answers.csv
+  {distill} --set distillation.temperature=4   # every label is stored: no teacher starts
+  raybrew init rows.csv --teacher MODEL        # jobs for rows of your own"""
 
 
 if __name__ == "__main__":

@@ -9,23 +9,21 @@ CACHE = "cache"
 job = rb.DistillJob(
     tasks=[
         rb.Task(
-            name="trec",
-            train=f"{CACHE}/data/trec/train.parquet",
-            eval=f"{CACHE}/data/trec/test.parquet",
+            name="trec_400",
+            train=f"{CACHE}/data/trec_400/train.parquet",  # 400 questions with a label
+            transfer=[f"{CACHE}/data/trec_400/transfer.parquet"],  # the others, without
+            eval=f"{CACHE}/data/trec_400/test.parquet",
             max_length=24,
         )
     ],
     teachers=[
         rb.Teacher(
-            name="a", task="trec", model=f"{CACHE}/teachers/first_run/a", resources={"CPU": 0.5}
-        ),
-        rb.Teacher(
-            name="b",
-            task="trec",
-            model=f"{CACHE}/teachers/first_run/b",
+            name=name,
+            task="trec_400",
+            model=f"{CACHE}/teachers/first_run/{name}",
             resources={"CPU": 0.5},
-            weight=0.5,
-        ),
+        )
+        for name in ("a", "b")
     ],
     student=rb.Student(
         config={
@@ -35,10 +33,7 @@ job = rb.DistillJob(
             "intermediate_size": 512,
         }
     ),
-    distillation=rb.DistillationConfig(
-        temperature=2, kd_loss="ce", kd_loss_weight=0.7, hard_label_weight=0.3
-    ),
-    training=rb.TrainingConfig(num_epochs=6, batch_size=64, learning_rate=2e-3),
+    training=rb.TrainingConfig(num_steps=400, batch_size=64, evaluate_every=100),
     labels=rb.LabelConfig(store=f"{CACHE}/labels"),
 )
 
@@ -48,7 +43,7 @@ if __name__ == "__main__":
         scaling_config=ScalingConfig(num_workers=1),
         run_config=RunConfig(name="driver"),
     )
-    print(f"student: {result.metrics['eval/trec/accuracy']:.3f}, in {result.student}")
+    print(f"student: {result.metrics['eval/trec_400/accuracy']:.3f}, in {result.student}")
     print(
         f"teachers: {result.teachers['a']['accuracy']:.3f}, {result.teachers['b']['accuracy']:.3f}"
     )
