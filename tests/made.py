@@ -167,7 +167,10 @@ def made_teacher(
 
 
 def make_job(models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJob:
-    """Return a job of these teachers on `make_data`; `changes` replace whole sections."""
+    """Return a job of these teachers on `make_data`; `changes` replace whole sections.
+
+    Where a test says nothing else, the last step's student is kept, to be compared with others.
+    """
     sections: dict[str, Any] = {
         "tasks": [
             rb.Task(
@@ -186,4 +189,8 @@ def make_job(models: dict[str, str], store: Path, **changes: Any) -> rb.DistillJ
         "labels": rb.LabelConfig(store=str(store), window=3),
         "tracking": rb.TrackingConfig(log_every=1, progress=False),
     }
-    return rb.DistillJob(**{**sections, **changes})
+    sections |= changes
+    training = sections["training"]
+    if "keep" not in training.model_fields_set:
+        sections["training"] = training.model_copy(update={"keep": "last"})
+    return rb.DistillJob(**sections)

@@ -435,7 +435,10 @@ def test_a_run_that_is_stopped_three_ways_goes_on_and_ends_in_the_same_weights(
         tmp_path,
         # Dropout is on; the adaptor takes its time, so that signals find the run at work.
         student={"config": STUDENT_CONFIG, "adaptor": "tests.integration.slow_adaptors:slow"},
-        training={"num_steps": 50, "batch_size": 8, "checkpoint_every": every, "num_threads": 1},
+        training={
+            **{"num_steps": 50, "batch_size": 8, "checkpoint_every": every, "num_threads": 1},
+            "keep": "last",
+        },
         tracking={"log_every": 1},
         labels={"store": str(tmp_path / "store"), "when": "ahead"},
     )

@@ -41,7 +41,10 @@ def weights(result: rb.RunResult) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def job(models, tmp_path_factory) -> rb.DistillJob:
-    return make_job(models, tmp_path_factory.mktemp("labels"))
+    training = rb.TrainingConfig(
+        num_epochs=2, batch_size=16, learning_rate=1e-3, num_threads=1, keep="best"
+    )
+    return make_job(models, tmp_path_factory.mktemp("labels"), training=training)
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,7 @@ def test_registered_methods_reach_ranks_and_teachers(models, tmp_path):
         tmp_path / "store",
         distillation=rb.DistillationConfig(
             temperature=3.5,
+            scale_t2=False,
             kd_loss="seven",
             kd_loss_weight_scheduler="third",
             temperature_scheduler="doubled",

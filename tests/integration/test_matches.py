@@ -58,7 +58,11 @@ def job_of(models, store: Path, matches=MATCHES) -> rb.DistillJob:
         distillation=rb.DistillationConfig(temperature=2, hard_label_weight=0.5, matches=matches),
         # 90 rows in batches of 16: the last batch of an epoch has 10, five a rank.
         training=rb.TrainingConfig(
-            num_steps=NUM_STEPS, batch_size=16, learning_rate=1e-3, num_threads=1
+            num_steps=NUM_STEPS,
+            batch_size=16,
+            learning_rate=1e-3,
+            num_threads=1,
+            keep_checkpoints=True,
         ),
         student=rb.Student(
             config={
