@@ -44,6 +44,7 @@ def test_registered_methods_reach_ranks_and_teachers(models, tmp_path):
         distillation=rb.DistillationConfig(
             temperature=3.5,
             scale_t2=False,
+            hard_label_weight=0,
             kd_loss="seven",
             kd_loss_weight_scheduler="third",
             temperature_scheduler="doubled",
